@@ -1,0 +1,116 @@
+"""Dense neural networks on a small backend interface: NumPy, Numba and CUDA, chosen at run time.
+
+>>> import nnbackend as nn
+>>> x, y = nn.datasets.digits()
+>>> model = nn.Sequential([nn.Dense(64, 32, activation="relu"), nn.Dense(32, 10)], seed=0)
+>>> model.compile(loss="softmax_cross_entropy", optimizer=nn.Adam(lr=1e-3), metrics=["accuracy"])
+>>> history = model.fit(x, y, epochs=5, verbose=0)
+"""
+
+from nnbackend import datasets, initializers, losses, metrics, schedules
+from nnbackend.activations import (
+    ELU,
+    GELU,
+    Exponential,
+    GELUTanh,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from nnbackend.backends import (
+    Availability,
+    Backend,
+    available_backends,
+    get_backend,
+    register_backend,
+    set_backend,
+    use_backend,
+)
+from nnbackend.callbacks import Callback
+from nnbackend.errors import (
+    BackendUnavailableError,
+    CheckpointError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    ModelBusyError,
+    NNBackendError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    ShapeError,
+    UnknownNameError,
+)
+from nnbackend.history import History
+from nnbackend.layer import Gradient, Layer, Parameter
+from nnbackend.layers import BatchNorm, Dense, Dropout, LayerNorm, Standardize
+from nnbackend.model import Sequential
+from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop
+from nnbackend.schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
+from nnbackend.serialization import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "SGD",
+    "AdaGrad",
+    "Adam",
+    "AdamW",
+    "Availability",
+    "Backend",
+    "BackendUnavailableError",
+    "BatchNorm",
+    "Callback",
+    "CheckpointError",
+    "CosineDecay",
+    "DTypeError",
+    "DataError",
+    "Dense",
+    "DeviceError",
+    "Dropout",
+    "Exponential",
+    "ExponentialDecay",
+    "GELUTanh",
+    "Gradient",
+    "History",
+    "InverseTimeDecay",
+    "Layer",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "ModelBusyError",
+    "NNBackendError",
+    "NonFiniteLossError",
+    "Optimizer",
+    "OutOfMemoryError",
+    "Parameter",
+    "RMSprop",
+    "ReLU",
+    "Sequential",
+    "ShapeError",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Standardize",
+    "StepDecay",
+    "Tanh",
+    "UnknownNameError",
+    "available_backends",
+    "datasets",
+    "get_backend",
+    "initializers",
+    "load",
+    "losses",
+    "metrics",
+    "register_backend",
+    "schedules",
+    "set_backend",
+    "use_backend",
+]

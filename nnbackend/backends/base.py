@@ -1,0 +1,447 @@
+"""The contract: every operation a backend offers, with shapes, dtypes and formulas.
+
+Letters in shapes: B rows of the batch, I inputs, O outputs, N width of a layer that keeps it,
+C classes, P parameters. Rules for every method:
+
+- Arrays are C-contiguous and of the model's dtype (float32 or float64) unless said otherwise.
+- The caller owns every array, ``out`` and ``saved`` included: nothing that grows with the batch
+  is allocated. Outputs are overwritten, never read; no input is changed, not even ``dy``.
+- Input is assumed valid: layers and models have checked it.
+- NaN goes in, NaN comes out.
+
+A new backend is easiest written by subclassing ``NumpyBackend``, which is the reference.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from nnbackend.executor import Executor
+    from nnbackend.program import Program
+
+Array = Any  #: an array of some backend: supports slicing, ``reshape`` and ``a[...] = b``
+DType = np.dtype[Any]
+
+
+class Activation(NamedTuple):
+    """An activation as backends see it: its name, and the slope or scale if it has one."""
+
+    name: str
+    parameter: float = 0.0
+
+
+LINEAR = Activation("linear")
+
+#: What ``activation_backward`` needs: the output y, the input z, or nothing.
+Saves = Literal["output", "input", "nothing"]
+_SAVES: dict[str, Saves] = {"linear": "nothing", "gelu": "input", "gelu_tanh": "input"}
+_SAVES["silu"] = "input"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run here.
+
+    Attributes:
+        ok: it can.
+        reason: why not, in one sentence, then the command that mends it; empty when ok.
+        devices: names for ``get_backend``, such as ``("cuda:0", "cuda:1")``.
+    """
+
+    ok: bool
+    reason: str = ""
+    devices: tuple[str, ...] = ()
+
+
+class Backend(ABC):
+    """One implementation of the array operations, on one device."""
+
+    name: ClassVar[str]
+    #: bytes to which the parts of flat vectors are aligned
+    alignment: ClassVar[int] = 64
+
+    def __init__(self, index: int | None = None) -> None:
+        """Open device number ``index``; backends with one device accept None only."""
+        self.device = self.name if index is None else f"{self.name}:{index}"
+
+    def __repr__(self) -> str:
+        return f"<backend {self.device}>"
+
+    # -- arrays ---------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def is_available(cls) -> Availability:
+        """Say whether this backend can run here, without side effects."""
+
+    @abstractmethod
+    def owns(self, x: object) -> bool:
+        """Whether ``x`` is an array on this backend's device."""
+
+    @abstractmethod
+    def asarray(self, data: Any, dtype: DType) -> Array:
+        """A C-contiguous array of ``dtype`` on the device; no copy where none is needed.
+
+        Raises:
+            DeviceError: ``data`` lies on another device.
+        """
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        """``x`` as a NumPy array; waits for it. It may share memory with ``x``."""
+
+    @abstractmethod
+    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
+        """A new array of zeros, its start aligned to 64 bytes."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything that was started has finished."""
+
+    @abstractmethod
+    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
+        """out[i] = x[idx[i]]; x (N, ...) of any dtype, idx (B,) int64 within range."""
+
+    @abstractmethod
+    def all_finite(self, x: Array) -> bool:
+        """Whether no element of ``x`` is NaN or infinite; waits for it."""
+
+    @abstractmethod
+    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
+        """Philox4x32-10 words (Salmon et al., SC11), a pure function of the arguments.
+
+        out[i] is word e % 4 of counter (e // 4, stream), e = offset + i.
+
+        Args:
+            out: (n,) uint32.
+            seed: the key, 64 bits.
+            stream: the counter's upper three words, 96 bits.
+            offset: of the first element, a multiple of 4.
+        """
+
+    # -- layers ---------------------------------------------------------------------------
+
+    def activation_saves(self, act: Activation) -> Saves:
+        """Which array ``activation_backward`` and ``dense_backward`` want as ``saved``."""
+        return _SAVES.get(act.name, "output")
+
+    @abstractmethod
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
+    ) -> None:
+        """out = act(z), z = x w + b.
+
+        Args:
+            x: (B, I).   w: (I, O).   b: (O,) or None.   out: (B, O).
+            saved: (B, O), receives z, where ``activation_saves(act)`` is "input" and a
+                backward pass follows; otherwise None.
+        """
+
+    @abstractmethod
+    def dense_backward(
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        act: Activation,
+        saved: Array | None,
+        dw: Array | None,
+        db: Array | None,
+        dx: Array | None,
+        scratch: Array,
+    ) -> None:
+        """dz = dy act'(z);  dw = x^T dz;  db = column sums of dz;  dx = dz w^T.
+
+        Args:
+            dy: (B, O).   x: (B, I).   w: (I, O).
+            saved: the forward's output or z, as ``activation_saves(act)`` says.
+            dw, db, dx: (I, O), (O,), (B, I); None where it is not wanted.
+            scratch: (B, O), overwritten; may be ``dy`` itself when the caller needs it no more.
+        """
+
+    @abstractmethod
+    def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
+        """out = act(x), (B, N); ``out`` may be ``x``. Softmax goes along rows."""
+
+    @abstractmethod
+    def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
+        """out = dy act'(z), (B, N); ``out`` may be ``dy``, ``saved`` as for the dense layer."""
+
+    @abstractmethod
+    def batch_norm_forward(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        momentum: float,
+        eps: float,
+        out: Array,
+        saved: Array,
+    ) -> None:
+        """Normalise each column by the batch's own statistics (Ioffe and Szegedy, 2015).
+
+        out = gamma (x - mean) / sqrt(var + eps) + beta, var the biased variance.
+        running += momentum (batch value - running), with the unbiased variance: in place.
+
+        Args:
+            x, out: (B, N), B >= 2.   gamma, beta, running_*: (N,).
+            saved: (2, N), receives mean and 1 / sqrt(var + eps).
+        """
+
+    @abstractmethod
+    def batch_norm_inference(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        eps: float,
+        out: Array,
+    ) -> None:
+        """out = gamma (x - running_mean) / sqrt(running_var + eps) + beta."""
+
+    @abstractmethod
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        """With n = (x - mean) inv_std: dgamma = sum dy n, dbeta = sum dy over the batch,
+        dx = gamma inv_std (dy - dbeta / B - n dgamma / B)."""
+
+    @abstractmethod
+    def layer_norm_forward(
+        self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
+    ) -> None:
+        """Normalise each row (Ba, Kiros and Hinton, 2016), then scale and shift its columns.
+
+        Args:
+            x, out: (B, N).   gamma, beta: (N,).
+            saved: (2, B), receives mean and 1 / sqrt(var + eps), var biased; None in inference.
+        """
+
+    @abstractmethod
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        """With n = (x - mean) inv_std, g = dy gamma: dgamma = sum dy n, dbeta = sum dy over
+        the batch; dx = inv_std (g - mean(g) - n mean(g n)), means along the row."""
+
+    @abstractmethod
+    def dropout_forward(
+        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+    ) -> None:
+        """Inverted dropout (Srivastava et al., 2014): out = x saved.
+
+        saved is 1 / (1 - rate) where the element's random word (``random_bits`` at
+        row * N + column) is at least floor(rate 2^32), else 0; all (B, N).
+        """
+
+    @abstractmethod
+    def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
+        """out = dy saved, (B, N)."""
+
+    @abstractmethod
+    def standardize_forward(self, x: Array, mean: Array, scale: Array, out: Array) -> None:
+        """out = (x - mean) scale; x (B, N), mean and scale (N,)."""
+
+    @abstractmethod
+    def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
+        """out = dy scale."""
+
+    # -- losses ---------------------------------------------------------------------------
+    #
+    # All alike: pred (B, O); target (B, O) of the model's dtype, or (B,) int32 class labels
+    # where said; weight (B,) >= 0 or None for ones; dpred (B, O) or None; loss () float64.
+    # loss = sum_i w_i l_i / sum_i w_i (0 where all weights are 0), dpred its gradient; l_i is
+    # the mean over the outputs unless said otherwise. They leave the value on the device.
+
+    @abstractmethod
+    def softmax_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """l = -sum_c t_c log softmax(pred)_c, by log-sum-exp; labels or rows of t_c."""
+
+    @abstractmethod
+    def sigmoid_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """l = max(z, 0) - z t + log(1 + exp(-|z|)), z = pred, t in [0, 1]."""
+
+    @abstractmethod
+    def categorical_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """l = -sum_c t_c log p_c, p clipped to [1e-7, 1 - 1e-7]; labels or rows of t_c."""
+
+    @abstractmethod
+    def binary_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """l = -t log p - (1 - t) log(1 - p), p clipped to [1e-7, 1 - 1e-7]."""
+
+    @abstractmethod
+    def mean_squared_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """l = (p - t)^2."""
+
+    @abstractmethod
+    def sum_squared_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """loss = sum_i w_i sum_o (p - t)^2: nothing is averaged."""
+
+    @abstractmethod
+    def mean_absolute_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """l = |p - t|, its derivative 0 at 0."""
+
+    @abstractmethod
+    def huber(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        loss: Array,
+        delta: float,
+    ) -> None:
+        """l = e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), e = p - t."""
+
+    @abstractmethod
+    def poisson(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        """l = p - t log p, p the predicted rate, clipped to at least 1e-7."""
+
+    # -- statistics for metrics: sums over the batch, float64, on the device ------------------
+
+    @abstractmethod
+    def count_correct(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        threshold: float | None,
+        top: int,
+        out: Array,
+    ) -> None:
+        """out () = sum_i w_i [row i is right].
+
+        Without a threshold: the label (or the largest of the row of t) is among the ``top``
+        largest of pred, ties going to the lower class. With one: the share of outputs for which
+        pred > threshold agrees with t > 0.5.
+        """
+
+    @abstractmethod
+    def confusion_counts(
+        self, pred: Array, target: Array, weight: Array | None, threshold: float | None, out: Array
+    ) -> None:
+        """out (3, C): weighted counts per class of hits, of predictions, of occurrences.
+
+        The predicted class is the largest of pred; with a threshold each output is a class of
+        its own, predicted where pred > threshold and present where t > 0.5.
+        """
+
+    @abstractmethod
+    def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
+        """out (4, O): sums of w |e|, w e^2, w t, w t^2 per output, e = pred - target."""
+
+    # -- gradients and updates: flat vectors, in place ----------------------------------------
+
+    @abstractmethod
+    def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
+        """loss += l1 sum|w| + l2 sum w^2;  grad += l1 sign(w) + 2 l2 w, sign(0) = 0."""
+
+    @abstractmethod
+    def clip_by_global_norm(self, grad: Array, limit: float) -> None:
+        """grad *= min(1, limit / |grad|), the Euclidean norm of all of it."""
+
+    @abstractmethod
+    def step_scratch_size(self, size: int) -> int:
+        """Elements of ``scratch`` that a step over ``size`` parameters wants."""
+
+    @abstractmethod
+    def sgd_step(
+        self,
+        param: Array,
+        grad: Array,
+        velocity: Array | None,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        scratch: Array,
+    ) -> None:
+        """v = momentum v - lr g;  w += v, or momentum v - lr g with Nesterov's look-ahead."""
+
+    @abstractmethod
+    def adagrad_step(
+        self, param: Array, grad: Array, cache: Array, lr: float, eps: float, scratch: Array
+    ) -> None:
+        """c += g^2;  w -= lr g / (sqrt(c) + eps)   (Duchi, Hazan and Singer, 2011)."""
+
+    @abstractmethod
+    def rmsprop_step(
+        self,
+        param: Array,
+        grad: Array,
+        cache: Array,
+        lr: float,
+        rho: float,
+        eps: float,
+        scratch: Array,
+    ) -> None:
+        """c = rho c + (1 - rho) g^2;  w -= lr g / (sqrt(c) + eps)   (Hinton, 2012)."""
+
+    @abstractmethod
+    def adam_step(
+        self,
+        param: Array,
+        grad: Array,
+        m: Array,
+        v: Array,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        """Adam (Kingma and Ba, 2015); with a weight decay AdamW (Loshchilov and Hutter, 2019).
+
+        m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+        w -= lr weight_decay w;  w -= lr m_hat / (sqrt(v_hat) + eps),
+        m_hat = m / (1 - beta1^(step + 1)), v_hat = v / (1 - beta2^(step + 1)), step from 0.
+        """
+
+    # -- whole programs ---------------------------------------------------------------------
+
+    def make_executor(self, program: Program) -> Executor:
+        """What runs ``program`` here; the default interprets its table with the methods above."""
+        from nnbackend.executor import PythonExecutor
+
+        return PythonExecutor(program, self)

@@ -1,0 +1,79 @@
+"""The errors nnbackend raises. Each is also the built-in error that it resembles.
+
+Every message states the rule, then what was received, then how to mend it, so
+``except ValueError`` written for NumPy code keeps working and a student can act on the text.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnbackend.history import History
+
+
+class NNBackendError(Exception):
+    """Base of every error raised on purpose by nnbackend."""
+
+
+class BackendUnavailableError(NNBackendError, RuntimeError):
+    """A backend was asked for by name and cannot run on this machine."""
+
+
+class UnknownNameError(NNBackendError, ValueError):
+    """A name (backend, activation, loss, ...) is not among the known ones."""
+
+
+class ShapeError(NNBackendError, ValueError):
+    """An array has the wrong rank or width, or layers do not fit together."""
+
+
+class DataError(NNBackendError, ValueError):
+    """Values are not usable: NaN, labels outside the classes, rates outside their range."""
+
+
+class CheckpointError(NNBackendError, ValueError):
+    """A model file cannot be read, or does not belong to this model."""
+
+
+class DTypeError(NNBackendError, TypeError):
+    """An array or a setting has a type that cannot be used."""
+
+
+class DeviceError(NNBackendError, RuntimeError):
+    """Arrays or models of different devices were mixed, or a device does not exist."""
+
+
+class ModelBusyError(NNBackendError, RuntimeError):
+    """A second fit or train_step began while another one of the same model was running."""
+
+
+class OutOfMemoryError(NNBackendError, MemoryError):
+    """The device has not enough memory for the request."""
+
+
+class NonFiniteLossError(NNBackendError, ArithmeticError):
+    """The loss or a parameter became NaN or infinite during training.
+
+    Attributes:
+        history: the curves of the epochs that were completed before it happened.
+        epoch, step: where it happened; both count from 1, ``step`` within the epoch.
+    """
+
+    def __init__(
+        self, message: str, history: History | None = None, epoch: int = 0, step: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.history = history
+        self.epoch = epoch
+        self.step = step
+
+
+def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:
+    """Build the error for a wrong name: the choices, and the closest match if one is near."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(str(name).lower(), choices, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return UnknownNameError(f"{kind} must be one of {', '.join(choices)}; received {name!r}.{hint}")

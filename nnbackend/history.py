@@ -1,0 +1,77 @@
+"""The curves of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class History(Mapping[str, list[float]]):
+    """Every curve by name, one value an epoch: ``history["val_accuracy"][-1]``.
+
+    Curves: "loss" (with penalties), "data_loss" (without; only where the model has penalties),
+    the metrics, all of these with "val_" in front, and "lr", the rate of the epoch's last update.
+    Training figures are averages over the epoch's batches as they were trained on.
+
+    Attributes:
+        seconds: wall-clock time of each epoch.
+        stopped: why training ended before its last epoch: "interrupted" (Ctrl-C), or what a
+            callback said; None where it did not.
+    """
+
+    def __init__(self, curves: Mapping[str, list[float]] | None = None) -> None:
+        self.curves: dict[str, list[float]] = {k: list(v) for k, v in (curves or {}).items()}
+        self.seconds: list[float] = []
+        self.stopped: str | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Number of completed epochs."""
+        return max((len(values) for values in self.curves.values()), default=0)
+
+    def append(self, values: Mapping[str, float], seconds: float) -> None:
+        """Add the figures of one epoch."""
+        for name, value in values.items():
+            self.curves.setdefault(name, []).append(float(value))
+        self.seconds.append(seconds)
+
+    def truncate(self, epochs: int) -> None:
+        """Keep the first ``epochs`` epochs."""
+        for values in (*self.curves.values(), self.seconds):
+            del values[epochs:]
+
+    def extend(self, other: History) -> None:
+        """Add the epochs of another run after these."""
+        for name, values in other.curves.items():
+            self.curves.setdefault(name, []).extend(values)
+        self.seconds.extend(other.seconds)
+        self.stopped = other.stopped
+
+    def last(self) -> dict[str, float]:
+        """The figures of the last epoch."""
+        return {name: values[-1] for name, values in self.curves.items() if values}
+
+    def __getitem__(self, name: str) -> list[float]:
+        if name not in self.curves:
+            from nnbackend.errors import unknown_name
+
+            raise KeyError(str(unknown_name("curve", name, self.curves)))
+        return self.curves[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.curves
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.curves)
+
+    def __len__(self) -> int:
+        return len(self.curves)
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name}={value:.4g}" for name, value in self.last().items())
+        stopped = f", stopped={self.stopped!r}" if self.stopped else ""
+        return f"<History of {self.epochs} epochs: {figures}{stopped}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Curves as plain lists, for JSON or a table."""
+        return {name: list(values) for name, values in self.curves.items()}

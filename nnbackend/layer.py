@@ -1,0 +1,347 @@
+"""The base of all layers, and how their parameters are held.
+
+A layer used by itself owns its arrays and draws them at first use. Inside a model its
+parameters are views of the model's flat vectors; ``layer.weight`` is the current view.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from nnbackend._checks import check_dtype, check_seed, check_size
+from nnbackend.backends import get_backend
+from nnbackend.backends.base import Array, Backend, DType
+from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.initializers import InitializerLike, draw
+
+#: "weight" is trained and decayed, "bias" trained and not decayed, "state" only saved.
+ParameterKind = Literal["weight", "bias", "state"]
+
+
+class ParameterSpec(NamedTuple):
+    """One declared array of a layer."""
+
+    shape: tuple[int, ...]
+    initializer: InitializerLike
+    kind: ParameterKind
+
+
+class Parameter:
+    """Class attribute for a parameter: reading gives the current view, assigning copies.
+
+    Declaring ``factor = Parameter()`` also gives the layer ``factor_grad``.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        setattr(owner, f"{name}_grad", Gradient(name))
+
+    def __get__(self, layer: Layer | None, owner: type | None = None) -> Any:
+        return self if layer is None else layer.array(self.name)
+
+    def __set__(self, layer: Layer, value: Any) -> None:
+        layer.assign(self.name, value)
+
+
+class Gradient:
+    """Class attribute for the gradient of the parameter ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Layer | None, owner: type | None = None) -> Any:
+        return self if layer is None else layer.gradient(self.name)
+
+    def __set__(self, layer: Layer, value: Any) -> None:
+        gradient = layer.gradient(self.name)
+        if gradient is None:
+            raise DataError(f"this {type(layer).__name__} has no {self.name}")
+        gradient[...] = value
+
+
+class Layer(ABC):
+    """A differentiable step: ``y = layer.forward(x)``, ``dx = layer.backward(dy)``.
+
+    A layer of one's own subclasses this, declares what it learns and writes both methods:
+
+        class Scale(nn.Layer):
+            factor = nn.Parameter()
+
+            def __init__(self, width):
+                super().__init__(width, width)
+                self.add_parameter("factor", (width,), "ones")
+
+            def forward(self, x, training=False):
+                self.x = x
+                return x * self.factor
+
+            def backward(self, dy):
+                self.factor_grad = (dy * self.x).sum(axis=0)
+                return dy * self.factor
+
+    Args:
+        n_inputs, n_outputs: widths; None for a layer that takes and keeps any width.
+        trainable: False keeps the parameters as they are during training.
+        seed: of the initial weights, when the model's seed shall not decide.
+        dtype: "float32" or "float64", for use outside a model.
+    """
+
+    n_inputs: int | None
+    n_outputs: int | None
+
+    def __init__(
+        self,
+        n_inputs: int | None = None,
+        n_outputs: int | None = None,
+        *,
+        trainable: bool = True,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        name = type(self).__name__
+        self.n_inputs = None if n_inputs is None else check_size(f"{name}.n_inputs", n_inputs)
+        self.n_outputs = None if n_outputs is None else check_size(f"{name}.n_outputs", n_outputs)
+        if (n_inputs is None) != (n_outputs is None):
+            raise ShapeError(
+                f"{name} needs n_inputs and n_outputs, or neither to keep any width; received "
+                f"n_inputs={n_inputs}, n_outputs={n_outputs}"
+            )
+        self.trainable = bool(trainable)
+        self.seed = check_seed(seed)
+        self.dtype: DType = check_dtype(dtype)
+        self.specs: dict[str, ParameterSpec] = {}
+        self._arrays: dict[str, Array] = {}
+        self._gradients: dict[str, Array] = {}
+        self._backend: Backend | None = None
+        self.owner: Any = None
+
+    # -- what a subclass writes -----------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, x: Any, training: bool = False) -> Array:
+        """y of shape (batch, n_outputs) for x of shape (batch, n_inputs).
+
+        Keeps what ``backward`` needs; x and y must not be changed before it is called.
+        """
+
+    @abstractmethod
+    def backward(self, dy: Any) -> Array:
+        """dx of shape (batch, n_inputs) for the last forward; overwrites the gradients."""
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, for a model file; values that JSON can hold."""
+        raise DTypeError(
+            f"{type(self).__name__} cannot be saved: give it a method config() that returns the "
+            f"constructor's arguments as a dict"
+        )
+
+    def add_parameter(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        initializer: InitializerLike,
+        kind: ParameterKind = "weight",
+    ) -> None:
+        """Declare an array of this layer; see ``ParameterKind`` for ``kind``."""
+        self.specs[name] = ParameterSpec(shape, initializer, kind)
+
+    # -- arrays -----------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> Backend:
+        """What this layer runs on; without a model, the current backend at first use."""
+        if self._backend is None:
+            self._backend = get_backend()
+        return self._backend
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of the trained arrays, in order of declaration."""
+        return [name for name, spec in self.specs.items() if spec.kind != "state"]
+
+    @property
+    def state_names(self) -> list[str]:
+        """Names of the arrays that are saved but not trained."""
+        return [name for name, spec in self.specs.items() if spec.kind == "state"]
+
+    @property
+    def saved_names(self) -> list[str]:
+        """Names of the arrays that a model file holds."""
+        return list(self.specs)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained values."""
+        return sum(int(np.prod(self.specs[name].shape)) for name in self.parameter_names)
+
+    def array(self, name: str) -> Array | None:
+        """The array ``name``, drawn now if need be; None where the layer has none."""
+        if name not in self.specs:
+            return None
+        if not self._arrays:
+            self._draw_standalone()
+        return self._arrays[name]
+
+    def gradient(self, name: str) -> Array | None:
+        """The gradient of the array ``name``, as the last backward pass left it."""
+        if name not in self.specs or self.specs[name].kind == "state":
+            return None
+        if not self._arrays:
+            self._draw_standalone()
+        return self._gradients[name]
+
+    def assign(self, name: str, value: Any) -> None:
+        """Copy ``value`` into the array ``name``; (1, N) is accepted for (N,)."""
+        current = self.array(name)
+        if current is None:
+            raise DataError(f"this {type(self).__name__} has no {name}, so it cannot be assigned")
+        values = self.backend.to_numpy(value) if self.backend.owns(value) else np.asarray(value)
+        if values.shape != current.shape and values.shape != (1, *current.shape):
+            raise ShapeError(
+                f"{type(self).__name__}.{name} has shape {tuple(current.shape)}; "
+                f"received {values.shape}"
+            )
+        current[...] = self.backend.asarray(values.reshape(current.shape), self.dtype)
+
+    def initial_values(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """Values to start from: those already here, else drawn with the layer's own seed or
+        from ``rng``. Float64 on the host, whatever the backend."""
+        if self._arrays:
+            return {n: self.backend.to_numpy(a).copy() for n, a in self._arrays.items()}
+        if self.seed is not None:
+            rng = np.random.default_rng(self.seed)
+        return {
+            name: draw(spec.initializer, f"{type(self).__name__}.{name}", spec.shape, rng)
+            for name, spec in self.specs.items()
+        }
+
+    def bind(
+        self,
+        backend: Backend,
+        dtype: DType,
+        arrays: dict[str, Array],
+        gradients: dict[str, Array],
+    ) -> None:
+        """Use these arrays from now on; earlier views stay readable but are no longer linked."""
+        self._backend, self.dtype = backend, dtype
+        self._arrays, self._gradients = arrays, gradients
+
+    def _draw_standalone(self) -> None:
+        backend = self.backend
+        values = self.initial_values(np.random.default_rng(self.seed))
+        arrays, gradients = {}, {}
+        for name, spec in self.specs.items():
+            arrays[name] = backend.zeros(spec.shape, self.dtype)
+            arrays[name][...] = backend.asarray(values[name], self.dtype)
+            if spec.kind != "state":
+                gradients[name] = backend.zeros(spec.shape, self.dtype)
+        self.bind(backend, self.dtype, arrays, gradients)
+
+    # -- helpers for the built-in layers ------------------------------------------------------
+
+    def _input(self, x: Any) -> Array:
+        """``x`` on this layer's backend, as (batch, n_inputs) of its dtype."""
+        if not self.specs and self.owner is None:
+            self.dtype = np.dtype(np.float64 if _is_float64(x) else np.float32)
+        x = as_device_array(self.backend, x, self.dtype)
+        width = self.n_inputs
+        if x.ndim != 2 or (width is not None and x.shape[1] != width):
+            raise ShapeError(
+                f"{type(self).__name__} takes x of shape (batch, {width or 'width'}); "
+                f"received {tuple(x.shape)}"
+            )
+        return x
+
+    def _output_gradient(self, dy: Any, shape: tuple[int, ...] | None) -> Array:
+        """``dy`` on this layer's backend, of the shape of the last output."""
+        if shape is None:
+            raise DataError(
+                f"{type(self).__name__}.backward needs a forward pass before it; "
+                f"call forward(x, training=True) first"
+            )
+        dy = as_device_array(self.backend, dy, self.dtype)
+        if dy.shape != shape:
+            raise ShapeError(
+                f"{type(self).__name__}.backward takes dy of the shape of its output, "
+                f"{shape}; received {tuple(dy.shape)}"
+            )
+        return dy
+
+    def __getstate__(self) -> dict[str, Any]:
+        # caches of a forward pass and views of a model's vectors stay behind
+        state = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        state["owner"] = None
+        if self._arrays:
+            to_numpy = self.backend.to_numpy
+            state["values"] = {name: to_numpy(a).copy() for name, a in self._arrays.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        values = state.pop("values", None)
+        self.__dict__.update(state)
+        self._arrays, self._gradients, self._backend = {}, {}, None
+        self._reset()
+        for name, value in (values or {}).items():
+            self.assign(name, value)
+
+    def _reset(self) -> None:
+        """Set the private attributes that pickling leaves behind."""
+
+    def __repr__(self) -> str:
+        widths = [str(w) for w in (self.n_inputs, self.n_outputs) if w is not None]
+        return f"{type(self).__name__}({', '.join(widths)})"
+
+    def check_free(self) -> None:
+        """Refuse a layer that is part of a model: it belongs to one only."""
+        if self.owner is not None:
+            raise DataError(
+                f"{self!r} belongs to another model already; make a new layer for this one, or "
+                f"use copy.deepcopy(layer)"
+            )
+
+
+class NativeLayer(Layer):
+    """A layer with a row of its own in the program's table; see ``nnbackend.program.Op``."""
+
+    op: ClassVar[int]
+
+    @property
+    def activation_code(self) -> int:
+        """Index of the row's activation; 0 is linear."""
+        return 0
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The row's floats: rates, penalties, constants."""
+        return ()
+
+    def saved_width(self, width: int) -> int:
+        """Elements that a training step keeps for the backward pass beside the output, for
+        each row of the batch; ``width`` is the layer's number of outputs."""
+        return 0
+
+
+def as_device_array(backend: Backend, x: Any, dtype: DType) -> Array:
+    """``x`` on the backend's device in ``dtype``; float64, int and bool are cast.
+
+    Raises:
+        DTypeError: complex numbers, objects, text.
+        DeviceError: an array on another device.
+    """
+    if type(x) is np.ndarray and x.dtype == dtype:
+        return backend.asarray(x, dtype)
+    if not backend.owns(x) and not hasattr(x, "__cuda_array_interface__"):
+        x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise DTypeError(
+            f"arrays must hold real numbers; received dtype {x.dtype}. "
+            f"Convert them first, for example with .astype('float32')"
+        )
+    return backend.asarray(x, dtype)
+
+
+def _is_float64(x: Any) -> bool:
+    return getattr(x, "dtype", None) == np.float64

@@ -1,0 +1,309 @@
+"""Losses: what they expect of predictions and targets, and which backend operation they are.
+
+Each is a callable ``(y_true, y_pred) -> (loss, dpred)``, so a loss of one's own is written the
+same way: a function of two arrays of the backend that returns the mean loss and its gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from nnbackend._checks import check_number
+from nnbackend.backends import get_backend
+from nnbackend.backends.base import Array, Backend
+from nnbackend.errors import DataError, DTypeError, ShapeError, unknown_name
+
+HostArray = np.ndarray[Any, Any]
+LossFunction = Callable[[Array, Array], tuple[Any, Array]]
+Link = Literal["softmax", "sigmoid"]
+
+
+class Loss(ABC):
+    """Base of the built-in losses.
+
+    Attributes:
+        name: the backend's method, and the name used in ``compile(loss=...)``.
+        link: turns logits into probabilities in ``predict_proba``; None where there is none.
+        from_logits: predictions are logits, so the last layer must not apply the link.
+        probabilities: predictions or their links are probabilities.
+        summed: the loss is a sum over rows, not a mean.
+    """
+
+    name: ClassVar[str]
+    link: ClassVar[Link | None] = None
+    from_logits: ClassVar[bool] = False
+    probabilities: ClassVar[bool] = False
+    summed: ClassVar[bool] = False
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        """Further arguments of the backend's method."""
+        return ()
+
+    @property
+    def threshold(self) -> float | None:
+        """Predictions above it mean "yes", for losses with one yes or no per output."""
+        return None
+
+    @abstractmethod
+    def target(self, y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
+        """Check targets and bring them into the form that backends take.
+
+        Returns:
+            (N, n_outputs) of ``dtype``, or (N,) int32 class labels.
+
+        Raises:
+            ShapeError, DataError, DTypeError: the rule, and the first offending row.
+        """
+
+    def apply(
+        self,
+        backend: Backend,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        loss: Array,
+    ) -> None:
+        """Run the backend's operation; see ``backends.base`` for the arguments."""
+        getattr(backend, self.name)(pred, target, weight, dpred, loss, *self.parameters)
+
+    def __call__(self, y_true: Any, y_pred: Any) -> tuple[float, Array]:
+        """The mean loss and its gradient by ``y_pred`` (B, O), on the current backend."""
+        backend = get_backend()
+        dtype = np.dtype(getattr(y_pred, "dtype", np.float32))
+        dtype = dtype if dtype.kind == "f" and dtype.itemsize in (4, 8) else np.dtype(np.float32)
+        pred = backend.asarray(y_pred, dtype)
+        if pred.ndim != 2:
+            raise ShapeError(f"y_pred must have shape (batch, outputs); received {pred.shape}")
+        target = self.target(y_true, pred.shape[1], dtype)
+        if len(target) != len(pred):
+            raise ShapeError(
+                f"y_true and y_pred must have as many rows; received {len(target)} and {len(pred)}"
+            )
+        dpred = backend.zeros(pred.shape, dtype)
+        value = backend.zeros((), np.dtype(np.float64))
+        device_target = backend.asarray(target, target.dtype)
+        self.apply(backend, pred, device_target, None, dpred, value)
+        return float(backend.to_numpy(value)), dpred
+
+    def config(self) -> dict[str, Any]:
+        """Name and settings, for a model file."""
+        return {"name": self.name}
+
+
+class _ClassLoss(Loss):
+    """One class of C per row: labels (N,), or one row of C shares (one-hot)."""
+
+    probabilities = True
+
+    def target(self, y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
+        if n_outputs < 2:
+            raise ShapeError(
+                f"{self.name} needs one output for each class, 2 or more; the model has "
+                f"{n_outputs}. For yes or no with one output use sigmoid_cross_entropy"
+            )
+        values = numeric(y)
+        if values.ndim == 2 and values.shape[1] == n_outputs:
+            return in_range(values, 0.0, np.inf, self.name).astype(dtype)
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        if values.ndim != 1:
+            raise ShapeError(
+                f"{self.name} with {n_outputs} outputs takes class labels of shape (N,) or rows "
+                f"of shape (N, {n_outputs}); received {np.shape(y)}"
+            )
+        if values.dtype.kind == "f":
+            _refuse(values != np.floor(values), values, "class labels must be whole numbers")
+        _refuse(
+            (values < 0) | (values >= n_outputs),
+            values,
+            f"class labels must lie in 0 ... {n_outputs - 1}, one for each of the model's "
+            f"{n_outputs} outputs",
+        )
+        return values.astype(np.int32)
+
+
+class _OutputLoss(Loss):
+    """One number per output; (N,) is taken as (N, 1) for one output."""
+
+    low: ClassVar[float] = -np.inf
+    high: ClassVar[float] = np.inf
+
+    def target(self, y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
+        values = numeric(y)
+        if values.ndim == 1 and n_outputs == 1:
+            values = values[:, None]
+        if values.ndim != 2 or values.shape[1] != n_outputs:
+            one = "(N,) or " if n_outputs == 1 else ""
+            raise ShapeError(
+                f"{self.name} takes targets of shape {one}(N, {n_outputs}), one column for each "
+                f"output; received {np.shape(y)}"
+            )
+        return in_range(values, self.low, self.high, self.name).astype(dtype)
+
+
+class SoftmaxCrossEntropy(_ClassLoss):
+    """-log softmax(z)_label, averaged over rows; the model's outputs z are logits."""
+
+    name = "softmax_cross_entropy"
+    link = "softmax"
+    from_logits = True
+
+
+class CategoricalCrossEntropy(_ClassLoss):
+    """-log p_label, averaged over rows; the model's outputs p are probabilities."""
+
+    name = "categorical_cross_entropy"
+
+
+class SigmoidCrossEntropy(_OutputLoss):
+    """-t log s - (1 - t) log(1 - s), s = sigmoid(z); the model's outputs z are logits."""
+
+    name = "sigmoid_cross_entropy"
+    link = "sigmoid"
+    from_logits = True
+    probabilities = True
+    low, high = 0.0, 1.0
+
+    @property
+    def threshold(self) -> float:
+        return 0.0
+
+
+class BinaryCrossEntropy(_OutputLoss):
+    """-t log p - (1 - t) log(1 - p); the model's outputs p are probabilities."""
+
+    name = "binary_cross_entropy"
+    probabilities = True
+    low, high = 0.0, 1.0
+
+    @property
+    def threshold(self) -> float:
+        return 0.5
+
+
+class MeanSquaredError(_OutputLoss):
+    """(p - t)^2, averaged over outputs and rows."""
+
+    name = "mean_squared_error"
+
+
+class SumSquaredError(_OutputLoss):
+    """(p - t)^2, summed over outputs and rows."""
+
+    name = "sum_squared_error"
+    summed = True
+
+
+class MeanAbsoluteError(_OutputLoss):
+    """|p - t|, averaged over outputs and rows."""
+
+    name = "mean_absolute_error"
+
+
+@dataclass(frozen=True)
+class Huber(_OutputLoss):
+    """e^2 / 2 for |e| <= delta, else delta (|e| - delta / 2); e = p - t (Huber, 1964)."""
+
+    delta: float = 1.0
+    name: ClassVar[str] = "huber"
+
+    def __post_init__(self) -> None:
+        check_number("Huber.delta", self.delta, 0.0, low_open=True)
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        return (self.delta,)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}
+
+
+class Poisson(_OutputLoss):
+    """p - t log p; the model's outputs p are rates: end with "exponential" or "softplus"."""
+
+    name = "poisson"
+    low = 0.0
+
+
+LOSSES: dict[str, type[Loss]] = {
+    cls.name: cls
+    for cls in (
+        SoftmaxCrossEntropy,
+        SigmoidCrossEntropy,
+        CategoricalCrossEntropy,
+        BinaryCrossEntropy,
+        MeanSquaredError,
+        SumSquaredError,
+        MeanAbsoluteError,
+        Huber,
+        Poisson,
+    )
+}
+
+
+def resolve_loss(spec: str | Loss | LossFunction | Mapping[str, Any]) -> Loss | LossFunction:
+    """The loss behind a name, an object, a callable or a saved configuration."""
+    if isinstance(spec, Loss) or (callable(spec) and not isinstance(spec, type)):
+        return spec
+    if isinstance(spec, type) and issubclass(spec, Loss):
+        return spec()
+    settings = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = settings.pop("name", None)
+    if name not in LOSSES:
+        raise unknown_name("loss", name, LOSSES)
+    return LOSSES[name](**settings)
+
+
+def loss_name(loss: Loss | LossFunction | None) -> str:
+    """The built-in loss's name, or the function's."""
+    if isinstance(loss, Loss):
+        return loss.name
+    return getattr(loss, "__name__", type(loss).__name__)
+
+
+def function_target(y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
+    """Targets for a user's own loss: labels stay labels, numbers get the model's dtype."""
+    values = numeric(y)
+    if values.ndim == 1 and values.dtype.kind in "iub" and n_outputs > 1:
+        return values.astype(np.int32)
+    if values.ndim == 1 and n_outputs == 1:
+        values = values[:, None]
+    return in_range(values, -np.inf, np.inf, "the loss").astype(dtype)
+
+
+def numeric(y: Any) -> HostArray:
+    """``y`` as a host array of numbers, or an error that names what it holds."""
+    values = y.get() if hasattr(y, "get") and hasattr(y, "device") else np.asarray(y)
+    if values.dtype.kind not in "fiub":
+        hint = (
+            "; turn class names into numbers with np.unique(y, return_inverse=True)"
+            if values.dtype.kind in "OUS"
+            else ""
+        )
+        raise DTypeError(f"targets must be numbers; received dtype {values.dtype}{hint}")
+    if values.ndim == 0:
+        raise ShapeError("targets must have one entry for each row; received a single number")
+    return values
+
+
+def in_range(values: HostArray, low: float, high: float, name: str) -> HostArray:
+    """Refuse NaN, infinity, and targets outside [low, high]."""
+    _refuse(~np.isfinite(values), values, "targets must be finite")
+    if low > -np.inf or high < np.inf:
+        rule = "at least 0" if high == np.inf else f"in [{low:g}, {high:g}]"
+        _refuse((values < low) | (values > high), values, f"targets of {name} must be {rule}")
+    return values
+
+
+def _refuse(wrong: HostArray, values: HostArray, rule: str) -> None:
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        where = f"row {place[0]}" + (f", column {place[1]}" if len(place) > 1 else "")
+        raise DataError(f"{rule}; received {values[place]} in {where}")

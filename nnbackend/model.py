@@ -1,0 +1,605 @@
+"""Sequential: a stack of layers with a loss and an optimizer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from nnbackend._checks import check_dtype, check_number, check_seed, check_size
+from nnbackend.activations import ActivationLayer, last_activation
+from nnbackend.backends import get_backend
+from nnbackend.backends.base import Activation, Array, Backend
+from nnbackend.callbacks import Callback
+from nnbackend.errors import DataError, DTypeError, ModelBusyError
+from nnbackend.executor import METRIC_SUMS, Executor, PythonExecutor, Trace, total_loss
+from nnbackend.history import History
+from nnbackend.layer import Layer
+from nnbackend.layers import Dense, Standardize, check_batch_norm_rows
+from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
+from nnbackend.metrics import Metric, MetricFunction, metric_name, resolve_metric
+from nnbackend.optimizers import Optimizer, resolve_optimizer
+from nnbackend.program import Program, Storage, check_widths
+from nnbackend.progress import make_progress
+from nnbackend.sources import (
+    ArraySource,
+    ClassWeight,
+    Source,
+    as_predictions_input,
+    check_finite,
+    check_matrix,
+    make_source,
+    one_batch,
+    release_pages,
+)
+from nnbackend.training import Trainer, check_metric_names, figures_of
+
+#: Rows that predict brings to the device at a time from a file.
+PREDICT_ROWS = 8192
+
+
+class Sequential:
+    """A stack of layers, each fed with the output of the one before.
+
+    >>> model = Sequential([Dense(2, 8, activation="tanh"), Dense(8, 1)], seed=0)
+    >>> model.compile(loss="mean_squared_error", optimizer="adam")
+
+    Args:
+        layers: at least one; each belongs to this model from now on.
+        seed: of initial weights, shuffling and dropout; None draws one and records it.
+        dtype: "float32" or "float64".
+        backend: a name such as "cuda:1"; None takes the current backend.
+
+    Attributes:
+        layers, backend, dtype, seed: as given.
+        loss, optimizer, metrics: as compiled; ``optimizer.lr`` may be changed between steps.
+        epoch, step: completed epochs and updates.
+        history: the curves of all epochs so far.
+        n_inputs, n_outputs: widths.
+
+    Raises:
+        ShapeError: neighbouring layers do not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        seed: int | None = None,
+        dtype: str = "float32",
+        backend: str | Backend | None = None,
+    ) -> None:
+        self.layers: list[Layer] = list(layers)
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise DTypeError(
+                    f"layers must be nn.Layer objects, such as nn.Dense(2, 3); received {layer!r}"
+                )
+        self.n_inputs = check_widths(self.layers)
+        self.dtype = check_dtype(dtype)
+        self.backend = get_backend(backend)
+        seed = check_seed(seed)
+        self.seed: int = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
+        init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
+        self.shuffle_generator = np.random.Generator(np.random.PCG64(shuffle))
+        self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
+        self.loss: Loss | LossFunction | None = None
+        self._optimizer: Optimizer | None = None
+        self.metrics: list[Metric | MetricFunction] = []
+        self.step = 0
+        self.epoch = 0
+        self.history = History()
+        self._busy = threading.Lock()
+        rng = np.random.Generator(np.random.PCG64(init))
+        values = [layer.initial_values(rng) for layer in self.layers]
+        self._claim_layers()
+        self._build(values)
+
+    def _claim_layers(self) -> None:
+        if len({id(layer) for layer in self.layers}) < len(self.layers):
+            raise DataError("a layer can stand in a model only once; make two layers")
+        for layer in self.layers:
+            layer.check_free()
+        for layer in self.layers:
+            layer.owner = self
+
+    def _build(self, values: list[dict[str, np.ndarray[Any, Any]]]) -> None:
+        """Lay out the flat vectors with these values, and lower the model."""
+        self.storage = Storage(self.layers, self.backend, self.dtype, values)
+        self._lower()
+
+    def _lower(self) -> None:
+        self.program = Program(
+            self.layers,
+            self.n_inputs,
+            self.storage,
+            self.dropout_key,
+            self.loss,
+            self._optimizer,
+            [metric for metric in self.metrics if isinstance(metric, Metric)],
+        )
+        self.executor: Executor = make_executor(self.program, self.backend)
+
+    # -- settings -----------------------------------------------------------------------------
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the last layer."""
+        return self.program.n_outputs
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of values in all layers, frozen ones included, running statistics not."""
+        return sum(layer.n_parameters for layer in self.layers)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer given to ``compile``."""
+        self._check_compiled()
+        return self._optimizer  # type: ignore[return-value]
+
+    def compile(
+        self,
+        loss: str | Loss | LossFunction,
+        optimizer: str | Optimizer = "adam",
+        metrics: Sequence[str | Metric | MetricFunction] = (),
+    ) -> None:
+        """Choose what to minimise and how; starts the optimizer's state anew.
+
+        Args:
+            loss: a name of ``nnbackend.losses``, an object such as ``nn.losses.Huber(2.0)``, or
+                a function ``(y_true, y_pred) -> (loss, dpred)`` of arrays of the backend.
+            optimizer: a name, or an object such as ``nn.Adam(lr=1e-3)``.
+            metrics: names of ``nnbackend.metrics``, objects, or functions
+                ``(y_true, y_pred) -> number`` of NumPy arrays.
+
+        Raises:
+            UnknownNameError: with the choices.
+            DataError: a loss from logits after a softmax or sigmoid; a metric that does not
+                fit the loss.
+        """
+        if isinstance(metrics, str):
+            metrics = [metrics]
+        new_loss = resolve_loss(loss)
+        new_metrics = [resolve_metric(metric) for metric in metrics]
+        check_metric_names(new_metrics)
+        if isinstance(new_loss, Loss) and new_loss.from_logits:
+            last_activation(self._last_activation(), new_loss.name, new_loss.link)
+        new_optimizer = resolve_optimizer(optimizer)
+        before = (self.loss, self._optimizer, self.metrics)
+        self.loss, self._optimizer, self.metrics = new_loss, new_optimizer, new_metrics
+        try:
+            self._lower()
+        except Exception:
+            self.loss, self._optimizer, self.metrics = before
+            raise
+        self.step = 0
+
+    def _last_activation(self) -> Activation:
+        for layer in reversed(self.layers):
+            if isinstance(layer, Dense | ActivationLayer):
+                return layer.activation
+            if layer.n_inputs is not None:
+                break
+        return Activation("linear")
+
+    def _check_compiled(self) -> None:
+        if self._optimizer is None:
+            raise DataError("the model has no loss yet; call model.compile(loss=..., "
+                            "optimizer=...) first")  # fmt: skip
+
+    def rates(self, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Learning rates of the next ``count`` steps."""
+        if len(self.optimizer.slots) != len(self.program.slots):
+            raise DataError(
+                "the optimizer's momentum was switched on or off after compile; call "
+                "model.compile again, which starts the optimizer's state anew"
+            )
+        return self.optimizer.rates(self.step, count)
+
+    # -- training -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        callbacks: Sequence[Callback] = (),
+        shuffle: bool = True,
+        sample_weight: Any = None,
+        class_weight: ClassWeight | None = None,
+        verbose: int = 1,
+    ) -> History:
+        """Train for ``epochs`` more epochs.
+
+        Args:
+            x: (N, n_inputs) array; a ``np.memmap`` is read batch by batch. Or an iterable of
+                ``(x, y)`` or ``(x, y, weight)`` batches, or a function that returns one.
+            y: (N,) class labels, (N, n_outputs) targets, or (N,) for one output.
+            batch_size: rows of a step; the last batch of an epoch may be smaller.
+            validation_data: ``(x, y)`` or ``(x, y, weight)`` arrays, or an iterable of batches.
+            validation_split: share of rows, drawn at random by the seed, kept for validation.
+            callbacks: see ``nnbackend.callbacks``.
+            shuffle: a new order of the rows in every epoch.
+            sample_weight: (N,) weight of each row.
+            class_weight: dict of class: weight, or "balanced".
+            verbose: 0 nothing, 1 a progress bar (plain lines without a terminal), 2 lines.
+
+        Returns:
+            The curves of these epochs. Ctrl-C returns what there is, ``stopped="interrupted"``.
+
+        Raises:
+            ShapeError, DataError, DTypeError: bad input, found before the model is touched.
+            NonFiniteLossError: the loss became NaN or infinite; the weights are those of the
+                last good epoch's end.
+            ModelBusyError: another thread trains this model.
+        """
+        self._check_compiled()
+        epochs, batch_size = check_size("epochs", epochs), check_size("batch_size", batch_size)
+        split = check_number("validation_split", validation_split, 0.0, 1.0, high_open=True)
+        if split and validation_data is not None:
+            raise DataError("pass validation_data or validation_split, not both")
+        if isinstance(callbacks, Callback):
+            callbacks = [callbacks]
+        with self._training():
+            source = make_source(self, x, y, sample_weight, class_weight)
+            validation: Source | None = None
+            if validation_data is not None:
+                validation = self._validation_source(validation_data)
+            if isinstance(source, ArraySource):
+                if split:
+                    source, validation = self._split(source, split)
+                self._check_batch_norm(source.n_rows, batch_size)
+                self._adapt(source)
+            elif split:
+                raise DataError("validation_split goes with arrays; for an iterable pass "
+                                "validation_data")  # fmt: skip
+            else:
+                self._check_adapted()
+            history = History()
+            functions = [m for m in self.metrics if not isinstance(m, Metric)]
+            validating, training_source = validation, source
+            trainer = Trainer(
+                self,
+                source,
+                epochs=self.epoch + epochs,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                callbacks=callbacks,
+                validate=(
+                    None if validating is None else lambda: self._evaluate_source(validating)
+                ),
+                python_metrics=(
+                    (lambda: self._python_metrics(training_source)) if functions else None
+                ),
+                progress=make_progress(verbose, self.epoch + epochs, source.n_rows),
+                history=history,
+            )
+            try:
+                return trainer.run()
+            finally:
+                self.history.extend(history)
+
+    def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> Array:
+        """One update on one batch, for a loop of one's own.
+
+        Args:
+            x, y, sample_weight: as in ``fit``, any number of rows.
+
+        Returns:
+            The loss with penalties before the update, a 0-d float64 array of the backend.
+        """
+        self._check_compiled()
+        with self._training():
+            data = one_batch(self, x, y, sample_weight)
+            self._check_adapted()
+            self._check_batch_norm(len(data.x), len(data.x))
+            trace = self.executor.run(data, None, len(data.x), self.rates(1), self.step)
+            self.step += 1
+            loss = total_loss(self.program, trace[0])
+            return self.backend.asarray(np.array(loss), np.dtype(np.float64))
+
+    def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """Loss with penalties of one batch, its gradient left in ``layer.weight_grad`` and so
+        on; nothing is updated."""
+        self._check_compiled()
+        with self._training():
+            data = one_batch(self, x, y, sample_weight)
+            self._check_adapted()
+            self._check_batch_norm(len(data.x), len(data.x))
+            return self.executor.gradient(data, self.step)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise ModelBusyError(
+                "this model is being trained by another thread; wait for it, or train a "
+                "copy.deepcopy(model)"
+            )
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def _validation_source(self, data: Any) -> Source:
+        if isinstance(data, tuple) and len(data) in (2, 3):
+            return make_source(self, *data)
+        return make_source(self, data, None)
+
+    def _split(self, source: ArraySource, share: float) -> tuple[ArraySource, ArraySource]:
+        held_out = round(source.n_rows * share)
+        if held_out == 0 or held_out == source.n_rows:
+            raise DataError(
+                f"validation_split={share:g} of {source.n_rows} rows leaves no rows on one side"
+            )
+        seed = np.random.SeedSequence(self.seed, spawn_key=(3,))
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(source.n_rows)
+        return source.split(np.sort(order[held_out:]), np.sort(order[:held_out]))
+
+    def _adapt(self, source: ArraySource) -> None:
+        first = self.layers[0]
+        if isinstance(first, Standardize) and not first.adapted:
+            first.adapt(source.x)
+        self._check_adapted()
+
+    def _check_adapted(self) -> None:
+        for layer in self.layers:
+            if isinstance(layer, Standardize):
+                layer.check_adapted()
+
+    def _check_batch_norm(self, rows: int, batch_size: int) -> None:
+        if self.program.couples_rows:
+            check_batch_norm_rows(min(rows, batch_size))
+            check_batch_norm_rows(rows % batch_size or batch_size)
+
+    # -- inference ----------------------------------------------------------------------------
+
+    def __call__(self, x: Any) -> Array:
+        """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend: the way of
+        least overhead. Values are not checked."""
+        x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
+        out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
+        self.executor.predict(x, out)
+        return out
+
+    def predict(self, x: Any) -> np.ndarray[Any, Any]:
+        """Raw outputs (N, n_outputs) as a NumPy array. Thread-safe.
+
+        Raises:
+            ShapeError, DTypeError: wrong rank, width or type.
+            DataError: x holds NaN or infinity that reached the outputs.
+        """
+        self._check_adapted()
+        x = check_matrix(self.backend, x, self.n_inputs)
+        out = np.empty((len(x), self.n_outputs), self.dtype)
+        for start in range(0, len(x), PREDICT_ROWS):
+            part = slice(start, start + PREDICT_ROWS)
+            out[part] = self.backend.to_numpy(self(x[part]))
+            release_pages(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(out.sum())
+        if suspicious:
+            check_finite(self.backend, x)
+        return out
+
+    def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:
+        """Probabilities (N, n_outputs): the loss's link (softmax, sigmoid) applied to
+        ``predict``, or the outputs themselves where the loss is one over probabilities."""
+        self._check_compiled()
+        if not isinstance(self.loss, Loss) or not self.loss.probabilities:
+            raise DataError(
+                f"predict_proba needs a loss over classes, such as softmax_cross_entropy; this "
+                f"model was compiled with {loss_name(self.loss)}"
+            )
+        out = self.predict(x)
+        if self.loss.link is None:
+            return out
+        logits = self.backend.asarray(out, self.dtype)
+        self.backend.activation_forward(Activation(self.loss.link), logits, logits)
+        return self.backend.to_numpy(logits)
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+    ) -> dict[str, float]:
+        """Loss and metrics in inference mode.
+
+        Args:
+            x, y, sample_weight: arrays, or an iterable of batches, as in ``fit``.
+
+        Returns:
+            {"loss": with penalties, "accuracy": ...}; also "data_loss" where there are penalties.
+        """
+        self._check_compiled()
+        self._check_adapted()
+        return self._evaluate_source(make_source(self, x, y, sample_weight))
+
+    def _evaluate_source(self, source: Source) -> dict[str, float]:
+        blocks = source.blocks() if isinstance(source, ArraySource) else iter(source)
+        totals: Trace = np.zeros(METRIC_SUMS + self.program.n_sums)
+        kept: list[tuple[Any, Any]] = []
+        functions = [m for m in self.metrics if not isinstance(m, Metric)]
+        penalty = 0.0
+        for block in blocks:
+            part = self.executor.evaluate(block)
+            penalty = float(part[1])
+            totals += part
+            if functions:
+                kept.append((block.target, self(block.x)))
+        loss_sum, _, weight_sum = totals[:METRIC_SUMS]
+        figures = figures_of(
+            self.program, float(loss_sum), penalty, float(weight_sum), totals[METRIC_SUMS:]
+        )
+        return figures | self._function_values(kept, functions)
+
+    def _python_metrics(self, source: Source) -> dict[str, float]:
+        """The metrics that are functions, over the training data."""
+        functions = [m for m in self.metrics if not isinstance(m, Metric)]
+        blocks = source.blocks() if isinstance(source, ArraySource) else iter(source)
+        kept = [(block.target, self(block.x)) for block in blocks]
+        return self._function_values(kept, functions)
+
+    def _function_values(
+        self, kept: list[tuple[Any, Any]], functions: Sequence[MetricFunction]
+    ) -> dict[str, float]:
+        if not functions:
+            return {}
+        to_numpy = self.backend.to_numpy
+        y_true = np.concatenate([to_numpy(target) for target, _ in kept])
+        y_pred = np.concatenate([to_numpy(pred) for _, pred in kept])
+        return {metric_name(f): float(f(y_true, y_pred)) for f in functions}
+
+    # -- moving, copying, saving ----------------------------------------------------------------
+
+    def to(self, backend: str | Backend) -> Sequential:
+        """Move the model, optimizer state included, and return it. Earlier views of parameters
+        stay readable but are no longer linked."""
+        target = get_backend(backend)
+        if target is self.backend:
+            return self
+        with self._training():
+            rng = np.random.default_rng(0)  # not used: every layer has its values
+            values = [layer.initial_values(rng) for layer in self.layers]
+            slots = self.optimizer_state() if self._optimizer is not None else {}
+            self.backend = target
+            self._build(values)
+            self.set_optimizer_state(slots)
+        return self
+
+    def optimizer_state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""
+        state = {}
+        for name, slot in zip(self.optimizer.slots, self.program.slots, strict=True):
+            flat = self.backend.to_numpy(slot)
+            for segment in self.storage.segments:
+                if segment.offset < self.storage.trained:
+                    part = flat[segment.offset : segment.offset + segment.size]
+                    key = f"{name}.layers.{segment.layer}.{segment.name}"
+                    state[key] = part.reshape(segment.shape).copy()
+        return state
+
+    def set_optimizer_state(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put back what ``optimizer_state`` gave."""
+        if not state:
+            return
+        for name, slot in zip(self.optimizer.slots, self.program.slots, strict=True):
+            for segment in self.storage.segments:
+                key = f"{name}.layers.{segment.layer}.{segment.name}"
+                if key in state:
+                    part = slot[segment.offset : segment.offset + segment.size]
+                    part[...] = self.backend.asarray(state[key].reshape(-1), self.dtype)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, its optimizer's state, seeds and history to a safetensors file.
+
+        The file appears whole or not at all; ``nn.load(path)`` reads it.
+        """
+        from nnbackend.serialization import save_model
+
+        save_model(self, path)
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Read parameters and layer state, in place, from a file that ``save`` wrote.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is of another architecture.
+        """
+        from nnbackend.serialization import load_weights
+
+        load_weights(self, path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("_busy", "storage", "program", "executor", "backend")
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+        state["backend_name"] = self.backend.device
+        state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        slots, backend = state.pop("slots"), state.pop("backend_name")
+        self.__dict__.update(state)
+        self._busy = threading.Lock()
+        self.backend = get_backend(backend)
+        rng = np.random.default_rng(0)  # not used: every layer has its values
+        values = [layer.initial_values(rng) for layer in self.layers]
+        self._claim_layers()
+        self._build(values)
+        self.set_optimizer_state(slots)
+
+    # -- for people -----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"Sequential([{', '.join(map(repr, self.layers))}])"
+
+    def summary(self, print_fn: Callable[[str], object] | None = None) -> None:
+        """Print a table of the layers and what the model runs on.
+
+        Args:
+            print_fn: called with the text instead of printing it.
+        """
+        text = summary_text(self)
+        if print_fn is None:
+            sys.stdout.write(text + "\n")
+        else:
+            print_fn(text)
+
+
+def make_executor(program: Program, backend: Backend) -> Executor:
+    """The backend's executor, or Python's where a part of the model is written in Python."""
+    if not program.python_parts:
+        return backend.make_executor(program)
+    if type(backend).make_executor is not Backend.make_executor:
+        names = tuple(program.python_parts)
+        if names not in _announced:
+            _announced.add(names)
+            warnings.warn(
+                f"{', '.join(names)} is written in Python, so this model runs layer by layer "
+                f"instead of in the compiled executor of the backend {backend.name}",
+                stacklevel=4,
+            )
+    return PythonExecutor(program, backend)
+
+
+_announced: set[tuple[str, ...]] = set()
+
+
+def summary_text(model: Sequential) -> str:
+    """The table that ``summary`` prints."""
+    lines = [("", "layer", "output", "parameters")]
+    for row, layer in zip(model.program.rows, model.layers, strict=True):
+        name = type(layer).__name__
+        activation = getattr(layer, "activation", None)
+        if isinstance(layer, Dense) and activation is not None and activation.name != "linear":
+            name += f" + {activation.name}"
+        if not layer.trainable:
+            name += " (frozen)"
+        lines.append((str(row.layer), name, str(row.n_outputs), f"{layer.n_parameters:,}"))
+    widths = [max(len(line[k]) for line in lines) for k in range(4)]
+    table = [
+        f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
+        for a, b, c, d in lines
+    ]
+    rule = "-" * len(table[0])
+    how = type(model.executor).__name__
+    if model.program.python_parts:
+        how += f" (because of {', '.join(model.program.python_parts)})"
+    frozen = sum(layer.n_parameters for layer in model.layers if not layer.trainable)
+    total = f"{model.n_parameters:,} parameters" + (f", {frozen:,} frozen" if frozen else "")
+    loss = "not compiled" if model.loss is None else loss_name(model.loss)
+    return "\n".join(
+        [
+            table[0], rule, *table[1:], rule,
+            f"{model.n_inputs} inputs, {total}, {model.dtype}, loss: {loss}",
+            f"runs on {model.backend.device} by {how}",
+        ]
+    )  # fmt: skip

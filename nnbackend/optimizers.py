@@ -1,0 +1,230 @@
+"""Optimizers: their settings, and which backend operation makes a step.
+
+An optimizer keeps no arrays: its state ("slots") lies in flat vectors beside the parameters,
+owned by the program, so that one kernel updates everything.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnbackend._checks import check_number
+from nnbackend.backends.base import Array, Backend
+from nnbackend.errors import DTypeError, unknown_name
+from nnbackend.schedules import Rates, Schedule, schedule_from_config
+
+_RULES: dict[str, dict[str, Any]] = {
+    "lr": {"low": 0.0},
+    "momentum": {"low": 0.0, "high": 1.0, "high_open": True},
+    "rho": {"low": 0.0, "high": 1.0, "high_open": True},
+    "beta1": {"low": 0.0, "high": 1.0, "high_open": True},
+    "beta2": {"low": 0.0, "high": 1.0, "high_open": True},
+    "eps": {"low": 0.0},
+    "weight_decay": {"low": 0.0},
+    "clip_norm": {"low": 0.0, "low_open": True},
+}
+
+
+@dataclass
+class Optimizer(ABC):
+    """Base of all optimizers.
+
+    Attributes:
+        lr: the learning rate, a number or a Schedule; may be assigned between steps.
+        clip_norm: if set, the whole gradient is scaled down to at most this Euclidean norm.
+    """
+
+    lr: float | Schedule = 0.01
+    clip_norm: float | None = None
+    state_names: ClassVar[tuple[str, ...]] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _RULES and not isinstance(value, Schedule) and value is not None:
+            value = check_number(f"{type(self).__name__}.{name}", value, **_RULES[name])
+        object.__setattr__(self, name, value)
+
+    def rates(self, first_step: int, count: int) -> Rates:
+        """Learning rates of ``count`` updates, the first being number ``first_step`` (from 0)."""
+        if isinstance(self.lr, Schedule):
+            return self.lr.rates(np.arange(first_step, first_step + count, dtype=np.int64))
+        return np.full(count, self.lr)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the state vectors, each as long as the trained parameters."""
+        return self.state_names
+
+    @property
+    def decay(self) -> float:
+        """Decoupled weight decay; biases and norms are spared."""
+        return 0.0
+
+    @abstractmethod
+    def update(
+        self,
+        backend: Backend,
+        param: Array,
+        grad: Array,
+        slots: Sequence[Array],
+        lr: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        """One step over flat vectors, in place; ``slots`` in the order of ``self.slots``."""
+
+    def config(self) -> dict[str, Any]:
+        """Name and settings, for a model file."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        if isinstance(self.lr, Schedule):
+            settings["lr"] = self.lr.config()
+        return {"name": type(self).__name__, **settings}
+
+
+@dataclass
+class SGD(Optimizer):
+    """v = momentum v - lr g;  w += v. Without momentum w -= lr g.
+
+    With ``nesterov``: w += momentum v - lr g, with the new v (Sutskever et al., 2013).
+    """
+
+    lr: float | Schedule = 0.01
+    momentum: float = 0.0
+    nesterov: bool = False
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise DTypeError("SGD.nesterov needs a momentum above 0; received momentum=0")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("velocity",) if self.momentum else ()
+
+    def update(
+        self,
+        backend: Backend,
+        param: Array,
+        grad: Array,
+        slots: Sequence[Array],
+        lr: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        velocity = slots[0] if slots else None
+        backend.sgd_step(param, grad, velocity, lr, self.momentum, self.nesterov, scratch)
+
+
+@dataclass
+class AdaGrad(Optimizer):
+    """c += g^2;  w -= lr g / (sqrt(c) + eps)   (Duchi, Hazan and Singer, 2011)."""
+
+    lr: float | Schedule = 0.01
+    eps: float = 1e-7
+    clip_norm: float | None = None
+    state_names: ClassVar[tuple[str, ...]] = ("cache",)
+
+    def update(
+        self,
+        backend: Backend,
+        param: Array,
+        grad: Array,
+        slots: Sequence[Array],
+        lr: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        backend.adagrad_step(param, grad, slots[0], lr, self.eps, scratch)
+
+
+@dataclass
+class RMSprop(Optimizer):
+    """c = rho c + (1 - rho) g^2;  w -= lr g / (sqrt(c) + eps)   (Hinton, 2012)."""
+
+    lr: float | Schedule = 1e-3
+    rho: float = 0.9
+    eps: float = 1e-7
+    clip_norm: float | None = None
+    state_names: ClassVar[tuple[str, ...]] = ("cache",)
+
+    def update(
+        self,
+        backend: Backend,
+        param: Array,
+        grad: Array,
+        slots: Sequence[Array],
+        lr: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        backend.rmsprop_step(param, grad, slots[0], lr, self.rho, self.eps, scratch)
+
+
+@dataclass
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015), epsilon outside the root; see ``Backend.adam_step``."""
+
+    lr: float | Schedule = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-7
+    clip_norm: float | None = None
+    state_names: ClassVar[tuple[str, ...]] = ("m", "v")
+
+    def update(
+        self,
+        backend: Backend,
+        param: Array,
+        grad: Array,
+        slots: Sequence[Array],
+        lr: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        m, v = slots
+        backend.adam_step(
+            param, grad, m, v, lr, self.beta1, self.beta2, self.eps, weight_decay, step, scratch
+        )
+
+
+@dataclass
+class AdamW(Adam):
+    """Adam with decoupled weight decay: w -= lr weight_decay w before each step, on weight
+    matrices only, not on biases and norms (Loshchilov and Hutter, 2019)."""
+
+    weight_decay: float = 0.01
+
+    @property
+    def decay(self) -> float:
+        return self.weight_decay
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "adagrad": AdaGrad,
+    "rmsprop": RMSprop,
+    "adam": Adam,
+    "adamw": AdamW,
+}
+
+
+def resolve_optimizer(spec: str | Optimizer | Mapping[str, Any]) -> Optimizer:
+    """The optimizer behind a name (in lower case), an object or a saved configuration."""
+    if isinstance(spec, Optimizer):
+        return spec
+    settings: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
+    name = str(settings.pop("name", None)).lower()
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
+    if isinstance(settings.get("lr"), Mapping):
+        settings["lr"] = schedule_from_config(dict(settings["lr"]))
+    return OPTIMIZERS[name](**settings)

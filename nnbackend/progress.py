@@ -1,0 +1,122 @@
+"""What ``fit`` shows while it runs: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+#: Without a terminal a line is printed for about this many epochs, and after this many seconds.
+PLAIN_LINES = 20
+PLAIN_SECONDS = 5.0
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """ "loss 0.1234  accuracy 0.9750", the learning rate left out."""
+    return "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if k not in ("lr", "data_loss"))
+
+
+class Progress:
+    """Silent; the base of the others.
+
+    Used as a context: ``advance`` after each chunk of work, ``epoch_end`` after each epoch.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def advance(self, rows: int) -> None:
+        """``rows`` more rows were trained on."""
+
+    def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Epoch number ``epoch``, counted from 1, is complete."""
+
+
+class PlainProgress(Progress):
+    """A line now and then, for logs and pipes."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.every = epochs, max(1, epochs // PLAIN_LINES)
+        self.rows, self.rows_time = 0, time.perf_counter()
+        self.last_line = time.perf_counter()
+
+    def advance(self, rows: int) -> None:
+        self.rows += rows
+
+    def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
+        now = time.perf_counter()
+        due = now - self.last_line > PLAIN_SECONDS
+        if not (due or epoch == 1 or epoch == self.epochs or epoch % self.every == 0):
+            return
+        rate = self.rows / max(now - self.rows_time, 1e-9)
+        width = len(str(self.epochs))
+        print(
+            f"epoch {epoch:{width}d}/{self.epochs}  {figures_text(figures)}  {rate:,.0f} samples/s",
+            flush=True,
+        )
+        self.rows, self.rows_time, self.last_line = 0, now, now
+
+
+class LiveProgress(Progress):
+    """A bar with loss, metrics, samples/s and time left."""
+
+    def __init__(self, epochs: int, rows_per_epoch: int | None) -> None:
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self.epochs, self.rows_per_epoch = epochs, rows_per_epoch
+        self.rows, self.start = 0, time.perf_counter()
+        self.figures = ""
+        self.bar: Any = RichProgress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("[dim]{task.fields[rate]} samples/s[/dim]"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]left[/dim]"),
+            TimeRemainingColumn(),
+            refresh_per_second=8,
+        )
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        total = None if self.rows_per_epoch is None else self.epochs * self.rows_per_epoch
+        self.task = self.bar.add_task(
+            "fit", total=total, epoch=0, epochs=self.epochs, figures="", rate="-"
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self, rows: int) -> None:
+        self.rows += rows
+        rate = self.rows / max(time.perf_counter() - self.start, 1e-9)
+        self.bar.update(self.task, advance=rows, rate=f"{rate:,.0f}")
+
+    def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
+        self.bar.update(self.task, epoch=epoch, figures=figures_text(figures))
+
+
+def make_progress(verbose: int, epochs: int, rows_per_epoch: int | None) -> Progress:
+    """0: silent. 1: a bar on a terminal, lines elsewhere. 2: lines everywhere."""
+    if not verbose or epochs < 1:
+        return Progress()
+    if verbose == 1 and sys.stdout.isatty():
+        return LiveProgress(epochs, rows_per_epoch)
+    return PlainProgress(epochs)

@@ -1,0 +1,246 @@
+"""Model files: plain tensors in safetensors, everything else in one JSON metadata entry.
+
+Keys: ``layers.{i}.{name}`` and ``optimizer.{slot}.layers.{i}.{name}``. No pickle, no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnbackend.activations import ACTIVATION_LAYERS
+from nnbackend.backends.base import Backend
+from nnbackend.errors import CheckpointError, NNBackendError
+from nnbackend.history import History
+from nnbackend.layer import Layer
+from nnbackend.layers import BatchNorm, Dense, Dropout, LayerNorm, Standardize
+from nnbackend.losses import Loss, loss_name
+from nnbackend.metrics import Metric, metric_name
+
+if TYPE_CHECKING:
+    from nnbackend.model import Sequential
+
+FORMAT_VERSION = 1
+METADATA_KEY = "nnbackend"
+LAYERS: dict[str, type[Layer]] = {
+    cls.__name__: cls for cls in (Dense, Dropout, BatchNorm, LayerNorm, Standardize)
+} | dict(ACTIVATION_LAYERS)
+
+Path_ = str | os.PathLike[str]
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+def save_model(model: Sequential, path: Path_) -> None:
+    """Write ``model`` to ``path``; see ``Sequential.save``."""
+    from safetensors.numpy import save
+
+    tensors: Tensors = {}
+    for number, layer in enumerate(model.layers):
+        for name in layer.saved_names:
+            tensors[f"layers.{number}.{name}"] = model.backend.to_numpy(layer.array(name)).copy()
+    if model.loss is not None:
+        for key, value in model.optimizer_state().items():
+            tensors[f"optimizer.{key}"] = value
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": _config(model),
+        "seed": model.seed,
+        "step": model.step,
+        "epoch": model.epoch,
+        "generators": {"shuffle": model.shuffle_generator.bit_generator.state},
+        "history": {"curves": model.history.to_dict(), "seconds": model.history.seconds},
+    }
+    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+
+
+def _config(model: Sequential) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "dtype": str(model.dtype),
+        "layers": [{"type": type(layer).__name__, **layer.config()} for layer in model.layers],
+    }
+    if model.loss is not None:
+        loss = model.loss
+        config["loss"] = loss.config() if isinstance(loss, Loss) else {"function": loss_name(loss)}
+        config["optimizer"] = model.optimizer.config()
+        config["metrics"] = [
+            m.config() if isinstance(m, Metric) else {"function": metric_name(m)}
+            for m in model.metrics
+        ]
+    return config
+
+
+def load(
+    path: Path_,
+    backend: str | Backend | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> Sequential:
+    """Read a model that ``save`` wrote, ready to predict or to be trained on.
+
+    Args:
+        path: the file.
+        backend: where it shall run; None takes the current backend.
+        custom_objects: layers, losses and metrics of one's own by name, if the model has any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is truncated, not safetensors, not a model of nnbackend, or of a
+            newer format version.
+    """
+    from nnbackend.model import Sequential
+
+    tensors, metadata = read_file(path)
+    own = dict(custom_objects or {})
+    try:
+        config = metadata["config"]
+        layers = [_layer(dict(entry), own) for entry in config["layers"]]
+        model = Sequential(layers, metadata["seed"], config["dtype"], backend)
+        if "loss" in config:
+            model.compile(
+                _own_or(config["loss"], own),
+                config["optimizer"],
+                [_own_or(entry, own) for entry in config["metrics"]],
+            )
+        _fill(model, tensors, path)
+        if "loss" in config:
+            state = {k[len("optimizer.") :]: v for k, v in tensors.items() if k[:9] == "optimizer"}
+            model.set_optimizer_state(state)
+        model.step, model.epoch = int(metadata["step"]), int(metadata["epoch"])
+        model.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
+        model.history = History(metadata["history"]["curves"])
+        model.history.seconds = list(metadata["history"]["seconds"])
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, NNBackendError) as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} does not describe a model that this version can build: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return model
+
+
+def load_weights(model: Sequential, path: Path_) -> None:
+    """Read parameters and layer state into ``model``; see ``Sequential.load_weights``."""
+    tensors, _ = read_file(path)
+    _fill(model, tensors, path)
+
+
+def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and nnbackend's metadata of a model file, the version checked."""
+    from safetensors import SafetensorError, safe_open
+
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no model file {name}")
+    try:
+        with safe_open(name, framework="np") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{name} is not a whole safetensors file ({error}); it may be truncated or of "
+            f"another kind"
+        ) from error
+    if text is None:
+        raise CheckpointError(
+            f"{name} is a safetensors file, but was not written by nnbackend: its metadata has "
+            f"no entry {METADATA_KEY!r}"
+        )
+    try:
+        metadata = json.loads(text)
+        version = int(metadata["format_version"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{name} has unreadable metadata: {error}") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{name} has format version {version}; this nnbackend reads up to {FORMAT_VERSION}. "
+            f"Update it: pip install --upgrade nnbackend"
+        )
+    return tensors, metadata
+
+
+def _layer(config: dict[str, Any], own: Mapping[str, Any]) -> Layer:
+    kind = config.pop("type")
+    made = own.get(kind) or LAYERS.get(kind)
+    if made is None:
+        raise CheckpointError(
+            f"the model has a layer {kind!r} that nnbackend does not know; pass it as "
+            f"nn.load(path, custom_objects={{{kind!r}: {kind}}})"
+        )
+    layer = made(**config)
+    if not isinstance(layer, Layer):
+        raise CheckpointError(f"custom_objects[{kind!r}] must be a subclass of nn.Layer")
+    return layer
+
+
+def _own_or(config: dict[str, Any], own: Mapping[str, Any]) -> Any:
+    """A saved built-in's configuration, or the user's function that it names."""
+    if "function" not in config:
+        return config
+    name = config["function"]
+    if name not in own:
+        raise CheckpointError(
+            f"the model was compiled with a function {name!r} of one's own; pass it as "
+            f"nn.load(path, custom_objects={{{name!r}: {name}}})"
+        )
+    return own[name]
+
+
+def _fill(model: Sequential, tensors: Tensors, path: Path_) -> None:
+    """Copy ``layers.*`` tensors into the model, all of them or none."""
+    wanted = {
+        f"layers.{number}.{name}": (layer, name)
+        for number, layer in enumerate(model.layers)
+        for name in layer.specs
+    }
+    given = {key: value for key, value in tensors.items() if key.startswith("layers.")}
+    optional = {key for key, (layer, _) in wanted.items() if isinstance(layer, Standardize)}
+    for key in (wanted.keys() - given.keys() - optional) | (given.keys() - wanted.keys()):
+        where = "the model, not the file" if key in wanted else "the file, not the model"
+        raise CheckpointError(
+            f"{os.fspath(path)} holds a model of another architecture: {key} is in {where}"
+        )
+    for key, value in given.items():
+        layer, name = wanted[key]
+        if value.shape != layer.specs[name].shape:
+            raise CheckpointError(
+                f"{os.fspath(path)} holds a model of another architecture: {key} has shape "
+                f"{value.shape} there and {layer.specs[name].shape} in the model"
+            )
+        if value.dtype.kind != "f" or not np.isfinite(value).all():
+            raise CheckpointError(f"{os.fspath(path)}: {key} holds values that are not finite "
+                                  f"numbers")  # fmt: skip
+    for key, value in given.items():
+        layer, name = wanted[key]
+        layer.assign(name, value)
+
+
+def write_atomically(path: Path_, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all; the old one survives an error."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

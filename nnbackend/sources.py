@@ -1,0 +1,346 @@
+"""Where batches come from: arrays on the device, arrays read in blocks, iterables of batches.
+
+Everything is checked here, before a model is touched; what leaves is ready for an executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from nnbackend.backends.base import Array, Backend, DType
+from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.executor import Data
+from nnbackend.losses import Loss, LossFunction, function_target
+
+if TYPE_CHECKING:
+    from nnbackend.model import Sequential
+
+HostArray = np.ndarray[Any, Any]
+ClassWeight = Mapping[int, float] | Literal["balanced"]
+
+#: Host data that must be converted is kept on the device whole up to this size, in bytes;
+#: above it, and always for memory-mapped files, it is converted block by block.
+RESIDENT_BYTES = 1 << 28
+#: Size of such a block, in bytes.
+BLOCK_BYTES = 1 << 25
+_SCAN_ELEMENTS = 1 << 20
+
+
+class ArraySource:
+    """Rows of arrays in host memory, in a file, or on the device.
+
+    Attributes:
+        n_rows: number of rows.
+        data: all rows on the device, or None where they are read in blocks.
+    """
+
+    def __init__(
+        self, backend: Backend, dtype: DType, x: Any, target: HostArray, weight: HostArray | None
+    ) -> None:
+        self.backend, self.dtype = backend, dtype
+        self.x, self.target, self.weight = x, target, weight
+        self.n_rows = len(x)
+        self.data: Data | None = None
+        if not self._is_staged():
+            self.data = self._to_device(x, target, weight)
+
+    def _is_staged(self) -> bool:
+        if isinstance(self.x, np.memmap | _RowSubset):
+            return True
+        if not isinstance(self.x, np.ndarray) or self.x.dtype == self.dtype:
+            return False
+        return self.x.size * self.dtype.itemsize > RESIDENT_BYTES
+
+    def _to_device(self, x: Any, target: HostArray, weight: HostArray | None) -> Data:
+        asarray = self.backend.asarray
+        target_dtype = self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
+        return Data(
+            asarray(x, self.dtype),
+            asarray(target, target_dtype),
+            None if weight is None else asarray(weight, self.dtype),
+        )
+
+    @property
+    def block_rows(self) -> int:
+        """Rows to read at a time: all of them where they are on the device."""
+        if self.data is not None:
+            return self.n_rows
+        return max(1, BLOCK_BYTES // (int(self.x.shape[1]) * self.dtype.itemsize))
+
+    def block(self, rows: slice | HostArray) -> Data:
+        """Some rows on the device, in the order asked for."""
+        if self.data is not None and isinstance(rows, slice):
+            return self.data.rows(rows.start, rows.stop)
+        weight = None if self.weight is None else self.weight[rows]
+        block = self._to_device(self.x[rows], self.target[rows], weight)
+        release_pages(self.x)
+        return block
+
+    def blocks(self) -> Iterator[Data]:
+        """All rows in order."""
+        for start in range(0, self.n_rows, self.block_rows):
+            yield self.block(slice(start, min(start + self.block_rows, self.n_rows)))
+
+    def split(self, train: HostArray, held_out: HostArray) -> tuple[ArraySource, ArraySource]:
+        """Two sources of the rows with these numbers."""
+        parts = []
+        for index in (train, held_out):
+            weight = None if self.weight is None else self.weight[index]
+            if self.data is None:
+                x: Any = _RowSubset(self.x, index)
+            else:
+                x = self.backend.zeros((len(index), self.x.shape[1]), self.dtype)
+                numbers = self.backend.asarray(index, np.dtype(np.int64))
+                self.backend.take_rows(self.data.x, numbers, x)
+            parts.append(ArraySource(self.backend, self.dtype, x, self.target[index], weight))
+        return parts[0], parts[1]
+
+
+class _RowSubset:
+    """Some rows of a memory-mapped array, read when they are asked for."""
+
+    def __init__(self, x: HostArray, index: HostArray) -> None:
+        self.base, self.index = x, index
+        self.dtype, self.shape = x.dtype, (len(index), x.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice | HostArray) -> HostArray:
+        return np.asarray(self.base[self.index[rows]])
+
+
+def release_pages(x: Any) -> None:
+    """Give back the memory of the pages of a memory-mapped file that were read; they stay in
+    the system's file cache."""
+    mapped = getattr(getattr(x, "base", None) if isinstance(x, _RowSubset) else x, "_mmap", None)
+    if mapped is not None and hasattr(mapped, "madvise"):
+        import mmap
+
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class BatchSource:
+    """An iterable of ``(x, y)`` or ``(x, y, weight)`` batches, or a function that makes one."""
+
+    n_rows = None
+
+    def __init__(self, model: Sequential, batches: Any, class_weight: ClassWeight | None) -> None:
+        self.model, self.batches, self.class_weight = model, batches, class_weight
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[Data]:
+        iterable = self.batches() if callable(self.batches) else self.batches
+        self.passes += 1
+        count = 0
+        for batch in iterable:
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+                raise DataError(
+                    f"an iterable of batches must give (x, y) or (x, y, weight); received "
+                    f"{_describe(batch)}"
+                )
+            x, y, *weight = batch
+            count += 1
+            yield one_batch(self.model, x, y, weight[0] if weight else None, self.class_weight)
+        if count == 0:
+            raise DataError(
+                "the iterable gave no batches"
+                + (
+                    f" in its pass number {self.passes}: a generator can be read only once. Pass "
+                    f"a list, an object whose __iter__ starts anew, or a function that returns "
+                    f"a generator"
+                    if self.passes > 1
+                    else "; it must give at least one (x, y)"
+                )
+            )
+
+
+Source = ArraySource | BatchSource
+
+
+def make_source(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    sample_weight: Any = None,
+    class_weight: ClassWeight | None = None,
+) -> Source:
+    """Check data for a model and make them ready; arrays are scanned once for NaN."""
+    if y is None:
+        if not isinstance(x, Iterable) and not callable(x):
+            raise DataError("y is missing: pass fit(x, y), or an iterable of (x, y) batches as x")
+        if hasattr(x, "shape"):
+            raise DataError("y is missing: an array x needs its targets, fit(x, y)")
+        if sample_weight is not None:
+            raise DataError(
+                "sample_weight goes with arrays; an iterable gives (x, y, weight) batches"
+            )
+        return BatchSource(model, x, class_weight)
+    x, target, weight = _checked(model, x, y, sample_weight, class_weight)
+    return ArraySource(model.backend, model.dtype, x, target, weight)
+
+
+def one_batch(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    weight: Any = None,
+    class_weight: ClassWeight | None = None,
+) -> Data:
+    """A single batch, checked and on the device."""
+    x, target, checked_weight = _checked(model, x, y, weight, class_weight)
+    data = ArraySource(model.backend, model.dtype, np.asarray(x), target, checked_weight).data
+    if data is None:  # a batch larger than RESIDENT_BYTES is a batch all the same
+        asarray = model.backend.asarray
+        device_weight = None if checked_weight is None else asarray(checked_weight, model.dtype)
+        return Data(asarray(x, model.dtype), asarray(target, target.dtype), device_weight)
+    return data
+
+
+def _checked(
+    model: Sequential, x: Any, y: Any, weight: Any, class_weight: ClassWeight | None
+) -> tuple[Any, HostArray, HostArray | None]:
+    x = check_matrix(model.backend, x, model.n_inputs)
+    target = check_target(model.loss, y, model.n_outputs, model.dtype)
+    if len(target) != len(x):
+        raise ShapeError(
+            f"x and y must have as many rows; received {len(x)} rows of x and {len(target)} of y"
+        )
+    check_finite(model.backend, x)
+    return x, target, check_weight(weight, class_weight, target, model.dtype)
+
+
+def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
+    """``x`` as a (N, n_inputs) array of numbers with at least one row; not copied if it is one."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        x = np.asarray(x)
+    if not isinstance(x, np.ndarray) and not backend.owns(x):
+        on_gpu = hasattr(x, "__cuda_array_interface__")
+        x = backend.asarray(x, np.dtype(x.dtype)) if on_gpu else np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise DTypeError(
+            f"x must hold real numbers; received dtype {x.dtype}. Convert it first, for example "
+            f"with x.astype('float32')"
+        )
+    if x.ndim != 2 or x.shape[1] != n_inputs:
+        remedy = ""
+        if x.ndim == 1:
+            remedy = ". For one row use x[None, :], for one column x[:, None]"
+        elif x.ndim > 2 and int(np.prod(x.shape[1:])) == n_inputs:
+            remedy = ". Flatten it with x.reshape(len(x), -1)"
+        raise ShapeError(
+            f"the model takes x of shape (rows, {n_inputs}); received {tuple(x.shape)}{remedy}"
+        )
+    if len(x) == 0:
+        raise DataError("x must have at least one row; received none")
+    return x
+
+
+def check_target(
+    loss: Loss | LossFunction | None, y: Any, n_outputs: int, dtype: DType
+) -> HostArray:
+    """Targets in the form that backends take; see ``Loss.target``."""
+    if loss is None:
+        raise DataError("the model has no loss yet; call model.compile(loss=..., optimizer=...)")
+    if isinstance(loss, Loss):
+        return loss.target(y, n_outputs, dtype)
+    return function_target(y, n_outputs, dtype)
+
+
+def check_finite(backend: Backend, x: Any) -> None:
+    """Refuse NaN and infinity, naming the first row and column; scans block by block."""
+    if x.dtype.kind != "f":
+        return
+    if not isinstance(x, np.ndarray):
+        if not backend.all_finite(x):
+            check_finite(backend, backend.to_numpy(x))
+        return
+    step = max(1, _SCAN_ELEMENTS // x.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(x), step):
+            block = x[start : start + step]
+            # a finite sum has finite terms; an infinite one may be an overflow
+            if not np.isfinite(np.add.reduce(block, axis=None)):
+                wrong = np.argwhere(~np.isfinite(block))
+                if len(wrong):
+                    row, column = (int(i) for i in wrong[0])
+                    raise DataError(
+                        f"x must be finite; received {block[row, column]} in row {start + row}, "
+                        f"column {column}. Remove or fill such rows first"
+                    )
+            release_pages(x)
+
+
+def check_weight(
+    weight: Any, class_weight: ClassWeight | None, target: HostArray, dtype: DType
+) -> HostArray | None:
+    """Weights of the rows, class weights multiplied in; None where all are one."""
+    if weight is None and class_weight is None:
+        return None
+    result = np.ones(len(target), dtype)
+    if weight is not None:
+        values = np.asarray(weight)
+        if values.dtype.kind not in "fiub" or values.shape not in ((len(target),), target.shape):
+            raise ShapeError(
+                f"weights must be one number a row, shape ({len(target)},); received "
+                f"{values.shape} of dtype {values.dtype}"
+            )
+        values = values.reshape(len(target), -1)[:, 0]
+        wrong = np.argwhere(~np.isfinite(values) | (values < 0))
+        if len(wrong):
+            row = int(wrong[0, 0])
+            raise DataError(
+                f"weights must be finite and at least 0; received {values[row]} in row {row}"
+            )
+        result *= values.astype(dtype)
+    if class_weight is not None:
+        result *= _class_weights(class_weight, target).astype(dtype)
+    if not result.any():
+        raise DataError("weights must not all be 0")
+    return result
+
+
+def _class_weights(class_weight: ClassWeight, target: HostArray) -> HostArray:
+    if target.ndim == 1:
+        labels = target
+    elif target.shape[1] == 1:
+        labels = target[:, 0]
+        if not np.isin(labels, (0, 1)).all():
+            raise DataError("class_weight needs class labels; received targets between 0 and 1")
+        labels = labels.astype(np.int64)
+    else:
+        labels = target.argmax(axis=1)
+    classes, counts = np.unique(labels, return_counts=True)
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise DataError(
+                f"class_weight must be a dict of class: weight, or 'balanced'; received "
+                f"{class_weight!r}"
+            )
+        weights = len(labels) / (len(classes) * counts)
+        table = {int(c): float(w) for c, w in zip(classes, weights, strict=True)}
+    else:
+        table = {int(c): float(w) for c, w in class_weight.items()}
+    weights = np.ones(len(labels))
+    for label, value in table.items():
+        if not np.isfinite(value) or value < 0:
+            raise DataError(
+                f"class weights must be finite and at least 0; received {value} for {label}"
+            )
+        weights[labels == label] = value
+    return weights
+
+
+def as_predictions_input(backend: Backend, x: Any, n_inputs: int, dtype: DType) -> Array:
+    """Rows for inference, on the device in the model's dtype. NaN is found afterwards, in the
+    outputs, which is cheaper than a pass over x."""
+    return backend.asarray(check_matrix(backend, x, n_inputs), dtype)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,397 @@
+"""The training loop: epochs cut into chunks of steps that an executor runs in one go."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.backends.base import Array
+from nnbackend.callbacks import Callback
+from nnbackend.errors import DataError, NonFiniteLossError
+from nnbackend.executor import (
+    LOSS_SUM,
+    METRIC_SUMS,
+    PENALTY,
+    WEIGHT_SUM,
+    Data,
+    Executor,
+    Trace,
+    data_loss,
+)
+from nnbackend.history import History
+from nnbackend.metrics import metric_name
+from nnbackend.program import Program
+from nnbackend.progress import Progress
+from nnbackend.sources import ArraySource, BatchSource, Source
+
+if TYPE_CHECKING:
+    from nnbackend.model import Sequential
+
+RESERVED_CURVES = ("loss", "data_loss", "lr")
+#: A chunk is about this long, so that Ctrl-C, progress and callbacks stay live.
+CHUNK_SECONDS = 0.05
+#: Largest trace of a chunk, in bytes.
+TRACE_BYTES = 1 << 24
+#: Without anything that looks on between epochs, the state is kept for a non-finite loss this
+#: often; what came after is then trained again, exactly, up to the last good epoch.
+SNAPSHOT_SECONDS = 1.0
+
+
+class Snapshot(NamedTuple):
+    """Copies of everything that a training step changes."""
+
+    arrays: list[Array]
+    step: int
+
+    @classmethod
+    def take(cls, program: Program, step: int) -> Snapshot:
+        return cls([array.copy() for array in _changing(program)], step)
+
+    def restore(self, program: Program) -> None:
+        for array, copy in zip(_changing(program), self.arrays, strict=True):
+            array[...] = copy
+
+
+def _changing(program: Program) -> list[Array]:
+    return [program.storage.parameters, program.storage.state, *program.slots]
+
+
+@dataclass
+class _Epoch:
+    """An epoch under way or done: what is needed to train it again, and its trace so far."""
+
+    number: int
+    order: np.ndarray[Any, np.dtype[np.int64]] | None
+    first_step: int
+    rates: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    trace: list[Trace] = field(default_factory=list)
+    steps_done: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+
+class Interrupt:
+    """Ctrl-C as a flag that is read between chunks, so that no step is cut in half.
+
+    A second Ctrl-C interrupts at once. Outside the main thread, or where the program handles
+    the signal itself, Python's own behaviour stays.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        previous = None
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.getsignal(signal.SIGINT)
+        if previous is not signal.default_int_handler:
+            yield
+            return
+        signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Trainer:
+    """One call of ``fit``: trains ``model`` on ``source`` until epoch ``epochs``."""
+
+    def __init__(
+        self,
+        model: Sequential,
+        source: Source,
+        *,
+        epochs: int,
+        batch_size: int,
+        shuffle: bool,
+        callbacks: Sequence[Callback],
+        validate: Callable[[], dict[str, float]] | None,
+        python_metrics: Callable[[], dict[str, float]] | None,
+        progress: Progress,
+        history: History,
+    ) -> None:
+        self.model, self.source = model, source
+        self.program: Program = model.program
+        self.executor: Executor = model.executor
+        self.epochs, self.batch_size, self.shuffle = epochs, batch_size, shuffle
+        self.callbacks, self.validate = callbacks, validate
+        self.python_metrics = python_metrics
+        self.progress, self.history = progress, history
+        self.first_epoch = model.epoch
+        self.interrupt = Interrupt()
+        self.looks_on = bool(callbacks) or validate is not None or python_metrics is not None
+        # epochs since the snapshot, to train again after a non-finite loss
+        self.snapshot: Snapshot | None = None
+        self.snapshot_time = 0.0
+        self.since_snapshot: list[_Epoch] = []
+        self.chunk_steps = 1
+
+    def run(self) -> History:
+        for callback in self.callbacks:
+            callback.on_fit_begin(self.model)
+        try:
+            with self.interrupt.watch(), self.progress:
+                while self.model.epoch < self.epochs and self.history.stopped is None:
+                    if isinstance(self.source, ArraySource):
+                        self._train_arrays(self.source)
+                    else:
+                        self._train_batches(self.source)
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+        for callback in self.callbacks:
+            callback.on_fit_end(self.model, self.history)
+        return self.history
+
+    # -- arrays -------------------------------------------------------------------------------
+
+    def _train_arrays(self, source: ArraySource) -> None:
+        """Train one epoch, or several whole ones where they are short and nobody looks on."""
+        steps_per_epoch = -(-source.n_rows // self.batch_size)
+        self._keep_snapshot()
+        count = 1
+        if not self.looks_on and source.data is not None:
+            most = min(self.chunk_steps, self._most_trace_steps())
+            count = max(1, min(most // steps_per_epoch, self.epochs - self.model.epoch))
+        orders = [self._order(source.n_rows) for _ in range(count)]
+        if count > 1:
+            self._train_epochs(source, orders, steps_per_epoch)
+            return
+        epoch = self._begin_epoch(orders[0])
+        while epoch.steps_done < steps_per_epoch:
+            steps = min(
+                self.chunk_steps,
+                self._most_trace_steps(),
+                max(1, source.block_rows // self.batch_size),
+                steps_per_epoch - epoch.steps_done,
+            )
+            start = time.perf_counter()
+            trace = self._run_steps(source, epoch, epoch.steps_done, steps)
+            self._adapt_chunk(steps, time.perf_counter() - start)
+            self._finish_steps(epoch, trace, source)
+            if self.interrupt.requested:
+                self.history.stopped = "interrupted"
+                if epoch.steps_done < steps_per_epoch:
+                    return  # an unfinished epoch is not counted
+        self._end_epoch(epoch)
+
+    def _train_epochs(self, source: ArraySource, orders: list[Any], steps_per_epoch: int) -> None:
+        """Several whole epochs in one run of the executor."""
+        count = len(orders)
+        order = None
+        if orders[0] is not None:
+            order = self.program.backend.asarray(np.stack(orders), np.dtype(np.int64))
+        rates = self.model.rates(count * steps_per_epoch)
+        begun = [self._begin_epoch(o, k * steps_per_epoch) for k, o in enumerate(orders)]
+        start = time.perf_counter()
+        whole = source.block(slice(0, source.n_rows))
+        trace = self.executor.run(whole, order, self.batch_size, rates, self.model.step)
+        seconds = time.perf_counter() - start
+        self._adapt_chunk(len(rates), seconds)
+        for k, epoch in enumerate(begun):
+            part = slice(k * steps_per_epoch, (k + 1) * steps_per_epoch)
+            epoch.rates.append(rates[part])
+            epoch.number = self.model.epoch
+            self._finish_steps(epoch, trace[part], source, check_parameters=k == count - 1)
+            self._end_epoch(epoch, seconds / count)
+        if self.interrupt.requested:
+            self.history.stopped = "interrupted"
+
+    def _order(self, rows: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        return self.model.shuffle_generator.permutation(rows) if self.shuffle else None
+
+    def _begin_epoch(self, order: Any, steps_ahead: int = 0) -> _Epoch:
+        epoch = _Epoch(self.model.epoch, order, self.model.step + steps_ahead)
+        self.since_snapshot.append(epoch)
+        return epoch
+
+    def _run_steps(self, source: ArraySource, epoch: _Epoch, first: int, count: int) -> Trace:
+        """Steps ``first`` to ``first + count`` of an epoch, with rates as of now."""
+        rates = self.model.rates(count)
+        epoch.rates.append(rates)
+        return self._execute(source, epoch, first, rates)
+
+    def _execute(
+        self, source: ArraySource, epoch: _Epoch, first: int, rates: np.ndarray[Any, Any]
+    ) -> Trace:
+        start = first * self.batch_size
+        stop = min(start + len(rates) * self.batch_size, source.n_rows)
+        order = None
+        if epoch.order is None:
+            data = source.block(slice(start, stop))
+        elif source.data is None:
+            data = source.block(epoch.order[start:stop])
+        else:
+            data = source.data
+            rows = epoch.order[None, start:stop]
+            order = self.program.backend.asarray(rows, np.dtype(np.int64))
+        return self.executor.run(data, order, self.batch_size, rates, epoch.first_step + first)
+
+    def _finish_steps(
+        self, epoch: _Epoch, trace: Trace, source: ArraySource, check_parameters: bool = True
+    ) -> None:
+        """Count the steps of a chunk; raise if the loss or a parameter left the numbers."""
+        self.model.step += len(trace)
+        rows = len(trace) * self.batch_size
+        if epoch.steps_done + len(trace) == -(-source.n_rows // self.batch_size):
+            rows -= -source.n_rows % self.batch_size
+        self.progress.advance(rows)
+        epoch.trace.append(trace)
+        good = bool(np.isfinite(trace[:, :METRIC_SUMS]).all())
+        if good and check_parameters:
+            good = self._parameters_finite()
+        if not good:
+            self._fail(source, epoch)
+        epoch.steps_done += len(trace)
+
+    def _parameters_finite(self) -> bool:
+        return self.program.backend.all_finite(self.program.storage.parameters)
+
+    def _adapt_chunk(self, steps: int, seconds: float) -> None:
+        """Aim at CHUNK_SECONDS, growing at most twofold at a time."""
+        wanted = int(steps * CHUNK_SECONDS / max(seconds, 1e-9))
+        self.chunk_steps = max(1, min(wanted, 2 * self.chunk_steps))
+
+    def _most_trace_steps(self) -> int:
+        return max(1, TRACE_BYTES // (8 * (METRIC_SUMS + self.program.n_sums)))
+
+    # -- iterables ----------------------------------------------------------------------------
+
+    def _train_batches(self, source: BatchSource) -> None:
+        """One epoch over an iterable: a step for each batch, whatever its size."""
+        self.snapshot = Snapshot.take(self.program, self.model.step)
+        epoch = _Epoch(self.model.epoch, None, self.model.step)
+        for data in source:
+            trace = self._one_step(data)
+            epoch.rates.append(self.model.rates(1))
+            self.model.step += 1
+            epoch.steps_done += 1
+            epoch.trace.append(trace)
+            self.progress.advance(len(data.x))
+            if not np.isfinite(trace[:, :METRIC_SUMS]).all() or not self._parameters_finite():
+                self._raise(epoch.number, epoch.steps_done, self.snapshot)
+            if self.interrupt.requested:
+                self.history.stopped = "interrupted"
+                return
+        self._end_epoch(epoch)
+
+    def _one_step(self, data: Data) -> Trace:
+        return self.executor.run(data, None, len(data.x), self.model.rates(1), self.model.step)
+
+    # -- after an epoch -------------------------------------------------------------------------
+
+    def _end_epoch(self, epoch: _Epoch, seconds: float | None = None) -> None:
+        self.model.epoch += 1
+        figures = self.epoch_figures(np.concatenate(epoch.trace))
+        epoch.trace = []
+        if self.python_metrics is not None:
+            figures |= self.python_metrics()
+        if self.validate is not None:
+            figures |= {f"val_{name}": value for name, value in self.validate().items()}
+        figures["lr"] = float(epoch.rates[-1][-1])
+        if seconds is None:
+            seconds = time.perf_counter() - epoch.start
+        self.history.append(figures, seconds)
+        self.progress.epoch_end(self.model.epoch, figures)
+        for callback in self.callbacks:
+            reason = callback.on_epoch_end(self.model, self.model.epoch, figures, self.history)
+            if reason:
+                self.history.stopped = str(reason)
+
+    def epoch_figures(self, trace: Trace) -> dict[str, float]:
+        """Loss and metrics over all steps of an epoch."""
+        totals = trace.sum(axis=0)
+        weight_sum = float(totals[WEIGHT_SUM])
+        penalty = float(trace[:, PENALTY].mean())
+        return figures_of(
+            self.program, float(totals[LOSS_SUM]), penalty, weight_sum, totals[METRIC_SUMS:]
+        )
+
+    # -- a loss that is no number -----------------------------------------------------------------
+
+    def _keep_snapshot(self) -> None:
+        """At the start of an epoch: remember the state, if the last one remembered is old."""
+        now = time.perf_counter()
+        old = now - self.snapshot_time > SNAPSHOT_SECONDS
+        if self.snapshot is None or self.looks_on or old:
+            self.snapshot = Snapshot.take(self.program, self.model.step)
+            self.snapshot_time = now
+            self.since_snapshot = []
+
+    def _fail(self, source: ArraySource, failing: _Epoch) -> None:
+        """Go back to the last snapshot, train the good epochs again, and say where it broke."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            raise AssertionError("a snapshot is taken before the first step")
+        snapshot.restore(self.program)
+        for epoch in self.since_snapshot:
+            before = Snapshot.take(self.program, epoch.first_step)
+            bad_step = self._train_again(source, epoch)
+            if bad_step is not None:
+                self._raise(epoch.number, bad_step, before)
+            if epoch is failing:
+                break
+        # not repeatable, a user-written layer with a random generator of its own for example
+        self._raise(failing.number, failing.steps_done + 1, snapshot)
+
+    def _train_again(self, source: ArraySource, epoch: _Epoch) -> int | None:
+        """Repeat an epoch step by step; the first bad step, counted from 1, or None."""
+        rates = np.concatenate(epoch.rates)
+        for step in range(len(rates)):
+            trace = self._execute(source, epoch, step, rates[step : step + 1])
+            if not np.isfinite(trace[:, :METRIC_SUMS]).all() or not self._parameters_finite():
+                return step + 1
+        return None
+
+    def _raise(self, epoch: int, step: int, good: Snapshot) -> None:
+        """Return to ``good``, the end of ``epoch`` epochs, and raise the error."""
+        good.restore(self.program)
+        self.model.epoch, self.model.step = epoch, good.step
+        self.history.truncate(epoch - self.first_epoch)
+        raise NonFiniteLossError(
+            f"the loss or a parameter became NaN or infinite in epoch {epoch + 1}, step {step}. "
+            f"The model is back at the end of epoch {epoch}. Try a smaller learning rate, "
+            f"clip_norm=1.0 in the optimizer, or nn.Standardize as the first layer",
+            self.history,
+            epoch + 1,
+            step,
+        )
+
+
+def figures_of(
+    program: Program,
+    loss_sum: float,
+    penalty: float,
+    weight_sum: float,
+    sums: np.ndarray[Any, Any],
+) -> dict[str, float]:
+    """Named figures from summed trace columns; "data_loss" only where there are penalties."""
+    value = data_loss(program, loss_sum, weight_sum)
+    figures = {"loss": value + penalty}
+    if program.has_penalties:
+        figures["data_loss"] = value
+    return figures | program.metric_values(sums, weight_sum)
+
+
+def check_metric_names(metrics: Sequence[Any]) -> None:
+    """Two metrics of one name would share a curve."""
+    names = [metric_name(metric) for metric in metrics]
+    taken = {name for name in names if names.count(name) > 1} | {*names} & {*RESERVED_CURVES}
+    if taken:
+        raise DataError(
+            f"metrics need names of their own, other than {', '.join(RESERVED_CURVES)}; received "
+            f"{', '.join(sorted(taken))} more than once or in their place"
+        )
