@@ -7,7 +7,7 @@
 >>> history = model.fit(x, y, epochs=5, verbose=0)
 """
 
-from nnbackend import datasets, initializers, losses, metrics, schedules
+from nnbackend import datasets, initializers, losses, metrics, optimizers, plot, schedules
 from nnbackend.activations import (
     ELU,
     GELU,
@@ -109,6 +109,8 @@ __all__ = [
     "load",
     "losses",
     "metrics",
+    "optimizers",
+    "plot",
     "register_backend",
     "schedules",
     "set_backend",

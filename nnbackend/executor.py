@@ -116,6 +116,21 @@ class PythonExecutor(Executor):
         steps_per_epoch = -(-rows // batch_size)
         float64 = np.dtype(np.float64)
         trace = self.backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), float64)
+        with np.errstate(all="ignore"):  # whoever reads the trace looks for NaN
+            self._run(data, order, batch_size, lr, first_step, steps_per_epoch, trace)
+        return self.backend.to_numpy(trace)
+
+    def _run(
+        self,
+        data: Data,
+        order: Array | None,
+        batch_size: int,
+        lr: np.ndarray[Any, np.dtype[np.float64]],
+        first_step: int,
+        steps_per_epoch: int,
+        trace: Array,
+    ) -> None:
+        rows = len(data.x) if order is None else order.shape[1]
         for index in range(len(lr)):
             epoch, batch = divmod(index, steps_per_epoch)
             start = batch * batch_size
@@ -128,13 +143,13 @@ class PythonExecutor(Executor):
             step = first_step + index
             plan.differentiate(batch_data, step, trace[index])
             self._update(float(lr[index]), step)
-        return self.backend.to_numpy(trace)
 
     def gradient(self, data: Data, step: int = 0) -> float:
         state = self.program.storage.state.copy()
         float64 = np.dtype(np.float64)
         trace = self.backend.zeros(METRIC_SUMS + self.program.n_sums, float64)
-        self._plan(len(data.x), len(data.x)).differentiate(data, step, trace)
+        with np.errstate(all="ignore"):
+            self._plan(len(data.x), len(data.x)).differentiate(data, step, trace)
         self.program.storage.state[...] = state
         values = self.backend.to_numpy(trace)
         return total_loss(self.program, values)
@@ -185,7 +200,8 @@ class PythonExecutor(Executor):
             block = data.rows(start, start + INFERENCE_ROWS)
             out = pred[: len(block.x)]
             self.predict(block.x, out)
-            _measure(program, block, out, None, part)
+            with np.errstate(all="ignore"):
+                _measure(program, block, out, None, part)
             total += part
         penalty = backend.zeros((), float64)
         for row in program.rows:
@@ -204,7 +220,8 @@ class PythonExecutor(Executor):
                 plan = idle.pop()
             except IndexError:
                 plan = _InferencePlan(self.program, self.backend, len(block))
-            plan.run(block, out_block)
+            with np.errstate(all="ignore"):
+                plan.run(block, out_block)
             if len(self._inference) > 16:
                 self._inference.clear()
             idle.append(plan)

@@ -287,7 +287,7 @@ class Layer(ABC):
         for name, value in (values or {}).items():
             self.assign(name, value)
 
-    def _reset(self) -> None:
+    def _reset(self) -> None:  # noqa: B027 - optional
         """Set the private attributes that pickling leaves behind."""
 
     def __repr__(self) -> str:

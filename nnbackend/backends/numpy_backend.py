@@ -21,6 +21,7 @@ BLOCK = 16384
 STEP_BLOCK = 131072
 #: Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.
 CLIP = 1e-7
+SIGMOID = Activation("sigmoid")
 ALIGNMENT = 64
 
 #: (pred, target) of some rows -> loss of each row, derivative by pred
@@ -288,7 +289,7 @@ class NumpyBackend(Backend):
         def rows(z: Array, t: Array) -> tuple[Array, Array]:
             value = xp.maximum(z, 0) - z * t + xp.log1p(xp.exp(-xp.abs(z)))
             sigmoid = xp.empty_like(z)
-            ACTIVATION_FORWARD["sigmoid"](xp, z, sigmoid, 0.0)
+            self.activation_forward(SIGMOID, z, sigmoid)
             return value.mean(axis=1), (sigmoid - t) / z.shape[1]
 
         self._loss(rows, pred, target, weight, dpred, loss)

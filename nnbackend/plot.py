@@ -1,0 +1,306 @@
+"""Pictures of training and of models; each function takes and returns a matplotlib Axes.
+
+Matplotlib is an extra (``pip install "nnbackend[plot]"``), imported when a picture is made.
+Colours differ in brightness and lines in style, so that every picture can be read in grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnbackend._checks import check_size
+from nnbackend.errors import DataError, ShapeError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from nnbackend.model import Sequential
+
+HostArray = np.ndarray[Any, Any]
+TRAIN_COLOUR, VALIDATION_COLOUR = "#08306b", "#e6842a"
+MARKERS = "os^Dv<>Pp*"
+
+
+def require_matplotlib() -> None:
+    """Say how to install matplotlib where it is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'pictures need matplotlib, which is not installed: pip install "nnbackend[plot]"'
+        ) from error
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure without a window, laid out so that labels do not overlap; inches."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _axes(ax: Axes | None, width: float = 5.0, height: float = 3.6) -> Axes:
+    return new_figure(width, height).add_subplot() if ax is None else ax
+
+
+def history(
+    curves: Mapping[str, Sequence[float]],
+    name: str = "loss",
+    ax: Axes | None = None,
+) -> Axes:
+    """A curve over the epochs, training solid and validation dashed.
+
+    Args:
+        curves: what ``fit`` returned.
+        name: "loss", "accuracy", or any other curve's name without "val_".
+    """
+    if name not in curves and f"val_{name}" not in curves:
+        raise DataError(f"there is no curve {name!r}; the curves are {', '.join(curves)}")
+    ax = _axes(ax)
+    for key, label, colour, style in (
+        (name, "training", TRAIN_COLOUR, "-"),
+        (f"val_{name}", "validation", VALIDATION_COLOUR, "--"),
+    ):
+        if key in curves:
+            values = curves[key]
+            marker = "o" if len(values) < 3 else ""
+            epochs = range(1, len(values) + 1)
+            ax.plot(epochs, values, style, color=colour, label=label, marker=marker, lw=1.6)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(name.replace("_", " "))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(True, color="0.9", lw=0.6)
+    ax.legend(frameon=False)
+    return ax
+
+
+def decision_regions(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    ax: Axes | None = None,
+    resolution: int = 200,
+    class_names: Sequence[str] | None = None,
+) -> Axes:
+    """Which class the model gives each point of a plane, with the data on top.
+
+    Args:
+        model: with two inputs.
+        x: (N, 2).   y: (N,) class labels.
+        resolution: points along each side.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y).reshape(-1)
+    if model.n_inputs != 2 or x.ndim != 2 or x.shape[1] != 2:
+        raise ShapeError(
+            f"decision regions are drawn for two inputs; the model has {model.n_inputs}, x has "
+            f"shape {x.shape}"
+        )
+    check_size("resolution", resolution)
+    ax = _axes(ax, 4.6, 4.2)
+    import matplotlib
+
+    low, high = x.min(axis=0), x.max(axis=0)
+    margin = 0.06 * np.maximum(high - low, 1e-6)
+    sides = [
+        np.linspace(a, b, resolution) for a, b in zip(low - margin, high + margin, strict=True)
+    ]
+    grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
+    labels = predicted_classes(model, grid).reshape(resolution, resolution)
+    classes = max(int(labels.max()), int(y.max())) + 1
+    colours = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.95, classes))
+    levels = np.arange(classes + 1) - 0.5
+    ax.contourf(*sides, labels, levels=levels, colors=colours, alpha=0.45)
+    for c in range(classes):
+        chosen = y == c
+        name = str(c) if class_names is None else class_names[c]
+        ax.scatter(
+            *x[chosen].T, color=colours[c], marker=MARKERS[c % len(MARKERS)], s=16,
+            edgecolors="black", linewidths=0.4, label=name,
+        )  # fmt: skip
+    ax.set_xlabel("$x_1$")
+    ax.set_ylabel("$x_2$")
+    if classes <= 10:
+        ax.legend(title="class", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    return ax
+
+
+def predicted_classes(model: Sequential, x: Any) -> HostArray:
+    """The class with the largest output; for one output, yes or no."""
+    out = model.predict(x)
+    if out.shape[1] > 1:
+        return out.argmax(axis=1)
+    from nnbackend.losses import Loss
+
+    threshold = model.loss.threshold if isinstance(model.loss, Loss) else None
+    return (out[:, 0] > (0.5 if threshold is None else threshold)).astype(np.int64)
+
+
+def confusion_matrix(
+    y_true: Any,
+    y_pred: Any,
+    class_names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """How often each class (row) was taken for each class (column).
+
+    Args:
+        y_true, y_pred: (N,) class labels.
+    """
+    y_true, y_pred = (np.asarray(y).reshape(-1).astype(np.int64) for y in (y_true, y_pred))
+    if y_true.shape != y_pred.shape or not len(y_true):
+        raise ShapeError(
+            f"y_true and y_pred must be as long, at least 1; received {len(y_true)} and "
+            f"{len(y_pred)}"
+        )
+    ax = _axes(ax, 4.6, 4.4)
+    classes = int(max(y_true.max(), y_pred.max())) + 1
+    if class_names is not None:
+        classes = max(classes, len(class_names))
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (y_true, y_pred), 1)
+    # the diagonal would outshine the mistakes: brightness goes with the square root
+    shares = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if classes <= 20:
+        for i, j in np.argwhere(counts):
+            colour = "white" if shares[i, j] > 0.6 else "black"
+            ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
+        names = [str(c) for c in range(classes)] if class_names is None else list(class_names)
+        rotation = 90 if max(map(len, names)) > 3 else 0
+        ax.set_xticks(range(classes), names, rotation=rotation)
+        ax.set_yticks(range(classes), names)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    return ax
+
+
+def worst_mistakes(
+    model: Sequential,
+    x: Any,
+    y: Any,
+    shape: tuple[int, int] | None = None,
+    count: int = 12,
+    class_names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The pictures that the model was most sure about and wrong, as "true > predicted".
+
+    Args:
+        x: (N, height * width).   y: (N,) class labels.
+        shape: (height, width); a square where None.
+        count: at most this many.
+    """
+    x, y = np.asarray(x), np.asarray(y).reshape(-1)
+    height, width = image_shape(x.shape[1], shape)
+    probabilities = model.predict_proba(x)
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != y)
+    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
+    names = class_names or [str(c) for c in range(probabilities.shape[1])]
+    texts = [f"{names[int(y[i])]} > {names[int(predicted[i])]}" for i in worst]
+    ax = _axes(ax, 5.0, 3.6)
+    if not len(worst):
+        ax.text(0.5, 0.5, "no mistakes", ha="center", va="center", transform=ax.transAxes)
+    _mosaic(ax, [x[i].reshape(height, width) for i in worst], texts, "gray_r")
+    ax.set_title("worst mistakes (true > predicted)", fontsize=9)
+    return ax
+
+
+def first_layer_weights(
+    model: Sequential,
+    shape: tuple[int, int] | None = None,
+    count: int = 24,
+    ax: Axes | None = None,
+) -> Axes:
+    """What the first dense layer's neurons look for: their weights as pictures.
+
+    Args:
+        shape: (height, width) of the input; a square where None.
+        count: at most this many neurons, those with the largest weights.
+    """
+    from nnbackend.layers import Dense
+
+    dense = next((layer for layer in model.layers if isinstance(layer, Dense)), None)
+    if dense is None:
+        raise DataError("the model has no Dense layer whose weights could be drawn")
+    weight = model.backend.to_numpy(dense.weight)
+    height, width = image_shape(weight.shape[0], shape)
+    strongest = np.argsort(-np.abs(weight).sum(axis=0), kind="stable")[:count]
+    ax = _axes(ax, 5.0, 3.6)
+    limit = float(np.abs(weight[:, strongest]).max()) or 1.0
+    images = [weight[:, j].reshape(height, width) / limit for j in strongest]
+    _mosaic(ax, images, [f"{j}" for j in strongest], "RdBu", -1.0, 1.0)
+    ax.set_title("first-layer weights (number of the neuron)", fontsize=9)
+    return ax
+
+
+def image_shape(width: int, shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of a picture of ``width`` pixels."""
+    if shape is None:
+        side = int(round(width**0.5))
+        shape = (side, side)
+    if shape[0] * shape[1] != width:
+        raise ShapeError(
+            f"rows of {width} values are no pictures of {shape[0]} x {shape[1]}; pass "
+            f"shape=(height, width)"
+        )
+    return shape
+
+
+def _mosaic(
+    ax: Axes,
+    images: Sequence[HostArray],
+    texts: Sequence[str],
+    colours: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Small pictures in rows, each with a line of text above it."""
+    columns = max(1, int(np.ceil(np.sqrt(len(images) * 1.6))))
+    rows = max(1, -(-len(images) // columns))
+    for k, (image, text) in enumerate(zip(images, texts, strict=True)):
+        row, column = divmod(k, columns)
+        box = (column + 0.08, column + 0.92, row + 0.95, row + 0.27)
+        own_low = float(image.min()) if low is None else low
+        own_high = float(image.max()) if high is None else high
+        ax.imshow(
+            image, cmap=colours, extent=box, vmin=own_low, vmax=own_high, aspect="auto",
+            interpolation="nearest",
+        )  # fmt: skip
+        ax.text(column + 0.5, row + 0.22, text, ha="center", va="bottom", fontsize=7)
+    ax.set_xlim(0, columns)
+    ax.set_ylim(rows, 0)
+    ax.set_axis_off()
+
+
+def regression_fit(
+    model: Sequential, x: Any, y: Any, names: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Predictions: the curve over x for one input, else predicted against true values."""
+    x = np.asarray(x)
+    y = np.asarray(y).reshape(len(x), -1)
+    predicted = model.predict(x)
+    ax = _axes(ax)
+    if x.shape[1] == 1 and y.shape[1] == 1:
+        order = np.argsort(x[:, 0], kind="stable")
+        ax.plot(x[order, 0], y[order, 0], ".", color="0.6", ms=4, label="data")
+        ax.plot(x[order, 0], predicted[order, 0], "-", color=TRAIN_COLOUR, label="model")
+        ax.set_xlabel("x")
+        ax.set_ylabel("y")
+        ax.legend(frameon=False)
+        return ax
+    limits = [float(min(y.min(), predicted.min())), float(max(y.max(), predicted.max()))]
+    ax.plot(limits, limits, "--", color="0.6", lw=1)
+    for k in range(y.shape[1]):
+        label = None if names is None else names[k]
+        marker = MARKERS[k % len(MARKERS)]
+        ax.plot(y[:, k], predicted[:, k], marker, ms=3, alpha=0.6, label=label)
+    if names is not None and len(names) > 1:
+        ax.legend(frameon=False)
+    ax.set_xlabel("true")
+    ax.set_ylabel("predicted")
+    return ax

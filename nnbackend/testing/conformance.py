@@ -1,0 +1,466 @@
+"""Every operation of the contract against a float64 oracle: for built-in backends and plug-ins.
+
+Each check draws fresh inputs, hands over outputs filled with NaN, compares with a formula
+written down here independently of any backend, and makes sure that no input was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nnbackend.activations import ACTIVATIONS
+from nnbackend.backends.base import Activation, Array, Backend
+from nnbackend.testing import oracle
+
+HostArray = np.ndarray[Any, Any]
+Check = Callable[["Case"], None]
+
+#: Largest error allowed, relative to the size of the values, by dtype.
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+
+class Case:
+    """A backend, a dtype and a generator, with the helpers that every check uses."""
+
+    def __init__(self, backend: Backend, dtype: Any, seed: int) -> None:
+        self.backend, self.dtype = backend, np.dtype(dtype)
+        self.rng = np.random.default_rng(seed)
+        self._inputs: list[tuple[Array, HostArray]] = []
+
+    def normal(self, *shape: int) -> HostArray:
+        """Standard normal numbers that are exact in the dtype."""
+        return self.rng.normal(size=shape).astype(self.dtype)
+
+    def put(self, values: HostArray, dtype: Any = None) -> Array:
+        """An input on the device, remembered to be checked for changes."""
+        kept = np.array(values, dtype=dtype or self.dtype)
+        device = self.backend.zeros(kept.shape, kept.dtype)
+        device[...] = self.backend.asarray(kept, kept.dtype)
+        self._inputs.append((device, kept))
+        return device
+
+    def state(self, values: HostArray) -> Array:
+        """An array that the operation may change."""
+        device = self.backend.zeros(values.shape, self.dtype)
+        device[...] = self.backend.asarray(values, self.dtype)
+        return device
+
+    def poisoned(self, *shape: int, dtype: Any = None) -> Array:
+        """An output full of NaN (or of large numbers)."""
+        kind = np.dtype(dtype or self.dtype)
+        out = self.backend.zeros(shape, kind)
+        out[...] = np.nan if kind.kind == "f" else np.iinfo(kind).max
+        return out
+
+    def scalar(self) -> Array:
+        """A poisoned 0-d float64."""
+        return self.poisoned(dtype=np.float64)
+
+    def equal(self, what: str, received: Array, expected: Any, slack: float = 1.0) -> None:
+        """Compare with the oracle, within the dtype's tolerance."""
+        got = np.asarray(self.backend.to_numpy(received), dtype=np.float64)
+        want = np.asarray(expected, dtype=np.float64)
+        if got.shape != want.shape:
+            raise AssertionError(f"{what}: shape {got.shape} instead of {want.shape}")
+        if not np.array_equal(np.isnan(got), np.isnan(want)):
+            raise AssertionError(f"{what}: NaN in other places than expected")
+        finite = np.isfinite(want)
+        if not np.array_equal(got[~finite], want[~finite], equal_nan=True):
+            raise AssertionError(f"{what}: infinities in other places than expected")
+        scale = max(1.0, float(np.abs(want[finite]).max(initial=0.0)))
+        limit = slack * TOLERANCE[self.dtype.name] * scale
+        error = float(np.abs(got[finite] - want[finite]).max(initial=0.0))
+        if not error <= limit:
+            raise AssertionError(f"{what}: off by {error:.3e}; allowed {limit:.1e}")
+
+    def inputs_unchanged(self) -> None:
+        """No input was written to."""
+        for device, kept in self._inputs:
+            if not np.array_equal(self.backend.to_numpy(device), kept, equal_nan=True):
+                raise AssertionError("the operation changed one of its inputs")
+
+
+# -- arrays -----------------------------------------------------------------------------------
+
+
+def take_rows(case: Case) -> None:
+    for dtype in (case.dtype, np.int32):
+        values = (case.normal(7, 3) * 100).astype(dtype)
+        idx = case.rng.integers(0, 7, 5)
+        out = case.poisoned(5, 3, dtype=dtype)
+        case.backend.take_rows(case.put(values, dtype), case.put(idx, np.int64), out)
+        case.equal("take_rows", out, values[idx])
+
+
+def all_finite(case: Case) -> None:
+    values = case.normal(40_000)
+    if not case.backend.all_finite(case.put(values)):
+        raise AssertionError("all_finite: False for finite values")
+    big = np.full(1000, np.finfo(case.dtype).max, case.dtype)
+    if not case.backend.all_finite(case.put(big)):
+        raise AssertionError("all_finite: False where only the sum overflows")
+    for bad in (np.nan, np.inf, -np.inf):
+        values[case.rng.integers(len(values))] = bad
+        if case.backend.all_finite(case.put(values)):
+            raise AssertionError(f"all_finite: True for an array with {bad}")
+
+
+def random_bits(case: Case) -> None:
+    seed, stream = 0x1234_5678_9ABC_DEF0, 77 | 3 << 64
+    whole = case.poisoned(50_003, dtype=np.uint32)
+    case.backend.random_bits(whole, seed, stream, 0)
+    words = case.backend.to_numpy(whole)
+    expected = [oracle.philox_word(e, stream, seed) for e in (0, 1, 2, 3, 4, 16_383, 50_002)]
+    case.equal("random_bits", words[[0, 1, 2, 3, 4, 16_383, 50_002]], expected)
+    part = case.poisoned(1001, dtype=np.uint32)
+    case.backend.random_bits(part, seed, stream, 4000)
+    case.equal("random_bits with an offset", part, words[4000:5001])
+
+
+# -- layers -----------------------------------------------------------------------------------
+
+
+def _activations() -> list[Activation]:
+    usual = [Activation(name, parameter) for name, parameter in ACTIVATIONS.items()]
+    return [*usual, Activation("leaky_relu", 0.2), Activation("elu", 0.5)]
+
+
+def activations(case: Case) -> None:
+    for act in _activations():
+        for rows, width in ((5, 7), (1, 1), (301, 67)):
+            z = 3 * case.normal(rows, width)
+            dy = case.normal(rows, width)
+            y, dz = oracle.activation(act, z, dy)
+            x, out, dx = case.put(z), case.poisoned(rows, width), case.poisoned(rows, width)
+            case.backend.activation_forward(act, x, out)
+            case.equal(f"{act.name} forward", out, y)
+            saved = x if case.backend.activation_saves(act) == "input" else out
+            case.backend.activation_backward(act, case.put(dy), saved, dx)
+            case.equal(f"{act.name} backward", dx, dz)
+            in_place = case.state(z)
+            case.backend.activation_forward(act, in_place, in_place)
+            case.equal(f"{act.name} in place", in_place, y)
+
+
+def activation_extremes(case: Case) -> None:
+    """Large, infinite and NaN inputs: limits where they exist, NaN only where NaN went in."""
+    big = 3e4 if case.dtype == np.float64 else 300.0
+    z = np.array([[np.nan, -np.inf, -big, -30.0, -0.0, 0.0, 30.0, big, np.inf]], case.dtype)
+    for act in _activations():
+        if act.name == "softmax":
+            continue
+        want, _ = oracle.activation(act, z, np.ones_like(z))
+        out = case.poisoned(*z.shape)
+        case.backend.activation_forward(act, case.put(z), out)
+        got = case.backend.to_numpy(out)
+        if not np.array_equal(np.isnan(got), np.isnan(z)):
+            raise AssertionError(f"{act.name}({z}) = {got}: NaN in the wrong places")
+        finite = np.isfinite(want) & (np.abs(want) < np.finfo(case.dtype).max)
+        case.equal(f"{act.name} at extremes", got[finite], want[finite])
+    row = np.array([[1e4, 0.0, -1e4], [-1e4, -1e4, -1e4]], case.dtype)
+    out = case.poisoned(2, 3)
+    case.backend.activation_forward(Activation("softmax"), case.put(row), out)
+    case.equal("softmax at extremes", out, [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+
+
+def dense(case: Case) -> None:
+    for act in _activations():
+        for rows, inputs, outputs in ((4, 3, 5), (1, 1, 1), (130, 70, 10)):
+            x, w = case.normal(rows, inputs), case.normal(inputs, outputs)
+            b, dy = case.normal(outputs), case.normal(rows, outputs)
+            for bias in (b, None):
+                _dense(case, act, x, w, bias, dy)
+
+
+def _dense(
+    case: Case, act: Activation, x: HostArray, w: HostArray, b: HostArray | None, dy: HostArray
+) -> None:
+    backend, shape = case.backend, dy.shape
+    z = oracle.dense(x, w, b)
+    y, dz = oracle.activation(act, z, dy)
+    dw, db, dx = oracle.dense_gradients(x, w, dz)
+    x_, w_, b_, dy_ = case.put(x), case.put(w), None if b is None else case.put(b), case.put(dy)
+    out = case.poisoned(*shape)
+    pre = case.poisoned(*shape) if backend.activation_saves(act) == "input" else None
+    backend.dense_forward(x_, w_, b_, act, out, pre)
+    # sums of products: the error grows with the number of terms and their size
+    slack = 4.0 * max(1.0, float(np.abs(z).max()))
+    case.equal(f"dense + {act.name}", out, y, slack)
+    inference = case.poisoned(*shape)
+    backend.dense_forward(x_, w_, b_, act, inference, None)
+    case.equal(f"dense + {act.name}, inference", inference, y, slack)
+    saved = out if pre is None else pre
+    results = case.poisoned(*w.shape), case.poisoned(shape[1]), case.poisoned(*x.shape)
+    backend.dense_backward(dy_, x_, w_, act, saved, *results, case.poisoned(*shape))
+    for name, got, want in zip(("dw", "db", "dx"), results, (dw, db, dx), strict=True):
+        case.equal(f"dense + {act.name}, {name}", got, want, slack)
+    # parts that are not wanted, and dy as scratch
+    only_dx = case.poisoned(*x.shape)
+    scratch = case.state(dy)
+    backend.dense_backward(scratch, x_, w_, act, saved, None, None, only_dx, scratch)
+    case.equal(f"dense + {act.name}, dx alone", only_dx, dx, slack)
+    case.inputs_unchanged()
+
+
+def batch_norm(case: Case) -> None:
+    backend, momentum, eps = case.backend, 0.3, 1e-3
+    for rows, width in ((5, 3), (2, 1), (400, 65)):
+        x, dy = 2 * case.normal(rows, width) + 3, case.normal(rows, width)
+        gamma, beta = case.normal(width), case.normal(width)
+        mean, var = case.normal(width), case.normal(width) ** 2
+        want = oracle.batch_norm(x, gamma, beta, mean, var, momentum, eps, dy)
+        x_, gamma_, beta_ = case.put(x), case.put(gamma), case.put(beta)
+        mean_, var_ = case.state(mean), case.state(var)
+        out, saved = case.poisoned(rows, width), case.poisoned(2, width)
+        frozen = case.poisoned(rows, width)
+        backend.batch_norm_inference(x_, gamma_, beta_, mean_, var_, eps, frozen)
+        case.equal("batch_norm inference", frozen, want["inference"], 20)
+        backend.batch_norm_forward(x_, gamma_, beta_, mean_, var_, momentum, eps, out, saved)
+        dgamma, dbeta = case.poisoned(width), case.poisoned(width)
+        dx = case.poisoned(rows, width)
+        backend.batch_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, dx)
+        got = {"out": out, "mean": mean_, "var": var_, "dgamma": dgamma, "dbeta": dbeta, "dx": dx}
+        for name, array in got.items():
+            case.equal(f"batch_norm {name}", array, want[name], 50)
+        backend.batch_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, None)
+        case.equal("batch_norm dgamma without dx", dgamma, want["dgamma"], 50)
+
+
+def layer_norm(case: Case) -> None:
+    backend, eps = case.backend, 1e-3
+    for rows, width in ((5, 3), (1, 2), (400, 65)):
+        x, dy = 2 * case.normal(rows, width) + 3, case.normal(rows, width)
+        gamma, beta = case.normal(width), case.normal(width)
+        want = oracle.layer_norm(x, gamma, beta, eps, dy)
+        x_, gamma_, beta_ = case.put(x), case.put(gamma), case.put(beta)
+        out, saved = case.poisoned(rows, width), case.poisoned(2, rows)
+        backend.layer_norm_forward(x_, gamma_, beta_, eps, out, saved)
+        dgamma, dbeta = case.poisoned(width), case.poisoned(width)
+        dx = case.poisoned(rows, width)
+        backend.layer_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, dx)
+        got = {"out": out, "dgamma": dgamma, "dbeta": dbeta, "dx": dx}
+        for name, array in got.items():
+            case.equal(f"layer_norm {name}", array, want[name], 50)
+        backend.layer_norm_forward(x_, gamma_, beta_, eps, out, None)
+        case.equal("layer_norm inference", out, want["out"], 50)
+        backend.layer_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, None)
+        case.equal("layer_norm dgamma without dx", dgamma, want["dgamma"], 50)
+
+
+def dropout(case: Case) -> None:
+    backend, seed, stream = case.backend, 987_654_321, 5 | 2 << 64
+    for rate in (0.0, 0.3, 0.999):
+        x, dy = case.normal(61, 33), case.normal(61, 33)
+        out, saved, dx = (case.poisoned(61, 33) for _ in range(3))
+        backend.dropout_forward(case.put(x), rate, seed, stream, out, saved)
+        words = [oracle.philox_word(e, stream, seed) for e in range(61 * 33)]
+        kept = np.array(words).reshape(61, 33) >= int(rate * 2.0**32)
+        case.equal("dropout mask", saved, kept / (1 - rate))
+        case.equal("dropout", out, x * kept / (1 - rate))
+        backend.dropout_backward(case.put(dy), saved, dx)
+        case.equal("dropout backward", dx, dy * kept / (1 - rate))
+
+
+def standardize(case: Case) -> None:
+    x, mean, scale = case.normal(9, 4), case.normal(4), case.normal(4)
+    out = case.poisoned(9, 4)
+    case.backend.standardize_forward(case.put(x), case.put(mean), case.put(scale), out)
+    case.equal("standardize", out, (x.astype(np.float64) - mean) * scale)
+    case.backend.standardize_backward(case.put(x), case.put(scale), out)
+    case.equal("standardize backward", out, x.astype(np.float64) * scale)
+
+
+# -- losses and metrics -------------------------------------------------------------------------
+
+
+def losses(case: Case) -> None:
+    for name in oracle.LOSSES:
+        for rows, outputs in ((6, 4), (1, 2), (700, 33)):
+            for weights in (None, "some", "zero"):
+                for labels in (False, True):
+                    _loss(case, name, rows, outputs, weights, labels)
+
+
+def _loss(
+    case: Case, name: str, rows: int, outputs: int, weights: str | None, labels: bool
+) -> None:
+    pred, target = oracle.loss_inputs(name, rows, outputs, labels, case.rng)
+    if target is None:
+        return
+    pred = pred.astype(case.dtype)
+    target = target if labels else target.astype(case.dtype)
+    weight = None
+    if weights is not None:
+        weight = case.rng.uniform(size=rows).astype(case.dtype) * (weights == "some")
+        weight[0] = 0
+    want, want_gradient = oracle.loss(name, pred, target, weight)
+    parameters = oracle.LOSS_PARAMETERS.get(name, ())
+    weight_ = None if weight is None else case.put(weight)
+    arrays = case.put(pred), case.put(target, np.int32 if labels else None), weight_
+    dpred, value = case.poisoned(rows, outputs), case.scalar()
+    getattr(case.backend, name)(*arrays, dpred, value, *parameters)
+    case.equal(name, value, want, 10)
+    case.equal(f"{name} gradient", dpred, want_gradient, 10)
+    alone = case.scalar()
+    getattr(case.backend, name)(*arrays, None, alone, *parameters)
+    case.equal(f"{name} without gradient", alone, want, 10)
+    case.inputs_unchanged()
+
+
+def loss_extremes(case: Case) -> None:
+    """Logits of +-1e4 and probabilities of 0 and 1 give finite losses and gradients."""
+    logits = np.array([[1e4, -1e4], [-1e4, 1e4]], case.dtype)
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]], case.dtype)
+    target = np.array([[1.0, 0.0], [1.0, 0.0]], case.dtype)
+    for name, pred in (
+        ("softmax_cross_entropy", logits),
+        ("sigmoid_cross_entropy", logits),
+        ("categorical_cross_entropy", certain),
+        ("binary_cross_entropy", certain),
+        ("poisson", np.zeros((2, 2), case.dtype)),
+    ):
+        value, dpred = case.scalar(), case.poisoned(2, 2)
+        getattr(case.backend, name)(case.put(pred), case.put(target), None, dpred, value)
+        result = case.backend.to_numpy(value), case.backend.to_numpy(dpred)
+        if not (np.isfinite(result[0]) and np.isfinite(result[1]).all()):
+            raise AssertionError(f"{name} at its limits: loss {result[0]}, gradient {result[1]}")
+        if name == "softmax_cross_entropy":
+            case.equal(name, value, 1e4)
+        if name == "sigmoid_cross_entropy":
+            case.equal(name, value, 5e3)
+
+
+def metrics(case: Case) -> None:
+    backend = case.backend
+    for rows, classes in ((50, 5), (1, 2), (900, 40)):
+        # few distinct values: ties must go to the lower class
+        pred = np.round(2 * case.normal(rows, classes)) / 2
+        label = case.rng.integers(0, classes, rows)
+        onehot = np.eye(classes)[label].astype(case.dtype)
+        yes = (case.rng.uniform(size=(rows, classes)) < 0.5).astype(case.dtype)
+        for weight in (None, case.rng.uniform(size=rows).astype(case.dtype)):
+            weight_ = None if weight is None else case.put(weight)
+            pred_ = case.put(pred)
+            targets = ((case.put(label, np.int32), None), (case.put(onehot), None))
+            for target, threshold in (*targets, (case.put(yes), 0.25)):
+                truth = yes if threshold is not None else label
+                out = case.scalar()
+                backend.count_correct(pred_, target, weight_, threshold, 1, out)
+                case.equal("count_correct", out, oracle.correct(pred, truth, weight, threshold, 1))
+                counts = case.poisoned(3, classes, dtype=np.float64)
+                backend.confusion_counts(pred_, target, weight_, threshold, counts)
+                case.equal(
+                    "confusion_counts", counts, oracle.confusion(pred, truth, weight, threshold)
+                )
+            if classes > 3:
+                out = case.scalar()
+                backend.count_correct(pred_, targets[0][0], weight_, None, 3, out)
+                case.equal("top 3", out, oracle.correct(pred, label, weight, None, 3))
+            real = case.normal(rows, classes)
+            sums = case.poisoned(4, classes, dtype=np.float64)
+            backend.regression_sums(pred_, case.put(real), weight_, sums)
+            case.equal("regression_sums", sums, oracle.regression(pred, real, weight))
+    case.inputs_unchanged()
+
+
+# -- gradients and updates ----------------------------------------------------------------------
+
+
+def penalty(case: Case) -> None:
+    w = case.normal(30, 700)
+    w[0, :5] = 0
+    grad = case.normal(30, 700)
+    for l1, l2 in ((0.1, 0.0), (0.0, 0.2), (0.1, 0.2)):
+        loss, grad_ = case.scalar(), case.state(grad)
+        loss[...] = 1.5
+        case.backend.penalty(case.put(w), l1, l2, grad_, loss)
+        w64 = w.astype(np.float64)
+        want = 1.5 + l1 * np.abs(w64).sum() + l2 * (w64**2).sum()
+        case.equal("penalty", loss, want)
+        case.equal("penalty gradient", grad_, grad + l1 * np.sign(w64) + 2 * l2 * w64)
+        case.backend.penalty(case.put(w), l1, l2, None, loss)
+        case.equal("penalty without gradient", loss, 2 * want - 1.5)
+
+
+def clip_by_global_norm(case: Case) -> None:
+    grad = case.normal(40_001)
+    norm = float(np.linalg.norm(grad.astype(np.float64)))
+    for limit in (norm / 3, norm * 3):
+        out = case.state(grad)
+        case.backend.clip_by_global_norm(out, limit)
+        case.equal("clip_by_global_norm", out, grad * min(1.0, limit / norm))
+    zero = case.state(np.zeros(3))
+    case.backend.clip_by_global_norm(zero, 1.0)
+    case.equal("clip_by_global_norm of zero", zero, np.zeros(3))
+
+
+def optimizer_steps(case: Case) -> None:
+    for size in (1, 1003, 140_000):
+        for name, settings in oracle.STEPS:
+            w, grads = case.normal(size), [case.normal(size) * s for s in (1e-8, 0, 1, 1e3)]
+            want, slots64 = w.astype(np.float64), oracle.slots(name, settings, size)
+            param = case.state(w)
+            slots = [case.state(np.zeros(size)) for _ in slots64]
+            scratch = case.poisoned(case.backend.step_scratch_size(size))
+            for step, grad in enumerate(grads):
+                want = oracle.step(name, settings, want, grad.astype(np.float64), slots64, step)
+                arguments = oracle.step_arguments(name, settings, slots, step)
+                getattr(case.backend, name)(param, case.put(grad), *arguments, scratch)
+            case.equal(f"{name} {settings}", param, want, 10)
+            for slot, slot64 in zip(slots, slots64, strict=True):
+                case.equal(f"{name} {settings} state", slot, slot64, 10)
+    case.inputs_unchanged()
+
+
+CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        take_rows,
+        all_finite,
+        random_bits,
+        activations,
+        activation_extremes,
+        dense,
+        batch_norm,
+        layer_norm,
+        dropout,
+        standardize,
+        losses,
+        loss_extremes,
+        metrics,
+        penalty,
+        clip_by_global_norm,
+        optimizer_steps,
+    )
+}
+
+
+def check_backend(backend: Backend, seed: int | None = None) -> None:
+    """Run every check in float32 and float64, with fresh random inputs.
+
+    Args:
+        backend: of any origin.
+        seed: to repeat a failure; drawn, and named in the error, where None.
+
+    Raises:
+        AssertionError: the operation, what was wrong and by how much.
+    """
+    drawn = int(np.random.default_rng(seed).integers(1 << 31)) if seed is None else seed
+    for name, check in CHECKS.items():
+        for dtype in TOLERANCE:
+            run_check(backend, name, check, dtype, drawn)
+
+
+def run_check(backend: Backend, name: str, check: Check, dtype: str, seed: int) -> None:
+    """Run one check; the error names everything needed to repeat it."""
+    case = Case(backend, dtype, seed)
+    try:
+        check(case)
+        case.inputs_unchanged()
+    except AssertionError as error:
+        raise AssertionError(
+            f"{backend!r} fails {name} in {dtype} with seed {seed}: {error}"
+        ) from error

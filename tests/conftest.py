@@ -1,0 +1,52 @@
+"""What all tests share: the backends under test, and the golden numbers.
+
+``NN_TEST_BACKENDS=numpy,numba`` names the backends; one that is named and cannot load fails.
+Without it every backend that can run here is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nnbackend as nn
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMED = [name for name in os.environ.get("NN_TEST_BACKENDS", "").split(",") if name]
+BACKENDS = NAMED or [name for name, found in nn.available_backends().items() if found.ok]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[nn.Backend]:
+    """Each backend under test, current for the test's duration."""
+    with nn.use_backend(request.param) as current:
+        yield current
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240117)
+
+
+@cache
+def golden_index() -> dict[str, Any]:
+    entries = json.loads((GOLDEN / "index.json").read_text())["entries"]
+    return {entry["id"]: entry for entry in entries}
+
+
+@cache
+def golden_arrays(file: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / file) as archive:
+        return dict(archive)
