@@ -68,7 +68,7 @@ _Q = (
 _INV_SQRT_PI = 0.56418958354775628695
 _SMALL = 0.84375
 _MEDIUM = 4.0
-_LARGEST = 26.6  # erfc underflows to zero above it
+_LARGEST = 28.0  # erfc underflows to zero below it
 
 
 def _polynomial(xp: Any, coefficients: tuple[float, ...], x: Any) -> Any:

@@ -119,10 +119,11 @@ def build_model(settings: Settings, x: HostArray, y: HostArray) -> Sequential:
         width = units
     layers.append(Dense(width, outputs))
     model = Sequential(layers, settings.seed, settings.dtype, settings.backend)
-    lr: float | Schedule = settings.lr or LEARNING_RATES[settings.optimizer]
+    highest = settings.lr or LEARNING_RATES[settings.optimizer]
+    lr: float | Schedule = highest
     if settings.schedule == "cosine":
         rows = len(x) - round(len(x) * settings.validation)
-        lr = CosineDecay(lr, steps=settings.epochs * -(-rows // settings.batch_size))
+        lr = CosineDecay(highest, steps=settings.epochs * -(-rows // settings.batch_size))
     model.compile(
         loss="softmax_cross_entropy" if classification else "mean_squared_error",
         optimizer=resolve_optimizer({"name": settings.optimizer, "lr": lr}),

@@ -72,7 +72,7 @@ def history(
             ax.plot(epochs, values, style, color=colour, label=label, marker=marker, lw=1.6)
     ax.set_xlabel("epoch")
     ax.set_ylabel(name.replace("_", " "))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.grid(True, color="0.9", lw=0.6)
     ax.legend(frameon=False)
     return ax
@@ -118,7 +118,7 @@ def decision_regions(
         chosen = y == c
         name = str(c) if class_names is None else class_names[c]
         ax.scatter(
-            *x[chosen].T, color=colours[c], marker=MARKERS[c % len(MARKERS)], s=16,
+            x[chosen, 0], x[chosen, 1], color=colours[c], marker=MARKERS[c % len(MARKERS)], s=16,
             edgecolors="black", linewidths=0.4, label=name,
         )  # fmt: skip
     ax.set_xlabel("$x_1$")
@@ -132,7 +132,7 @@ def predicted_classes(model: Sequential, x: Any) -> HostArray:
     """The class with the largest output; for one output, yes or no."""
     out = model.predict(x)
     if out.shape[1] > 1:
-        return out.argmax(axis=1)
+        return np.asarray(out.argmax(axis=1))
     from nnbackend.losses import Loss
 
     threshold = model.loss.threshold if isinstance(model.loss, Loss) else None
@@ -241,7 +241,7 @@ def first_layer_weights(
 def image_shape(width: int, shape: tuple[int, int] | None) -> tuple[int, int]:
     """Height and width of a picture of ``width`` pixels."""
     if shape is None:
-        side = int(round(width**0.5))
+        side = round(width**0.5)
         shape = (side, side)
     if shape[0] * shape[1] != width:
         raise ShapeError(

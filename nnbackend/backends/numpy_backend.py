@@ -49,7 +49,7 @@ class NumpyBackend(Backend):
                 f"a model on {self.device} takes host arrays; received an array on a GPU. "
                 f"Copy it with .get() or move the model with model.to('cuda')"
             )
-        return np.ascontiguousarray(data, dtype=dtype)
+        return np.asarray(data, dtype=dtype, order="C")
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         return np.asarray(x)
