@@ -329,9 +329,11 @@ class _TrainingPlan:
         self.dpred = workspace.gradients[0][: rows * program.n_outputs].reshape(rows, -1)
         self.penalty = program.backend.zeros((), np.dtype(np.float64))
         for row in program.rows:
-            buffer = workspace.gradients[(len(program.rows) - row.layer) % 2]
-            dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
-            forward, backward = _bind(program, workspace, row, rows, dx if row.needs_dx else None)
+            dx = None
+            if row.needs_dx:
+                buffer = workspace.gradients[(len(program.rows) - row.layer) % 2]
+                dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
+            forward, backward = _bind(program, workspace, row, rows, dx)
             self.forward.append(forward)
             self.backward.append(backward)
         trained = [row.layer for row in program.rows if row.trainable]

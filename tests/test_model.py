@@ -1,0 +1,499 @@
+"""Sequential: what compile, fit, evaluate and predict promise."""
+
+import copy
+import pickle
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+import nnbackend as nn
+from nnbackend import model as model_module
+from nnbackend.executor import PythonExecutor
+from nnbackend.layer import NativeLayer
+from nnbackend.program import Op
+
+
+def small(seed: int = 0, dtype: str = "float64", **compile_settings) -> nn.Sequential:
+    model = nn.Sequential(
+        [nn.Dense(4, 8, "tanh"), nn.Dropout(0.2), nn.BatchNorm(8), nn.Dense(8, 3)],
+        seed=seed,
+        dtype=dtype,
+    )
+    settings = {"loss": "softmax_cross_entropy", "optimizer": "adam", "metrics": ["accuracy"]}
+    model.compile(**{**settings, **compile_settings})
+    return model
+
+
+def data(rng: np.random.Generator, rows: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    return rng.normal(size=(rows, 4)), rng.integers(0, 3, rows)
+
+
+def weights(model: nn.Sequential) -> np.ndarray:
+    return model.backend.to_numpy(model.storage.parameters).copy()
+
+
+class TestSameSeedSameRun:
+    def test_training_repeats_bit_for_bit(
+        self, backend: nn.Backend, dtype: str, rng: np.random.Generator
+    ) -> None:
+        x, y = data(rng)
+        runs = []
+        for _ in range(2):
+            model = small(seed=7, dtype=dtype)
+            history = model.fit(x, y, epochs=5, batch_size=16, verbose=0)
+            runs.append((weights(model), history.to_dict()))
+        np.testing.assert_array_equal(runs[0][0], runs[1][0])
+        assert runs[0][1] == runs[1][1]
+
+    def test_seeds_differ_and_an_unset_seed_is_recorded(
+        self, backend: nn.Backend, rng: np.random.Generator
+    ) -> None:
+        assert not np.array_equal(weights(small(1)), weights(small(2)))
+        drawn = nn.Sequential([nn.Dense(4, 3)])
+        assert drawn.seed != nn.Sequential([nn.Dense(4, 3)]).seed
+        again = nn.Sequential([nn.Dense(4, 3)], seed=drawn.seed)
+        np.testing.assert_array_equal(weights(drawn), weights(again))
+
+    def test_a_layers_own_seed_or_values_win(self, backend: nn.Backend) -> None:
+        layer = nn.Dense(4, 3, seed=11)
+        expected = backend.to_numpy(nn.Dense(4, 3, seed=11).weight)
+        model = nn.Sequential([layer], seed=0)
+        np.testing.assert_array_equal(backend.to_numpy(model.layers[0].weight), expected)
+        used = nn.Dense(4, 3)
+        used.weight = np.full((4, 3), 0.5)
+        nn.Sequential([used], seed=0)
+        np.testing.assert_array_equal(backend.to_numpy(used.weight), np.full((4, 3), 0.5))
+
+
+class TestViews:
+    def test_layers_see_and_change_the_models_vectors(
+        self, backend: nn.Backend, rng: np.random.Generator
+    ) -> None:
+        x, y = data(rng)
+        layer = nn.Dense(4, 3)
+        earlier = layer.weight
+        model = nn.Sequential([layer], seed=0)
+        model.compile("softmax_cross_entropy")
+        view = layer.weight
+        before = backend.to_numpy(view).copy()
+        model.fit(x, y, verbose=0)
+        assert not np.array_equal(backend.to_numpy(view), before)
+        layer.weight = np.zeros((4, 3))
+        layer.bias = [1.0, 2.0, 3.0]
+        np.testing.assert_array_equal(model.predict(x[:2]), [[1, 2, 3]] * 2)
+        # the view from before the model stays readable, and is no longer linked
+        np.testing.assert_array_equal(backend.to_numpy(earlier), before)
+
+    def test_a_layer_belongs_to_one_model(self) -> None:
+        layer = nn.Dense(4, 4)
+        nn.Sequential([layer])
+        with pytest.raises(nn.DataError, match="belongs to another model"):
+            nn.Sequential([layer])
+        nn.Sequential([copy.deepcopy(layer)])
+        twice = nn.Dense(4, 4)
+        with pytest.raises(nn.DataError, match="only once"):
+            nn.Sequential([twice, twice])
+        nn.Sequential([twice])
+
+    def test_frozen_layers_stay(self, backend: nn.Backend, rng: np.random.Generator) -> None:
+        x, y = data(rng)
+        model = nn.Sequential(
+            [nn.Dense(4, 5, "relu"), nn.Dense(5, 5, "relu", trainable=False), nn.Dense(5, 3)],
+            seed=0,
+        )
+        model.compile("softmax_cross_entropy")
+        before = [backend.to_numpy(layer.weight).copy() for layer in model.layers]
+        model.fit(x, y, epochs=2, verbose=0)
+        changed = [
+            not np.array_equal(backend.to_numpy(layer.weight), old)
+            for layer, old in zip(model.layers, before, strict=True)
+        ]
+        assert changed == [True, False, True]
+
+    def test_a_wholly_frozen_model_trains_nothing_and_reports_its_loss(
+        self, backend: nn.Backend, rng: np.random.Generator
+    ) -> None:
+        x, y = data(rng)
+        model = nn.Sequential([nn.Dense(4, 3, trainable=False)], seed=0)
+        model.compile("softmax_cross_entropy")
+        history = model.fit(x, y, epochs=2, verbose=0)
+        assert history["loss"][0] == pytest.approx(history["loss"][1])
+
+
+class TestFit:
+    def test_learns_digits(self, backend: nn.Backend) -> None:
+        x, y = nn.datasets.digits()
+        model = nn.Sequential([nn.Dense(64, 64, "relu"), nn.Dense(64, 10)], seed=0)
+        model.compile("softmax_cross_entropy", nn.Adam(lr=3e-3), ["accuracy", "f1"])
+        history = model.fit(x, y, epochs=12, validation_split=0.2, verbose=0)
+        assert history["val_accuracy"][-1] > 0.93
+        assert history["val_f1"][-1] == pytest.approx(history["val_accuracy"][-1], abs=0.03)
+        assert history.epochs == 12
+        assert history.stopped is None
+
+    def test_history_matches_evaluate_where_nothing_is_random(
+        self, backend: nn.Backend, rng: np.random.Generator
+    ) -> None:
+        x, y = data(rng, 50)
+        model = nn.Sequential([nn.Dense(4, 3, weight_l2=0.1)], seed=0, dtype="float64")
+        model.compile("softmax_cross_entropy", nn.SGD(lr=0.0), ["accuracy", "recall"])
+        result = model.evaluate(x, y)
+        history = model.fit(x, y, batch_size=16, verbose=0)
+        assert history.last().keys() == {*result, "lr"}
+        for name, value in result.items():
+            assert history[name][0] == pytest.approx(value, rel=1e-12)
+        assert result["loss"] > result["data_loss"]
+
+    def test_last_partial_batch_is_averaged_over_its_own_rows(
+        self, backend: nn.Backend, rng: np.random.Generator
+    ) -> None:
+        x, y = rng.normal(size=(7, 4)), rng.normal(size=(7, 2))
+        whole = nn.Sequential([nn.Dense(4, 2)], seed=0, dtype="float64")
+        parts = nn.Sequential([nn.Dense(4, 2)], seed=0, dtype="float64")
+        for model in (whole, parts):
+            model.compile("mean_squared_error", nn.SGD(lr=0.1))
+        whole.fit(x, y, batch_size=5, shuffle=False, verbose=0)
+        for rows in (slice(0, 5), slice(5, 7)):
+            parts.train_step(x[rows], y[rows])
+        np.testing.assert_array_equal(weights(whole), weights(parts))
+
+    def test_weight_zero_is_as_if_the_row_were_not_there(
+        self, backend: nn.Backend, rng: np.random.Generator
+    ) -> None:
+        x, y = data(rng, 20)
+        weight = np.ones(20)
+        weight[15:] = 0
+        with_zeros, without = (nn.Sequential([nn.Dense(4, 3)], seed=0, dtype="float64")
+                               for _ in range(2))  # fmt: skip
+        for model in (with_zeros, without):
+            model.compile("softmax_cross_entropy", nn.SGD(lr=0.1), ["accuracy"])
+        a = with_zeros.fit(x, y, batch_size=20, shuffle=False, sample_weight=weight, verbose=0)
+        b = without.fit(x[:15], y[:15], batch_size=20, shuffle=False, verbose=0)
+        np.testing.assert_allclose(weights(with_zeros), weights(without), atol=1e-14)
+        for name in ("loss", "accuracy"):
+            assert a[name] == pytest.approx(b[name])
+
+    def test_class_weights_multiply(self, backend: nn.Backend, rng: np.random.Generator) -> None:
+        x, y = data(rng, 30)
+        explicit = np.array([1.0, 2.0, 0.5])[y]
+        balanced = (30 / (3 * np.bincount(y)))[y]
+        results = []
+        for settings in (
+            {"class_weight": {1: 2.0, 2: 0.5}},
+            {"sample_weight": explicit},
+            {"class_weight": "balanced"},
+            {"sample_weight": balanced},
+        ):
+            model = nn.Sequential([nn.Dense(4, 3)], seed=0, dtype="float64")
+            model.compile("softmax_cross_entropy")
+            model.fit(x, y, verbose=0, **settings)
+            results.append(weights(model))
+        np.testing.assert_allclose(results[0], results[1], atol=1e-15)
+        np.testing.assert_allclose(results[2], results[3], atol=1e-12)
+        assert not np.allclose(results[0], results[2])
+
+    def test_validation_split_is_random_disjoint_and_the_same_for_a_seed(
+        self, backend: nn.Backend
+    ) -> None:
+        x = np.arange(100.0).reshape(100, 1)
+        seen = []
+        for _ in range(2):
+            model = nn.Sequential([nn.Dense(1, 1)], seed=3)
+            model.compile("mean_squared_error", nn.SGD(lr=0.0), [lambda t, p: float(t.sum())])
+            model.fit(x, x[:, 0], validation_split=0.25, verbose=0)
+            history = model.history
+            key = next(name for name in history if "lambda" in name and "val" not in name)
+            seen.append((history[key][0], history[f"val_{key}"][0]))
+        assert seen[0] == seen[1]
+        assert sum(seen[0]) == x.sum()
+        assert seen[0][1] != x[75:].sum()
+
+    def test_lr_changed_between_fits_acts(self, backend: nn.Backend, rng) -> None:
+        x, y = data(rng)
+        model = small()
+        model.fit(x, y, verbose=0)
+        model.optimizer.lr = 0.0
+        before = weights(model)
+        history = model.fit(x, y, verbose=0)
+        np.testing.assert_array_equal(weights(model), before)
+        assert history["lr"] == [0.0]
+        assert model.history.epochs == 2
+
+    def test_clip_norm_limits_the_step(self, backend: nn.Backend, rng) -> None:
+        x, y = data(rng)
+        model = nn.Sequential([nn.Dense(4, 3)], seed=0, dtype="float64")
+        model.compile("softmax_cross_entropy", nn.SGD(lr=1.0, clip_norm=1e-3))
+        before = weights(model)
+        model.train_step(100 * x, y)
+        assert np.linalg.norm(weights(model) - before) == pytest.approx(1e-3)
+
+    def test_adamw_spares_biases_and_norms(self, backend: nn.Backend, rng) -> None:
+        x = np.zeros((8, 4))
+        model = nn.Sequential([nn.Dense(4, 3, bias_init="ones"), nn.LayerNorm(3),
+                               nn.Dense(3, 1, bias=False)], seed=0, dtype="float64")  # fmt: skip
+        model.compile("mean_squared_error", nn.AdamW(lr=0.1, weight_decay=0.5))
+        first, norm, _ = model.layers
+        before = backend.to_numpy(first.weight).copy()
+        model.train_step(x, np.zeros(8))
+        # x is 0, so the weight has no gradient: only decay moves it
+        np.testing.assert_allclose(backend.to_numpy(first.weight), before * (1 - 0.1 * 0.5))
+        assert model.storage.decayed < model.storage.trained
+        np.testing.assert_allclose(backend.to_numpy(first.bias), 1.0, atol=1e-5)
+        np.testing.assert_array_equal(backend.to_numpy(norm.gamma), np.ones(3))
+
+
+class TestPredict:
+    def test_predict_call_and_single_rows_agree(self, backend: nn.Backend, rng) -> None:
+        x, y = data(rng, 3000)
+        model = small()
+        model.fit(x, y, verbose=0)
+        out = model.predict(x)
+        assert isinstance(out, np.ndarray)
+        np.testing.assert_allclose(backend.to_numpy(model(x)), out)
+        np.testing.assert_allclose(model.predict(x[5:6])[0], out[5], rtol=1e-12)
+        assert backend.owns(model(x[:1]))
+
+    def test_predict_proba_applies_the_link(self, backend: nn.Backend, rng) -> None:
+        x, _ = data(rng)
+        soft = small()
+        np.testing.assert_allclose(soft.predict_proba(x).sum(axis=1), 1)
+        yes = nn.Sequential([nn.Dense(4, 1)], seed=0, dtype="float64")
+        yes.compile("sigmoid_cross_entropy")
+        np.testing.assert_allclose(yes.predict_proba(x), 1 / (1 + np.exp(-yes.predict(x))))
+        given = nn.Sequential([nn.Dense(4, 3, "softmax")], seed=0)
+        given.compile("categorical_cross_entropy")
+        np.testing.assert_array_equal(given.predict_proba(x), given.predict(x))
+        numbers = nn.Sequential([nn.Dense(4, 1)], seed=0)
+        numbers.compile("huber")
+        with pytest.raises(nn.DataError, match="compiled with huber"):
+            numbers.predict_proba(x)
+
+    def test_many_threads_may_predict(self, backend: nn.Backend, rng) -> None:
+        x, _ = data(rng, 500)
+        model = small()
+        expected = model.predict(x)
+        wrong: list[int] = []
+
+        def work(k: int) -> None:
+            for _ in range(20):
+                if not np.array_equal(model.predict(x), expected):
+                    wrong.append(k)
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+
+    def test_results_do_not_share_memory(self, backend: nn.Backend, rng) -> None:
+        x, _ = data(rng)
+        model = small()
+        first = model(x)
+        kept = backend.to_numpy(first).copy()
+        model(x + 1)
+        np.testing.assert_array_equal(backend.to_numpy(first), kept)
+
+
+class TestCopies:
+    @pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_copies_continue_exactly_and_share_nothing(self, backend, rng, how) -> None:
+        x, y = data(rng)
+        model = small()
+        model.fit(x, y, epochs=2, verbose=0)
+        other = how(model)
+        before = weights(model)
+        other.fit(x, y, epochs=2, verbose=0)
+        np.testing.assert_array_equal(weights(model), before)
+        model.fit(x, y, epochs=2, verbose=0)
+        np.testing.assert_array_equal(weights(model), weights(other))
+        assert other.layers[0].owner is other
+
+    def test_to_another_backend_keeps_everything(self, backend, rng) -> None:
+        from nnbackend.backends.numpy_backend import NumpyBackend
+
+        x, y = data(rng)
+        stays, moves = small(), small()
+        for model in (stays, moves):
+            model.fit(x, y, epochs=2, verbose=0)
+        view = moves.layers[0].weight
+        assert moves.to(NumpyBackend()) is moves
+        assert moves.backend is not stays.backend
+        for model in (stays, moves):
+            model.fit(x, y, epochs=2, verbose=0)
+        np.testing.assert_allclose(weights(stays), weights(moves), rtol=1e-10)
+        assert backend.to_numpy(view).shape == (4, 8)
+        assert moves.to(moves.backend) is moves
+
+
+class Scale(nn.Layer):
+    """A layer of one's own, as in the documentation of nn.Layer."""
+
+    factor = nn.Parameter()
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.add_parameter("factor", (width,), "ones")
+
+    def forward(self, x, training=False):
+        self.x = x
+        return x * self.factor
+
+    def backward(self, dy):
+        self.factor_grad = (dy * self.x).sum(axis=0)
+        return dy * self.factor
+
+
+def squared(y_true, y_pred):
+    error = y_pred - y_true
+    return (error**2).mean(), 2 * error / error.size
+
+
+class TestPythonParts:
+    def test_own_layer_trains_like_a_built_in(self, backend, rng) -> None:
+        x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
+        model = nn.Sequential([nn.Dense(4, 3, "tanh"), Scale(3), nn.Dense(3, 2)], seed=0,
+                              dtype="float64")  # fmt: skip
+        model.compile("mean_squared_error", nn.Adam(lr=0.05))
+        before = backend.to_numpy(model.layers[1].factor).copy()
+        history = model.fit(x, y, epochs=20, verbose=0)
+        assert history["loss"][-1] < 0.7 * history["loss"][0]
+        assert not np.array_equal(backend.to_numpy(model.layers[1].factor), before)
+        assert isinstance(model.executor, PythonExecutor)
+        from nnbackend.testing import gradient_error
+
+        assert gradient_error(model, x, y, rng) < 1e-6
+
+    def test_own_loss_equals_the_built_in(self, backend, rng) -> None:
+        x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
+        models = []
+        for loss in ("mean_squared_error", squared):
+            model = nn.Sequential([nn.Dense(4, 2)], seed=0, dtype="float64")
+            model.compile(loss, metrics=["mse"])
+            history = model.fit(x, y, epochs=3, verbose=0)
+            models.append((weights(model), history["loss"], model.evaluate(x, y)["mse"]))
+        np.testing.assert_allclose(models[0][0], models[1][0], atol=1e-13)
+        np.testing.assert_allclose(models[0][1], models[1][1])
+
+    def test_own_loss_sees_labels_as_integers(self, backend, rng) -> None:
+        kinds = []
+
+        def look(y_true, y_pred):
+            kinds.append(y_true.dtype)
+            return 0.0, 0 * y_pred
+
+        model = nn.Sequential([nn.Dense(4, 3)], seed=0)
+        model.compile(look)
+        model.train_step(*data(rng))
+        assert kinds == [np.int32]
+
+    @pytest.mark.parametrize(
+        ("answer", "error", "message"),
+        [
+            (lambda t, p: 1.0, nn.DTypeError, "returns .loss, dpred.; received float"),
+            (lambda t, p: (1.0, p[:1]), nn.ShapeError, "of the shape of y_pred"),
+            (lambda t, p: (1.0, None), nn.ShapeError, "received NoneType"),
+        ],
+    )
+    def test_answers_of_a_loss_are_checked(self, backend, rng, answer, error, message) -> None:
+        model = nn.Sequential([nn.Dense(4, 3)], seed=0)
+        model.compile(answer)
+        with pytest.raises(error, match=message):
+            model.train_step(*data(rng))
+
+    def test_weights_and_own_losses_do_not_go_together(self, backend, rng) -> None:
+        model = nn.Sequential([nn.Dense(4, 2)], seed=0)
+        model.compile(squared)
+        with pytest.raises(nn.DataError, match="sees no weights"):
+            model.train_step(rng.normal(size=(5, 4)), rng.normal(size=(5, 2)), np.ones(5))
+
+    def test_answers_of_a_layer_are_checked(self, backend, rng) -> None:
+        class Narrow(Scale):
+            def forward(self, x, training=False):
+                return x[:, :1]
+
+        model = nn.Sequential([Narrow(4), nn.Dense(4, 3)], seed=0)
+        model.compile("softmax_cross_entropy")
+        with pytest.raises(nn.ShapeError, match=r"Narrow.forward must return shape \(60, 4\)"):
+            model.train_step(*data(rng))
+
+    def test_a_subclass_that_keeps_the_methods_stays_native(self) -> None:
+        class Wide(nn.Dense):
+            def __init__(self):
+                super().__init__(4, 16)
+
+        class Loud(nn.Dense):
+            def forward(self, x, training=False):
+                return super().forward(x, training)
+
+        model = nn.Sequential([Wide(), Loud(16, 2)])
+        assert [row.op for row in model.program.rows] == [Op.DENSE, Op.PYTHON]
+        assert issubclass(Wide, NativeLayer)
+
+    def test_leaving_a_compiled_executor_is_announced_once(self, monkeypatch, capsys) -> None:
+        from nnbackend.backends.numpy_backend import NumpyBackend
+
+        class Compiled(NumpyBackend):
+            def make_executor(self, program):
+                return PythonExecutor(program, self)
+
+        monkeypatch.setattr(model_module, "_announced", set())
+        with pytest.warns(UserWarning, match="Scale is written in Python"):
+            model = nn.Sequential([Scale(4), nn.Dense(4, 3)], backend=Compiled())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.compile("softmax_cross_entropy")
+        model.summary()
+        assert "because of Scale" in capsys.readouterr().out
+
+
+def test_summary_shows_layers_parameters_and_backend(backend, capsys) -> None:
+    model = nn.Sequential([nn.Dense(4, 8, "relu", trainable=False), nn.Dense(8, 3)])
+    model.summary()
+    out = capsys.readouterr().out
+    assert "Dense + relu (frozen)" in out
+    assert "67 parameters, 40 frozen" in out
+    assert f"runs on {backend.device}" in out
+    assert "not compiled" in out
+    lines: list[str] = []
+    model.summary(print_fn=lines.append)
+    assert out == lines[0] + "\n"
+    assert repr(model) == "Sequential([Dense(4, 8), Dense(8, 3)])"
+
+
+def test_program_rows_describe_the_network() -> None:
+    model = small()
+    rows = model.program.rows
+    assert [row.op for row in rows] == [Op.DENSE, Op.DROPOUT, Op.BATCH_NORM, Op.DENSE]
+    assert [row.phase for row in rows] == [0, 0, 1, 1]  # BatchNorm needs the whole batch
+    assert [row.needs_dx for row in rows] == [0, 1, 1, 1]
+    assert model.program.table.shape == (4, len(rows[0]))
+    step = 64 // 8
+    assert all(s.offset % step == 0 for s in model.storage.segments)
+
+
+def test_only_one_thread_trains_a_model(backend, rng) -> None:
+    x, y = data(rng)
+    model = small()
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Wait(nn.Callback):
+        def on_epoch_end(self, model, epoch, figures, history):
+            inside.set()
+            go_on.wait(10)
+
+    thread = threading.Thread(target=lambda: model.fit(x, y, callbacks=[Wait()], verbose=0))
+    thread.start()
+    assert inside.wait(10)
+    try:
+        with pytest.raises(nn.ModelBusyError, match="another thread"):
+            model.fit(x, y, verbose=0)
+        with pytest.raises(RuntimeError, match="another thread"):
+            model.train_step(x, y)
+        model.predict(x)
+    finally:
+        go_on.set()
+        thread.join()
+    model.train_step(x, y)
