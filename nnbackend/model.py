@@ -257,7 +257,8 @@ class Sequential:
             if isinstance(source, ArraySource):
                 if split:
                     source, validation = self._split(source, split)
-                self._check_batch_norm(source.n_rows, batch_size)
+                self.check_batch(min(source.n_rows, batch_size))
+                self.check_batch(source.n_rows % batch_size or batch_size)
                 self._adapt(source)
             elif split:
                 raise DataError("validation_split goes with arrays; for an iterable pass "
@@ -301,7 +302,7 @@ class Sequential:
         with self._training():
             data = one_batch(self, x, y, sample_weight)
             self._check_adapted()
-            self._check_batch_norm(len(data.x), len(data.x))
+            self.check_batch(len(data.x))
             trace = self.executor.run(data, None, len(data.x), self.rates(1), self.step)
             self.step += 1
             loss = total_loss(self.program, trace[0])
@@ -314,7 +315,7 @@ class Sequential:
         with self._training():
             data = one_batch(self, x, y, sample_weight)
             self._check_adapted()
-            self._check_batch_norm(len(data.x), len(data.x))
+            self.check_batch(len(data.x))
             return self.executor.gradient(data, self.step)
 
     @contextmanager
@@ -355,10 +356,10 @@ class Sequential:
             if isinstance(layer, Standardize):
                 layer.check_adapted()
 
-    def _check_batch_norm(self, rows: int, batch_size: int) -> None:
+    def check_batch(self, rows: int) -> None:
+        """Refuse a training batch that is too small for the model's layers."""
         if self.program.couples_rows:
-            check_batch_norm_rows(min(rows, batch_size))
-            check_batch_norm_rows(rows % batch_size or batch_size)
+            check_batch_norm_rows(rows)
 
     # -- inference ----------------------------------------------------------------------------
 

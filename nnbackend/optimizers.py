@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +40,7 @@ class Optimizer(ABC):
     """
 
     lr: float | Schedule = 0.01
-    clip_norm: float | None = None
+    clip_norm: float | None = field(default=None, kw_only=True)
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -96,7 +96,6 @@ class SGD(Optimizer):
     lr: float | Schedule = 0.01
     momentum: float = 0.0
     nesterov: bool = False
-    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum:
@@ -127,7 +126,6 @@ class AdaGrad(Optimizer):
 
     lr: float | Schedule = 0.01
     eps: float = 1e-7
-    clip_norm: float | None = None
     state_names: ClassVar[tuple[str, ...]] = ("cache",)
 
     def update(
@@ -151,7 +149,6 @@ class RMSprop(Optimizer):
     lr: float | Schedule = 1e-3
     rho: float = 0.9
     eps: float = 1e-7
-    clip_norm: float | None = None
     state_names: ClassVar[tuple[str, ...]] = ("cache",)
 
     def update(
@@ -176,7 +173,6 @@ class Adam(Optimizer):
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-7
-    clip_norm: float | None = None
     state_names: ClassVar[tuple[str, ...]] = ("m", "v")
 
     def update(

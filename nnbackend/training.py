@@ -275,6 +275,7 @@ class Trainer:
         self.snapshot = Snapshot.take(self.program, self.model.step)
         epoch = _Epoch(self.model.epoch, None, self.model.step)
         for data in source:
+            self.model.check_batch(len(data.x))
             trace = self._one_step(data)
             epoch.rates.append(self.model.rates(1))
             self.model.step += 1

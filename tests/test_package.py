@@ -1,0 +1,75 @@
+"""What is installed, what importing it costs, and that the README's example works."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    return done.stdout.strip()
+
+
+def test_importing_is_light() -> None:
+    heavy = ("numba", "cupy", "matplotlib", "rich", "typer", "scipy", "safetensors")
+    code = f"import nnbackend, sys; print([m for m in {heavy} if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_training_without_a_terminal_needs_no_rich() -> None:
+    code = (
+        "import nnbackend as nn, sys; x, y = nn.datasets.sine(10);"
+        "m = nn.Sequential([nn.Dense(1, 1)]); m.compile('huber'); m.fit(x, y, verbose=0);"
+        "print('rich' in sys.modules)"
+    )
+    assert python(code) == "False"
+
+
+def test_every_folder_with_code_is_listed_as_a_package() -> None:
+    folders = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for top in ("nnbackend", "kernels")
+        for path in (ROOT / top).rglob("*.py")
+    }
+    packages = {name.replace("kernels", "nnbackend.kernels") for name in folders}
+    assert set(SETTINGS["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_version_is_said_once_more_in_the_package() -> None:
+    import nnbackend
+
+    assert nnbackend.__version__ == SETTINGS["project"]["version"]
+
+
+def test_core_dependencies_stay_few() -> None:
+    names = {re.split(r"[<>=]", need)[0] for need in SETTINGS["project"]["dependencies"]}
+    assert names == {"numpy", "safetensors", "typer", "rich"}
+
+
+def readme_blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+
+
+def test_the_readmes_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = readme_blocks("python")
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_ci_calls_the_readmes_test_command() -> None:
+    commands = [block.strip() for block in readme_blocks("sh")]
+    tests = [command for command in commands if "pytest" in command]
+    assert tests
+    assert tests[0] in (ROOT / ".ci" / "run").read_text()

@@ -1,0 +1,222 @@
+"""Model files: complete, plain, atomic; and every broken one refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from test_model import Scale, squared
+
+import nnbackend as nn
+from nnbackend import serialization
+
+
+def model_of_everything(seed: int = 3) -> nn.Sequential:
+    hidden = nn.Dense(4, 6, nn.ELU(0.5), weight_init=nn.initializers.Normal(0.2), weight_l2=1e-4,
+                      bias_init=np.full(6, 0.1))  # fmt: skip
+    layers = [nn.Standardize(4), hidden, nn.BatchNorm(6), nn.Dropout(0.2), nn.LayerNorm(6),
+              nn.LeakyReLU(0.1), nn.Dense(6, 5, bias=False, trainable=False), nn.Dense(5, 3)]  # fmt: skip
+    model = nn.Sequential(layers, seed=seed)
+    optimizer = nn.AdamW(lr=nn.CosineDecay(1e-2, 200, warmup=5), clip_norm=1.0)
+    model.compile("softmax_cross_entropy", optimizer, ["accuracy", nn.metrics.TopKAccuracy(2)])
+    return model
+
+
+@pytest.fixture
+def xy(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return rng.normal(3.0, 2.0, size=(50, 4)), rng.integers(0, 3, 50)
+
+
+def test_a_loaded_model_predicts_and_trains_on_exactly(backend, xy, tmp_path) -> None:
+    model = model_of_everything()
+    model.fit(*xy, epochs=3, verbose=0)
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    loaded = nn.load(path)
+    np.testing.assert_array_equal(loaded.predict(xy[0]), model.predict(xy[0]))
+    assert loaded.evaluate(*xy) == model.evaluate(*xy)
+    assert loaded.history.to_dict() == model.history.to_dict()
+    for each in (model, loaded):
+        each.fit(*xy, epochs=2, verbose=0)
+    for name in ("parameters", "state"):
+        pair = [backend.to_numpy(getattr(m.storage, name)) for m in (model, loaded)]
+        np.testing.assert_array_equal(*pair)
+    assert (loaded.epoch, loaded.step) == (5, model.step)
+    assert loaded.optimizer == model.optimizer
+    assert repr(loaded) == repr(model)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rmsprop", nn.SGD(0.1, 0.9, True)])
+@pytest.mark.parametrize("loss", ["mean_squared_error", nn.losses.Huber(0.5)])
+def test_every_optimizer_and_loss_comes_back(backend, rng, tmp_path, optimizer, loss) -> None:
+    x, y = rng.normal(size=(20, 3)), rng.normal(size=20)
+    model = nn.Sequential([nn.Dense(3, 1)], seed=0, dtype="float64")
+    model.compile(loss, optimizer, ["mae", "r2"])
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "m")
+    loaded = nn.load(tmp_path / "m")
+    assert loaded.optimizer == model.optimizer
+    assert loaded.loss.config() == model.loss.config()
+    assert [m.name for m in loaded.metrics] == ["mae", "r2"]
+    for each in (model, loaded):
+        each.fit(x, y, verbose=0)
+    np.testing.assert_array_equal(model.predict(x), loaded.predict(x))
+
+
+def test_the_file_is_plain_tensors_and_one_json_entry(backend, xy, tmp_path) -> None:
+    model = model_of_everything()
+    model.fit(*xy, verbose=0)
+    model.save(tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", framework="np") as file:
+        assert set(file.metadata()) == {"nnbackend"}
+        metadata = json.loads(file.metadata()["nnbackend"])
+        keys = set(file.keys())
+        assert file.get_tensor("layers.1.weight").shape == (4, 6)
+    assert metadata["format_version"] == 1
+    assert {"layers.0.mean", "layers.2.running_var", "layers.4.gamma"} <= keys
+    assert {"optimizer.m.layers.1.weight", "optimizer.v.layers.7.bias"} <= keys
+    assert not any(key.startswith("optimizer.m.layers.6") for key in keys)  # frozen
+
+
+def test_an_uncompiled_model_and_one_without_data_can_be_saved(backend, tmp_path) -> None:
+    model = nn.Sequential([nn.Standardize(2), nn.Dense(2, 1)], seed=0)
+    model.save(tmp_path / "m")
+    loaded = nn.load(tmp_path / "m")
+    assert loaded.loss is None
+    with pytest.raises(nn.DataError, match="has not seen data"):
+        loaded.predict([[1.0, 2.0]])
+
+
+def test_parts_of_ones_own_come_back_by_name(backend, rng, tmp_path) -> None:
+    class Saved(Scale):
+        def config(self):
+            return {"width": self.n_inputs}
+
+    def median(y_true, y_pred):
+        return np.median(y_pred)
+
+    x, y = rng.normal(size=(20, 4)), rng.normal(size=(20, 4))
+    model = nn.Sequential([nn.Dense(4, 4), Saved(4)], seed=0)
+    model.compile(squared, metrics=[median])
+    model.fit(x, y, verbose=0)
+    path = tmp_path / "m"
+    model.save(path)
+    own = {"Saved": Saved, "squared": squared, "median": median}
+    loaded = nn.load(path, custom_objects=own)
+    np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+    assert loaded.loss is squared
+    for missing in own:
+        with pytest.raises(nn.CheckpointError, match=f"custom_objects=.*{missing}"):
+            nn.load(path, custom_objects={k: v for k, v in own.items() if k != missing})
+    with pytest.raises(nn.DTypeError, match=r"Scale cannot be saved.*config\(\)"):
+        nn.Sequential([Scale(4), nn.Dense(4, 1)]).save(path)
+    np.testing.assert_array_equal(nn.load(path, custom_objects=own).predict(x), model.predict(x))
+
+
+class TestBrokenFiles:
+    @pytest.fixture
+    def path(self, backend, xy, tmp_path):
+        model = model_of_everything()
+        model.fit(*xy, verbose=0)
+        model.save(tmp_path / "m.safetensors")
+        return tmp_path / "m.safetensors"
+
+    def rewrite(self, path, change) -> None:
+        """Change the metadata and the tensors of a file."""
+        with safe_open(path, framework="np") as file:
+            metadata = json.loads(file.metadata()["nnbackend"])
+        tensors = load_file(path)
+        change(metadata, tensors)
+        save_file(tensors, path, {"nnbackend": json.dumps(metadata)})
+
+    def test_missing(self, tmp_path) -> None:
+        with pytest.raises(FileNotFoundError, match="no model file"):
+            nn.load(tmp_path / "none")
+
+    @pytest.mark.parametrize("length", [0, 4, 100, 5000])
+    def test_truncated(self, path, length) -> None:
+        path.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(nn.CheckpointError, match="truncated"):
+            nn.load(path)
+
+    def test_not_safetensors(self, path) -> None:
+        path.write_bytes(b"PK\x03\x04" + bytes(1000))
+        with pytest.raises(ValueError, match="not a whole safetensors file"):
+            nn.load(path)
+
+    def test_of_another_program(self, path) -> None:
+        save_file({"a": np.ones(3)}, path)
+        with pytest.raises(nn.CheckpointError, match="not written by nnbackend"):
+            nn.load(path)
+
+    def test_of_a_newer_version(self, path) -> None:
+        self.rewrite(path, lambda m, t: m.update(format_version=99))
+        with pytest.raises(nn.CheckpointError, match="format version 99; .* reads up to 1"):
+            nn.load(path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda m, t: m.pop("format_version"), "unreadable metadata"),
+            (lambda m, t: m.pop("config"), "KeyError"),
+            (lambda m, t: m["config"]["layers"][1].update(n_inputs=-4), "at least 1"),
+            (lambda m, t: m["config"]["layers"][1].update(type="os.system"), "does not know"),
+            (lambda m, t: m["config"]["layers"][1].update(extra=1), "TypeError"),
+            (lambda m, t: m["config"]["optimizer"].update(name="lion"), "lion"),
+            (lambda m, t: m["config"]["optimizer"].update(lr={"name": "os"}), "schedule"),
+            (lambda m, t: m["generators"].pop("shuffle"), "KeyError"),
+            (lambda m, t: t.pop("layers.1.weight"), "layers.1.weight is in the model, not the"),
+            (lambda m, t: t.update({"layers.9.weight": np.ones(2)}), "in the file, not the model"),
+            (lambda m, t: t.update({"layers.1.bias": np.ones(7)}), "shape .7,. there and .6,."),
+            (lambda m, t: t["layers.1.bias"].fill(np.nan), "not finite"),
+        ],
+    )
+    def test_damaged(self, path, change, message) -> None:
+        self.rewrite(path, change)
+        with pytest.raises(nn.CheckpointError, match=message):
+            nn.load(path)
+
+    def test_weights_of_another_architecture_change_nothing(self, backend, path, xy) -> None:
+        other = nn.Sequential([nn.Dense(4, 3)], seed=0)
+        before = other.predict(xy[0])
+        with pytest.raises(nn.CheckpointError, match="another architecture"):
+            other.load_weights(path)
+        np.testing.assert_array_equal(other.predict(xy[0]), before)
+        same = model_of_everything(seed=9)
+        view = same.layers[1].weight
+        same.load_weights(path)
+        np.testing.assert_array_equal(same.predict(xy[0]), nn.load(path).predict(xy[0]))
+        np.testing.assert_array_equal(
+            backend.to_numpy(view), backend.to_numpy(same.layers[1].weight)
+        )
+
+
+class TestAtomicWriting:
+    def test_an_error_leaves_the_old_file_and_nothing_else(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "m"
+        path.write_bytes(b"old")
+
+        def fail(*_) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="No space left"):
+            nn.Sequential([nn.Dense(2, 1)]).save(path)
+        assert path.read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["m"]
+
+    def test_permissions_follow_the_umask(self, tmp_path) -> None:
+        previous = os.umask(0o027)
+        try:
+            serialization.write_atomically(tmp_path / "m", b"x")
+        finally:
+            os.umask(previous)
+        assert (tmp_path / "m").stat().st_mode & 0o777 == 0o640
+
+    def test_a_missing_folder_is_an_error(self, tmp_path) -> None:
+        with pytest.raises(FileNotFoundError):
+            nn.Sequential([nn.Dense(2, 1)]).save(tmp_path / "no" / "m")
