@@ -9,6 +9,7 @@ The losses are compared first: a fast wrong step does not count.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -82,7 +83,7 @@ class HandWritten:
 
 def main() -> None:
     rng = np.random.default_rng(0)
-    pairs = list(zip(WIDTHS[:-1], WIDTHS[1:], strict=True))
+    pairs = list(itertools.pairwise(WIDTHS))
     layers = [nn.Dense(i, o, "relu" if k < len(pairs) - 1 else None)
               for k, (i, o) in enumerate(pairs)]  # fmt: skip
     model = nn.Sequential(layers, seed=0, backend="numpy")

@@ -40,7 +40,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("NN_BACKEND", raising=False)
     nn.register_backend("broken", Broken)
     nn.register_backend("two", TwoDevices)
-    yield
+    return
 
 
 def test_priority_is_argument_then_scope_then_process_then_environment(

@@ -16,8 +16,9 @@ from nnbackend import serialization
 def model_of_everything(seed: int = 3) -> nn.Sequential:
     hidden = nn.Dense(4, 6, nn.ELU(0.5), weight_init=nn.initializers.Normal(0.2), weight_l2=1e-4,
                       bias_init=np.full(6, 0.1))  # fmt: skip
+    frozen = nn.Dense(6, 5, bias=False, trainable=False)
     layers = [nn.Standardize(4), hidden, nn.BatchNorm(6), nn.Dropout(0.2), nn.LayerNorm(6),
-              nn.LeakyReLU(0.1), nn.Dense(6, 5, bias=False, trainable=False), nn.Dense(5, 3)]  # fmt: skip
+              nn.LeakyReLU(0.1), frozen, nn.Dense(5, 3)]  # fmt: skip
     model = nn.Sequential(layers, seed=seed)
     optimizer = nn.AdamW(lr=nn.CosineDecay(1e-2, 200, warmup=5), clip_norm=1.0)
     model.compile("softmax_cross_entropy", optimizer, ["accuracy", nn.metrics.TopKAccuracy(2)])
