@@ -1,5 +1,6 @@
 """Choosing a backend: who decides, and what is said when it cannot be had."""
 
+import importlib.metadata
 import subprocess
 import sys
 import threading
@@ -136,7 +137,7 @@ def test_plug_ins_are_found_by_entry_point(registry: None, monkeypatch: pytest.M
         asked.append(group)
         return [EntryPoint("plugged", f"{__name__}:TwoDevices", group)]
 
-    monkeypatch.setattr(backends, "entry_points", points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", points)
     nn.get_backend("numpy")
     assert asked == []  # scanned only for an unknown name
     assert isinstance(nn.get_backend("plugged"), TwoDevices)

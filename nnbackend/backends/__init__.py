@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.metadata import entry_points
 
 from nnbackend.backends.base import Activation, Array, Availability, Backend
 from nnbackend.errors import BackendUnavailableError, DeviceError, DTypeError, unknown_name
@@ -176,13 +175,20 @@ def _first_available(names: tuple[str, ...]) -> Backend:
     )
 
 
+def _plug_ins() -> dict[str, str]:
+    """Backends that installed packages name under our entry-point group, as module:class."""
+    from importlib.metadata import entry_points  # slow to import, and seldom needed
+
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
 def _backend_class(name: str) -> type[Backend]:
     """The class registered as ``name``; unknown names are looked up among the entry points."""
     if name not in _registry:
-        points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+        points = _plug_ins()
         if name not in points:
             raise unknown_name("backend", name, {*_registry, *points, "auto"})
-        _registry[name] = points[name].value
+        _registry[name] = points[name]
     entry = _registry[name]
     if isinstance(entry, str):
         module, _, attribute = entry.partition(":")
