@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from nnbackend._checks import check_number, check_seed, check_size
+from nnbackend.readers import (
+    Dataset,
+    read,
+    read_csv,
+    read_idx,
+    read_idx_array,
+    read_images,
+    read_npz,
+)
+
+__all__ = [
+    "Dataset",
+    "circles",
+    "digits",
+    "moons",
+    "read",
+    "read_csv",
+    "read_idx",
+    "read_idx_array",
+    "read_images",
+    "read_npz",
+    "sine",
+    "spiral",
+    "vertical",
+]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 LabelArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -22,6 +46,8 @@ def digits() -> tuple[FloatArray, LabelArray]:
     Returns:
         x (1797, 64) in [0, 1], row by row of the picture; y (1797,), the digit.
     """
+    from importlib.resources import files
+
     with files("nnbackend.data").joinpath("digits.npz").open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         return archive["x"].astype(np.float32) / 16.0, archive["y"].astype(np.int64)
@@ -84,6 +110,50 @@ def sine(samples: int = 1000) -> tuple[FloatArray, FloatArray]:
     check_size("sine.samples", samples)
     x = np.arange(samples).reshape(-1, 1) / samples
     return x.astype(np.float32), np.sin(2 * np.pi * x).astype(np.float32)
+
+
+def moons(
+    samples: int = 100, noise: float = 0.1, seed: int | None = None
+) -> tuple[FloatArray, LabelArray]:
+    """Two half circles that reach into each other, one a class.
+
+    Class 0: (cos t, sin t); class 1: (1 - cos t, 1/2 - sin t), t = 0 ... pi; plus
+    noise * normal on both coordinates.
+
+    Returns:
+        x (2 samples, 2); y (2 samples,).
+    """
+    t = _angles("moons", samples, noise, np.pi, endpoint=True)
+    upper = np.stack([np.cos(t), np.sin(t)], axis=1)
+    lower = np.stack([1.0 - np.cos(t), 0.5 - np.sin(t)], axis=1)
+    return _noisy([upper, lower], noise, seed), _labels(samples, 2)
+
+
+def circles(
+    samples: int = 100, noise: float = 0.05, factor: float = 0.5, seed: int | None = None
+) -> tuple[FloatArray, LabelArray]:
+    """A circle of radius 1 (class 0) around one of radius ``factor`` (class 1), plus
+    noise * normal on both coordinates.
+
+    Returns:
+        x (2 samples, 2); y (2 samples,).
+    """
+    check_number("circles.factor", factor, 0.0, 1.0, low_open=True, high_open=True)
+    t = _angles("circles", samples, noise, 2 * np.pi, endpoint=False)
+    outer = np.stack([np.cos(t), np.sin(t)], axis=1)
+    return _noisy([outer, factor * outer], noise, seed), _labels(samples, 2)
+
+
+def _angles(name: str, samples: int, noise: float, end: float, endpoint: bool) -> Any:
+    check_size(f"{name}.samples", samples)
+    check_number(f"{name}.noise", noise, 0.0)
+    return np.linspace(0.0, end, samples, endpoint=endpoint)
+
+
+def _noisy(parts: list[Any], noise: float, seed: int | None) -> FloatArray:
+    x = np.concatenate(parts)
+    rng = np.random.default_rng(check_seed(seed))
+    return (x + noise * rng.normal(size=x.shape)).astype(np.float32)
 
 
 def _labels(samples: int, classes: int) -> LabelArray:

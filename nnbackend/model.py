@@ -61,6 +61,8 @@ class Sequential:
         loss, optimizer, metrics: as compiled; ``optimizer.lr`` may be changed between steps.
         epoch, step: completed epochs and updates.
         history: the curves of all epochs so far.
+        info: notes of one's own that JSON can hold; saved with the model.
+        callbacks: of the last ``fit``; their states are saved with the model.
         n_inputs, n_outputs: widths.
 
     Raises:
@@ -94,6 +96,9 @@ class Sequential:
         self.step = 0
         self.epoch = 0
         self.history = History()
+        self.info: dict[str, Any] = {}
+        self.callbacks: list[Callback] = []
+        self.callback_states: list[dict[str, Any]] = []
         self._busy = threading.Lock()
         rng = np.random.Generator(np.random.PCG64(init))
         values = [layer.initial_values(rng) for layer in self.layers]
@@ -266,6 +271,7 @@ class Sequential:
             else:
                 self._check_adapted()
             history = History()
+            self._begin_callbacks(callbacks)
             functions = [m for m in self.metrics if not isinstance(m, Metric)]
             validating, training_source = validation, source
             trainer = Trainer(
@@ -329,6 +335,17 @@ class Sequential:
             yield
         finally:
             self._busy.release()
+
+    def _begin_callbacks(self, callbacks: Sequence[Callback]) -> None:
+        """Give the states that a file held to the first fit's callbacks, matched by class."""
+        states, self.callback_states = self.callback_states, []
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            state = next((s for s in states if s["type"] == name), None)
+            if state is not None:
+                states.remove(state)
+                callback.set_state({k: v for k, v in state.items() if k != "type"})
 
     def _validation_source(self, data: Any) -> Source:
         if isinstance(data, tuple) and len(data) in (2, 3):
@@ -477,6 +494,20 @@ class Sequential:
             self.set_optimizer_state(slots)
         return self
 
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of all parameters and running statistics by key, ``layers.{i}.{name}``."""
+        return {
+            f"layers.{number}.{name}": self.backend.to_numpy(layer.array(name)).copy()
+            for number, layer in enumerate(self.layers)
+            for name in layer.saved_names
+        }
+
+    def set_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put back what ``arrays`` gave, in place."""
+        for key, value in arrays.items():
+            _, number, name = key.split(".")
+            self.layers[int(number)].assign(name, value)
+
     def optimizer_state(self) -> dict[str, np.ndarray[Any, Any]]:
         """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""
         state = {}
@@ -520,7 +551,7 @@ class Sequential:
         load_weights(self, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_busy", "storage", "program", "executor", "backend")
+        left_out = ("_busy", "storage", "program", "executor", "backend", "callbacks")
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         state["backend_name"] = self.backend.device
         state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
@@ -530,6 +561,7 @@ class Sequential:
         slots, backend = state.pop("slots"), state.pop("backend_name")
         self.__dict__.update(state)
         self._busy = threading.Lock()
+        self.callbacks = []
         self.backend = get_backend(backend)
         rng = np.random.default_rng(0)  # not used: every layer has its values
         values = [layer.initial_values(rng) for layer in self.layers]

@@ -41,10 +41,7 @@ def save_model(model: Sequential, path: Path_) -> None:
     """Write ``model`` to ``path``; see ``Sequential.save``."""
     from safetensors.numpy import save
 
-    tensors: Tensors = {}
-    for number, layer in enumerate(model.layers):
-        for name in layer.saved_names:
-            tensors[f"layers.{number}.{name}"] = model.backend.to_numpy(layer.array(name)).copy()
+    tensors: Tensors = model.arrays()
     if model.loss is not None:
         for key, value in model.optimizer_state().items():
             tensors[f"optimizer.{key}"] = value
@@ -56,8 +53,21 @@ def save_model(model: Sequential, path: Path_) -> None:
         "epoch": model.epoch,
         "generators": {"shuffle": model.shuffle_generator.bit_generator.state},
         "history": {"curves": model.history.to_dict(), "seconds": model.history.seconds},
+        "callbacks": _callback_states(model, tensors),
+        "info": model.info,
     }
     write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+
+
+def _callback_states(model: Sequential, tensors: Tensors) -> list[dict[str, Any]]:
+    """States of the callbacks; their arrays go into ``tensors``."""
+    states = [{"type": type(c).__name__, **c.state()} for c in model.callbacks]
+    states = states or [dict(state) for state in model.callback_states]
+    for number, state in enumerate(states):
+        for name, value in list(state.items()):
+            if isinstance(value, np.ndarray):
+                tensors[f"callbacks.{number}.{name}"] = state.pop(name)
+    return states
 
 
 def _config(model: Sequential) -> dict[str, Any]:
@@ -115,6 +125,8 @@ def load(
         model.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
         model.history = History(metadata["history"]["curves"])
         model.history.seconds = list(metadata["history"]["seconds"])
+        model.info = dict(metadata["info"])
+        model.callback_states = _load_callback_states(metadata["callbacks"], tensors)
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, NNBackendError) as error:
@@ -123,6 +135,14 @@ def load(
             f"{type(error).__name__}: {error}"
         ) from error
     return model
+
+
+def _load_callback_states(states: list[dict[str, Any]], tensors: Tensors) -> list[dict[str, Any]]:
+    for key, value in tensors.items():
+        if key.startswith("callbacks."):
+            _, number, name = key.split(".", 2)
+            states[int(number)][name] = value
+    return states
 
 
 def load_weights(model: Sequential, path: Path_) -> None:

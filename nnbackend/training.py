@@ -21,7 +21,6 @@ from nnbackend.executor import (
     METRIC_SUMS,
     PENALTY,
     WEIGHT_SUM,
-    Data,
     Executor,
     Trace,
     data_loss,
@@ -46,18 +45,21 @@ SNAPSHOT_SECONDS = 1.0
 
 
 class Snapshot(NamedTuple):
-    """Copies of everything that a training step changes."""
+    """Copies of everything that training changes, at the boundary of an epoch."""
 
     arrays: list[Array]
     step: int
+    epoch: int
 
     @classmethod
-    def take(cls, program: Program, step: int) -> Snapshot:
-        return cls([array.copy() for array in _changing(program)], step)
+    def take(cls, model: Sequential, step: int, epoch: int) -> Snapshot:
+        arrays = [array.copy() for array in _changing(model.program)]
+        return cls(arrays, step, epoch)
 
-    def restore(self, program: Program) -> None:
-        for array, copy in zip(_changing(program), self.arrays, strict=True):
+    def restore(self, model: Sequential) -> None:
+        for array, copy in zip(_changing(model.program), self.arrays, strict=True):
             array[...] = copy
+        model.step, model.epoch = self.step, self.epoch
 
 
 def _changing(program: Program) -> list[Array]:
@@ -66,10 +68,14 @@ def _changing(program: Program) -> list[Array]:
 
 @dataclass
 class _Epoch:
-    """An epoch under way or done: what is needed to train it again, and its trace so far."""
+    """An epoch under way or done: what is needed to train it again, and its trace so far.
+
+    ``generator`` is the state of the model's shuffle generator before the epoch.
+    """
 
     number: int
     order: np.ndarray[Any, np.dtype[np.int64]] | None
+    generator: dict[str, Any]
     first_step: int
     rates: list[np.ndarray[Any, Any]] = field(default_factory=list)
     trace: list[Trace] = field(default_factory=list)
@@ -152,6 +158,9 @@ class Trainer:
                         self._train_batches(self.source)
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
+            unfinished = [e for e in self.since_snapshot if e.number == self.model.epoch]
+            if unfinished and isinstance(self.source, ArraySource):
+                self._forget(self.source, unfinished[0])
         for callback in self.callbacks:
             callback.on_fit_end(self.model, self.history)
         return self.history
@@ -166,11 +175,10 @@ class Trainer:
         if not self.looks_on and source.data is not None:
             most = min(self.chunk_steps, self._most_trace_steps())
             count = max(1, min(most // steps_per_epoch, self.epochs - self.model.epoch))
-        orders = [self._order(source.n_rows) for _ in range(count)]
         if count > 1:
-            self._train_epochs(source, orders, steps_per_epoch)
+            self._train_epochs(source, count, steps_per_epoch)
             return
-        epoch = self._begin_epoch(orders[0])
+        epoch = self._begin_epoch(source)
         while epoch.steps_done < steps_per_epoch:
             steps = min(
                 self.chunk_steps,
@@ -178,24 +186,27 @@ class Trainer:
                 max(1, source.block_rows // self.batch_size),
                 steps_per_epoch - epoch.steps_done,
             )
+            rates = self.model.rates(steps)
+            epoch.rates.append(rates)
             start = time.perf_counter()
-            trace = self._run_steps(source, epoch, epoch.steps_done, steps)
+            trace = self._execute(source, epoch, epoch.steps_done, rates)
             self._adapt_chunk(steps, time.perf_counter() - start)
             self._finish_steps(epoch, trace, source)
             if self.interrupt.requested:
                 self.history.stopped = "interrupted"
                 if epoch.steps_done < steps_per_epoch:
-                    return  # an unfinished epoch is not counted
+                    self._forget(source, epoch)
+                    return
         self._end_epoch(epoch)
 
-    def _train_epochs(self, source: ArraySource, orders: list[Any], steps_per_epoch: int) -> None:
+    def _train_epochs(self, source: ArraySource, count: int, steps_per_epoch: int) -> None:
         """Several whole epochs in one run of the executor."""
-        count = len(orders)
+        begun = [self._begin_epoch(source, k * steps_per_epoch) for k in range(count)]
         order = None
-        if orders[0] is not None:
-            order = self.program.backend.asarray(np.stack(orders), np.dtype(np.int64))
+        if self.shuffle:
+            orders = np.stack([epoch.order for epoch in begun if epoch.order is not None])
+            order = self.program.backend.asarray(orders, np.dtype(np.int64))
         rates = self.model.rates(count * steps_per_epoch)
-        begun = [self._begin_epoch(o, k * steps_per_epoch) for k, o in enumerate(orders)]
         start = time.perf_counter()
         whole = source.block(slice(0, source.n_rows))
         trace = self.executor.run(whole, order, self.batch_size, rates, self.model.step)
@@ -204,29 +215,25 @@ class Trainer:
         for k, epoch in enumerate(begun):
             part = slice(k * steps_per_epoch, (k + 1) * steps_per_epoch)
             epoch.rates.append(rates[part])
-            epoch.number = self.model.epoch
             self._finish_steps(epoch, trace[part], source, check_parameters=k == count - 1)
             self._end_epoch(epoch, seconds / count)
         if self.interrupt.requested:
             self.history.stopped = "interrupted"
 
-    def _order(self, rows: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        return self.model.shuffle_generator.permutation(rows) if self.shuffle else None
-
-    def _begin_epoch(self, order: Any, steps_ahead: int = 0) -> _Epoch:
-        epoch = _Epoch(self.model.epoch, order, self.model.step + steps_ahead)
+    def _begin_epoch(self, source: ArraySource, steps_ahead: int = 0) -> _Epoch:
+        """Draw the order of the next epoch's rows."""
+        generator = self.model.shuffle_generator
+        state = generator.bit_generator.state
+        order = generator.permutation(source.n_rows) if self.shuffle else None
+        number = self.since_snapshot[-1].number + 1 if self.since_snapshot else self.model.epoch
+        epoch = _Epoch(number, order, dict(state), self.model.step + steps_ahead)
         self.since_snapshot.append(epoch)
         return epoch
-
-    def _run_steps(self, source: ArraySource, epoch: _Epoch, first: int, count: int) -> Trace:
-        """Steps ``first`` to ``first + count`` of an epoch, with rates as of now."""
-        rates = self.model.rates(count)
-        epoch.rates.append(rates)
-        return self._execute(source, epoch, first, rates)
 
     def _execute(
         self, source: ArraySource, epoch: _Epoch, first: int, rates: np.ndarray[Any, Any]
     ) -> Trace:
+        """Steps of an epoch from number ``first`` on, one for each rate."""
         start = first * self.batch_size
         stop = min(start + len(rates) * self.batch_size, source.n_rows)
         order = None
@@ -272,30 +279,30 @@ class Trainer:
 
     def _train_batches(self, source: BatchSource) -> None:
         """One epoch over an iterable: a step for each batch, whatever its size."""
-        self.snapshot = Snapshot.take(self.program, self.model.step)
-        epoch = _Epoch(self.model.epoch, None, self.model.step)
-        for data in source:
-            self.model.check_batch(len(data.x))
-            trace = self._one_step(data)
-            epoch.rates.append(self.model.rates(1))
-            self.model.step += 1
-            epoch.steps_done += 1
-            epoch.trace.append(trace)
-            self.progress.advance(len(data.x))
-            if not np.isfinite(trace[:, :METRIC_SUMS]).all() or not self._parameters_finite():
-                self._raise(epoch.number, epoch.steps_done, self.snapshot)
-            if self.interrupt.requested:
-                self.history.stopped = "interrupted"
-                return
+        snapshot = Snapshot.take(self.model, self.model.step, self.model.epoch)
+        epoch = _Epoch(self.model.epoch, None, {}, self.model.step)
+        try:
+            for data in source:
+                self.model.check_batch(len(data.x))
+                rates = self.model.rates(1)
+                trace = self.executor.run(data, None, len(data.x), rates, self.model.step)
+                epoch.rates.append(rates)
+                self.model.step += 1
+                epoch.steps_done += 1
+                epoch.trace.append(trace)
+                self.progress.advance(len(data.x))
+                if not np.isfinite(trace[:, :METRIC_SUMS]).all() or not self._parameters_finite():
+                    self._raise(epoch, epoch.steps_done, snapshot)
+                if self.interrupt.requested:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            snapshot.restore(self.model)
+            raise
         self._end_epoch(epoch)
-
-    def _one_step(self, data: Data) -> Trace:
-        return self.executor.run(data, None, len(data.x), self.model.rates(1), self.model.step)
 
     # -- after an epoch -------------------------------------------------------------------------
 
     def _end_epoch(self, epoch: _Epoch, seconds: float | None = None) -> None:
-        self.model.epoch += 1
         figures = self.epoch_figures(np.concatenate(epoch.trace))
         epoch.trace = []
         if self.python_metrics is not None:
@@ -305,6 +312,7 @@ class Trainer:
         figures["lr"] = float(epoch.rates[-1][-1])
         if seconds is None:
             seconds = time.perf_counter() - epoch.start
+        self.model.epoch += 1
         self.history.append(figures, seconds)
         self.progress.epoch_end(self.model.epoch, figures)
         for callback in self.callbacks:
@@ -321,32 +329,54 @@ class Trainer:
             self.program, float(totals[LOSS_SUM]), penalty, weight_sum, totals[METRIC_SUMS:]
         )
 
-    # -- a loss that is no number -----------------------------------------------------------------
+    # -- going back to the end of an epoch ----------------------------------------------------
 
     def _keep_snapshot(self) -> None:
         """At the start of an epoch: remember the state, if the last one remembered is old."""
         now = time.perf_counter()
         old = now - self.snapshot_time > SNAPSHOT_SECONDS
         if self.snapshot is None or self.looks_on or old:
-            self.snapshot = Snapshot.take(self.program, self.model.step)
+            self.snapshot = Snapshot.take(self.model, self.model.step, self.model.epoch)
             self.snapshot_time = now
             self.since_snapshot = []
 
-    def _fail(self, source: ArraySource, failing: _Epoch) -> None:
-        """Go back to the last snapshot, train the good epochs again, and say where it broke."""
-        snapshot = self.snapshot
-        if snapshot is None:
+    def _restore_snapshot(self) -> None:
+        if self.snapshot is None:
             raise AssertionError("a snapshot is taken before the first step")
-        snapshot.restore(self.program)
+        self.snapshot.restore(self.model)
+
+    def _forget(self, source: ArraySource, unfinished: _Epoch) -> None:
+        """Undo an epoch that was interrupted, so that the model stands where its history ends
+        and can be trained on as if nothing had happened."""
+        self._restore_snapshot()
         for epoch in self.since_snapshot:
-            before = Snapshot.take(self.program, epoch.first_step)
+            if epoch is unfinished:
+                break
+            rates = np.concatenate(epoch.rates)
+            for first in range(0, len(rates), self.chunk_steps):
+                self._execute(source, epoch, first, rates[first : first + self.chunk_steps])
+        self.model.step, self.model.epoch = unfinished.first_step, unfinished.number
+        self._restore_generator(unfinished)
+
+    def _restore_generator(self, epoch: _Epoch) -> None:
+        """The shuffle generator as it was before ``epoch``."""
+        if epoch.generator:
+            self.model.shuffle_generator.bit_generator.state = epoch.generator
+
+    def _fail(self, source: ArraySource, failing: _Epoch) -> None:
+        """Train the epochs since the snapshot again to find where it broke, and raise."""
+        self._restore_snapshot()
+        before = self.snapshot
+        for epoch in self.since_snapshot:
+            before = Snapshot.take(self.model, epoch.first_step, epoch.number)
             bad_step = self._train_again(source, epoch)
             if bad_step is not None:
-                self._raise(epoch.number, bad_step, before)
+                self._raise(epoch, bad_step, before)
             if epoch is failing:
                 break
-        # not repeatable, a user-written layer with a random generator of its own for example
-        self._raise(failing.number, failing.steps_done + 1, snapshot)
+        # not repeatable: a user-written layer with a random generator of its own, for example
+        if before is not None:
+            self._raise(failing, failing.steps_done + 1, before)
 
     def _train_again(self, source: ArraySource, epoch: _Epoch) -> int | None:
         """Repeat an epoch step by step; the first bad step, counted from 1, or None."""
@@ -357,17 +387,17 @@ class Trainer:
                 return step + 1
         return None
 
-    def _raise(self, epoch: int, step: int, good: Snapshot) -> None:
-        """Return to ``good``, the end of ``epoch`` epochs, and raise the error."""
-        good.restore(self.program)
-        self.model.epoch, self.model.step = epoch, good.step
-        self.history.truncate(epoch - self.first_epoch)
+    def _raise(self, epoch: _Epoch, step: int, good: Snapshot) -> None:
+        """Return to ``good``, the state before ``epoch``, and raise the error."""
+        good.restore(self.model)
+        self._restore_generator(epoch)
+        self.history.truncate(epoch.number - self.first_epoch)
         raise NonFiniteLossError(
-            f"the loss or a parameter became NaN or infinite in epoch {epoch + 1}, step {step}. "
-            f"The model is back at the end of epoch {epoch}. Try a smaller learning rate, "
-            f"clip_norm=1.0 in the optimizer, or nn.Standardize as the first layer",
+            f"the loss or a parameter became NaN or infinite in epoch {epoch.number + 1}, step "
+            f"{step}. The model is back at the end of epoch {epoch.number}. Try a smaller "
+            f"learning rate, clip_norm=1.0 in the optimizer, or nn.Standardize as the first layer",
             self.history,
-            epoch + 1,
+            epoch.number + 1,
             step,
         )
 
