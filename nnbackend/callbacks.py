@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,9 @@ class Callback:
     ``fit`` comes back to Python after every epoch when it has callbacks, so they see the model
     as it is and may change it, ``model.optimizer.lr`` for example.
     """
+
+    #: called after the others, as what saves the model must be
+    runs_last: ClassVar[bool] = False
 
     def on_fit_begin(self, model: Sequential) -> None:
         """Before the first epoch."""
@@ -78,6 +81,13 @@ class Monitor:
         self.sign = -1.0 if more else 1.0
         self.min_delta = check_number("min_delta", min_delta, 0.0)
         self.best = math.inf  # of sign * value: lower is better
+
+    def state(self) -> float | None:
+        """The best value so far, for a model file; None before the first."""
+        return None if self.best == math.inf else self.best
+
+    def set_state(self, best: float | None) -> None:
+        self.best = math.inf if best is None else float(best)
 
     def improved(self, figures: Figures) -> bool:
         """Whether this epoch is the best so far, by more than ``min_delta``."""
@@ -143,13 +153,13 @@ class EarlyStopping(Callback):
         return {
             "waited": self.waited,
             "best_epoch": self.best_epoch,
-            "best": self.monitor.best,
+            "best": self.monitor.state(),
             **arrays,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self.waited, self.best_epoch = int(state["waited"]), int(state["best_epoch"])
-        self.monitor.best = float(state["best"])
+        self.monitor.set_state(state["best"])
         self.best = {k.removeprefix("best."): v for k, v in state.items() if k[:5] == "best."}
 
 
@@ -162,6 +172,8 @@ class ModelCheckpoint(Callback):
         every: save each so many epochs.
         mode: see ``EarlyStopping``.
     """
+
+    runs_last = True
 
     def __init__(
         self,
@@ -188,11 +200,11 @@ class ModelCheckpoint(Callback):
         return None
 
     def state(self) -> dict[str, Any]:
-        return {} if self.monitor is None else {"best": self.monitor.best}
+        return {} if self.monitor is None else {"best": self.monitor.state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         if self.monitor is not None and "best" in state:
-            self.monitor.best = float(state["best"])
+            self.monitor.set_state(state["best"])
 
 
 class CSVLogger(Callback):
@@ -227,9 +239,11 @@ class LearningRateScheduler(Callback):
 
     def __init__(self, function: Callable[[int, float], float]) -> None:
         self.function = function
+        self.set_for = 0  # the epoch whose rate is set
 
     def on_fit_begin(self, model: Sequential) -> None:
-        self._set(model, model.epoch + 1)
+        if self.set_for != model.epoch + 1:
+            self._set(model, model.epoch + 1)
 
     def on_epoch_end(
         self, model: Sequential, epoch: int, figures: Figures, history: History
@@ -239,6 +253,13 @@ class LearningRateScheduler(Callback):
 
     def _set(self, model: Sequential, epoch: int) -> None:
         model.optimizer.lr = float(self.function(epoch, plain_rate(model, "LearningRateScheduler")))
+        self.set_for = epoch
+
+    def state(self) -> dict[str, Any]:
+        return {"set_for": self.set_for}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.set_for = int(state["set_for"])
 
 
 class ReduceLROnPlateau(Callback):
@@ -285,10 +306,11 @@ class ReduceLROnPlateau(Callback):
         return None
 
     def state(self) -> dict[str, Any]:
-        return {"waited": self.waited, "best": self.monitor.best}
+        return {"waited": self.waited, "best": self.monitor.state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self.waited, self.monitor.best = int(state["waited"]), float(state["best"])
+        self.waited = int(state["waited"])
+        self.monitor.set_state(state["best"])
 
 
 class TimeLimit(Callback):

@@ -1,13 +1,15 @@
-"""The command line: ``nnbackend train``, ``nnbackend info``."""
+"""The command line: train, evaluate, predict, summary, info."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -15,6 +17,7 @@ import typer
 import nnbackend as nn
 from nnbackend import job
 from nnbackend.errors import DataError, NNBackendError
+from nnbackend.serialization import write_atomically
 
 app = typer.Typer(
     name="nnbackend",
@@ -24,6 +27,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+DEFAULTS = job.Settings()
+DATA_HELP = (
+    f"a data set ({', '.join(job.BUILT_IN)}), a .csv, an .npz, an IDX file or folder (MNIST), "
+    f"or a folder of PNG images in one folder for each class"
+)
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file written by train --save")]
+BackendOption = Annotated[
+    str | None, typer.Option(help="numpy, cuda, cuda:1, auto, ...; see nnbackend info")
+]
 
 
 @contextmanager
@@ -44,87 +57,245 @@ def _root() -> None:
     """Train dense neural networks on NumPy, Numba or CUDA."""
 
 
+def _default(name: str) -> Any:
+    value = getattr(DEFAULTS, name)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help=f"a data set: {', '.join(job.DATASETS)}")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    target: Annotated[
+        str | None,
+        typer.Option(help="the CSV's target column, by name or number", show_default="the last"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="classification, regression or auto", show_default=_default("task")),
+    ] = None,
     hidden: Annotated[
-        str, typer.Option(help="widths of the hidden layers, such as 128 or 128,64; 0 for none")
-    ] = "128",
-    activation: Annotated[str, typer.Option(help="of the hidden layers")] = "relu",
-    epochs: Annotated[int, typer.Option(help="passes over the data")] = 30,
-    batch_size: Annotated[int, typer.Option(help="rows of a step")] = 32,
+        str | None,
+        typer.Option(
+            help="widths of the hidden layers, such as 128 or 128,64; 0 for none",
+            show_default=_default("hidden"),
+        ),
+    ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(help="of the hidden layers", show_default=_default("activation")),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="passes over the data", show_default=_default("epochs")),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="rows of a step", show_default=_default("batch_size"))
+    ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="learning rate; by default what suits the optimizer")
+        float | None,
+        typer.Option(help="highest learning rate", show_default="what suits the optimizer"),
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="of the learning rate: cosine (falls to 0) or constant")
-    ] = "cosine",
-    optimizer: Annotated[str, typer.Option(help=", ".join(job.LEARNING_RATES))] = "adam",
-    dropout: Annotated[float, typer.Option(help="rate after each hidden layer")] = 0.0,
-    validation: Annotated[float, typer.Option(help="share of rows kept for validation")] = 0.2,
-    seed: Annotated[int, typer.Option(help="same seed, same run")] = 1,
-    backend: Annotated[
-        str | None, typer.Option(help="numpy, cuda, cuda:1, auto, ...; see nnbackend info")
+        str | None,
+        typer.Option(
+            help="of the learning rate: cosine (falls to 0) or constant",
+            show_default=_default("schedule"),
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help=", ".join(job.LEARNING_RATES), show_default=_default("optimizer")),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="rate after each hidden layer", show_default=_default("dropout")),
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="share of rows kept for validation", show_default=_default("validation")),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="same seed, same run", show_default=_default("seed"))
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or float64", show_default=_default("dtype")),
+    ] = None,
+    backend: BackendOption = None,
+    config: Annotated[
+        Path | None, typer.Option(help="a TOML file of these options; the command line wins")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on with this model up to --epochs in all")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="write the model here (.safetensors)")] = None,
     plot: Annotated[Path | None, typer.Option(help="write a picture here (.png, .pdf)")] = None,
 ) -> None:
     """Train a network and say how good it is.
 
+    Ctrl-C stops after the last finished epoch and still writes the model; --resume goes on from
+    there as if nothing had happened.
+
     [bold]Examples[/bold]
 
       nnbackend train digits --save digits.safetensors --plot digits.png
 
-      nnbackend train spiral --hidden 64,64 --epochs 200 --lr 0.02
+      nnbackend train wine.csv --target quality --hidden 64,64 --epochs 100 --save wine.safetensors
 
-      nnbackend train sine --hidden 64,64 --activation tanh
+      nnbackend train wine.csv --resume wine.safetensors --epochs 200 --save wine.safetensors
+
+      nnbackend train mnist/ --hidden 256 --dropout 0.2 --epochs 10
     """
+    given = {
+        "target": target, "task": task, "activation": activation, "epochs": epochs,
+        "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer,
+        "dropout": dropout, "validation": validation, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
     with user_errors():
-        settings = job.Settings(
-            hidden=job.parse_widths(hidden),
-            activation=activation,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            schedule=schedule,
-            optimizer=optimizer,
-            dropout=dropout,
-            validation=validation,
-            seed=seed,
-            backend=backend,
-            dtype=dtype,
-        )
+        chosen = {} if config is None else job.read_config(config)
+        chosen |= {name: value for name, value in given.items() if value is not None}
+        if hidden is not None:
+            chosen["hidden"] = job.parse_widths(hidden)
+        settings = job.Settings(**chosen)
         _check_targets(save, plot)
-        x, y = job.load_data(data, seed)
-        model = job.build_model(settings, x, y)
+        if resume is None:
+            dataset = job.load_data(data, settings.seed, settings.target, settings.task)
+            model = job.build_model(settings, dataset, backend)
+        else:
+            settings, model = job.resume(resume, chosen, backend)
+            dataset = job.load_data(data, settings.seed, settings.target, settings.task)
+            dataset = job.check_resumed_data(model, dataset, resume)
         model.summary()
-        history = job.train(settings, model, x, y)
+        history = job.train(settings, model, dataset)
         typer.echo(job.result_text(history))
         if save is not None:
             model.save(save)
             typer.echo(f"model   {save}")
-        if plot is not None:
-            job.picture(history).savefig(plot, dpi=130)
+        if plot is not None and model.history.epochs:
+            _save_picture(model, dataset, plot)
             typer.echo(f"picture {plot}")
         if history.stopped == "interrupted":
+            typer.echo(f"interrupted after epoch {model.epoch}", err=True)
             raise typer.Exit(130)
 
 
-def _check_targets(save: Path | None, plot: Path | None) -> None:
-    """Find out before a long training that its results could not be written."""
-    if plot is not None:
-        nn.plot.require_matplotlib()
-    for target in (save, plot):
+def _save_picture(model: nn.Sequential, dataset: nn.datasets.Dataset, path: Path) -> None:
+    content = io.BytesIO()
+    try:
+        job.picture(model, dataset).savefig(content, dpi=120, format=path.suffix[1:] or "png")
+    except ValueError as error:
+        raise DataError(f"--plot {path}: {error}") from error
+    write_atomically(path, content.getvalue())
+
+
+def _check_targets(*targets: Path | None) -> None:
+    """Find out before a long job that its results could not be written."""
+    for target in targets:
         if target is None:
             continue
+        if target.suffix in (".png", ".pdf", ".svg"):
+            nn.plot.require_matplotlib()
         folder = target.absolute().parent
         if not folder.is_dir():
             raise DataError(
                 f"the folder {folder} does not exist; make it first, or choose another file"
             )
+        if target.is_dir():
+            raise DataError(f"{target} is a folder; name a file in it")
         if not os.access(folder, os.W_OK):
             raise DataError(f"the folder {folder} cannot be written to; choose another one")
+
+
+@app.command()
+def evaluate(
+    model: ModelFile,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    backend: BackendOption = None,
+) -> None:
+    """Loss and metrics of a trained model on data with targets.
+
+    [bold]Example[/bold]
+
+      nnbackend evaluate wine.safetensors wine-test.csv
+    """
+    with user_errors():
+        trained = nn.load(model, backend)
+        dataset = job.data_for(trained, data, with_target=True)
+        for name, value in trained.evaluate(dataset.x, dataset.y).items():
+            typer.echo(f"{name:10} {value:.6g}")
+        typer.echo(f"{'rows':10} {len(dataset.x)}")
+
+
+@app.command()
+def predict(
+    model: ModelFile,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, typer.Option(help="write predictions here, a line a row (.csv)")],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="also a column for each class")
+    ] = False,
+    backend: BackendOption = None,
+) -> None:
+    """Predictions for data, with or without targets; class names are restored.
+
+    [bold]Examples[/bold]
+
+      nnbackend predict wine.safetensors new-wines.csv --out predictions.csv
+
+      nnbackend predict digits.safetensors digits --out predictions.csv --probabilities
+    """
+    with user_errors():
+        _check_targets(out)
+        trained = nn.load(model, backend)
+        dataset = job.data_for(trained, data, with_target=False)
+        classes = trained.info.get("class_names")
+        header, columns = _predictions(trained, dataset.x, classes, probabilities)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(zip(*columns, strict=True))
+        write_atomically(out, text.getvalue().encode())
+        typer.echo(f"{len(dataset.x)} predictions written to {out}")
+
+
+def _predictions(
+    model: nn.Sequential, x: Any, classes: list[str] | None, probabilities: bool
+) -> tuple[list[str], list[list[Any]]]:
+    """Header and columns of the predictions' file."""
+    name = model.info.get("target_name") or "prediction"
+    if classes is None:
+        if probabilities:
+            raise DataError("--probabilities needs a model of classes; this one predicts numbers")
+        values = model.predict(x)
+        names = [name] if values.shape[1] == 1 else [f"{name}_{k}" for k in range(values.shape[1])]
+        return names, [[f"{v:.8g}" for v in column] for column in values.T]
+    shares = model.predict_proba(x)
+    header, columns = [name], [[classes[k] for k in shares.argmax(axis=1)]]
+    if probabilities:
+        header += [f"p_{c}" for c in classes]
+        columns += [[f"{v:.6g}" for v in column] for column in shares.T]
+    return header, columns
+
+
+@app.command()
+def summary(model: ModelFile) -> None:
+    """Layers, training and classes of a model file.
+
+    [bold]Example[/bold]
+
+      nnbackend summary digits.safetensors
+    """
+    with user_errors():
+        trained = nn.load(model)
+        trained.summary()
+        last = trained.history.last()
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in last.items())
+        typer.echo(f"trained for {trained.epoch} epochs, {trained.step} steps, seed {trained.seed}")
+        if figures:
+            typer.echo(f"last epoch: {figures}")
+        for key, label in (("class_names", "classes"), ("feature_names", "columns")):
+            if trained.info.get(key):
+                typer.echo(f"{label}: {', '.join(trained.info[key])}")
 
 
 @app.command()
@@ -145,11 +316,11 @@ def info() -> None:
             state = "ready" if availability.ok else availability.reason
             table.add_row(name, ", ".join(availability.devices) or "-", state)
         console = Console()
-        console.print(f"nnbackend {nn.__version__}, NumPy {np.__version__}, "
-                      f"Python {sys.version.split()[0]}")  # fmt: skip
+        versions = f"NumPy {np.__version__}, Python {sys.version.split()[0]}"
+        console.print(f"nnbackend {nn.__version__}, {versions}")
         console.print(table)
-        console.print(f"chosen now: [bold]{nn.get_backend().device}[/bold] "
-                      f"(NN_BACKEND or --backend changes that)")  # fmt: skip
+        chosen = nn.get_backend().device
+        console.print(f"chosen now: [bold]{chosen}[/bold] (NN_BACKEND or --backend changes that)")
 
 
 def main() -> None:

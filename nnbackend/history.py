@@ -40,13 +40,6 @@ class History(Mapping[str, list[float]]):
         for values in (*self.curves.values(), self.seconds):
             del values[epochs:]
 
-    def extend(self, other: History) -> None:
-        """Add the epochs of another run after these."""
-        for name, values in other.curves.items():
-            self.curves.setdefault(name, []).extend(values)
-        self.seconds.extend(other.seconds)
-        self.stopped = other.stopped
-
     def last(self) -> dict[str, float]:
         """The figures of the last epoch."""
         return {name: values[-1] for name, values in self.curves.items() if values}

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nnbackend import datasets, plot
 from nnbackend._checks import check_number, check_size
-from nnbackend.errors import DataError, unknown_name
+from nnbackend.errors import CheckpointError, DataError, ShapeError, unknown_name
 from nnbackend.history import History
 from nnbackend.layer import Layer
-from nnbackend.layers import Dense, Dropout
+from nnbackend.layers import Dense, Dropout, Standardize
 from nnbackend.model import Sequential
 from nnbackend.optimizers import resolve_optimizer
+from nnbackend.readers import Dataset, Task, check_task, read
 from nnbackend.schedules import CosineDecay, Schedule
+from nnbackend.serialization import load
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-HostArray = np.ndarray[Any, Any]
 
 #: Learning rates that suit small and middle-sized networks, where none is given.
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 0.002, "adam": 0.005, "adamw": 0.005}
 SCHEDULES = ("cosine", "constant")
 
-#: Data sets by name, each from a seed.
-DATASETS: Mapping[str, Callable[[int], tuple[HostArray, HostArray]]] = {
+#: Settings that a resumed training cannot change: they made the arrays in the file.
+FIXED = ("hidden", "activation", "dropout", "dtype", "optimizer", "seed", "validation", "task")
+#: Settings from which the learning rate of every step follows.
+RATE = ("lr", "schedule", "epochs", "batch_size")
+
+#: Data sets that come with nnbackend, by name, each from a seed.
+BUILT_IN: Mapping[str, Callable[[int], Any]] = {
     "digits": lambda seed: datasets.digits(),
     "spiral": lambda seed: datasets.spiral(seed=seed),
     "vertical": lambda seed: datasets.vertical(seed=seed),
+    "moons": lambda seed: datasets.moons(seed=seed),
+    "circles": lambda seed: datasets.circles(seed=seed),
     "sine": lambda seed: datasets.sine(),
 }
 
@@ -46,6 +56,8 @@ class Settings:
         lr: highest learning rate; None takes what suits the optimizer.
         schedule: "cosine" falls to 0 at the last step, "constant" stays.
         validation: share of rows kept for validation, 0 for none.
+        target: name or number of a CSV's target column; None takes the last.
+        task: "auto", "classification" or "regression".
     """
 
     hidden: tuple[int, ...] = (128,)
@@ -58,8 +70,9 @@ class Settings:
     dropout: float = 0.0
     validation: float = 0.2
     seed: int = 1
-    backend: str | None = None
     dtype: str = "float32"
+    target: str | None = None
+    task: Task = "auto"
 
     def __post_init__(self) -> None:
         for width in self.hidden:
@@ -68,6 +81,7 @@ class Settings:
         check_size("batch_size", self.batch_size)
         check_number("dropout", self.dropout, 0.0, 1.0, high_open=True)
         check_number("validation", self.validation, 0.0, 1.0, high_open=True)
+        check_task(self.task)
         if self.lr is not None:
             check_number("lr", self.lr, 0.0, low_open=True)
         for kind, name, choices in (
@@ -76,6 +90,25 @@ class Settings:
         ):
             if name not in choices:
                 raise unknown_name(kind, name, choices)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings from a TOML file; keys are the options' names, with - or _."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not TOML that can be read: {error}") from error
+    known = {f.name for f in fields(Settings)}
+    settings = {key.replace("-", "_"): value for key, value in content.items()}
+    for name in settings:
+        if name not in known:
+            raise DataError(f"{path}: {unknown_name('setting', name, known)}")
+    if "hidden" in settings:
+        hidden = settings["hidden"]
+        settings["hidden"] = (
+            tuple(hidden) if isinstance(hidden, list) else parse_widths(str(hidden))
+        )
+    return settings
 
 
 def parse_widths(text: str) -> tuple[int, ...]:
@@ -94,23 +127,82 @@ def parse_widths(text: str) -> tuple[int, ...]:
     return widths
 
 
-def load_data(name: str, seed: int) -> tuple[HostArray, HostArray]:
-    """The data set called ``name``."""
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    return DATASETS[name](seed)
+# -- data -------------------------------------------------------------------------------------
 
 
-def is_classification(y: HostArray) -> bool:
-    """Whole numbers are class labels."""
-    return y.dtype.kind in "iu"
+def load_data(
+    name: str,
+    seed: int = 1,
+    target: str | None = None,
+    task: Task = "auto",
+    features: tuple[str, ...] | None = None,
+) -> Dataset:
+    """A file or folder, or a built-in data set by name."""
+    if name in BUILT_IN and not Path(name).exists():
+        x, y = BUILT_IN[name](seed)
+        classes = None
+        if y.dtype.kind == "i":
+            classes = tuple(str(c) for c in range(int(y.max()) + 1))
+        return Dataset(x, y, classes, image_shape=(8, 8) if name == "digits" else None)
+    if not Path(name).exists():
+        close = unknown_name("data set", name, BUILT_IN)
+        raise DataError(f"there is no file or folder {name}, and the built-in {close}")
+    column = int(target) if target is not None and target.isdigit() else target
+    return read(name, column, task, features)
 
 
-def build_model(settings: Settings, x: HostArray, y: HostArray) -> Sequential:
+def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The same rows, classes numbered as a model numbers them."""
+    if data.class_names is None or data.y is None:
+        return data
+    unknown = [name for name in data.class_names if name not in names]
+    if unknown:
+        raise DataError(
+            f"the data has classes that the model does not know: {', '.join(unknown)}; it knows "
+            f"{', '.join(names)}"
+        )
+    numbers = np.array([names.index(name) for name in data.class_names])
+    return replace(data, y=numbers[data.y], class_names=names)
+
+
+def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
+    """Data for a trained model: its columns, its classes, its width.
+
+    Args:
+        with_target: read targets; without them a CSV needs no target column.
+    """
+    info = model.info
+    features = info.get("feature_names")
+    classes = info.get("class_names")
+    task: Task = "auto" if classes is None else "classification"
+    if info.get("kind") == "csv":
+        task = "regression" if classes is None else "classification"
+    columns = None if with_target or features is None else tuple(features)
+    data = load_data(name, model.seed, info.get("target_name"), task, columns)
+    if with_target and data.y is None:
+        raise DataError(f"{name} holds no targets to compare with")
+    if with_target and features is not None and data.feature_names is not None:
+        missing = [f for f in features if f not in data.feature_names]
+        if missing:
+            raise DataError(f"{name} lacks the columns {', '.join(missing)}")
+        order = [data.feature_names.index(f) for f in features]
+        data = replace(data, x=np.ascontiguousarray(data.x[:, order]))
+    if data.x.shape[1] != model.n_inputs:
+        raise ShapeError(f"the model takes {model.n_inputs} inputs; {name} has {data.x.shape[1]}")
+    return align_classes(data, tuple(classes)) if classes is not None and with_target else data
+
+
+# -- model ------------------------------------------------------------------------------------
+
+
+def build_model(settings: Settings, data: Dataset, backend: str | None = None) -> Sequential:
     """A compiled model for this data."""
-    classification = is_classification(y)
-    outputs = int(y.max()) + 1 if classification else y.shape[1]
-    layers: list[Layer] = []
+    x, y = data
+    if y is None:
+        raise DataError("the data holds no targets to learn")
+    classification = data.class_names is not None
+    outputs = len(data.class_names) if data.class_names is not None else y.shape[1]
+    layers: list[Layer] = [Standardize(x.shape[1])] if data.kind == "csv" else []
     width = x.shape[1]
     for units in settings.hidden:
         layers.append(Dense(width, units, activation=settings.activation))
@@ -118,26 +210,104 @@ def build_model(settings: Settings, x: HostArray, y: HostArray) -> Sequential:
             layers.append(Dropout(settings.dropout))
         width = units
     layers.append(Dense(width, outputs))
-    model = Sequential(layers, settings.seed, settings.dtype, settings.backend)
-    highest = settings.lr or LEARNING_RATES[settings.optimizer]
-    lr: float | Schedule = highest
-    if settings.schedule == "cosine":
-        rows = len(x) - round(len(x) * settings.validation)
-        lr = CosineDecay(highest, steps=settings.epochs * -(-rows // settings.batch_size))
+    if not classification and data.kind != "builtin":
+        layers.append(_in_units_of(y))
+    model = Sequential(layers, settings.seed, settings.dtype, backend)
     model.compile(
         loss="softmax_cross_entropy" if classification else "mean_squared_error",
-        optimizer=resolve_optimizer({"name": settings.optimizer, "lr": lr}),
+        optimizer=resolve_optimizer(
+            {"name": settings.optimizer, "lr": learning_rate(settings, len(x))}
+        ),
         metrics=["accuracy"] if classification else ["r2"],
     )
+    model.info = {
+        "settings": asdict(settings),
+        "class_names": data.class_names,
+        "feature_names": data.feature_names,
+        "target_name": data.target_name,
+        "image_shape": data.image_shape,
+        "kind": data.kind,
+    }
     return model
 
 
-def train(settings: Settings, model: Sequential, x: HostArray, y: HostArray) -> History:
-    """Fit with the settings' epochs, batches and validation share."""
+def _in_units_of(y: np.ndarray[Any, Any]) -> Dense:
+    """A fixed last layer from standardized outputs to the targets' own mean and scale, so that
+    the layers before it learn numbers near 1 whatever the units."""
+    mean, std = y.mean(axis=0, dtype=np.float64), y.std(axis=0, dtype=np.float64)
+    scale = np.diag(np.where(std > 0, std, 1.0))
+    return Dense(len(mean), len(mean), weight_init=scale, bias_init=mean, trainable=False)
+
+
+def learning_rate(settings: Settings, rows: int) -> float | Schedule:
+    """The rate, or the schedule over all of the training's steps."""
+    highest = settings.lr or LEARNING_RATES[settings.optimizer]
+    if settings.schedule == "constant":
+        return highest
+    trained = rows - round(rows * settings.validation)
+    return CosineDecay(highest, steps=settings.epochs * -(-trained // settings.batch_size))
+
+
+def resume(
+    path: Path, given: Mapping[str, Any], backend: str | None
+) -> tuple[Settings, Sequential]:
+    """A model to train on, and its settings with those given now.
+
+    Raises:
+        CheckpointError: the file was not written by a training, or ``given`` contradicts it.
+    """
+    model = load(path, backend)
+    if "settings" not in model.info:
+        raise CheckpointError(
+            f"{path} was not written by nnbackend train, so its settings are not known; train it "
+            f"on in Python: nn.load(path).fit(...)"
+        )
+    saved_settings = dict(model.info["settings"])
+    saved_settings["hidden"] = tuple(saved_settings["hidden"])
+    saved = Settings(**saved_settings)
+    for name in FIXED:
+        if name in given and given[name] != getattr(saved, name):
+            raise CheckpointError(
+                f"{path} was trained with {name} {getattr(saved, name)}; received "
+                f"{given[name]}. Leave that option out, or begin anew without --resume"
+            )
+    settings = replace(saved, **given)
+    if model.epoch >= settings.epochs:
+        raise CheckpointError(
+            f"{path} has been trained for {model.epoch} epochs already; pass --epochs above "
+            f"that to go on"
+        )
+    return settings, model
+
+
+def check_resumed_data(model: Sequential, data: Dataset, path: Path) -> Dataset:
+    """The data in the order of the model's classes, or an error if it is of another kind."""
+    if data.x.shape[1] != model.n_inputs:
+        raise CheckpointError(
+            f"{path} was trained on rows of {model.n_inputs} values; the data has {data.x.shape[1]}"
+        )
+    classes, features = model.info["class_names"], model.info["feature_names"]
+    if (classes is None) != (data.class_names is None):
+        raise CheckpointError(f"{path} was trained for another task than this data is for")
+    if features is not None and data.feature_names != tuple(features):
+        raise CheckpointError(
+            f"{path} was trained on the columns {', '.join(features)}; the data has "
+            f"{', '.join(data.feature_names or ())}"
+        )
+    return data if classes is None else align_classes(data, tuple(classes))
+
+
+def train(settings: Settings, model: Sequential, data: Dataset) -> History:
+    """Fit until the model has had ``settings.epochs`` epochs in all."""
+    x, y = data
+    before = model.info["settings"]
+    if any(before[name] != getattr(settings, name) for name in RATE):
+        model.optimizer.lr = learning_rate(settings, len(x))
+    model.info["settings"] = asdict(settings)
     return model.fit(
         x,
         y,
-        epochs=settings.epochs,
+        epochs=settings.epochs - model.epoch,
         batch_size=settings.batch_size,
         validation_split=settings.validation,
     )
@@ -155,10 +325,43 @@ def result_text(history: History) -> str:
     return ", ".join(parts)
 
 
-def picture(history: History) -> Figure:
-    """Curves of the loss and of what is measured, side by side."""
-    figure = plot.new_figure(10, 4)
-    left, right = figure.subplots(1, 2)
-    plot.history(history, "loss", left)
-    plot.history(history, "accuracy" if "accuracy" in history else "r2", right)
-    return figure
+# -- picture ----------------------------------------------------------------------------------
+
+
+def picture(model: Sequential, data: Dataset) -> Figure:
+    """One page that suits the task: curves, then what the model does on held-out rows."""
+    x, y = data
+    share = model.info["settings"]["validation"]
+    rows = model.split_rows(len(x), share)[1] if share else np.arange(len(x))
+    where = "validation rows" if share else "all rows"
+    x, y = x[rows], y[rows]
+    classes = data.class_names
+    history = model.history
+    panels: list[Callable[[Axes], Axes]] = [lambda ax: plot.history(history, "loss", ax)]
+    if classes is None:
+        panels += [
+            lambda ax: plot.history(history, "r2", ax),
+            lambda ax: _titled(plot.regression_fit(model, x, y, ax=ax), where),
+        ]
+    else:
+        predicted = plot.predicted_classes(model, x)
+        panels += [
+            lambda ax: plot.history(history, "accuracy", ax),
+            lambda ax: _titled(plot.confusion_matrix(y, predicted, classes, ax), where),
+        ]
+        if data.image_shape is not None:
+            shape = data.image_shape
+            panels += [
+                lambda ax: plot.worst_mistakes(model, x, y, shape, 15, classes, ax),
+                lambda ax: plot.first_layer_weights(model, shape, 24, ax),
+            ]
+        elif model.n_inputs == 2:
+            panels.append(
+                lambda ax: _titled(plot.decision_regions(model, x, y, ax, 200, classes), where)
+            )
+    return plot.page(panels)
+
+
+def _titled(ax: Axes, title: str) -> Axes:
+    ax.set_title(title, fontsize=9)
+    return ax

@@ -40,6 +40,8 @@ from nnbackend.sources import (
 )
 from nnbackend.training import Trainer, check_metric_names, figures_of
 
+RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
+
 #: Rows that predict brings to the device at a time from a file.
 PREDICT_ROWS = 8192
 
@@ -261,7 +263,7 @@ class Sequential:
                 validation = self._validation_source(validation_data)
             if isinstance(source, ArraySource):
                 if split:
-                    source, validation = self._split(source, split)
+                    source, validation = source.split(*self.split_rows(source.n_rows, split))
                 self.check_batch(min(source.n_rows, batch_size))
                 self.check_batch(source.n_rows % batch_size or batch_size)
                 self._adapt(source)
@@ -290,10 +292,7 @@ class Sequential:
                 progress=make_progress(verbose, self.epoch + epochs, source.n_rows),
                 history=history,
             )
-            try:
-                return trainer.run()
-            finally:
-                self.history.extend(history)
+            return trainer.run()
 
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> Array:
         """One update on one batch, for a loop of one's own.
@@ -352,15 +351,17 @@ class Sequential:
             return make_source(self, *data)
         return make_source(self, data, None)
 
-    def _split(self, source: ArraySource, share: float) -> tuple[ArraySource, ArraySource]:
-        held_out = round(source.n_rows * share)
-        if held_out == 0 or held_out == source.n_rows:
+    def split_rows(self, n_rows: int, share: float) -> tuple[RowNumbers, RowNumbers]:
+        """Numbers of the rows for training and for validation that ``validation_split=share``
+        chooses; they depend on the model's seed and the number of rows only."""
+        held_out = round(n_rows * share)
+        if held_out == 0 or held_out == n_rows:
             raise DataError(
-                f"validation_split={share:g} of {source.n_rows} rows leaves no rows on one side"
+                f"validation_split={share:g} of {n_rows} rows leaves no rows on one side"
             )
         seed = np.random.SeedSequence(self.seed, spawn_key=(3,))
-        order = np.random.Generator(np.random.PCG64(seed)).permutation(source.n_rows)
-        return source.split(np.sort(order[held_out:]), np.sort(order[:held_out]))
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(n_rows)
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
 
     def _adapt(self, source: ArraySource) -> None:
         first = self.layers[0]

@@ -6,7 +6,7 @@ Colours differ in brightness and lines in style, so that every picture can be re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -233,8 +233,8 @@ def first_layer_weights(
     ax = _axes(ax, 5.0, 3.6)
     limit = float(np.abs(weight[:, strongest]).max()) or 1.0
     images = [weight[:, j].reshape(height, width) / limit for j in strongest]
-    _mosaic(ax, images, [f"{j}" for j in strongest], "RdBu", -1.0, 1.0)
-    ax.set_title("first-layer weights (number of the neuron)", fontsize=9)
+    _mosaic(ax, images, [f"{j}" for j in strongest], "gray", -1.0, 1.0)
+    ax.set_title("first-layer weights (by neuron; bright is positive)", fontsize=9)
     return ax
 
 
@@ -304,3 +304,13 @@ def regression_fit(
     ax.set_xlabel("true")
     ax.set_ylabel("predicted")
     return ax
+
+
+def page(panels: Sequence[Callable[[Axes], Axes]]) -> Figure:
+    """Several pictures on one page, at most three in a row; each panel draws into an Axes."""
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(4.4 * columns, 3.9 * rows)
+    for number, panel in enumerate(panels):
+        panel(figure.add_subplot(rows, columns, number + 1))
+    return figure

@@ -153,7 +153,7 @@ def read_npz(path: PathLike, task: Task = "auto") -> Dataset:
     """
     path = existing(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a NumPy archive that can be read: {error}") from error

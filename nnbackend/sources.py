@@ -27,6 +27,9 @@ RESIDENT_BYTES = 1 << 28
 #: Size of such a block, in bytes.
 BLOCK_BYTES = 1 << 25
 _SCAN_ELEMENTS = 1 << 20
+#: Scattered rows read from a file before its pages are given back: the system may map 2 MiB
+#: around each.
+_MAPPED_ROWS = 64
 
 
 class ArraySource:
@@ -75,9 +78,7 @@ class ArraySource:
         if self.data is not None and isinstance(rows, slice):
             return self.data.rows(rows.start, rows.stop)
         weight = None if self.weight is None else self.weight[rows]
-        block = self._to_device(self.x[rows], self.target[rows], weight)
-        release_pages(self.x)
-        return block
+        return self._to_device(read_rows(self.x, rows), self.target[rows], weight)
 
     def blocks(self) -> Iterator[Data]:
         """All rows in order."""
@@ -111,6 +112,20 @@ class _RowSubset:
 
     def __getitem__(self, rows: slice | HostArray) -> HostArray:
         return np.asarray(self.base[self.index[rows]])
+
+
+def read_rows(x: Any, rows: slice | HostArray) -> HostArray:
+    """``x[rows]``; of a memory-mapped file with little of it mapped at any time."""
+    if isinstance(rows, slice) or not isinstance(x, np.memmap | _RowSubset):
+        values = np.asarray(x[rows])
+        release_pages(x)
+        return values
+    values = np.empty((len(rows), x.shape[1]), x.dtype)
+    for start in range(0, len(rows), _MAPPED_ROWS):
+        part = slice(start, start + _MAPPED_ROWS)
+        values[part] = x[rows[part]]
+        release_pages(x)
+    return values
 
 
 def release_pages(x: Any) -> None:

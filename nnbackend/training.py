@@ -134,10 +134,13 @@ class Trainer:
         self.program: Program = model.program
         self.executor: Executor = model.executor
         self.epochs, self.batch_size, self.shuffle = epochs, batch_size, shuffle
-        self.callbacks, self.validate = callbacks, validate
+        # those that save the model come last, when the others have their new state
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.runs_last)
+        self.validate = validate
         self.python_metrics = python_metrics
         self.progress, self.history = progress, history
         self.first_epoch = model.epoch
+        self.earlier_epochs = model.history.epochs
         self.interrupt = Interrupt()
         self.looks_on = bool(callbacks) or validate is not None or python_metrics is not None
         # epochs since the snapshot, to train again after a non-finite loss
@@ -313,7 +316,8 @@ class Trainer:
         if seconds is None:
             seconds = time.perf_counter() - epoch.start
         self.model.epoch += 1
-        self.history.append(figures, seconds)
+        for history in (self.history, self.model.history):
+            history.append(figures, seconds)
         self.progress.epoch_end(self.model.epoch, figures)
         for callback in self.callbacks:
             reason = callback.on_epoch_end(self.model, self.model.epoch, figures, self.history)
@@ -391,7 +395,9 @@ class Trainer:
         """Return to ``good``, the state before ``epoch``, and raise the error."""
         good.restore(self.model)
         self._restore_generator(epoch)
-        self.history.truncate(epoch.number - self.first_epoch)
+        done = epoch.number - self.first_epoch
+        self.history.truncate(done)
+        self.model.history.truncate(self.earlier_epochs + done)
         raise NonFiniteLossError(
             f"the loss or a parameter became NaN or infinite in epoch {epoch.number + 1}, step "
             f"{step}. The model is back at the end of epoch {epoch.number}. Try a smaller "

@@ -1,0 +1,39 @@
+"""Train from a file that would not fit: a memory-mapped array is read batch by batch.
+
+    python examples/bigger_than_memory.py [GIGABYTES]
+
+Makes a file of 4 GB (or as many as you say) in the current folder, trains one epoch on it,
+prints the largest resident memory, and removes the file.
+"""
+
+import os
+import resource
+import sys
+
+import numpy as np
+
+import nnbackend as nn
+
+GIGABYTES = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0
+WIDTH, PATH = 256, "bigger_than_memory.bin"
+ROWS = int(GIGABYTES * 1e9 / (4 * WIDTH))
+
+rng = np.random.default_rng(0)
+secret = rng.normal(size=(WIDTH, 4)).astype("float32")
+labels = np.empty(ROWS, np.int64)
+try:
+    with open(PATH, "wb") as file:
+        for start in range(0, ROWS, 10_000):
+            block = rng.standard_normal((min(10_000, ROWS - start), WIDTH), dtype="float32")
+            labels[start : start + len(block)] = (block @ secret).argmax(axis=1)
+            block.tofile(file)
+    x = np.memmap(PATH, "float32", "r", shape=(ROWS, WIDTH))
+    model = nn.Sequential([nn.Dense(WIDTH, 64, "relu"), nn.Dense(64, 4)], seed=0)
+    model.compile("softmax_cross_entropy", nn.Adam(2e-3), ["accuracy"])
+    history = model.fit(x, labels, epochs=1, batch_size=256)
+    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    print(f"{ROWS:,} rows, {x.nbytes / 1e9:.2f} GB, accuracy {history['accuracy'][-1]:.3f}")
+    print(f"largest resident memory {megabytes:.0f} MB")
+finally:
+    if os.path.exists(PATH):
+        os.remove(PATH)
