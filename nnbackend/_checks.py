@@ -64,7 +64,8 @@ def check_seed(seed: object) -> int | None:
 def check_dtype(dtype: object) -> np.dtype[Any]:
     """float32 or float64, given by name or as a NumPy type."""
     try:
-        result: np.dtype[Any] | None = np.dtype(dtype)  # type: ignore[call-overload]
+        # np.dtype(None) is float64
+        result: np.dtype[Any] | None = np.dtype(dtype or "O")  # type: ignore[call-overload]
     except TypeError:
         result = None
     if result is None or result not in (np.dtype("float32"), np.dtype("float64")):

@@ -70,15 +70,13 @@ class ActivationLayer(NativeLayer):
     """An activation function as a layer of its own; takes and keeps any width."""
 
     op = Op.ACTIVATION
+    transient = ("_saved",)
     name: ClassVar[str]
 
     def __init__(self, parameter: float | None = None) -> None:
         super().__init__()
         default = ACTIVATIONS[self.name]
         self.activation = Activation(self.name, default if parameter is None else parameter)
-        self._reset()
-
-    def _reset(self) -> None:
         self._saved: Array | None = None
 
     @property

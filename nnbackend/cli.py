@@ -28,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 DEFAULTS = job.Settings()
+PICTURES = (".png", ".pdf", ".svg")
 DATA_HELP = (
     f"a data set ({', '.join(job.BUILT_IN)}), a .csv, an .npz, an IDX file or folder (MNIST), "
     f"or a folder of PNG images in one folder for each class"
@@ -44,7 +45,7 @@ def user_errors() -> Iterator[None]:
     """One clear message and exit code 1 for an error of the user's, 130 for Ctrl-C."""
     try:
         yield
-    except (NNBackendError, OSError, ImportError, UnicodeError) as error:
+    except (NNBackendError, OSError, ImportError, UnicodeError, MemoryError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
@@ -158,6 +159,11 @@ def train(
             chosen["hidden"] = job.parse_widths(hidden)
         settings = job.Settings(**chosen)
         _check_targets(save, plot)
+        if plot is not None:
+            nn.plot.require_matplotlib()
+            if plot.suffix not in PICTURES:
+                raise DataError(f"--plot takes a file ending in {', '.join(PICTURES)}; received "
+                                f"{plot}")  # fmt: skip
         if resume is None:
             dataset = job.load_data(data, settings.seed, settings.target, settings.task)
             model = job.build_model(settings, dataset, backend)
@@ -181,10 +187,7 @@ def train(
 
 def _save_picture(model: nn.Sequential, dataset: nn.datasets.Dataset, path: Path) -> None:
     content = io.BytesIO()
-    try:
-        job.picture(model, dataset).savefig(content, dpi=120, format=path.suffix[1:] or "png")
-    except ValueError as error:
-        raise DataError(f"--plot {path}: {error}") from error
+    job.picture(model, dataset).savefig(content, dpi=120, format=path.suffix[1:])
     write_atomically(path, content.getvalue())
 
 
@@ -193,8 +196,6 @@ def _check_targets(*targets: Path | None) -> None:
     for target in targets:
         if target is None:
             continue
-        if target.suffix in (".png", ".pdf", ".svg"):
-            nn.plot.require_matplotlib()
         folder = target.absolute().parent
         if not folder.is_dir():
             raise DataError(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_number, check_seed, check_size
+from nnbackend.errors import DataError
 from nnbackend.readers import (
     Dataset,
     read,
@@ -72,7 +73,7 @@ def spiral(
     check_size("spiral.samples", samples)
     check_size("spiral.classes", classes)
     check_number("spiral.noise", noise, 0.0)
-    rng = np.random.RandomState(check_seed(seed))
+    rng = np.random.RandomState(_legacy_seed(seed))
     r = np.linspace(0.0, 1.0, samples)
     parts = []
     for c in range(classes):
@@ -93,7 +94,7 @@ def vertical(
     """
     check_size("vertical.samples", samples)
     check_size("vertical.classes", classes)
-    rng = np.random.RandomState(check_seed(seed))
+    rng = np.random.RandomState(_legacy_seed(seed))
     parts = []
     for c in range(classes):
         columns = [0.1 * rng.randn(samples) + c / 3, 0.1 * rng.randn(samples) + 0.5]
@@ -142,6 +143,13 @@ def circles(
     t = _angles("circles", samples, noise, 2 * np.pi, endpoint=False)
     outer = np.stack([np.cos(t), np.sin(t)], axis=1)
     return _noisy([outer, factor * outer], noise, seed), _labels(samples, 2)
+
+
+def _legacy_seed(seed: int | None) -> int | None:
+    seed = check_seed(seed)
+    if seed is not None and seed >= 1 << 32:
+        raise DataError(f"seed must be below 2**32 for this generator; received {seed}")
+    return seed
 
 
 def _angles(name: str, samples: int, noise: float, end: float, endpoint: bool) -> Any:

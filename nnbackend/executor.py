@@ -145,12 +145,15 @@ class PythonExecutor(Executor):
             self._update(float(lr[index]), step)
 
     def gradient(self, data: Data, step: int = 0) -> float:
-        state = self.program.storage.state.copy()
         float64 = np.dtype(np.float64)
         trace = self.backend.zeros(METRIC_SUMS + self.program.n_sums, float64)
-        with np.errstate(all="ignore"):
-            self._plan(len(data.x), len(data.x)).differentiate(data, step, trace)
-        self.program.storage.state[...] = state
+        plan = self._plan(len(data.x), len(data.x))
+        plan.workspace.moves_statistics = False
+        try:
+            with np.errstate(all="ignore"):
+                plan.differentiate(data, step, trace)
+        finally:
+            plan.workspace.moves_statistics = True
         values = self.backend.to_numpy(trace)
         return total_loss(self.program, values)
 
@@ -204,8 +207,7 @@ class PythonExecutor(Executor):
                 _measure(program, block, out, None, part)
             total += part
         penalty = backend.zeros((), float64)
-        for row in program.rows:
-            _add_penalties(program, row, False, penalty)
+        _add_penalties(program, False, penalty)
         total[PENALTY] = penalty
         return backend.to_numpy(total)
 
@@ -250,7 +252,9 @@ def _measure(
         loss.apply(backend, pred, data.target, data.weight, dpred, value)
         scale = 1 if loss.summed else weight_sum
     else:
-        value, dpred = _call_loss(program, data, pred)
+        value, answer = _call_loss(program, data, pred)
+        if dpred is not None:
+            dpred[...] = answer  # the backward pass writes into it
         scale = weight_sum
     trace[LOSS_SUM] = value * scale
     trace[WEIGHT_SUM] = weight_sum
@@ -267,15 +271,15 @@ def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
     loss = program.loss
     if loss is None:
         raise DataError("the model has no loss yet; call model.compile(loss=..., optimizer=...)")
-    if data.weight is not None:
-        raise DataError(
-            "a loss function of one's own sees no weights; leave sample_weight and class_weight "
-            "out, or use a built-in loss"
-        )
     answer = loss(data.target, pred)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")
     value, dpred = answer
+    if np.ndim(value) != 0 or value is None:
+        raise ShapeError(
+            f"a loss function returns (loss, dpred), the loss a single number; received "
+            f"{'None' if value is None else f'shape {np.shape(value)}'}"
+        )
     if getattr(dpred, "shape", None) != pred.shape:
         raise ShapeError(
             f"a loss function returns dpred of the shape of y_pred, {tuple(pred.shape)}; "
@@ -284,19 +288,13 @@ def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
     return value, program.backend.asarray(dpred, program.dtype)
 
 
-def _add_penalties(program: Program, row: Row, into_gradients: bool, penalty: Array) -> None:
-    """Penalties of a dense layer, added to ``penalty`` () and, if wanted, to the gradients."""
-    if row.op != Op.DENSE:
-        return
+def _add_penalties(program: Program, into_gradients: bool, penalty: Array) -> None:
+    """L1 and L2 terms, added to ``penalty`` () and, if wanted, to the gradients."""
     storage = program.storage
-    _, *rates = (float(f) for f in program.floats[row.layer])
-    sizes = (row.n_inputs * row.n_outputs, row.n_outputs)
-    for k, (offset, size) in enumerate(zip((row.parameter_0, row.parameter_1), sizes, strict=True)):
-        l1, l2 = rates[2 * k : 2 * k + 2]
-        if offset != ABSENT and (l1 or l2):
-            part = slice(offset, offset + size)
-            gradients = storage.gradients[part] if into_gradients and row.trainable else None
-            program.backend.penalty(storage.parameters[part], l1, l2, gradients, penalty)
+    for term in program.penalties:
+        part = slice(term.offset, term.offset + term.size)
+        gradients = storage.gradients[part] if into_gradients and term.trainable else None
+        program.backend.penalty(storage.parameters[part], term.l1, term.l2, gradients, penalty)
 
 
 class _Workspace:
@@ -310,8 +308,9 @@ class _Workspace:
         # dy of a row and dx for the row before it: two buffers take turns
         self.gradients = [backend.zeros(capacity * program.gradient_width, dtype) for _ in "ab"]
         self.weight = backend.zeros(capacity, dtype)
-        self.labels = backend.zeros(capacity, np.dtype(np.int32))
         self.targets: Array = None
+        #: False while a gradient is taken: running statistics stay as they are
+        self.moves_statistics = True
 
     def part(self, offset: int, rows: int, width: int) -> Array:
         """(rows, width) at ``offset`` elements per row of the batch."""
@@ -344,13 +343,10 @@ class _TrainingPlan:
         backend, work = self.program.backend, self.workspace
         x = work.x[: self.rows]
         backend.take_rows(data.x, idx, x)
-        if data.target.ndim == 1:
-            target = work.labels[: self.rows]
-        else:
-            if work.targets is None or work.targets.shape[1:] != data.target.shape[1:]:
-                shape = (work.capacity, *data.target.shape[1:])
-                work.targets = backend.zeros(shape, data.target.dtype)
-            target = work.targets[: self.rows]
+        kind = (data.target.shape[1:], data.target.dtype)
+        if work.targets is None or (work.targets.shape[1:], work.targets.dtype) != kind:
+            work.targets = backend.zeros((work.capacity, *kind[0]), kind[1])
+        target = work.targets[: self.rows]
         backend.take_rows(data.target, idx, target)
         if data.weight is None:
             return Data(x, target, None)
@@ -369,8 +365,7 @@ class _TrainingPlan:
         self.penalty[...] = 0
         for index in range(len(inputs) - 1, self.first_trained - 1, -1):
             dy = self.backward[index](inputs[index], dy)
-        for row in program.rows:
-            _add_penalties(program, row, True, self.penalty)
+        _add_penalties(program, True, self.penalty)
         trace[PENALTY] = self.penalty
 
 
@@ -380,7 +375,7 @@ def _bind(
     """A row's forward and backward as functions over fixed buffers."""
     backend = program.backend
     if row.op == Op.PYTHON:
-        return _bind_python(program, row)
+        return _bind_python(program, row, dx)
     numbers = [float(f) for f in program.floats[row.layer]]
     act = Activation(NAMES[row.activation], numbers[0])
     out = workspace.part(row.output, rows, row.n_outputs)
@@ -424,11 +419,14 @@ def _bind(
 
     elif row.op == Op.BATCH_NORM:
         momentum, eps = numbers[:2]
+        # what a gradient moves instead of the model's running statistics
+        unmoved = backend.zeros((2, row.n_outputs), program.dtype)
         start = row.saved * workspace.capacity
         statistics = workspace.flat[start : start + 2 * row.n_outputs].reshape(2, row.n_outputs)
 
         def forward(x: Array, step: int) -> Array:
-            backend.batch_norm_forward(x, p0, p1, s0, s1, momentum, eps, out, statistics)
+            moved = (s0, s1) if workspace.moves_statistics else (unmoved[0], unmoved[1])
+            backend.batch_norm_forward(x, p0, p1, *moved, momentum, eps, out, statistics)
             return out
 
         def backward(x: Array, dy: Array) -> Array:
@@ -460,24 +458,30 @@ def _bind(
     return forward, backward
 
 
-def _bind_python(program: Program, row: Row) -> tuple[Forward, Backward]:
+def _bind_python(program: Program, row: Row, dx: Array | None) -> tuple[Forward, Backward]:
     """A user-written layer: its own methods, their answers checked."""
-    layer, backend, dtype = program.layers[row.layer], program.backend, program.dtype
-    name = type(layer).__name__
-
-    def checked(what: str, array: Any, shape: tuple[int, ...]) -> Array:
-        array = backend.asarray(array, dtype)
-        if tuple(array.shape) != shape:
-            raise ShapeError(f"{name}.{what} must return shape {shape}; received {array.shape}")
-        return array
+    layer = program.layers[row.layer]
 
     def forward(x: Array, step: int) -> Array:
-        return checked("forward", layer.forward(x, training=True), (len(x), row.n_outputs))
+        y = layer.forward(x, training=True)
+        return _answer(program, row, "forward", y, (len(x), row.n_outputs))
 
     def backward(x: Array, dy: Array) -> Array:
-        return checked("backward", layer.backward(dy), tuple(x.shape))
+        answer = _answer(program, row, "backward", layer.backward(dy), tuple(x.shape))
+        if dx is not None:
+            dx[...] = answer  # the rows before write into it, and the answer is the layer's
+        return dx
 
     return forward, backward
+
+
+def _answer(program: Program, row: Row, what: str, array: Any, shape: tuple[int, ...]) -> Array:
+    """What a user-written layer returned, on the device and of the right shape."""
+    array = program.backend.asarray(array, program.dtype)
+    if tuple(array.shape) != shape:
+        name = type(program.layers[row.layer]).__name__
+        raise ShapeError(f"{name}.{what} must return shape {shape}; received {array.shape}")
+    return array
 
 
 def row_arrays(
@@ -491,8 +495,8 @@ def row_arrays(
 
 
 def row_gradients(program: Program, row: Row) -> tuple[Array | None, Array | None]:
-    """Views of the flat gradient; None for a frozen layer."""
-    if not row.trainable:
+    """Views of the flat gradient; None for a frozen dense layer, which can do without."""
+    if not row.trainable and row.op == Op.DENSE:
         return None, None
     layer = program.layers[row.layer]
     gradients = [*(layer.gradient(name) for name in layer.parameter_names), None, None]
@@ -537,6 +541,7 @@ def _bind_inference(program: Program, row: Row) -> Inference:
     layer = program.layers[row.layer]
 
     def call(x: Array, out: Array) -> None:
-        out[...] = layer.forward(x, training=False)
+        y = layer.forward(x, training=False)
+        out[...] = _answer(program, row, "forward", y, (len(x), row.n_outputs))
 
     return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,9 +31,11 @@ class History(Mapping[str, list[float]]):
         return max((len(values) for values in self.curves.values()), default=0)
 
     def append(self, values: Mapping[str, float], seconds: float) -> None:
-        """Add the figures of one epoch."""
-        for name, value in values.items():
-            self.curves.setdefault(name, []).append(float(value))
+        """Add the figures of one epoch; curves that it lacks get NaN."""
+        before = self.epochs
+        for name in {**self.curves, **values}:
+            curve = self.curves.setdefault(name, [math.nan] * before)
+            curve.append(float(values.get(name, math.nan)))
         self.seconds.append(seconds)
 
     def truncate(self, epochs: int) -> None:

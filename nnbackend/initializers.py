@@ -6,6 +6,7 @@ An initializer is a callable ``(shape, rng) -> float64 array``. For a weight of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike
 
 from nnbackend._checks import check_number
-from nnbackend.errors import DTypeError, ShapeError, unknown_name
+from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError, unknown_name
 
 Shape = tuple[int, ...]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -171,7 +172,13 @@ def resolve_initializer(spec: InitializerLike | Mapping[str, Any]) -> Initialize
 
 def draw(spec: InitializerLike, what: str, shape: Shape, rng: Generator) -> FloatArray:
     """Initial values for ``what``, shape-checked and finite, as float64."""
-    values = np.asarray(resolve_initializer(spec)(shape, rng), dtype=np.float64)
+    try:
+        values = np.asarray(resolve_initializer(spec)(shape, rng), dtype=np.float64)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"there is not the memory for {what} of shape {shape}: {8 * math.prod(shape):,} bytes "
+            f"while its initial values are drawn; choose narrower layers"
+        ) from error
     if values.shape != shape and values.shape != (1, *shape):
         raise ShapeError(f"{what} has shape {shape}; its initializer gave {values.shape}")
     if not np.isfinite(values).all():

@@ -59,7 +59,12 @@ class Gradient:
         gradient = layer.gradient(self.name)
         if gradient is None:
             raise DataError(f"this {type(layer).__name__} has no {self.name}")
-        gradient[...] = value
+        if np.shape(value) not in (gradient.shape, (1, *gradient.shape)):
+            raise ShapeError(
+                f"{type(layer).__name__}.{self.name}_grad has shape {tuple(gradient.shape)}; "
+                f"received {np.shape(value)}"
+            )
+        gradient[...] = value.reshape(gradient.shape) if np.ndim(value) else value
 
 
 class Layer(ABC):
@@ -91,6 +96,8 @@ class Layer(ABC):
 
     n_inputs: int | None
     n_outputs: int | None
+    #: attributes that copies and pickles leave behind: caches of a forward pass
+    transient: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -109,7 +116,7 @@ class Layer(ABC):
                 f"{name} needs n_inputs and n_outputs, or neither to keep any width; received "
                 f"n_inputs={n_inputs}, n_outputs={n_outputs}"
             )
-        self.trainable = bool(trainable)
+        self._trainable = bool(trainable)
         self.seed = check_seed(seed)
         self.dtype: DType = check_dtype(dtype)
         self.specs: dict[str, ParameterSpec] = {}
@@ -147,6 +154,19 @@ class Layer(ABC):
     ) -> None:
         """Declare an array of this layer; see ``ParameterKind`` for ``kind``."""
         self.specs[name] = ParameterSpec(shape, initializer, kind)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the parameters are updated. Changing it inside a model acts at once; earlier
+        views of the model's parameters are then no longer linked."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        if bool(value) != self._trainable:
+            if self.owner is not None:
+                self.owner.change_trainable(self, bool(value))
+            self._trainable = bool(value)
 
     # -- arrays -----------------------------------------------------------------------------
 
@@ -199,6 +219,10 @@ class Layer(ABC):
         if current is None:
             raise DataError(f"this {type(self).__name__} has no {name}, so it cannot be assigned")
         values = self.backend.to_numpy(value) if self.backend.owns(value) else np.asarray(value)
+        if values.dtype.kind not in "fiub":
+            raise DTypeError(
+                f"{type(self).__name__}.{name} holds real numbers; received dtype {values.dtype}"
+            )
         if values.shape != current.shape and values.shape != (1, *current.shape):
             raise ShapeError(
                 f"{type(self).__name__}.{name} has shape {tuple(current.shape)}; "
@@ -271,8 +295,8 @@ class Layer(ABC):
         return dy
 
     def __getstate__(self) -> dict[str, Any]:
-        # caches of a forward pass and views of a model's vectors stay behind
-        state = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        left_out = {"_arrays", "_gradients", "_backend", *self.transient}
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         state["owner"] = None
         if self._arrays:
             to_numpy = self.backend.to_numpy
@@ -283,12 +307,10 @@ class Layer(ABC):
         values = state.pop("values", None)
         self.__dict__.update(state)
         self._arrays, self._gradients, self._backend = {}, {}, None
-        self._reset()
+        for attribute in self.transient:
+            setattr(self, attribute, None)
         for name, value in (values or {}).items():
             self.assign(name, value)
-
-    def _reset(self) -> None:  # noqa: B027 - optional
-        """Set the private attributes that pickling leaves behind."""
 
     def __repr__(self) -> str:
         widths = [str(w) for w in (self.n_inputs, self.n_outputs) if w is not None]

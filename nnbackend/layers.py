@@ -9,7 +9,7 @@ import numpy as np
 from nnbackend._checks import check_number
 from nnbackend.activations import CODES, activation_config, resolve_activation
 from nnbackend.backends.base import Array
-from nnbackend.errors import DataError, ShapeError
+from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.layer import NativeLayer, Parameter
 from nnbackend.program import Op
@@ -34,6 +34,7 @@ class Dense(NativeLayer):
     """
 
     op = Op.DENSE
+    transient = ("_x", "_saved")
     weight = Parameter()
     bias = Parameter()
     weight_grad: Any
@@ -68,9 +69,6 @@ class Dense(NativeLayer):
         self.add_parameter("weight", (n_inputs, n_outputs), weight_init)
         if bias:
             self.add_parameter("bias", (n_outputs,), bias_init, "bias")
-        self._reset()
-
-    def _reset(self) -> None:
         self._x: Array | None = None
         self._saved: Array | None = None
 
@@ -132,15 +130,13 @@ class Dropout(NativeLayer):
     """
 
     op = Op.DROPOUT
+    transient = ("_mask",)
 
     def __init__(self, rate: float, *, seed: int | None = None) -> None:
         super().__init__(seed=seed)
         self.rate = check_number("Dropout.rate", rate, 0.0, 1.0, high_open=True)
         self.calls = 0
         self.key = int(np.random.SeedSequence(self.seed).generate_state(1, np.uint64)[0])
-        self._reset()
-
-    def _reset(self) -> None:
         self._mask: Array | None = None
 
     @property
@@ -175,19 +171,17 @@ class Dropout(NativeLayer):
 class _Norm(NativeLayer):
     """What BatchNorm and LayerNorm share: gamma and beta, one for each column."""
 
+    transient = ("_x", "_saved")
     gamma = Parameter()
     beta = Parameter()
     gamma_grad: Any
     beta_grad: Any
 
-    def __init__(self, n: int, eps: float, dtype: str) -> None:
-        super().__init__(n, n, dtype=dtype)
+    def __init__(self, n: int, eps: float, trainable: bool, dtype: str) -> None:
+        super().__init__(n, n, trainable=trainable, dtype=dtype)
         self.eps = check_number(f"{type(self).__name__}.eps", eps, 0.0, low_open=True)
         self.add_parameter("gamma", (n,), "ones", "bias")
         self.add_parameter("beta", (n,), "zeros", "bias")
-        self._reset()
-
-    def _reset(self) -> None:
         self._x: Array | None = None
         self._saved: Array | None = None
 
@@ -203,6 +197,7 @@ class BatchNorm(_Norm):
         n: width.
         momentum: in [0, 1]; 0.1 keeps 90 % of the running value at each step.
         eps: added to the variance.
+        trainable: False keeps gamma and beta; the running statistics move all the same.
     """
 
     op = Op.BATCH_NORM
@@ -210,9 +205,15 @@ class BatchNorm(_Norm):
     running_var = Parameter()
 
     def __init__(
-        self, n: int, momentum: float = 0.1, eps: float = 1e-5, *, dtype: str = "float32"
+        self,
+        n: int,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        trainable: bool = True,
+        *,
+        dtype: str = "float32",
     ) -> None:
-        super().__init__(n, eps, dtype)
+        super().__init__(n, eps, trainable, dtype)
         self.momentum = check_number("BatchNorm.momentum", momentum, 0.0, 1.0)
         self.add_parameter("running_mean", (n,), "zeros", "state")
         self.add_parameter("running_var", (n,), "ones", "state")
@@ -226,7 +227,12 @@ class BatchNorm(_Norm):
         return width  # mean and scale are 2 n, and a batch has at least 2 rows
 
     def config(self) -> dict[str, Any]:
-        return {"n": self.n_inputs, "momentum": self.momentum, "eps": self.eps}
+        return {
+            "n": self.n_inputs,
+            "momentum": self.momentum,
+            "eps": self.eps,
+            "trainable": self.trainable,
+        }
 
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
@@ -260,7 +266,7 @@ def check_batch_norm_rows(rows: int) -> None:
     """A variance needs two rows."""
     if rows < 2:
         raise ShapeError(
-            "BatchNorm in training needs batches of at least 2 rows; received 1. Choose a "
+            f"BatchNorm in training needs batches of at least 2 rows; received {rows}. Choose a "
             "batch_size that leaves no single row at the end of the data"
         )
 
@@ -275,8 +281,10 @@ class LayerNorm(_Norm):
 
     op = Op.LAYER_NORM
 
-    def __init__(self, n: int, eps: float = 1e-5, *, dtype: str = "float32") -> None:
-        super().__init__(n, eps, dtype)
+    def __init__(
+        self, n: int, eps: float = 1e-5, trainable: bool = True, *, dtype: str = "float32"
+    ) -> None:
+        super().__init__(n, eps, trainable, dtype)
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -287,7 +295,7 @@ class LayerNorm(_Norm):
         return 2
 
     def config(self) -> dict[str, Any]:
-        return {"n": self.n_inputs, "eps": self.eps}
+        return {"n": self.n_inputs, "eps": self.eps, "trainable": self.trainable}
 
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
@@ -316,6 +324,7 @@ class Standardize(NativeLayer):
     """
 
     op = Op.STANDARDIZE
+    transient = ("_shape",)
     mean = Parameter()
     scale = Parameter()
 
@@ -324,9 +333,6 @@ class Standardize(NativeLayer):
         self.adapted = False
         self.add_parameter("mean", (n,), "zeros", "state")
         self.add_parameter("scale", (n,), "ones", "state")
-        self._reset()
-
-    def _reset(self) -> None:
         self._shape: tuple[int, ...] | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -347,11 +353,16 @@ class Standardize(NativeLayer):
         Raises:
             ShapeError, DataError: wrong width, no rows, or values that are not finite.
         """
-        if np.ndim(x) != 2 or x.shape[1] != self.n_inputs or len(x) == 0:
+        if not hasattr(x, "shape"):
+            x = np.asarray(x)
+        shape = tuple(x.shape)
+        if len(shape) != 2 or shape[1] != self.n_inputs or shape[0] == 0:
             raise ShapeError(
                 f"Standardize.adapt takes x of shape (rows, {self.n_inputs}), at least one row; "
-                f"received {np.shape(x)}"
+                f"received {shape}"
             )
+        if x.dtype.kind not in "fiub":
+            raise DTypeError(f"Standardize.adapt takes real numbers; received dtype {x.dtype}")
         x = self.backend.to_numpy(x) if self.backend.owns(x) else x
         count, mean = 0, np.zeros(x.shape[1])
         square = np.zeros(x.shape[1])  # sum of squared distances from the mean
@@ -367,8 +378,8 @@ class Standardize(NativeLayer):
         std = np.sqrt(square / count)
         if not np.isfinite(std).all():
             raise DataError("Standardize.adapt needs finite values; x holds NaN or infinity")
-        # rounding leaves a constant column a spread of this size
-        constant = std <= 1e-7 * np.abs(mean)
+        # rounding leaves a constant column a spread of this size; 1 / std must not overflow
+        constant = std <= np.maximum(1e-7 * np.abs(mean), np.finfo(self.dtype).tiny)
         self.assign("mean", mean)
         self.assign("scale", 1.0 / np.where(constant, 1.0, std))
         self.adapted = True

@@ -110,7 +110,7 @@ class _ClassLoss(Loss):
             )
         values = numeric(y)
         if values.ndim == 2 and values.shape[1] == n_outputs:
-            return in_range(values, 0.0, np.inf, self.name).astype(dtype)
+            return in_range(values, 0.0, np.inf, self.name, dtype)
         if values.ndim == 2 and values.shape[1] == 1:
             values = values[:, 0]
         if values.ndim != 1:
@@ -145,7 +145,7 @@ class _OutputLoss(Loss):
                 f"{self.name} takes targets of shape {one}(N, {n_outputs}), one column for each "
                 f"output; received {np.shape(y)}"
             )
-        return in_range(values, self.low, self.high, self.name).astype(dtype)
+        return in_range(values, self.low, self.high, self.name, dtype)
 
 
 class SoftmaxCrossEntropy(_ClassLoss):
@@ -275,11 +275,13 @@ def function_target(y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
         return values.astype(np.int32)
     if values.ndim == 1 and n_outputs == 1:
         values = values[:, None]
-    return in_range(values, -np.inf, np.inf, "the loss").astype(dtype)
+    return in_range(values, -np.inf, np.inf, "the loss", dtype)
 
 
 def numeric(y: Any) -> HostArray:
     """``y`` as a host array of numbers, or an error that names what it holds."""
+    if isinstance(y, np.ma.MaskedArray):
+        raise DTypeError("targets must not be a masked array; fill it with y.filled(value)")
     values = y.get() if hasattr(y, "get") and hasattr(y, "device") else np.asarray(y)
     if values.dtype.kind not in "fiub":
         hint = (
@@ -293,13 +295,16 @@ def numeric(y: Any) -> HostArray:
     return values
 
 
-def in_range(values: HostArray, low: float, high: float, name: str) -> HostArray:
-    """Refuse NaN, infinity, and targets outside [low, high]."""
-    _refuse(~np.isfinite(values), values, "targets must be finite")
+def in_range(
+    values: HostArray, low: float, high: float, name: str, dtype: np.dtype[Any]
+) -> HostArray:
+    """``values`` in ``dtype``; NaN, infinity, and targets outside [low, high] are refused."""
+    # not <= is true for NaN as well
+    _refuse(~(np.abs(values) <= np.finfo(dtype).max), values, f"targets must be finite in {dtype}")
     if low > -np.inf or high < np.inf:
         rule = "at least 0" if high == np.inf else f"in [{low:g}, {high:g}]"
         _refuse((values < low) | (values > high), values, f"targets of {name} must be {rule}")
-    return values
+    return values.astype(dtype)
 
 
 def _refuse(wrong: HostArray, values: HostArray, rule: str) -> None:

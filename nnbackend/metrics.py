@@ -191,7 +191,8 @@ class MSE(_RegressionMetric):
 
 class R2(_RegressionMetric):
     """1 - sum (p - t)^2 / sum (t - mean t)^2, averaged over outputs; 0 for constant targets
-    unless they are met exactly, which counts as 1."""
+    unless they are met exactly, which counts as 1. Targets whose spread is less than 1e-7 of
+    their size count as constant."""
 
     name = "r2"
 
@@ -200,7 +201,7 @@ class R2(_RegressionMetric):
         if weight_sum <= 0:
             return 0.0
         spread = np.maximum(t_square - t * t / weight_sum, 0.0)
-        constant = spread <= 1e-12 * t_square
+        constant = spread <= 1e-14 * t_square
         safe = np.where(constant, 1.0, spread)
         return float(np.where(constant, residual == 0, 1.0 - residual / safe).mean())
 

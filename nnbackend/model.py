@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import threading
@@ -17,7 +18,7 @@ from nnbackend.activations import ActivationLayer, last_activation
 from nnbackend.backends import get_backend
 from nnbackend.backends.base import Activation, Array, Backend
 from nnbackend.callbacks import Callback
-from nnbackend.errors import DataError, DTypeError, ModelBusyError
+from nnbackend.errors import DataError, DTypeError, ModelBusyError, NNBackendError, ShapeError
 from nnbackend.executor import METRIC_SUMS, Executor, PythonExecutor, Trace, total_loss
 from nnbackend.history import History
 from nnbackend.layer import Layer
@@ -25,21 +26,24 @@ from nnbackend.layers import Dense, Standardize, check_batch_norm_rows
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
 from nnbackend.metrics import Metric, MetricFunction, metric_name, resolve_metric
 from nnbackend.optimizers import Optimizer, resolve_optimizer
-from nnbackend.program import Program, Storage, check_widths
+from nnbackend.program import Program, Segment, Storage, check_widths, view
 from nnbackend.progress import make_progress
 from nnbackend.sources import (
     ArraySource,
+    BatchSource,
     ClassWeight,
     Source,
     as_predictions_input,
     check_finite,
     check_matrix,
+    class_factors,
     make_source,
     one_batch,
     release_pages,
 )
 from nnbackend.training import Trainer, check_metric_names, figures_of
 
+Arrays = dict[str, np.ndarray[Any, Any]]
 RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 
 #: Rows that predict brings to the device at a time from a file.
@@ -103,22 +107,39 @@ class Sequential:
         self.callback_states: list[dict[str, Any]] = []
         self._busy = threading.Lock()
         rng = np.random.Generator(np.random.PCG64(init))
-        values = [layer.initial_values(rng) for layer in self.layers]
-        self._claim_layers()
-        self._build(values)
-
-    def _claim_layers(self) -> None:
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise DataError("a layer can stand in a model only once; make two layers")
         for layer in self.layers:
             layer.check_free()
+        self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
+
+    def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
+        """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
+        kept, or replaced by ``values``. Nothing changes if it fails."""
+        if values is None:
+            rng = np.random.default_rng(0)  # not used: every layer has its values
+            values = [layer.initial_values(rng) for layer in self.layers]
+        storage = Storage(self.layers, backend, self.dtype, values)
+        self.backend, self.storage = backend, storage
         for layer in self.layers:
             layer.owner = self
-
-    def _build(self, values: list[dict[str, np.ndarray[Any, Any]]]) -> None:
-        """Lay out the flat vectors with these values, and lower the model."""
-        self.storage = Storage(self.layers, self.backend, self.dtype, values)
+        self._standardizers = [k for k in self.layers if isinstance(k, Standardize)]
         self._lower()
+
+    def change_trainable(self, layer: Layer, value: bool) -> None:
+        """Freeze or thaw a layer, which decides where its parameters lie in the flat vectors.
+        The optimizer's state of other layers is kept."""
+        with self._training():
+            slots = {} if self._optimizer is None else self.optimizer_state()
+            layer._trainable = value
+            self._build(self.backend)
+            trained = {f"layers.{s.layer}.{s.name}" for s in self._trained_segments()}
+            self.set_optimizer_state(
+                {k: v for k, v in slots.items() if k.partition(".")[2] in trained}
+            )
+
+    def _trained_segments(self) -> list[Segment]:
+        return [s for s in self.storage.segments if s.offset < self.storage.trained]
 
     def _lower(self) -> None:
         self.program = Program(
@@ -154,7 +175,7 @@ class Sequential:
         self,
         loss: str | Loss | LossFunction,
         optimizer: str | Optimizer = "adam",
-        metrics: Sequence[str | Metric | MetricFunction] = (),
+        metrics: Sequence[str | Metric | MetricFunction] | str | Metric | None = (),
     ) -> None:
         """Choose what to minimise and how; starts the optimizer's state anew.
 
@@ -170,8 +191,8 @@ class Sequential:
             DataError: a loss from logits after a softmax or sigmoid; a metric that does not
                 fit the loss.
         """
-        if isinstance(metrics, str):
-            metrics = [metrics]
+        if metrics is None or isinstance(metrics, str | Metric) or callable(metrics):
+            metrics = [] if metrics is None else [metrics]
         new_loss = resolve_loss(loss)
         new_metrics = [resolve_metric(metric) for metric in metrics]
         check_metric_names(new_metrics)
@@ -179,16 +200,19 @@ class Sequential:
             last_activation(self._last_activation(), new_loss.name, new_loss.link)
         new_optimizer = resolve_optimizer(optimizer)
         before = (self.loss, self._optimizer, self.metrics)
-        self.loss, self._optimizer, self.metrics = new_loss, new_optimizer, new_metrics
-        try:
-            self._lower()
-        except Exception:
-            self.loss, self._optimizer, self.metrics = before
-            raise
-        self.step = 0
+        with self._training():
+            self.loss, self._optimizer, self.metrics = new_loss, new_optimizer, new_metrics
+            try:
+                self._lower()
+            except Exception:
+                self.loss, self._optimizer, self.metrics = before
+                raise
+            self.step = 0
 
     def _last_activation(self) -> Activation:
         for layer in reversed(self.layers):
+            if isinstance(layer, ActivationLayer) and layer.activation.name == "linear":
+                continue
             if isinstance(layer, Dense | ActivationLayer):
                 return layer.activation
             if layer.n_inputs is not None:
@@ -219,7 +243,7 @@ class Sequential:
         batch_size: int = 32,
         validation_data: Any = None,
         validation_split: float = 0.0,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[Callback] | Callback | None = (),
         shuffle: bool = True,
         sample_weight: Any = None,
         class_weight: ClassWeight | None = None,
@@ -254,27 +278,40 @@ class Sequential:
         split = check_number("validation_split", validation_split, 0.0, 1.0, high_open=True)
         if split and validation_data is not None:
             raise DataError("pass validation_data or validation_split, not both")
-        if isinstance(callbacks, Callback):
-            callbacks = [callbacks]
+        if callbacks is None or isinstance(callbacks, Callback):
+            callbacks = [] if callbacks is None else [callbacks]
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise DTypeError(
+                    f"callbacks must be nn.Callback objects, such as nn.EarlyStopping(); "
+                    f"received {type(callback).__name__}"
+                )
         with self._training():
             source = make_source(self, x, y, sample_weight, class_weight)
+            functions = [m for m in self.metrics if not isinstance(m, Metric)]
             validation: Source | None = None
             if validation_data is not None:
                 validation = self._validation_source(validation_data)
             if isinstance(source, ArraySource):
                 if split:
                     source, validation = source.split(*self.split_rows(source.n_rows, split))
+                if class_weight is not None:
+                    # for training alone: validation figures are those of evaluate
+                    source.multiply_weights(class_factors(self, class_weight, source.target))
                 self.check_batch(min(source.n_rows, batch_size))
                 self.check_batch(source.n_rows % batch_size or batch_size)
                 self._adapt(source)
             elif split:
-                raise DataError("validation_split goes with arrays; for an iterable pass "
-                                "validation_data")  # fmt: skip
+                raise DataError(
+                    "validation_split goes with arrays; for an iterable pass validation_data"
+                )
             else:
+                source.check_passes(2 * epochs if functions else epochs)
                 self._check_adapted()
+            if isinstance(validation, BatchSource):
+                validation.check_passes(epochs)
             history = History()
             self._begin_callbacks(callbacks)
-            functions = [m for m in self.metrics if not isinstance(m, Metric)]
             validating, training_source = validation, source
             trainer = Trainer(
                 self,
@@ -289,7 +326,7 @@ class Sequential:
                 python_metrics=(
                     (lambda: self._python_metrics(training_source)) if functions else None
                 ),
-                progress=make_progress(verbose, self.epoch + epochs, source.n_rows),
+                progress=make_progress(verbose, self.epoch, self.epoch + epochs, source.n_rows),
                 history=history,
             )
             return trainer.run()
@@ -347,9 +384,15 @@ class Sequential:
                 callback.set_state({k: v for k, v in state.items() if k != "type"})
 
     def _validation_source(self, data: Any) -> Source:
-        if isinstance(data, tuple) and len(data) in (2, 3):
-            return make_source(self, *data)
-        return make_source(self, data, None)
+        arrays = isinstance(data, tuple) or (
+            isinstance(data, list) and data and not isinstance(data[0], tuple | list)
+        )
+        try:
+            if arrays and len(data) in (2, 3):
+                return make_source(self, *data)
+            return make_source(self, data, None)
+        except NNBackendError as error:
+            raise type(error)(f"validation_data: {error}") from error
 
     def split_rows(self, n_rows: int, share: float) -> tuple[RowNumbers, RowNumbers]:
         """Numbers of the rows for training and for validation that ``validation_split=share``
@@ -370,9 +413,8 @@ class Sequential:
         self._check_adapted()
 
     def _check_adapted(self) -> None:
-        for layer in self.layers:
-            if isinstance(layer, Standardize):
-                layer.check_adapted()
+        for layer in self._standardizers:
+            layer.check_adapted()
 
     def check_batch(self, rows: int) -> None:
         """Refuse a training batch that is too small for the model's layers."""
@@ -384,6 +426,7 @@ class Sequential:
     def __call__(self, x: Any) -> Array:
         """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend: the way of
         least overhead. Values are not checked."""
+        self._check_adapted()
         x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
         out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
         self.executor.predict(x, out)
@@ -396,7 +439,6 @@ class Sequential:
             ShapeError, DTypeError: wrong rank, width or type.
             DataError: x holds NaN or infinity that reached the outputs.
         """
-        self._check_adapted()
         x = check_matrix(self.backend, x, self.n_inputs)
         out = np.empty((len(x), self.n_outputs), self.dtype)
         for start in range(0, len(x), PREDICT_ROWS):
@@ -406,7 +448,7 @@ class Sequential:
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(out.sum())
         if suspicious:
-            check_finite(self.backend, x)
+            check_finite(self.backend, x, self.dtype)
         return out
 
     def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:
@@ -487,11 +529,8 @@ class Sequential:
         if target is self.backend:
             return self
         with self._training():
-            rng = np.random.default_rng(0)  # not used: every layer has its values
-            values = [layer.initial_values(rng) for layer in self.layers]
-            slots = self.optimizer_state() if self._optimizer is not None else {}
-            self.backend = target
-            self._build(values)
+            slots = {} if self._optimizer is None else self.optimizer_state()
+            self._build(target)
             self.set_optimizer_state(slots)
         return self
 
@@ -513,24 +552,38 @@ class Sequential:
         """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""
         state = {}
         for name, slot in zip(self.optimizer.slots, self.program.slots, strict=True):
-            flat = self.backend.to_numpy(slot)
-            for segment in self.storage.segments:
-                if segment.offset < self.storage.trained:
-                    part = flat[segment.offset : segment.offset + segment.size]
-                    key = f"{name}.layers.{segment.layer}.{segment.name}"
-                    state[key] = part.reshape(segment.shape).copy()
+            for segment in self._trained_segments():
+                key = f"{name}.layers.{segment.layer}.{segment.name}"
+                state[key] = self.backend.to_numpy(view(slot, segment)).copy()
         return state
 
     def set_optimizer_state(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Put back what ``optimizer_state`` gave."""
-        if not state:
-            return
-        for name, slot in zip(self.optimizer.slots, self.program.slots, strict=True):
-            for segment in self.storage.segments:
-                key = f"{name}.layers.{segment.layer}.{segment.name}"
-                if key in state:
-                    part = slot[segment.offset : segment.offset + segment.size]
-                    part[...] = self.backend.asarray(state[key].reshape(-1), self.dtype)
+        """Put back what ``optimizer_state`` gave; keys that are missing stay as they are.
+
+        Raises:
+            DataError, ShapeError: an unknown key, another shape, values that are not finite;
+                nothing is changed then.
+        """
+        views = {
+            f"{name}.layers.{segment.layer}.{segment.name}": view(slot, segment)
+            for name, slot in zip(self._slot_names(), self.program.slots, strict=True)
+            for segment in self._trained_segments()
+        }
+        for key, value in state.items():
+            if key not in views:
+                raise DataError(f"the optimizer has no state {key}; it has {', '.join(views)}")
+            if np.shape(value) != views[key].shape:
+                raise ShapeError(
+                    f"optimizer state {key} has shape {views[key].shape}; received "
+                    f"{np.shape(value)}"
+                )
+            if not np.isfinite(value).all():
+                raise DataError(f"optimizer state {key} must be finite")
+        for key, value in state.items():
+            views[key][...] = self.backend.asarray(value, self.dtype)
+
+    def _slot_names(self) -> tuple[str, ...]:
+        return () if self._optimizer is None else self._optimizer.slots
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its optimizer's state, seeds and history to a safetensors file.
@@ -552,7 +605,15 @@ class Sequential:
         load_weights(self, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_busy", "storage", "program", "executor", "backend", "callbacks")
+        left_out = (
+            "_busy",
+            "_standardizers",
+            "storage",
+            "program",
+            "executor",
+            "backend",
+            "callbacks",
+        )
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
         state["backend_name"] = self.backend.device
         state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
@@ -563,12 +624,15 @@ class Sequential:
         self.__dict__.update(state)
         self._busy = threading.Lock()
         self.callbacks = []
-        self.backend = get_backend(backend)
-        rng = np.random.default_rng(0)  # not used: every layer has its values
-        values = [layer.initial_values(rng) for layer in self.layers]
-        self._claim_layers()
-        self._build(values)
+        self._build(get_backend(backend))
         self.set_optimizer_state(slots)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sequential:
+        state = copy.deepcopy(self.__getstate__(), memo)
+        state["backend_name"] = self.backend  # an object that need not be registered
+        other = object.__new__(type(self))
+        other.__setstate__(state)
+        return other
 
     # -- for people -----------------------------------------------------------------------------
 

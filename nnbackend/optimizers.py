@@ -44,7 +44,8 @@ class Optimizer(ABC):
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _RULES and not isinstance(value, Schedule) and value is not None:
+        unset = value is None and name == "clip_norm"
+        if name in _RULES and not isinstance(value, Schedule) and not unset:
             value = check_number(f"{type(self).__name__}.{name}", value, **_RULES[name])
         object.__setattr__(self, name, value)
 
@@ -217,10 +218,13 @@ def resolve_optimizer(spec: str | Optimizer | Mapping[str, Any]) -> Optimizer:
     """The optimizer behind a name (in lower case), an object or a saved configuration."""
     if isinstance(spec, Optimizer):
         return spec
+    if isinstance(spec, type) and issubclass(spec, Optimizer):
+        return spec()
     settings: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    name = str(settings.pop("name", None)).lower()
+    given = settings.pop("name", None)
+    name = str(given).lower()
     if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, OPTIMIZERS)
+        raise unknown_name("optimizer", given, OPTIMIZERS)
     if isinstance(settings.get("lr"), Mapping):
         settings["lr"] = schedule_from_config(dict(settings["lr"]))
     return OPTIMIZERS[name](**settings)

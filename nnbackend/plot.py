@@ -156,10 +156,14 @@ def confusion_matrix(
             f"y_true and y_pred must be as long, at least 1; received {len(y_true)} and "
             f"{len(y_pred)}"
         )
-    ax = _axes(ax, 4.6, 4.4)
     classes = int(max(y_true.max(), y_pred.max())) + 1
-    if class_names is not None:
-        classes = max(classes, len(class_names))
+    if min(y_true.min(), y_pred.min()) < 0 or classes > len(class_names or range(classes)):
+        raise DataError(
+            f"labels must lie in 0 ... {len(class_names or range(classes)) - 1}, with a name for "
+            f"each; received {min(y_true.min(), y_pred.min())} to {classes - 1}"
+        )
+    classes = len(class_names or range(classes))
+    ax = _axes(ax, 4.6, 4.4)
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (y_true, y_pred), 1)
     # the diagonal would outshine the mistakes: brightness goes with the square root
@@ -197,6 +201,8 @@ def worst_mistakes(
     x, y = np.asarray(x), np.asarray(y).reshape(-1)
     height, width = image_shape(x.shape[1], shape)
     probabilities = model.predict_proba(x)
+    if probabilities.shape[1] == 1:  # yes or no
+        probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != y)
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]

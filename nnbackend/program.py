@@ -85,14 +85,24 @@ class Segment(NamedTuple):
         return int(np.prod(self.shape))
 
 
+class Penalty(NamedTuple):
+    """An L1 or L2 term of the loss, on a part of the flat parameters."""
+
+    offset: int
+    size: int
+    l1: float
+    l2: float
+    trainable: bool
+
+
 class Storage:
     """The flat vectors of a model, with the layers' arrays as views into them.
 
     Order of the parameters: trained weights, other trained values (biases, norms), frozen ones.
-    Only the first two have gradients and optimizer state, only the first are decayed.
+    Only the first two have optimizer state, only the first are decayed.
 
     Attributes:
-        parameters: (P,).   gradients: (trained,).   state: (S,), not trained.
+        parameters, gradients: (P,).   state: (S,), not trained.
         decayed, trained: lengths of the leading parts of ``parameters``.
         segments: of the parameters.   state_segments: of the state.
     """
@@ -165,6 +175,7 @@ class Program:
         loss, optimizer: as compiled, or None.
         metrics, statistics: of the training pass; each metric has the index of its statistic.
         n_sums: number of sums of all statistics.
+        penalties: of dense layers, those with user-written methods included.
         dropout_key: seed of every dropout in the model.
         workspace_width: elements of a training workspace for one row of the batch.
         gradient_width: widest dx that is needed.
@@ -194,9 +205,12 @@ class Program:
         self._collect_statistics(metrics)
 
     def _lower(self, n_inputs: int) -> None:
+        from nnbackend.layers import Dense
+
         offsets = {(s.layer, s.name): s.offset for s in self.storage.segments}
         states = {(s.layer, s.name): s.offset for s in self.storage.state_segments}
         self.rows: list[Row] = []
+        self.penalties: list[Penalty] = []
         self.floats = np.zeros((len(self.layers), N_FLOATS))
         width, workspace, phase = n_inputs, 0, 0
         trained_before = False
@@ -233,6 +247,12 @@ class Program:
                 phase=phase,
             )
             self.rows.append(row)
+            if isinstance(layer, Dense):
+                rates = zip(*[iter(layer.numbers[1:])] * 2, strict=True)
+                sizes = (width * outputs, outputs)
+                for offset, size, (l1, l2) in zip((p0, p1), sizes, rates, strict=True):
+                    if offset != ABSENT and (l1 or l2):
+                        self.penalties.append(Penalty(offset, size, l1, l2, layer.trainable))
             workspace += outputs + saved
             trained_before = trained_before or trains
             width = outputs
@@ -252,14 +272,11 @@ class Program:
         self.n_sums = sum(s.size for s in self.statistics)
 
     @property
-    def has_penalties(self) -> bool:
-        """Whether the loss has L1 or L2 terms."""
-        return any(r.op == Op.DENSE and self.floats[r.layer, 1:].any() for r in self.rows)
-
-    @property
     def couples_rows(self) -> bool:
         """Whether a layer looks at the whole batch, so that one row is no batch."""
-        return any(row.op == Op.BATCH_NORM for row in self.rows)
+        from nnbackend.layers import BatchNorm
+
+        return any(isinstance(layer, BatchNorm) for layer in self.layers)
 
     @property
     def python_parts(self) -> list[str]:

@@ -70,11 +70,12 @@ class PlainProgress(Progress):
 class LiveProgress(Progress):
     """A bar with loss, metrics, samples/s and time left."""
 
-    def __init__(self, epochs: int, rows_per_epoch: int | None) -> None:
+    def __init__(self, first_epoch: int, epochs: int, rows_per_epoch: int | None) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        self.epochs, self.rows_per_epoch = epochs, rows_per_epoch
+        self.epochs = epochs
+        self.total = None if rows_per_epoch is None else (epochs - first_epoch) * rows_per_epoch
         self.rows, self.start = 0, time.perf_counter()
         self.figures = ""
         self.bar: Any = RichProgress(
@@ -90,9 +91,8 @@ class LiveProgress(Progress):
 
     def __enter__(self) -> Self:
         self.bar.start()
-        total = None if self.rows_per_epoch is None else self.epochs * self.rows_per_epoch
         self.task = self.bar.add_task(
-            "fit", total=total, epoch=0, epochs=self.epochs, figures="", rate="-"
+            "fit", total=self.total, epoch=0, epochs=self.epochs, figures="", rate="-"
         )
         return self
 
@@ -113,10 +113,16 @@ class LiveProgress(Progress):
         self.bar.update(self.task, epoch=epoch, figures=figures_text(figures))
 
 
-def make_progress(verbose: int, epochs: int, rows_per_epoch: int | None) -> Progress:
-    """0: silent. 1: a bar on a terminal, lines elsewhere. 2: lines everywhere."""
-    if not verbose or epochs < 1:
+def make_progress(
+    verbose: int, first_epoch: int, epochs: int, rows_per_epoch: int | None
+) -> Progress:
+    """0: silent. 1: a bar on a terminal, lines elsewhere. 2: lines everywhere.
+
+    Args:
+        first_epoch, epochs: epochs trained before, and after this training, in all.
+    """
+    if not verbose:
         return Progress()
     if verbose == 1 and sys.stdout.isatty():
-        return LiveProgress(epochs, rows_per_epoch)
+        return LiveProgress(first_epoch, epochs, rows_per_epoch)
     return PlainProgress(epochs)

@@ -17,12 +17,13 @@ import numpy as np
 
 from nnbackend.activations import ACTIVATION_LAYERS
 from nnbackend.backends.base import Backend
-from nnbackend.errors import CheckpointError, NNBackendError
+from nnbackend.errors import CheckpointError, DTypeError, NNBackendError
 from nnbackend.history import History
 from nnbackend.layer import Layer
 from nnbackend.layers import BatchNorm, Dense, Dropout, LayerNorm, Standardize
 from nnbackend.losses import Loss, loss_name
 from nnbackend.metrics import Metric, metric_name
+from nnbackend.schedules import schedule_from_config
 
 if TYPE_CHECKING:
     from nnbackend.model import Sequential
@@ -56,7 +57,16 @@ def save_model(model: Sequential, path: Path_) -> None:
         "callbacks": _callback_states(model, tensors),
         "info": model.info,
     }
-    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
+    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata, default=_plain)}))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers as Python's, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise DTypeError(
+        f"a model file holds numbers, text, lists and dicts; received {type(value).__name__}"
+    )
 
 
 def _callback_states(model: Sequential, tensors: Tensors) -> list[dict[str, Any]]:
@@ -114,14 +124,20 @@ def load(
         if "loss" in config:
             model.compile(
                 _own_or(config["loss"], own),
-                config["optimizer"],
+                _own_optimizer(config["optimizer"], own),
                 [_own_or(entry, own) for entry in config["metrics"]],
             )
         _fill(model, tensors, path)
         if "loss" in config:
-            state = {k[len("optimizer.") :]: v for k, v in tensors.items() if k[:9] == "optimizer"}
+            prefix = "optimizer."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            missing = model.optimizer_state().keys() - state.keys()
+            if missing:
+                raise CheckpointError(f"{os.fspath(path)} lacks {prefix}{min(missing)}")
             model.set_optimizer_state(state)
         model.step, model.epoch = int(metadata["step"]), int(metadata["epoch"])
+        if model.step < 0 or model.epoch < 0:
+            raise CheckpointError(f"{os.fspath(path)} has a negative step or epoch")
         model.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
         model.history = History(metadata["history"]["curves"])
         model.history.seconds = list(metadata["history"]["seconds"])
@@ -161,28 +177,36 @@ def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
     try:
         with safe_open(name, framework="np") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
+            metadata = _read_metadata(name, text)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
             f"{name} is not a whole safetensors file ({error}); it may be truncated or of "
             f"another kind"
         ) from error
+    return tensors, metadata
+
+
+def _read_metadata(name: str, text: str | None) -> dict[str, Any]:
+    """The metadata, if its version can be read."""
     if text is None:
         raise CheckpointError(
             f"{name} is a safetensors file, but was not written by nnbackend: its metadata has "
             f"no entry {METADATA_KEY!r}"
         )
     try:
-        metadata = json.loads(text)
+        metadata: dict[str, Any] = json.loads(text)
         version = int(metadata["format_version"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{name} has unreadable metadata: {error}") from error
-    if version > FORMAT_VERSION:
+    if not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
             f"{name} has format version {version}; this nnbackend reads up to {FORMAT_VERSION}. "
             f"Update it: pip install --upgrade nnbackend"
         )
-    return tensors, metadata
+    return metadata
 
 
 def _layer(config: dict[str, Any], own: Mapping[str, Any]) -> Layer:
@@ -200,9 +224,11 @@ def _layer(config: dict[str, Any], own: Mapping[str, Any]) -> Layer:
 
 
 def _own_or(config: dict[str, Any], own: Mapping[str, Any]) -> Any:
-    """A saved built-in's configuration, or the user's function that it names."""
+    """A built-in's configuration, or the user's own function or object that it names."""
     if "function" not in config:
-        return config
+        settings = dict(config)
+        name = settings.pop("name", None)
+        return own[name](**settings) if name in own else config
     name = config["function"]
     if name not in own:
         raise CheckpointError(
@@ -210,6 +236,14 @@ def _own_or(config: dict[str, Any], own: Mapping[str, Any]) -> Any:
             f"nn.load(path, custom_objects={{{name!r}: {name}}})"
         )
     return own[name]
+
+
+def _own_optimizer(config: dict[str, Any], own: Mapping[str, Any]) -> Any:
+    """The same for an optimizer, whose rate may be a schedule."""
+    if isinstance(config.get("lr"), dict):
+        lr = _own_or(config["lr"], own)
+        config = {**config, "lr": schedule_from_config(lr) if isinstance(lr, dict) else lr}
+    return _own_or(config, own)
 
 
 def _fill(model: Sequential, tensors: Tensors, path: Path_) -> None:
@@ -233,7 +267,9 @@ def _fill(model: Sequential, tensors: Tensors, path: Path_) -> None:
                 f"{os.fspath(path)} holds a model of another architecture: {key} has shape "
                 f"{value.shape} there and {layer.specs[name].shape} in the model"
             )
-        if value.dtype.kind != "f" or not np.isfinite(value).all():
+        with np.errstate(over="ignore"):
+            finite = value.dtype.kind == "f" and np.isfinite(value.astype(model.dtype)).all()
+        if not finite:
             raise CheckpointError(f"{os.fspath(path)}: {key} holds values that are not finite "
                                   f"numbers")  # fmt: skip
     for key, value in given.items():
@@ -244,6 +280,10 @@ def _fill(model: Sequential, tensors: Tensors, path: Path_) -> None:
 def write_atomically(path: Path_, content: bytes) -> None:
     """Write a file so that it appears whole or not at all; the old one survives an error."""
     target = Path(path)
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder {target.absolute().parent} does not exist")
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; name a file in it")
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nnbackend._checks import check_number
 from nnbackend.backends.base import Array, Backend, DType
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.executor import Data
@@ -85,6 +86,13 @@ class ArraySource:
         for start in range(0, self.n_rows, self.block_rows):
             yield self.block(slice(start, min(start + self.block_rows, self.n_rows)))
 
+    def multiply_weights(self, factors: HostArray) -> None:
+        """Multiply the rows' weights by these, (N,)."""
+        weight = factors if self.weight is None else self.weight * factors
+        self.weight = weight.astype(self.dtype)
+        if self.data is not None:
+            self.data = self.data._replace(weight=self.backend.asarray(self.weight, self.dtype))
+
     def split(self, train: HostArray, held_out: HostArray) -> tuple[ArraySource, ArraySource]:
         """Two sources of the rows with these numbers."""
         parts = []
@@ -105,7 +113,7 @@ class _RowSubset:
 
     def __init__(self, x: HostArray, index: HostArray) -> None:
         self.base, self.index = x, index
-        self.dtype, self.shape = x.dtype, (len(index), x.shape[1])
+        self.dtype, self.shape, self.ndim = x.dtype, (len(index), x.shape[1]), 2
 
     def __len__(self) -> int:
         return len(self.index)
@@ -131,8 +139,10 @@ def read_rows(x: Any, rows: slice | HostArray) -> HostArray:
 def release_pages(x: Any) -> None:
     """Give back the memory of the pages of a memory-mapped file that were read; they stay in
     the system's file cache."""
-    mapped = getattr(getattr(x, "base", None) if isinstance(x, _RowSubset) else x, "_mmap", None)
-    if mapped is not None and hasattr(mapped, "madvise"):
+    file: Any = x.base if isinstance(x, _RowSubset) else x
+    mapped = getattr(file, "_mmap", None)
+    # a copy-on-write mapping would lose what was written to it
+    if mapped is not None and hasattr(mapped, "madvise") and file.mode != "c":
         import mmap
 
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -144,12 +154,25 @@ class BatchSource:
     n_rows = None
 
     def __init__(self, model: Sequential, batches: Any, class_weight: ClassWeight | None) -> None:
+        if class_weight == "balanced":
+            raise DataError(
+                "class_weight='balanced' counts all rows, which an iterable does not show at "
+                "once; pass a dict of class: weight"
+            )
         self.model, self.batches, self.class_weight = model, batches, class_weight
-        self.passes = 0
+
+    def check_passes(self, passes: int) -> None:
+        """Refuse something that can be read once only where more passes are needed."""
+        once = not callable(self.batches) and iter(self.batches) is self.batches
+        if once and passes > 1:
+            raise DataError(
+                f"a generator can be read only once, and this training reads its data {passes} "
+                f"times. Pass a list, an object whose __iter__ starts anew, or a function that "
+                f"returns a generator"
+            )
 
     def __iter__(self) -> Iterator[Data]:
         iterable = self.batches() if callable(self.batches) else self.batches
-        self.passes += 1
         count = 0
         for batch in iterable:
             if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
@@ -161,16 +184,7 @@ class BatchSource:
             count += 1
             yield one_batch(self.model, x, y, weight[0] if weight else None, self.class_weight)
         if count == 0:
-            raise DataError(
-                "the iterable gave no batches"
-                + (
-                    f" in its pass number {self.passes}: a generator can be read only once. Pass "
-                    f"a list, an object whose __iter__ starts anew, or a function that returns "
-                    f"a generator"
-                    if self.passes > 1
-                    else "; it must give at least one (x, y)"
-                )
-            )
+            raise DataError("the iterable gave no batches; it must give at least one (x, y)")
 
 
 Source = ArraySource | BatchSource
@@ -183,7 +197,10 @@ def make_source(
     sample_weight: Any = None,
     class_weight: ClassWeight | None = None,
 ) -> Source:
-    """Check data for a model and make them ready; arrays are scanned once for NaN."""
+    """Check data for a model and make them ready; arrays are scanned once for NaN.
+
+    ``class_weight`` is for batches; for arrays see ``class_factors``.
+    """
     if y is None:
         if not isinstance(x, Iterable) and not callable(x):
             raise DataError("y is missing: pass fit(x, y), or an iterable of (x, y) batches as x")
@@ -194,7 +211,9 @@ def make_source(
                 "sample_weight goes with arrays; an iterable gives (x, y, weight) batches"
             )
         return BatchSource(model, x, class_weight)
-    x, target, weight = _checked(model, x, y, sample_weight, class_weight)
+    x, target, weight = _checked(model, x, y, sample_weight)
+    if weight is not None and not weight.any():
+        raise DataError("weights must not all be 0")
     return ArraySource(model.backend, model.dtype, x, target, weight)
 
 
@@ -206,17 +225,17 @@ def one_batch(
     class_weight: ClassWeight | None = None,
 ) -> Data:
     """A single batch, checked and on the device."""
-    x, target, checked_weight = _checked(model, x, y, weight, class_weight)
-    data = ArraySource(model.backend, model.dtype, np.asarray(x), target, checked_weight).data
-    if data is None:  # a batch larger than RESIDENT_BYTES is a batch all the same
-        asarray = model.backend.asarray
-        device_weight = None if checked_weight is None else asarray(checked_weight, model.dtype)
-        return Data(asarray(x, model.dtype), asarray(target, target.dtype), device_weight)
-    return data
+    x, target, checked_weight = _checked(model, x, y, weight)
+    if class_weight is not None:
+        factors = class_factors(model, class_weight, target).astype(model.dtype)
+        checked_weight = factors if checked_weight is None else checked_weight * factors
+    asarray = model.backend.asarray
+    device_weight = None if checked_weight is None else asarray(checked_weight, model.dtype)
+    return Data(asarray(x, model.dtype), asarray(target, target.dtype), device_weight)
 
 
 def _checked(
-    model: Sequential, x: Any, y: Any, weight: Any, class_weight: ClassWeight | None
+    model: Sequential, x: Any, y: Any, weight: Any
 ) -> tuple[Any, HostArray, HostArray | None]:
     x = check_matrix(model.backend, x, model.n_inputs)
     target = check_target(model.loss, y, model.n_outputs, model.dtype)
@@ -224,12 +243,20 @@ def _checked(
         raise ShapeError(
             f"x and y must have as many rows; received {len(x)} rows of x and {len(target)} of y"
         )
-    check_finite(model.backend, x)
-    return x, target, check_weight(weight, class_weight, target, model.dtype)
+    regression = any(s.kind == "regression" for s in model.program.statistics)
+    if regression and target.shape != (len(x), model.n_outputs):
+        raise ShapeError(
+            f"the metrics mae, mse and r2 compare outputs of shape (rows, {model.n_outputs}) with "
+            f"targets of the same shape; received {target.shape}"
+        )
+    check_finite(model.backend, x, model.dtype)
+    return x, target, check_weight(model, weight, len(target))
 
 
 def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
     """``x`` as a (N, n_inputs) array of numbers with at least one row; not copied if it is one."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError("x must not be a masked array; fill it with x.filled(value)")
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         x = np.asarray(x)
     if not isinstance(x, np.ndarray) and not backend.owns(x):
@@ -265,88 +292,105 @@ def check_target(
     return function_target(y, n_outputs, dtype)
 
 
-def check_finite(backend: Backend, x: Any) -> None:
-    """Refuse NaN and infinity, naming the first row and column; scans block by block."""
+def check_finite(backend: Backend, x: Any, dtype: DType) -> None:
+    """Refuse NaN, infinity, and what would be infinite in ``dtype``, naming the first row and
+    column; scans block by block."""
     if x.dtype.kind != "f":
         return
     if not isinstance(x, np.ndarray):
         if not backend.all_finite(x):
-            check_finite(backend, backend.to_numpy(x))
+            check_finite(backend, backend.to_numpy(x), dtype)
         return
     step = max(1, _SCAN_ELEMENTS // x.shape[1])
+    narrows = x.dtype.itemsize > dtype.itemsize
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(x), step):
             block = x[start : start + step]
-            # a finite sum has finite terms; an infinite one may be an overflow
-            if not np.isfinite(np.add.reduce(block, axis=None)):
-                wrong = np.argwhere(~np.isfinite(block))
-                if len(wrong):
-                    row, column = (int(i) for i in wrong[0])
-                    raise DataError(
-                        f"x must be finite; received {block[row, column]} in row {start + row}, "
-                        f"column {column}. Remove or fill such rows first"
-                    )
+            if narrows:
+                wrong = ~(np.abs(block) <= np.finfo(dtype).max)  # true for NaN as well
+            elif np.isfinite(np.add.reduce(block, axis=None)):
+                release_pages(x)  # a finite sum has finite terms
+                continue
+            else:  # NaN or infinity, or an overflow of the sum alone
+                wrong = ~np.isfinite(block)
+            if wrong.any():
+                row, column = (int(i) for i in np.argwhere(wrong)[0])
+                raise DataError(
+                    f"x must be finite in {dtype}; received {block[row, column]} in row "
+                    f"{start + row}, column {column}. Remove or fill such rows first"
+                )
             release_pages(x)
 
 
-def check_weight(
-    weight: Any, class_weight: ClassWeight | None, target: HostArray, dtype: DType
-) -> HostArray | None:
-    """Weights of the rows, class weights multiplied in; None where all are one."""
-    if weight is None and class_weight is None:
+def check_weight(model: Sequential, weight: Any, rows: int) -> HostArray | None:
+    """Weights of the rows, (N,) of the model's dtype; None where all are one."""
+    if weight is None:
         return None
-    result = np.ones(len(target), dtype)
-    if weight is not None:
-        values = np.asarray(weight)
-        if values.dtype.kind not in "fiub" or values.shape not in ((len(target),), target.shape):
-            raise ShapeError(
-                f"weights must be one number a row, shape ({len(target)},); received "
-                f"{values.shape} of dtype {values.dtype}"
-            )
-        values = values.reshape(len(target), -1)[:, 0]
-        wrong = np.argwhere(~np.isfinite(values) | (values < 0))
-        if len(wrong):
-            row = int(wrong[0, 0])
-            raise DataError(
-                f"weights must be finite and at least 0; received {values[row]} in row {row}"
-            )
-        result *= values.astype(dtype)
-    if class_weight is not None:
-        result *= _class_weights(class_weight, target).astype(dtype)
-    if not result.any():
-        raise DataError("weights must not all be 0")
-    return result
+    if not isinstance(model.loss, Loss):
+        raise DataError(
+            "a loss function of one's own sees no weights; leave sample_weight and class_weight "
+            "out, or use a built-in loss"
+        )
+    values = np.asarray(weight)
+    if values.dtype.kind not in "fiub" or values.shape not in ((rows,), (rows, 1)):
+        raise ShapeError(
+            f"weights must be one number a row, shape ({rows},); received {values.shape} of "
+            f"dtype {values.dtype}"
+        )
+    values = values.reshape(rows)
+    wrong = np.argwhere(~(np.abs(values) <= np.finfo(model.dtype).max) | (values < 0))
+    if len(wrong):
+        row = int(wrong[0, 0])
+        raise DataError(
+            f"weights must be finite and at least 0; received {values[row]} in row {row}"
+        )
+    return values.astype(model.dtype)
 
 
-def _class_weights(class_weight: ClassWeight, target: HostArray) -> HostArray:
-    if target.ndim == 1:
-        labels = target
-    elif target.shape[1] == 1:
-        labels = target[:, 0]
-        if not np.isin(labels, (0, 1)).all():
-            raise DataError("class_weight needs class labels; received targets between 0 and 1")
-        labels = labels.astype(np.int64)
-    else:
-        labels = target.argmax(axis=1)
-    classes, counts = np.unique(labels, return_counts=True)
+def class_factors(model: Sequential, class_weight: ClassWeight, target: HostArray) -> HostArray:
+    """The weight of each row's class, (N,) float64."""
+    labels, classes = _labels(model, target)
+    factors = np.ones(len(labels))
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise DataError(
                 f"class_weight must be a dict of class: weight, or 'balanced'; received "
                 f"{class_weight!r}"
             )
-        weights = len(labels) / (len(classes) * counts)
-        table = {int(c): float(w) for c, w in zip(classes, weights, strict=True)}
-    else:
-        table = {int(c): float(w) for c, w in class_weight.items()}
-    weights = np.ones(len(labels))
-    for label, value in table.items():
-        if not np.isfinite(value) or value < 0:
-            raise DataError(
-                f"class weights must be finite and at least 0; received {value} for {label}"
-            )
-        weights[labels == label] = value
-    return weights
+        counts = np.bincount(labels, minlength=classes)
+        present = counts > 0
+        table = np.ones(classes)
+        table[present] = len(labels) / (present.sum() * counts[present])
+        return np.asarray(table[labels])
+    if not isinstance(class_weight, Mapping):
+        raise DTypeError(
+            f"class_weight must be a dict of class: weight, or 'balanced'; received "
+            f"{type(class_weight).__name__}"
+        )
+    for label, value in class_weight.items():
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            raise DTypeError(f"class_weight's classes are whole numbers; received {label!r}")
+        if not 0 <= label < classes:
+            raise DataError(f"class_weight's classes lie in 0 ... {classes - 1}; received {label}")
+        factors[labels == label] = check_number(f"class_weight[{label}]", value, 0.0)
+    if not factors.any():
+        raise DataError("weights must not all be 0")
+    return factors
+
+
+def _labels(model: Sequential, target: HostArray) -> tuple[HostArray, int]:
+    """The class of each row and the number of classes, where there are classes."""
+    loss = model.loss
+    if isinstance(loss, Loss) and loss.probabilities:
+        if loss.threshold is None:
+            labels = target if target.ndim == 1 else target.argmax(axis=1)
+            return labels, model.n_outputs
+        if model.n_outputs == 1 and np.isin(target, (0, 1)).all():
+            return target[:, 0].astype(np.int64), 2
+    raise DataError(
+        "class_weight needs one class a row: a loss over classes, or one output with targets 0 "
+        "and 1; use sample_weight instead"
+    )
 
 
 def as_predictions_input(backend: Backend, x: Any, n_inputs: int, dtype: DType) -> Array:

@@ -195,11 +195,10 @@ class Trainer:
             trace = self._execute(source, epoch, epoch.steps_done, rates)
             self._adapt_chunk(steps, time.perf_counter() - start)
             self._finish_steps(epoch, trace, source)
-            if self.interrupt.requested:
+            if self.interrupt.requested and epoch.steps_done < steps_per_epoch:
                 self.history.stopped = "interrupted"
-                if epoch.steps_done < steps_per_epoch:
-                    self._forget(source, epoch)
-                    return
+                self._forget(source, epoch)
+                return
         self._end_epoch(epoch)
 
     def _train_epochs(self, source: ArraySource, count: int, steps_per_epoch: int) -> None:
@@ -220,8 +219,6 @@ class Trainer:
             epoch.rates.append(rates[part])
             self._finish_steps(epoch, trace[part], source, check_parameters=k == count - 1)
             self._end_epoch(epoch, seconds / count)
-        if self.interrupt.requested:
-            self.history.stopped = "interrupted"
 
     def _begin_epoch(self, source: ArraySource, steps_ahead: int = 0) -> _Epoch:
         """Draw the order of the next epoch's rows."""
@@ -268,7 +265,8 @@ class Trainer:
         epoch.steps_done += len(trace)
 
     def _parameters_finite(self) -> bool:
-        return self.program.backend.all_finite(self.program.storage.parameters)
+        storage, all_finite = self.program.storage, self.program.backend.all_finite
+        return all_finite(storage.parameters) and all_finite(storage.state)
 
     def _adapt_chunk(self, steps: int, seconds: float) -> None:
         """Aim at CHUNK_SECONDS, growing at most twofold at a time."""
@@ -323,6 +321,8 @@ class Trainer:
             reason = callback.on_epoch_end(self.model, self.model.epoch, figures, self.history)
             if reason:
                 self.history.stopped = str(reason)
+        if self.interrupt.requested:
+            self.history.stopped = "interrupted"
 
     def epoch_figures(self, trace: Trace) -> dict[str, float]:
         """Loss and metrics over all steps of an epoch."""
@@ -418,7 +418,7 @@ def figures_of(
     """Named figures from summed trace columns; "data_loss" only where there are penalties."""
     value = data_loss(program, loss_sum, weight_sum)
     figures = {"loss": value + penalty}
-    if program.has_penalties:
+    if program.penalties:
         figures["data_loss"] = value
     return figures | program.metric_values(sums, weight_sum)
 

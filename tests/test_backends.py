@@ -100,10 +100,20 @@ def test_unknown_name_lists_the_choices_and_the_closest(
         nn.get_backend()
 
 
-@pytest.mark.parametrize("spec", ["two:7", "two:x", "numpy:1"])
-def test_device_that_does_not_exist_is_an_error(registry: None, spec: str) -> None:
+@pytest.mark.parametrize("spec", ["two:7", "two:x", "numpy:1", "numpy:"])
+def test_device_that_does_not_exist_is_an_error(
+    registry: None, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
     with pytest.raises(nn.DeviceError, match=spec):
         nn.get_backend(spec)
+    monkeypatch.setenv("NN_BACKEND", spec)
+    with pytest.raises(nn.DeviceError, match=f"NN_BACKEND={spec}"):
+        nn.get_backend()
+
+
+def test_auto_passes_over_what_cannot_be_imported(registry: None) -> None:
+    nn.register_backend("cuda", "no.such.module:Backend")
+    assert nn.get_backend("auto").name in ("numba", "numpy")
 
 
 def test_a_backend_is_a_name_or_an_object() -> None:

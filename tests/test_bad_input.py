@@ -37,6 +37,9 @@ BAD_DATA = [
     (GOOD_X, np.full(10, np.nan), nn.DataError, "received nan in row 0"),
     (GOOD_X, 3, nn.ShapeError, "one entry for each row"),
     (with_value(np.nan), GOOD_Y, nn.DataError, "received nan in row 7, column 2"),
+    (GOOD_X * np.float64(1e39), GOOD_Y, nn.DataError, "finite in float32; received 1e.39 in row 0"),
+    (np.ma.masked_array(GOOD_X), GOOD_Y, nn.DTypeError, "x must not be a masked array"),
+    (GOOD_X, np.ma.masked_array(GOOD_Y), nn.DTypeError, "targets must not be a masked array"),
     (with_value(-np.inf), GOOD_Y, nn.DataError, "received -inf in row 7, column 2"),
     (GOOD_X.astype(object), GOOD_Y, nn.DTypeError, "received dtype object"),
     (GOOD_X.astype(complex), GOOD_Y, nn.DTypeError, "received dtype complex"),
@@ -99,8 +102,23 @@ def test_the_scan_finds_a_value_far_into_the_data_and_spares_large_finite_ones(b
         ({"sample_weight": np.full(10, np.nan)}, nn.DataError, "received nan in row 0"),
         ({"sample_weight": np.zeros(10)}, nn.DataError, "not all be 0"),
         ({"sample_weight": ["a"] * 10}, nn.ShapeError, "one number a row"),
-        ({"class_weight": {0: -1.0}}, nn.DataError, "received -1.0 for 0"),
+        (
+            {"class_weight": {0: -1.0}},
+            nn.DataError,
+            r"class_weight\[0\] must be at least 0; received -1",
+        ),
         ({"class_weight": "balance"}, nn.DataError, "received 'balance'"),
+        ({"class_weight": [1, 2, 3]}, nn.DTypeError, "must be a dict.*received list"),
+        ({"class_weight": {"a": 1}}, nn.DTypeError, "whole numbers; received 'a'"),
+        ({"class_weight": {0.5: 1}}, nn.DTypeError, "whole numbers; received 0.5"),
+        ({"class_weight": {9: 1}}, nn.DataError, "lie in 0 ... 3; received 9"),
+        ({"class_weight": {0: "x"}}, nn.DTypeError, "must be a number; received 'x'"),
+        ({"class_weight": {0: 0, 1: 0, 2: 0, 3: 0}}, nn.DataError, "not all be 0"),
+        ({"sample_weight": np.ones((10, 4))}, nn.ShapeError, r"received \(10, 4\)"),
+        ({"sample_weight": np.full(10, 1e39)}, nn.DataError, "received 1e\\+39 in row 0"),
+        ({"callbacks": [print]}, nn.DTypeError, "nn.Callback objects"),
+        ({"validation_data": (GOOD_X, GOOD_Y[:3])}, nn.ShapeError, "validation_data: x and y"),
+        ({"validation_data": [with_value(np.nan), GOOD_Y]}, nn.DataError, "validation_data: x"),
     ],
 )
 def test_bad_settings_of_fit(backend, settings, error, message) -> None:
@@ -235,6 +253,10 @@ def test_nan_that_reaches_a_prediction_is_found(backend) -> None:
     ("call", "error", "message"),
     [
         (lambda: nn.Adam(lr=-1), nn.DataError, "Adam.lr must be at least 0; received -1"),
+        (lambda: nn.Adam(lr=None), nn.DTypeError, "lr must be a number; received None"),
+        (lambda: nn.datasets.spiral(seed=1 << 32), nn.DataError, "below 2\\*\\*32"),
+        (lambda: nn.Sequential([nn.Dense(2, 2)], dtype=None), nn.DTypeError, "received None"),
+        (lambda: nn.Dense(10**7, 10**7).weight, nn.OutOfMemoryError, "800,000,000,000,000 bytes"),
         (lambda: nn.Adam(lr="fast"), nn.DTypeError, "number; received 'fast'"),
         (lambda: nn.Adam(beta1=1.0), nn.DataError, r"beta1 must be in \[0, 1\); received 1"),
         (lambda: nn.SGD(momentum=1.5), nn.DataError, "momentum"),
@@ -269,3 +291,56 @@ def test_momentum_switched_on_after_compile_is_an_error(backend) -> None:
     model.optimizer.momentum = 0.9
     with pytest.raises(nn.DataError, match="call model.compile again"):
         model.fit(GOOD_X, GOOD_Y, verbose=0)
+
+
+def test_class_weights_need_classes(backend) -> None:
+    for outputs, loss, y in (
+        (1, "huber", np.ones(10)),
+        (3, "sigmoid_cross_entropy", np.ones((10, 3))),
+        (1, "sigmoid_cross_entropy", np.full(10, 0.5)),
+    ):
+        model = nn.Sequential([nn.Dense(3, outputs)], seed=0)
+        model.compile(loss)
+        with pytest.raises(nn.DataError, match="class_weight needs one class a row"):
+            model.fit(GOOD_X, y, class_weight={0: 2.0}, verbose=0)
+    model = nn.Sequential([nn.Dense(3, 4)], seed=0)
+    model.compile("softmax_cross_entropy")
+    with pytest.raises(nn.DataError, match="an iterable does not show"):
+        model.fit([(GOOD_X, GOOD_Y)], class_weight="balanced", verbose=0)
+    model.fit([(GOOD_X, GOOD_Y)], class_weight={0: 2.0}, verbose=0)
+    yes = nn.Sequential([nn.Dense(3, 1)], seed=0)
+    yes.compile("sigmoid_cross_entropy")
+    yes.fit(GOOD_X, GOOD_Y % 2, class_weight="balanced", verbose=0)
+
+
+def test_single_objects_and_none_are_taken_where_lists_are() -> None:
+    model = nn.Sequential([nn.Dense(3, 4)], seed=0)
+    for metrics, names in (("accuracy", ["accuracy"]), (nn.metrics.F1(), ["f1"]), (None, [])):
+        model.compile("softmax_cross_entropy", nn.SGD, metrics)
+        assert [m.name for m in model.metrics] == names
+    model.fit(GOOD_X, GOOD_Y, callbacks=None, verbose=0)
+    model.fit(GOOD_X, GOOD_Y, validation_data=[GOOD_X, GOOD_Y], verbose=0)
+    assert "val_loss" in model.history
+
+
+def test_numbers_that_overflow_in_the_models_dtype(backend) -> None:
+    model = nn.Sequential([nn.Dense(3, 1)], seed=0)
+    model.compile("mean_squared_error")
+    with pytest.raises(nn.DataError, match="targets must be finite in float32; received 1e"):
+        model.fit(GOOD_X, np.full(10, 1e39), verbose=0)
+    with pytest.raises(nn.DataError, match=r"finite in float32; received 3e\+40"):
+        model.predict(np.full((2, 3), 3e40))
+    model.train_step(GOOD_X, np.ones(10), np.full(10, 1e-41))
+    assert np.isfinite(model.predict(GOOD_X)).all()
+
+
+def test_metrics_of_numbers_with_targets_of_another_shape(backend) -> None:
+    def loss(y_true, y_pred):
+        return 0.0, 0 * y_pred
+
+    model = nn.Sequential([nn.Dense(3, 4)], seed=0)
+    model.compile(loss, metrics=["mae"])
+    with pytest.raises(nn.ShapeError, match=r"compare outputs of shape \(rows, 4\)"):
+        model.fit(GOOD_X, GOOD_Y, verbose=0)
+    model.compile(loss)
+    model.fit(GOOD_X, np.ones(10), verbose=0)  # targets of any shape, as the loss wants them

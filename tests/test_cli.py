@@ -240,9 +240,17 @@ class TestFiles:
             (["evaluate", "flowers.csv", "flowers.csv"], "not a whole safetensors file"),
             (["predict", "none", "flowers.csv", "--out", "o.csv"], "no model file none"),
             (["predict", "none", "flowers.csv", "--out", "no/o.csv"], "does not exist"),
+            (["train", "spiral", "--seed", "5000000000"], "seed must be below 2**32"),
+            (
+                ["train", "digits", "--hidden", "100000000000"],
+                "there is not the memory for Dense.weight",
+            ),
             (["summary", "none"], "no model file none"),
             (["train", "digits", "--save", "."], "is a folder; name a file in it"),
-            (["train", "digits", "--epochs", "1", "--plot", "a.xyz"], "--plot a.xyz"),
+            (
+                ["train", "digits", "--epochs", "1", "--plot", "a.xyz"],
+                "ending in .png, .pdf, .svg; received a.xyz",
+            ),
         ],
     )
     def test_users_errors(

@@ -112,6 +112,33 @@ class TestViews:
         ]
         assert changed == [True, False, True]
 
+    @pytest.mark.parametrize("make_layer", [lambda: nn.Dense(5, 5), lambda: nn.BatchNorm(5),
+                                            lambda: nn.LayerNorm(5)])  # fmt: skip
+    def test_freezing_and_thawing_act_at_once_and_are_saved(
+        self, backend, rng, tmp_path, make_layer
+    ) -> None:
+        x, y = data(rng)
+        layer = make_layer()
+        model = nn.Sequential([nn.Dense(4, 5, "relu"), layer, nn.Dense(5, 3)], seed=0)
+        model.compile("softmax_cross_entropy", nn.Adam(lr=0.01))
+        name = layer.parameter_names[0]
+        model.fit(x, y, verbose=0)
+        others = {k: v for k, v in model.optimizer_state().items() if "layers.1." not in k}
+        layer.trainable = False
+        assert model.optimizer_state().keys() == others.keys()
+        for key, value in others.items():
+            np.testing.assert_array_equal(model.optimizer_state()[key], value)
+        before = backend.to_numpy(layer.array(name)).copy()
+        model.fit(x, y, verbose=0)
+        np.testing.assert_array_equal(backend.to_numpy(layer.array(name)), before)
+        model.save(tmp_path / "m")
+        loaded = nn.load(tmp_path / "m")
+        assert not loaded.layers[1].trainable
+        np.testing.assert_array_equal(loaded.predict(x), model.predict(x))
+        layer.trainable = True
+        model.fit(x, y, verbose=0)
+        assert not np.array_equal(backend.to_numpy(layer.array(name)), before)
+
     def test_a_wholly_frozen_model_trains_nothing_and_reports_its_loss(
         self, backend: nn.Backend, rng: np.random.Generator
     ) -> None:
@@ -377,6 +404,69 @@ class TestPythonParts:
         np.testing.assert_allclose(models[0][0], models[1][0], atol=1e-13)
         np.testing.assert_allclose(models[0][1], models[1][1])
 
+    def test_arrays_that_own_parts_return_are_not_written_to(self, backend, rng) -> None:
+        y = rng.normal(size=(30, 2))
+        seen = []
+
+        def loss(y_true, y_pred):
+            seen.append(np.array(backend.to_numpy(y_true)))
+            return (y_true * y_pred).sum(), y_true
+
+        class Keeps(Scale):
+            def backward(self, dy):
+                super().backward(dy)
+                return self.kept
+
+        keeps = Keeps(3)
+        keeps.kept = np.ones((30, 3))
+        model = nn.Sequential([nn.Dense(4, 3, "tanh"), keeps, nn.Dense(3, 2, "tanh")], seed=0,
+                              dtype="float64")  # fmt: skip
+        model.compile(loss, nn.SGD(lr=1e-3))
+        model.fit(rng.normal(size=(30, 4)), y, epochs=3, shuffle=False, batch_size=30, verbose=0)
+        for target in seen:
+            np.testing.assert_array_equal(target, y)
+        np.testing.assert_array_equal(keeps.kept, np.ones((30, 3)))
+
+    def test_penalties_of_a_subclass_of_dense_count(self, backend, rng) -> None:
+        class Loud(nn.Dense):
+            def forward(self, x, training=False):
+                return super().forward(x, training)
+
+        x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
+        results = []
+        for kind in (nn.Dense, Loud):
+            model = nn.Sequential([kind(4, 2, weight_l2=1.0)], seed=0, dtype="float64")
+            model.compile("mean_squared_error")
+            results.append((model.gradient(x, y), backend.to_numpy(model.layers[0].weight_grad)))
+        assert results[0][0] == pytest.approx(results[1][0])
+        np.testing.assert_allclose(results[0][1], results[1][1])
+
+    def test_gradients_of_the_wrong_shape_are_refused(self, backend, rng) -> None:
+        class Typo(Scale):
+            def backward(self, dy):
+                self.factor_grad = (dy * self.x).sum()
+                return dy
+
+        model = nn.Sequential([Typo(4), nn.Dense(4, 3)], seed=0)
+        model.compile("softmax_cross_entropy")
+        with pytest.raises(
+            nn.ShapeError, match=r"Typo.factor_grad has shape \(4,\); received \(\)"
+        ):
+            model.train_step(*data(rng))
+
+    def test_private_attributes_of_own_layers_are_copied(self, backend, rng) -> None:
+        class Private(Scale):
+            def __init__(self, width):
+                super().__init__(width)
+                self._k = 3.0
+
+            def forward(self, x, training=False):
+                return super().forward(x, training) * self._k
+
+        model = nn.Sequential([Private(4), nn.Dense(4, 3)], seed=0)
+        x, _ = data(rng)
+        np.testing.assert_array_equal(copy.deepcopy(model).predict(x), model.predict(x))
+
     def test_own_loss_sees_labels_as_integers(self, backend, rng) -> None:
         kinds = []
 
@@ -395,6 +485,8 @@ class TestPythonParts:
             (lambda t, p: 1.0, nn.DTypeError, "returns .loss, dpred.; received float"),
             (lambda t, p: (1.0, p[:1]), nn.ShapeError, "of the shape of y_pred"),
             (lambda t, p: (1.0, None), nn.ShapeError, "received NoneType"),
+            (lambda t, p: (None, p), nn.ShapeError, "a single number; received None"),
+            (lambda t, p: (p[:, 0], p), nn.ShapeError, "a single number; received shape"),
         ],
     )
     def test_answers_of_a_loss_are_checked(self, backend, rng, answer, error, message) -> None:
@@ -416,6 +508,8 @@ class TestPythonParts:
 
         model = nn.Sequential([Narrow(4), nn.Dense(4, 3)], seed=0)
         model.compile("softmax_cross_entropy")
+        with pytest.raises(nn.ShapeError, match=r"Narrow.forward must return shape \(2, 4\)"):
+            model.predict(np.ones((2, 4)))
         with pytest.raises(nn.ShapeError, match=r"Narrow.forward must return shape \(60, 4\)"):
             model.train_step(*data(rng))
 
@@ -497,3 +591,94 @@ def test_only_one_thread_trains_a_model(backend, rng) -> None:
         go_on.set()
         thread.join()
     model.train_step(x, y)
+
+
+def test_gradient_does_not_disturb_predictions_of_other_threads(backend, rng) -> None:
+    x, y = data(rng)
+    model = small()
+    model.fit(x, y, verbose=0)
+    expected, wrong, stop = model.predict(x), [], threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            if not np.array_equal(model.predict(x), expected):
+                wrong.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(200):
+        model.gradient(100 * x, y)
+    stop.set()
+    thread.join()
+    assert wrong == []
+
+
+def test_compile_inside_fit_is_refused(backend, rng) -> None:
+    class Compiles(nn.Callback):
+        def on_epoch_end(self, model, epoch, figures, history):
+            model.compile("softmax_cross_entropy")
+
+    with pytest.raises(nn.ModelBusyError):
+        small().fit(*data(rng), callbacks=[Compiles()], verbose=0)
+
+
+def test_a_construction_or_move_that_fails_leaves_everything_as_it_was(backend, rng) -> None:
+    from nnbackend.backends.numpy_backend import NumpyBackend
+
+    class Full(NumpyBackend):
+        def zeros(self, shape, dtype):
+            raise nn.OutOfMemoryError("full")
+
+    layer = nn.Dense(4, 3)
+    with pytest.raises(MemoryError, match="full"):
+        nn.Sequential([layer], backend=Full())
+    model = nn.Sequential([layer], seed=0)
+    x, _ = data(rng)
+    before = model.predict(x)
+    with pytest.raises(nn.OutOfMemoryError):
+        model.to(Full())
+    np.testing.assert_array_equal(model.predict(x), before)
+    assert model.backend is backend
+
+
+def test_optimizer_state_is_checked_before_anything_is_written(backend, rng) -> None:
+    model = small()
+    model.fit(*data(rng), verbose=0)
+    good = model.optimizer_state()
+    key = "m.layers.0.weight"
+    for state, error, message in (
+        ({"m.layers.9.weight": good[key]}, nn.DataError, "no state m.layers.9.weight"),
+        ({key: good[key].T}, nn.ShapeError, r"shape \(4, 8\); received \(8, 4\)"),
+        ({**good, key: np.full((4, 8), np.nan)}, nn.DataError, "must be finite"),
+    ):
+        with pytest.raises(error, match=message):
+            model.set_optimizer_state({"v.layers.0.weight": np.ones((4, 8)), **state})
+    for name, value in model.optimizer_state().items():
+        np.testing.assert_array_equal(value, good[name])
+
+
+def test_class_weights_leave_validation_figures_alone(backend, rng) -> None:
+    x, y = data(rng)
+    model = small()
+    history = model.fit(x, y, validation_split=0.25, class_weight={0: 0, 1: 0}, verbose=0)
+    _, held_out = model.split_rows(len(x), 0.25)
+    expected = model.evaluate(x[held_out], y[held_out])
+    assert history["val_accuracy"][-1] == pytest.approx(expected["accuracy"])
+
+
+def test_curves_that_begin_later_stand_at_their_epochs(backend, rng) -> None:
+    x, y = data(rng)
+    model = small()
+    model.fit(x, y, epochs=2, verbose=0)
+    model.fit(x, y, epochs=1, validation_data=(x, y), verbose=0)
+    assert np.isnan(model.history["val_loss"][:2]).all()
+    assert np.isfinite(model.history["val_loss"][2])
+
+
+def test_r2_with_a_large_offset(backend, rng) -> None:
+    x = 1e6 + rng.normal(size=(500, 1))
+    model = nn.Sequential([nn.Dense(1, 1, weight_init="ones")], dtype="float64")
+    model.compile("huber", metrics=["r2"])
+    assert model.evaluate(x, x + 0.01 * rng.normal(size=x.shape))["r2"] == pytest.approx(
+        1, abs=1e-3
+    )

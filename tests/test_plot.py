@@ -38,6 +38,9 @@ def test_confusion_matrix_counts(digits_model) -> None:
     ax = nn.plot.confusion_matrix([0, 0, 1, 2], [0, 1, 1, 2], ["a", "b", "class c"])
     assert sorted(texts(ax)) == ["1", "1", "1", "1"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "class c"]
+    for labels, names in (([-1, 0], None), ([0, 2], ["a", "b"])):
+        with pytest.raises(nn.DataError, match="labels must lie in 0"):
+            nn.plot.confusion_matrix(labels, labels, names)
     with pytest.raises(nn.ShapeError, match="received 2 and 1"):
         nn.plot.confusion_matrix([0, 1], [0])
 
@@ -53,6 +56,14 @@ def test_worst_mistakes_come_first(digits_model) -> None:
     assert texts(nn.plot.worst_mistakes(digits_model, x, p.argmax(axis=1))) == ["no mistakes"]
     with pytest.raises(nn.ShapeError, match="64 values are no pictures of 3 x 3"):
         nn.plot.worst_mistakes(digits_model, x, y, shape=(3, 3))
+
+
+def test_worst_mistakes_of_yes_or_no(rng) -> None:
+    x = rng.normal(size=(20, 4))
+    model = nn.Sequential([nn.Dense(4, 1)], seed=0)
+    model.compile("sigmoid_cross_entropy")
+    y = 1 - nn.plot.predicted_classes(model, x)
+    assert len(nn.plot.worst_mistakes(model, x, y).images) == 12
 
 
 def test_first_layer_weights(digits_model) -> None:

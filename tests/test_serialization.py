@@ -116,6 +116,47 @@ def test_parts_of_ones_own_come_back_by_name(backend, rng, tmp_path) -> None:
     np.testing.assert_array_equal(nn.load(path, custom_objects=own).predict(x), model.predict(x))
 
 
+def test_own_metrics_schedules_and_optimizers_come_back(backend, rng, tmp_path) -> None:
+    class Err(nn.metrics.MAE):
+        name = "err"
+
+    class Halves(nn.schedules.Schedule):
+        def rates(self, steps):
+            return self.lr * 0.5**steps
+
+    class Mine(nn.Adam):
+        pass
+
+    class Own(nn.losses.MeanSquaredError):
+        name = "mean_squared_error"
+
+    model = nn.Sequential([nn.Dense(3, 1)], seed=0)
+    model.compile(Own(), Mine(lr=Halves(0.1)), [Err()])
+    model.fit(rng.normal(size=(9, 3)), rng.normal(size=9), verbose=0)
+    model.save(tmp_path / "m")
+    own = {"err": Err, "Halves": Halves, "Mine": Mine}
+    loaded = nn.load(tmp_path / "m", custom_objects=own)
+    assert type(loaded.optimizer) is Mine
+    assert type(loaded.optimizer.lr) is Halves
+    assert type(loaded.metrics[0]) is Err
+    for missing in own:
+        with pytest.raises(nn.CheckpointError, match=missing):
+            nn.load(tmp_path / "m", custom_objects={k: own[k] for k in own if k != missing})
+
+
+def test_numpy_numbers_in_settings_are_saved(backend, tmp_path) -> None:
+    model = nn.Sequential([nn.Dense(3, 4)], seed=0)
+    schedule = nn.CosineDecay(np.float32(0.1), steps=np.int64(100))
+    model.compile(
+        "softmax_cross_entropy", nn.Adam(schedule), [nn.metrics.TopKAccuracy(np.int64(2))]
+    )
+    model.save(tmp_path / "m")
+    assert nn.load(tmp_path / "m").optimizer.lr(50) == pytest.approx(schedule(50))
+    model.info["x"] = object()
+    with pytest.raises(nn.DTypeError, match="received object"):
+        model.save(tmp_path / "m")
+
+
 class TestBrokenFiles:
     @pytest.fixture
     def path(self, backend, xy, tmp_path):
@@ -161,6 +202,11 @@ class TestBrokenFiles:
         ("change", "message"),
         [
             (lambda m, t: m.pop("format_version"), "unreadable metadata"),
+            (lambda m, t: m.update(format_version=float("inf")), "unreadable metadata"),
+            (lambda m, t: m.update(format_version=-1), "format version -1"),
+            (lambda m, t: m.update(step=-5), "negative step"),
+            (lambda m, t: t.pop("optimizer.m.layers.1.weight"), "lacks optimizer.m.layers.1"),
+            (lambda m, t: t.update({"optimizer.m.layers.1.bias": np.ones(1)}), "received .1,."),
             (lambda m, t: m.pop("config"), "KeyError"),
             (lambda m, t: m["config"]["layers"][1].update(n_inputs=-4), "at least 1"),
             (lambda m, t: m["config"]["layers"][1].update(type="os.system"), "does not know"),
@@ -177,6 +223,23 @@ class TestBrokenFiles:
     def test_damaged(self, path, change, message) -> None:
         self.rewrite(path, change)
         with pytest.raises(nn.CheckpointError, match=message):
+            nn.load(path)
+
+    def test_numbers_that_overflow_in_the_models_dtype(self, backend, path) -> None:
+        self.rewrite(path, lambda m, t: t.update({"layers.1.bias": np.full(6, 1e300)}))
+        with pytest.raises(nn.CheckpointError, match="not finite"):
+            nn.load(path)
+
+    def test_of_a_type_that_numpy_lacks(self, path) -> None:
+        import struct
+
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+        head = {"__metadata__": metadata,
+                "a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}  # fmt: skip
+        text = json.dumps(head).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0\0")
+        with pytest.raises(nn.CheckpointError):
             nn.load(path)
 
     def test_weights_of_another_architecture_change_nothing(self, backend, path, xy) -> None:
@@ -219,5 +282,8 @@ class TestAtomicWriting:
         assert (tmp_path / "m").stat().st_mode & 0o777 == 0o640
 
     def test_a_missing_folder_is_an_error(self, tmp_path) -> None:
-        with pytest.raises(FileNotFoundError):
-            nn.Sequential([nn.Dense(2, 1)]).save(tmp_path / "no" / "m")
+        model = nn.Sequential([nn.Dense(2, 1)])
+        with pytest.raises(FileNotFoundError, match="the folder .*no does not exist"):
+            model.save(tmp_path / "no" / "m")
+        with pytest.raises(IsADirectoryError, match="is a folder"):
+            model.save(tmp_path)

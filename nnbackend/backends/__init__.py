@@ -11,7 +11,7 @@ import importlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 from nnbackend.backends.base import Activation, Array, Availability, Backend
@@ -132,7 +132,7 @@ def use_backend(spec: str | Backend) -> Iterator[Backend]:
 def _open_from_environment(spec: str) -> Backend:
     try:
         return _open(spec)
-    except (BackendUnavailableError, ValueError) as error:
+    except (BackendUnavailableError, DeviceError, ValueError) as error:
         raise type(error)(f"NN_BACKEND={spec}: {error}") from error
 
 
@@ -147,8 +147,8 @@ def _open(spec: str) -> Backend:
         return _first_available(_GPU_PREFERENCE + _CPU_PREFERENCE)
     with _lock:
         if key not in _instances:
-            name, _, index = key.partition(":")
-            if index and not index.isdigit():
+            name, colon, index = key.partition(":")
+            if colon and not index.isdigit():
                 raise DeviceError(
                     f"a device is written NAME:NUMBER, such as 'cuda:1'; received {spec!r}"
                 )
@@ -168,8 +168,11 @@ def _open(spec: str) -> Backend:
 def _first_available(names: tuple[str, ...]) -> Backend:
     """The first of ``names`` that can run here; NumPy always can."""
     for name in names:
-        if name in _registry and _backend_class(name).is_available().ok:
-            return _open(name)
+        if name not in _registry:
+            continue
+        with suppress(BackendUnavailableError):
+            if _backend_class(name).is_available().ok:
+                return _open(name)
     raise BackendUnavailableError(  # pragma: no cover - numpy is a core dependency
         "no backend can run here; pip install --force-reinstall nnbackend"
     )

@@ -6,6 +6,7 @@ processor's cache, which bounds the temporaries whatever the size of the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from nnbackend.backends._elementwise import ACTIVATION_BACKWARD, ACTIVATION_FORWARD
 from nnbackend.backends.base import Activation, Array, Availability, Backend, DType
-from nnbackend.errors import DeviceError
+from nnbackend.errors import DeviceError, OutOfMemoryError
 from nnbackend.kernels.philox import philox_words
 
 #: Elements of a block with temporaries (64 KiB of float32), and of an optimizer's scratch.
@@ -49,14 +50,22 @@ class NumpyBackend(Backend):
                 f"a model on {self.device} takes host arrays; received an array on a GPU. "
                 f"Copy it with .get() or move the model with model.to('cuda')"
             )
-        return np.asarray(data, dtype=dtype, order="C")
+        with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
+            return np.asarray(data, dtype=dtype, order="C")
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         return np.asarray(x)
 
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = np.zeros(size + ALIGNMENT, np.uint8)
+        sizes = (shape,) if isinstance(shape, int) else shape
+        size = math.prod(sizes) * np.dtype(dtype).itemsize
+        try:
+            memory = np.zeros(size + ALIGNMENT, np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise OutOfMemoryError(
+                f"{self.device} has not the memory for an array of shape {shape}: {size:,} bytes; "
+                f"choose narrower layers or a smaller batch"
+            ) from error
         start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + size].view(dtype).reshape(shape)
 
@@ -396,15 +405,16 @@ class NumpyBackend(Backend):
         if weight is not None and average:
             total = weight.sum(dtype=xp.float64)
             scale = xp.where(total > 0, 1.0 / xp.where(total > 0, total, 1.0), 0.0)
-            scale = scale.astype(pred.dtype)
         loss[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // pred.shape[1])):
+        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
             value, derivative = rows(pred[s], target[s])
             if weight is not None:
                 value = value * weight[s]
             loss += value.sum(dtype=xp.float64) * scale
             if dpred is not None:
-                row_scale = scale if weight is None else (weight[s] * scale)[:, None]
+                row_scale = scale
+                if weight is not None:  # 1 / sum may not fit into float32, their product does
+                    row_scale = (weight[s] * xp.float64(scale)).astype(pred.dtype)[:, None]
                 xp.multiply(derivative, row_scale, out=dpred[s])
 
     # -- statistics for metrics -----------------------------------------------------------------
@@ -420,7 +430,7 @@ class NumpyBackend(Backend):
     ) -> None:
         xp = self._xp
         out[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // pred.shape[1])):
+        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
             p, t = pred[s], target[s]
             if threshold is not None:
                 hits = ((p > threshold) == (t > 0.5)).mean(axis=1)
@@ -439,7 +449,7 @@ class NumpyBackend(Backend):
     ) -> None:
         xp = self._xp
         out[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // pred.shape[1])):
+        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
             p, t = pred[s], target[s]
             if threshold is not None:
                 predicted, actual = p > threshold, t > 0.5
@@ -456,7 +466,7 @@ class NumpyBackend(Backend):
     def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
         xp = self._xp
         out[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // pred.shape[1])):
+        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
             t = target[s].astype(xp.float64)
             e = pred[s] - t
             w = 1.0 if weight is None else weight[s, None].astype(xp.float64)
@@ -603,7 +613,7 @@ class NumpyBackend(Backend):
             yield pieces
 
     def _numbered_row_blocks(self, *arrays: Array) -> Iterator[tuple[slice, tuple[Array, ...]]]:
-        for s in _slices(len(arrays[0]), max(1, BLOCK // arrays[0].shape[1])):
+        for s in _slices(len(arrays[0]), max(1, BLOCK // max(1, arrays[0].shape[1]))):
             yield s, tuple(a[s] for a in arrays)
 
 
