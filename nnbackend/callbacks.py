@@ -6,7 +6,6 @@ model.fit(x, y, epochs=200, validation_split=0.2,
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import time
@@ -220,6 +219,8 @@ class CSVLogger(Callback):
     def on_epoch_end(
         self, model: Sequential, epoch: int, figures: Figures, history: History
     ) -> str | None:
+        import csv
+
         new = epoch == 1 or not self.path.exists()
         with self.path.open("w" if new else "a", newline="") as file:
             writer = csv.writer(file)

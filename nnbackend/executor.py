@@ -198,13 +198,14 @@ class PythonExecutor(Executor):
         float64 = np.dtype(np.float64)
         total = backend.zeros(METRIC_SUMS + program.n_sums, float64)
         part = backend.zeros(METRIC_SUMS + program.n_sums, float64)
+        value = backend.zeros((), float64)
         pred = backend.zeros((min(len(data.x), INFERENCE_ROWS), program.n_outputs), program.dtype)
         for start in range(0, len(data.x), INFERENCE_ROWS):
             block = data.rows(start, start + INFERENCE_ROWS)
             out = pred[: len(block.x)]
             self.predict(block.x, out)
             with np.errstate(all="ignore"):
-                _measure(program, block, out, None, part)
+                _measure(program, block, out, None, part, value)
             total += part
         penalty = backend.zeros((), float64)
         _add_penalties(program, False, penalty)
@@ -242,17 +243,17 @@ def data_loss(program: Program, loss_sum: float, weight_sum: float) -> float:
 
 
 def _measure(
-    program: Program, data: Data, pred: Array, dpred: Array | None, trace: Array
-) -> Array | None:
-    """Loss and metric sums of a batch into ``trace``; returns the gradient by ``pred``."""
+    program: Program, data: Data, pred: Array, dpred: Array | None, trace: Array, value: Array
+) -> None:
+    """Loss and metric sums of a batch into ``trace``, the gradient into ``dpred`` if wanted;
+    ``value`` () float64 is overwritten."""
     backend, loss = program.backend, program.loss
     weight_sum: Any = len(pred) if data.weight is None else data.weight.sum(dtype=np.float64)
-    value = backend.zeros((), np.dtype(np.float64))
     if isinstance(loss, Loss):
         loss.apply(backend, pred, data.target, data.weight, dpred, value)
         scale = 1 if loss.summed else weight_sum
     else:
-        value, answer = _call_loss(program, data, pred)
+        value[...], answer = _call_loss(program, data, pred)
         if dpred is not None:
             dpred[...] = answer  # the backward pass writes into it
         scale = weight_sum
@@ -263,7 +264,6 @@ def _measure(
         out = trace[start : start + statistic.size]
         statistic.collect(backend, pred, data.target, data.weight, out)
         start += statistic.size
-    return dpred
 
 
 def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
@@ -326,7 +326,9 @@ class _TrainingPlan:
         self.forward: list[Forward] = []
         self.backward: list[Backward] = []
         self.dpred = workspace.gradients[0][: rows * program.n_outputs].reshape(rows, -1)
-        self.penalty = program.backend.zeros((), np.dtype(np.float64))
+        self.penalty, self.loss = (
+            program.backend.zeros((), np.dtype(np.float64)) for _ in range(2)
+        )
         for row in program.rows:
             dx = None
             if row.needs_dx:
@@ -361,7 +363,8 @@ class _TrainingPlan:
         for forward in self.forward:
             inputs.append(x)
             x = forward(x, step)
-        dy = _measure(program, data, x, self.dpred, trace)
+        dy = self.dpred
+        _measure(program, data, x, dy, trace, self.loss)
         self.penalty[...] = 0
         for index in range(len(inputs) - 1, self.first_trained - 1, -1):
             dy = self.backward[index](inputs[index], dy)

@@ -205,8 +205,10 @@ class Program:
         self._collect_statistics(metrics)
 
     def _lower(self, n_inputs: int) -> None:
-        from nnbackend.layers import Dense
+        from nnbackend.layers import BatchNorm, Dense
 
+        #: a layer looks at the whole batch, so that one row is no batch
+        self.couples_rows = any(isinstance(layer, BatchNorm) for layer in self.layers)
         offsets = {(s.layer, s.name): s.offset for s in self.storage.segments}
         states = {(s.layer, s.name): s.offset for s in self.storage.state_segments}
         self.rows: list[Row] = []
@@ -270,13 +272,6 @@ class Program:
                 self.statistics.append(statistic)
             self.statistic_of.append(self.statistics.index(statistic))
         self.n_sums = sum(s.size for s in self.statistics)
-
-    @property
-    def couples_rows(self) -> bool:
-        """Whether a layer looks at the whole batch, so that one row is no batch."""
-        from nnbackend.layers import BatchNorm
-
-        return any(isinstance(layer, BatchNorm) for layer in self.layers)
 
     @property
     def python_parts(self) -> list[str]:

@@ -6,10 +6,7 @@ and knows the names of classes and columns besides.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +63,8 @@ def read_idx_array(path: PathLike) -> HostArray:
         FileNotFoundError: there is no such file.
         DataError: it is not IDX, or shorter than its header says.
     """
+    import gzip
+
     path = existing(path)
     try:
         raw = path.read_bytes()
@@ -151,6 +150,8 @@ def read_npz(path: PathLike, task: Task = "auto") -> Dataset:
 
     uint8 values are taken as pixels and scaled to [0, 1]; rows of rank above 1 are flattened.
     """
+    import zipfile
+
     path = existing(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -229,6 +230,8 @@ CsvLines = list[tuple[int, list[str]]]
 
 def _csv_lines(path: Path) -> tuple[list[str], CsvLines]:
     """Column names, and the rows with their line numbers; every row is as long as the first."""
+    import csv
+
     lines: CsvLines = []
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:

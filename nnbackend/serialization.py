@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,6 +278,8 @@ def _fill(model: Sequential, tensors: Tensors, path: Path_) -> None:
 
 def write_atomically(path: Path_, content: bytes) -> None:
     """Write a file so that it appears whole or not at all; the old one survives an error."""
+    import tempfile
+
     target = Path(path)
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder {target.absolute().parent} does not exist")
