@@ -7,16 +7,10 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_number, check_seed, check_size
+from nnbackend.csv_reader import read_csv
+from nnbackend.dataset import Dataset
 from nnbackend.errors import DataError
-from nnbackend.readers import (
-    Dataset,
-    read,
-    read_csv,
-    read_idx,
-    read_idx_array,
-    read_images,
-    read_npz,
-)
+from nnbackend.readers import read, read_idx, read_idx_array, read_images, read_npz
 
 __all__ = [
     "Dataset",

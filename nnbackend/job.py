@@ -12,13 +12,14 @@ import numpy as np
 
 from nnbackend import datasets, plot
 from nnbackend._checks import check_number, check_size
+from nnbackend.dataset import Dataset, Task, check_task
 from nnbackend.errors import CheckpointError, DataError, ShapeError, unknown_name
 from nnbackend.history import History
 from nnbackend.layer import Layer
 from nnbackend.layers import Dense, Dropout, Standardize
 from nnbackend.model import Sequential
 from nnbackend.optimizers import resolve_optimizer
-from nnbackend.readers import Dataset, Task, check_task, read
+from nnbackend.readers import read
 from nnbackend.schedules import CosineDecay, Schedule
 from nnbackend.serialization import load
 

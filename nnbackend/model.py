@@ -19,15 +19,17 @@ from nnbackend.backends import get_backend
 from nnbackend.backends.base import Activation, Array, Backend
 from nnbackend.callbacks import Callback
 from nnbackend.errors import DataError, DTypeError, ModelBusyError, NNBackendError, ShapeError
-from nnbackend.executor import METRIC_SUMS, Executor, PythonExecutor, Trace, total_loss
+from nnbackend.evaluation import evaluate_source, function_metrics
+from nnbackend.executor import Executor, total_loss
 from nnbackend.history import History
 from nnbackend.layer import Layer
 from nnbackend.layers import Dense, Standardize, check_batch_norm_rows
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
-from nnbackend.metrics import Metric, MetricFunction, metric_name, resolve_metric
+from nnbackend.metrics import Metric, MetricFunction, resolve_metric
 from nnbackend.optimizers import Optimizer, resolve_optimizer
 from nnbackend.program import Program, Segment, Storage, check_widths, view
 from nnbackend.progress import make_progress
+from nnbackend.python_executor import PythonExecutor
 from nnbackend.sources import (
     ArraySource,
     BatchSource,
@@ -41,7 +43,8 @@ from nnbackend.sources import (
     one_batch,
     release_pages,
 )
-from nnbackend.training import Trainer, check_metric_names, figures_of
+from nnbackend.summary import summary_text
+from nnbackend.training import Trainer, check_metric_names
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -321,10 +324,10 @@ class Sequential:
                 shuffle=shuffle,
                 callbacks=callbacks,
                 validate=(
-                    None if validating is None else lambda: self._evaluate_source(validating)
+                    None if validating is None else lambda: evaluate_source(self, validating)
                 ),
                 python_metrics=(
-                    (lambda: self._python_metrics(training_source)) if functions else None
+                    (lambda: function_metrics(self, training_source)) if functions else None
                 ),
                 progress=make_progress(verbose, self.epoch, self.epoch + epochs, source.n_rows),
                 history=history,
@@ -483,42 +486,7 @@ class Sequential:
         """
         self._check_compiled()
         self._check_adapted()
-        return self._evaluate_source(make_source(self, x, y, sample_weight))
-
-    def _evaluate_source(self, source: Source) -> dict[str, float]:
-        blocks = source.blocks() if isinstance(source, ArraySource) else iter(source)
-        totals: Trace = np.zeros(METRIC_SUMS + self.program.n_sums)
-        kept: list[tuple[Any, Any]] = []
-        functions = [m for m in self.metrics if not isinstance(m, Metric)]
-        penalty = 0.0
-        for block in blocks:
-            part = self.executor.evaluate(block)
-            penalty = float(part[1])
-            totals += part
-            if functions:
-                kept.append((block.target, self(block.x)))
-        loss_sum, _, weight_sum = totals[:METRIC_SUMS]
-        figures = figures_of(
-            self.program, float(loss_sum), penalty, float(weight_sum), totals[METRIC_SUMS:]
-        )
-        return figures | self._function_values(kept, functions)
-
-    def _python_metrics(self, source: Source) -> dict[str, float]:
-        """The metrics that are functions, over the training data."""
-        functions = [m for m in self.metrics if not isinstance(m, Metric)]
-        blocks = source.blocks() if isinstance(source, ArraySource) else iter(source)
-        kept = [(block.target, self(block.x)) for block in blocks]
-        return self._function_values(kept, functions)
-
-    def _function_values(
-        self, kept: list[tuple[Any, Any]], functions: Sequence[MetricFunction]
-    ) -> dict[str, float]:
-        if not functions:
-            return {}
-        to_numpy = self.backend.to_numpy
-        y_true = np.concatenate([to_numpy(target) for target, _ in kept])
-        y_pred = np.concatenate([to_numpy(pred) for _, pred in kept])
-        return {metric_name(f): float(f(y_true, y_pred)) for f in functions}
+        return evaluate_source(self, make_source(self, x, y, sample_weight))
 
     # -- moving, copying, saving ----------------------------------------------------------------
 
@@ -669,35 +637,3 @@ def make_executor(program: Program, backend: Backend) -> Executor:
 
 
 _announced: set[tuple[str, ...]] = set()
-
-
-def summary_text(model: Sequential) -> str:
-    """The table that ``summary`` prints."""
-    lines = [("", "layer", "output", "parameters")]
-    for row, layer in zip(model.program.rows, model.layers, strict=True):
-        name = type(layer).__name__
-        activation = getattr(layer, "activation", None)
-        if isinstance(layer, Dense) and activation is not None and activation.name != "linear":
-            name += f" + {activation.name}"
-        if not layer.trainable:
-            name += " (frozen)"
-        lines.append((str(row.layer), name, str(row.n_outputs), f"{layer.n_parameters:,}"))
-    widths = [max(len(line[k]) for line in lines) for k in range(4)]
-    table = [
-        f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}"
-        for a, b, c, d in lines
-    ]
-    rule = "-" * len(table[0])
-    how = type(model.executor).__name__
-    if model.program.python_parts:
-        how += f" (because of {', '.join(model.program.python_parts)})"
-    frozen = sum(layer.n_parameters for layer in model.layers if not layer.trainable)
-    total = f"{model.n_parameters:,} parameters" + (f", {frozen:,} frozen" if frozen else "")
-    loss = "not compiled" if model.loss is None else loss_name(model.loss)
-    return "\n".join(
-        [
-            table[0], rule, *table[1:], rule,
-            f"{model.n_inputs} inputs, {total}, {model.dtype}, loss: {loss}",
-            f"runs on {model.backend.device} by {how}",
-        ]
-    )  # fmt: skip

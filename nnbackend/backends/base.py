@@ -442,6 +442,6 @@ class Backend(ABC):
 
     def make_executor(self, program: Program) -> Executor:
         """What runs ``program`` here; the default interprets its table with the methods above."""
-        from nnbackend.executor import PythonExecutor
+        from nnbackend.python_executor import PythonExecutor
 
         return PythonExecutor(program, self)

@@ -7,29 +7,23 @@ processor's cache, which bounds the temporaries whatever the size of the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from nnbackend.backends._blocks import BLOCK, row_slices, slices
 from nnbackend.backends._elementwise import ACTIVATION_BACKWARD, ACTIVATION_FORWARD
-from nnbackend.backends.base import Activation, Array, Availability, Backend, DType
+from nnbackend.backends._losses import NumpyLosses
+from nnbackend.backends._updates import NumpyUpdates
+from nnbackend.backends.base import Activation, Array, Availability, DType
 from nnbackend.errors import DeviceError, OutOfMemoryError
 from nnbackend.kernels.philox import philox_words
 
-#: Elements of a block with temporaries (64 KiB of float32), and of an optimizer's scratch.
-BLOCK = 16384
-STEP_BLOCK = 131072
-#: Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.
-CLIP = 1e-7
-SIGMOID = Activation("sigmoid")
 ALIGNMENT = 64
 
-#: (pred, target) of some rows -> loss of each row, derivative by pred
-RowLoss = Callable[[Array, Array], tuple[Array, Array]]
 
-
-class NumpyBackend(Backend):
+class NumpyBackend(NumpyLosses, NumpyUpdates):
     """NumPy on the CPU; its BLAS brings the threads."""
 
     name: ClassVar[str] = "numpy"
@@ -82,11 +76,11 @@ class NumpyBackend(Backend):
             if np.isfinite(np.add.reduce(x, axis=None)):
                 return True
         flat = x.reshape(-1)
-        return all(bool(np.isfinite(flat[s]).all()) for s in _slices(flat.size, BLOCK))
+        return all(bool(np.isfinite(flat[s]).all()) for s in slices(flat.size, BLOCK))
 
     def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
         xp, flat = self._xp, out.reshape(-1)
-        for s in _slices(flat.size, BLOCK):
+        for s in slices(flat.size, BLOCK):
             first, last = (offset + s.start) // 4, (offset + s.stop + 3) // 4
             counters = xp.arange(first, last, dtype=xp.uint64)
             words = xp.stack(philox_words(xp, counters, stream, seed), axis=1).reshape(-1)
@@ -251,7 +245,7 @@ class NumpyBackend(Backend):
         xp = self._xp
         threshold = int(rate * 2.0**32)
         flat, scale = saved.reshape(-1), saved.dtype.type(1.0 / (1.0 - rate))
-        for s in _slices(flat.size, BLOCK):
+        for s in slices(flat.size, BLOCK):
             bits = xp.empty(s.stop - s.start, xp.uint32)
             self.random_bits(bits, seed, stream, s.start)
             xp.multiply(bits >= threshold, scale, out=flat[s])
@@ -267,335 +261,6 @@ class NumpyBackend(Backend):
     def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
         self._xp.multiply(dy, scale, out=out)
 
-    # -- losses ---------------------------------------------------------------------------
-
-    def softmax_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        xp = self._xp
-
-        def rows(z: Array, t: Array) -> tuple[Array, Array]:
-            shifted = z - z.max(axis=1, keepdims=True)
-            exp = xp.exp(shifted)
-            total = exp.sum(axis=1, keepdims=True)
-            if t.ndim == 1:
-                each = xp.arange(len(t))
-                value = xp.log(total[:, 0]) - shifted[each, t]
-                exp /= total
-                exp[each, t] -= 1
-                return value, exp
-            t_sum = t.sum(axis=1, keepdims=True)
-            value = (t_sum * xp.log(total))[:, 0] - (t * shifted).sum(axis=1)
-            return value, exp * (t_sum / total) - t
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def sigmoid_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        xp = self._xp
-
-        def rows(z: Array, t: Array) -> tuple[Array, Array]:
-            value = xp.maximum(z, 0) - z * t + xp.log1p(xp.exp(-xp.abs(z)))
-            sigmoid = xp.empty_like(z)
-            self.activation_forward(SIGMOID, z, sigmoid)
-            return value.mean(axis=1), (sigmoid - t) / z.shape[1]
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def categorical_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        xp = self._xp
-
-        def rows(p: Array, t: Array) -> tuple[Array, Array]:
-            p = self._clip_probability(p)
-            if t.ndim == 1:
-                each, d = xp.arange(len(t)), xp.zeros_like(p)
-                d[each, t] = -1.0 / p[each, t]
-                return -xp.log(p[each, t]), d
-            return -(t * xp.log(p)).sum(axis=1), -t / p
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def binary_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        xp = self._xp
-
-        def rows(p: Array, t: Array) -> tuple[Array, Array]:
-            p = self._clip_probability(p)
-            value = -(t * xp.log(p) + (1 - t) * xp.log(1 - p))
-            return value.mean(axis=1), ((1 - t) / (1 - p) - t / p) / p.shape[1]
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def mean_squared_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        def rows(p: Array, t: Array) -> tuple[Array, Array]:
-            e = p - t
-            return (e * e).mean(axis=1), e * (2.0 / p.shape[1])
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def sum_squared_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        def rows(p: Array, t: Array) -> tuple[Array, Array]:
-            e = p - t
-            return (e * e).sum(axis=1), e * 2.0
-
-        self._loss(rows, pred, target, weight, dpred, loss, average=False)
-
-    def mean_absolute_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        def rows(p: Array, t: Array) -> tuple[Array, Array]:
-            e = p - t
-            return self._xp.abs(e).mean(axis=1), self._xp.sign(e) / p.shape[1]
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def huber(
-        self,
-        pred: Array,
-        target: Array,
-        weight: Array | None,
-        dpred: Array | None,
-        loss: Array,
-        delta: float,
-    ) -> None:
-        xp = self._xp
-
-        def rows(p: Array, t: Array) -> tuple[Array, Array]:
-            e = p - t
-            near = xp.clip(e, -delta, delta)  # equal to e in the quadratic part
-            return (near * (e - near / 2)).mean(axis=1), near / p.shape[1]
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def poisson(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        xp = self._xp
-
-        def rows(p: Array, t: Array) -> tuple[Array, Array]:
-            p = xp.maximum(p, CLIP)
-            return (p - t * xp.log(p)).mean(axis=1), (1 - t / p) / p.shape[1]
-
-        self._loss(rows, pred, target, weight, dpred, loss)
-
-    def _clip_probability(self, p: Array) -> Array:
-        return self._xp.clip(p, p.dtype.type(CLIP), p.dtype.type(1.0 - CLIP))
-
-    def _loss(
-        self,
-        rows: RowLoss,
-        pred: Array,
-        target: Array,
-        weight: Array | None,
-        dpred: Array | None,
-        loss: Array,
-        average: bool = True,
-    ) -> None:
-        """Weigh and reduce a loss that is given row by row."""
-        xp = self._xp
-        scale: Any = 1.0 / len(pred) if average else 1.0
-        if weight is not None and average:
-            total = weight.sum(dtype=xp.float64)
-            scale = xp.where(total > 0, 1.0 / xp.where(total > 0, total, 1.0), 0.0)
-        loss[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
-            value, derivative = rows(pred[s], target[s])
-            if weight is not None:
-                value = value * weight[s]
-            loss += value.sum(dtype=xp.float64) * scale
-            if dpred is not None:
-                row_scale = scale
-                if weight is not None:  # 1 / sum may not fit into float32, their product does
-                    row_scale = (weight[s] * xp.float64(scale)).astype(pred.dtype)[:, None]
-                xp.multiply(derivative, row_scale, out=dpred[s])
-
-    # -- statistics for metrics -----------------------------------------------------------------
-
-    def count_correct(
-        self,
-        pred: Array,
-        target: Array,
-        weight: Array | None,
-        threshold: float | None,
-        top: int,
-        out: Array,
-    ) -> None:
-        xp = self._xp
-        out[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
-            p, t = pred[s], target[s]
-            if threshold is not None:
-                hits = ((p > threshold) == (t > 0.5)).mean(axis=1)
-            else:
-                label = t if t.ndim == 1 else t.argmax(axis=1)
-                if top == 1:
-                    hits = p.argmax(axis=1) == label
-                else:
-                    own = xp.take_along_axis(p, label[:, None].astype(xp.int64), axis=1)
-                    before = xp.arange(p.shape[1]) < label[:, None]
-                    hits = ((p > own) | ((p == own) & before)).sum(axis=1) < top
-            out += hits.sum() if weight is None else (hits * weight[s]).sum(dtype=xp.float64)
-
-    def confusion_counts(
-        self, pred: Array, target: Array, weight: Array | None, threshold: float | None, out: Array
-    ) -> None:
-        xp = self._xp
-        out[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
-            p, t = pred[s], target[s]
-            if threshold is not None:
-                predicted, actual = p > threshold, t > 0.5
-            else:
-                classes = xp.arange(p.shape[1])
-                label = t if t.ndim == 1 else t.argmax(axis=1)
-                predicted = p.argmax(axis=1)[:, None] == classes
-                actual = label[:, None] == classes
-            w = 1.0 if weight is None else weight[s, None].astype(xp.float64)
-            out[0] += ((predicted & actual) * w).sum(axis=0)
-            out[1] += (predicted * w).sum(axis=0)
-            out[2] += (actual * w).sum(axis=0)
-
-    def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
-        xp = self._xp
-        out[...] = 0
-        for s in _slices(len(pred), max(1, BLOCK // max(1, pred.shape[1]))):
-            t = target[s].astype(xp.float64)
-            e = pred[s] - t
-            w = 1.0 if weight is None else weight[s, None].astype(xp.float64)
-            for row, value in enumerate((xp.abs(e), e * e, t, t * t)):
-                out[row] += (w * value).sum(axis=0)
-
-    # -- gradients and updates ------------------------------------------------------------------
-
-    def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
-        xp, param = self._xp, param.reshape(-1)
-        for s in _slices(param.size, BLOCK):
-            w = param[s]
-            if l1:
-                loss += l1 * xp.abs(w).sum(dtype=xp.float64)
-            if l2:
-                loss += l2 * (w * w).sum(dtype=xp.float64)
-            if grad is not None:
-                grad.reshape(-1)[s] += l1 * xp.sign(w) + 2.0 * l2 * w
-
-    def clip_by_global_norm(self, grad: Array, limit: float) -> None:
-        xp = self._xp
-        square = sum(xp.square(grad[s], dtype=xp.float64).sum() for s in _slices(grad.size, BLOCK))
-        norm = xp.sqrt(square)
-        grad *= xp.where(norm > limit, limit / xp.where(norm > limit, norm, 1.0), 1.0).astype(
-            grad.dtype
-        )
-
-    def step_scratch_size(self, size: int) -> int:
-        return min(size, STEP_BLOCK)
-
-    def sgd_step(
-        self,
-        param: Array,
-        grad: Array,
-        velocity: Array | None,
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        scratch: Array,
-    ) -> None:
-        xp = self._xp
-        for s in _slices(param.size, STEP_BLOCK):
-            w, change = param[s], scratch[: s.stop - s.start]
-            xp.multiply(grad[s], lr, out=change)
-            if velocity is None:
-                w -= change
-                continue
-            v = velocity[s]
-            v *= momentum
-            v -= change
-            if nesterov:
-                w -= change
-                xp.multiply(v, momentum, out=change)
-                w += change
-            else:
-                w += v
-
-    def adagrad_step(
-        self, param: Array, grad: Array, cache: Array, lr: float, eps: float, scratch: Array
-    ) -> None:
-        xp = self._xp
-        for s in _slices(param.size, STEP_BLOCK):
-            w, g, c, change = param[s], grad[s], cache[s], scratch[: s.stop - s.start]
-            xp.multiply(g, g, out=change)
-            c += change
-            self._scaled_step(w, g, c, lr, eps, change)
-
-    def rmsprop_step(
-        self,
-        param: Array,
-        grad: Array,
-        cache: Array,
-        lr: float,
-        rho: float,
-        eps: float,
-        scratch: Array,
-    ) -> None:
-        xp = self._xp
-        for s in _slices(param.size, STEP_BLOCK):
-            w, g, c, change = param[s], grad[s], cache[s], scratch[: s.stop - s.start]
-            xp.multiply(g, g, out=change)
-            change *= 1.0 - rho
-            c *= rho
-            c += change
-            self._scaled_step(w, g, c, lr, eps, change)
-
-    def adam_step(
-        self,
-        param: Array,
-        grad: Array,
-        m: Array,
-        v: Array,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        step: int,
-        scratch: Array,
-    ) -> None:
-        xp = self._xp
-        # lr m_hat / (sqrt(v_hat) + eps), both corrections moved out of the vectors
-        root = (1.0 - beta2 ** (step + 1)) ** 0.5
-        rate = lr * root / (1.0 - beta1 ** (step + 1))
-        for s in _slices(param.size, STEP_BLOCK):
-            w, g, change = param[s], grad[s], scratch[: s.stop - s.start]
-            m_block, v_block = m[s], v[s]
-            xp.multiply(g, 1.0 - beta1, out=change)
-            m_block *= beta1
-            m_block += change
-            xp.multiply(g, g, out=change)
-            change *= 1.0 - beta2
-            v_block *= beta2
-            v_block += change
-            if weight_decay:
-                w *= 1.0 - lr * weight_decay
-            self._scaled_step(w, m_block, v_block, rate, eps * root, change)
-
-    def _scaled_step(
-        self, w: Array, g: Array, square: Array, lr: float, eps: float, change: Array
-    ) -> None:
-        """w -= lr g / (sqrt(square) + eps), ``change`` a scratch array."""
-        xp = self._xp
-        xp.sqrt(square, out=change)
-        change += eps
-        xp.divide(g, change, out=change)
-        change *= lr
-        w -= change
-
     # -- blocks -----------------------------------------------------------------------------
 
     def _blocks(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
@@ -604,7 +269,7 @@ class NumpyBackend(Backend):
             yield arrays
             return
         flat = [a.reshape(-1) for a in arrays]
-        for s in _slices(flat[0].size, BLOCK):
+        for s in slices(flat[0].size, BLOCK):
             yield tuple(a[s] for a in flat)
 
     def _row_blocks(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
@@ -613,11 +278,5 @@ class NumpyBackend(Backend):
             yield pieces
 
     def _numbered_row_blocks(self, *arrays: Array) -> Iterator[tuple[slice, tuple[Array, ...]]]:
-        for s in _slices(len(arrays[0]), max(1, BLOCK // max(1, arrays[0].shape[1]))):
+        for s in row_slices(*arrays[0].shape):
             yield s, tuple(a[s] for a in arrays)
-
-
-def _slices(size: int, length: int) -> Iterator[slice]:
-    """Slices of at most ``length`` that cover ``range(size)``."""
-    for start in range(0, size, length):
-        yield slice(start, min(start + length, size))

@@ -1,0 +1,83 @@
+"""What a reader gives: rows, targets, and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nnbackend.errors import DataError, unknown_name
+
+HostArray = np.ndarray[Any, Any]
+PathLike = str | Path
+Task = Literal["auto", "classification", "regression"]
+TASKS = ("auto", "classification", "regression")
+
+#: In task "auto", whole numbers with more distinct values than this are quantities, not classes.
+MOST_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows and what is known about them; unpacks to ``(x, y)``.
+
+    Attributes:
+        x: (N, I) float32.
+        y: (N,) int64 class numbers, (N, O) float32 quantities, or None where the file has none.
+        class_names: name of each class, or None for quantities.
+        feature_names, target_name: of columns, where the file names them.
+        image_shape: (height, width) where rows are pictures.
+        kind: "idx", "npz", "csv", "images" or "builtin".
+    """
+
+    x: HostArray
+    y: HostArray | None
+    class_names: tuple[str, ...] | None = None
+    feature_names: tuple[str, ...] | None = None
+    target_name: str | None = None
+    image_shape: tuple[int, int] | None = None
+    kind: str = "builtin"
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.x, self.y))
+
+
+def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[str, ...] | None]:
+    """Class numbers with names, or quantities (N, O) float32."""
+    check_task(task)
+    text = y.dtype.kind in "US"
+    if not text and y.dtype.kind not in "fiub":
+        raise DataError(f"{where}: targets must be numbers or text; found {y.dtype}")
+    if not text and not np.isfinite(y).all():
+        raise DataError(f"{where}: targets must be finite; found NaN or infinity")
+    flat = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    whole = flat.ndim == 1 and (text or bool((flat == np.floor(flat)).all()))
+    classes = task == "classification" or text
+    if task == "auto" and whole and not text:
+        classes = len(np.unique(flat)) <= MOST_CLASSES
+    if not classes:
+        return y.reshape(len(y), -1).astype(np.float32), None
+    if flat.ndim != 1:
+        raise DataError(f"{where}: classes must be one column; found shape {y.shape}")
+    values, numbers = np.unique(flat, return_inverse=True)
+    if len(values) < 2:
+        raise DataError(f"{where}: classification needs at least 2 classes; found {values[0]}")
+    names = tuple(str(v) if text else f"{v:g}" for v in values)
+    return numbers.reshape(-1).astype(np.int64), names
+
+
+def check_task(task: str) -> None:
+    """Refuse an unknown task."""
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
+
+
+def existing(path: PathLike) -> Path:
+    """``path``, or a FileNotFoundError that names it."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    return path
