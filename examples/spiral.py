@@ -22,10 +22,13 @@ layer = nn.Dense(2, 3, weight_init=small_normal)
 print("first five outputs of an untrained layer:")
 print(layer.backend.to_numpy(layer.forward(x))[:5])
 
-model = nn.Sequential([nn.Dense(2, 64, "relu"), nn.Dense(64, 3)], seed=0)
-model.compile("softmax_cross_entropy", nn.Adam(lr=0.02), ["accuracy"])
-history = model.fit(x, y, epochs=300, batch_size=100, verbose=0)
-print(f"accuracy after 300 epochs: {history['accuracy'][-1]:.3f}")
+model = nn.Sequential(
+    [nn.Dense(2, 64, "relu", weight_init="he_normal"), nn.Dense(64, 64, "relu"), nn.Dense(64, 3)],
+    seed=0,
+)
+model.compile("softmax_cross_entropy", nn.Adam(nn.CosineDecay(0.02, steps=3000)), ["accuracy"])
+history = model.fit(x, y, epochs=1000, batch_size=100, verbose=0)
+print(f"accuracy after 1000 epochs: {history['accuracy'][-1]:.3f}")
 
 path = sys.argv[1] if len(sys.argv) > 1 else "spiral.png"
 figure = nn.plot.new_figure(13, 4)

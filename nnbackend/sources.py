@@ -308,7 +308,7 @@ def check_finite(backend: Backend, x: Any, dtype: DType) -> None:
             block = x[start : start + step]
             if narrows:
                 wrong = ~(np.abs(block) <= np.finfo(dtype).max)  # true for NaN as well
-            elif np.isfinite(np.add.reduce(block, axis=None)):
+            elif _sum_is_finite(block):
                 release_pages(x)  # a finite sum has finite terms
                 continue
             else:  # NaN or infinity, or an overflow of the sum alone
@@ -320,6 +320,14 @@ def check_finite(backend: Backend, x: Any, dtype: DType) -> None:
                     f"{start + row}, column {column}. Remove or fill such rows first"
                 )
             release_pages(x)
+
+
+def _sum_is_finite(block: HostArray) -> bool:
+    """Whether the sum of squares (or, of strided rows, the sum) is finite."""
+    if block.flags.c_contiguous:
+        flat = block.reshape(-1)
+        return bool(np.isfinite(np.dot(flat, flat)))
+    return bool(np.isfinite(np.add.reduce(block, axis=None)))
 
 
 def check_weight(model: Sequential, weight: Any, rows: int) -> HostArray | None:

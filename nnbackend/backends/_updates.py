@@ -8,7 +8,7 @@ from nnbackend.backends._blocks import BLOCK, slices
 from nnbackend.backends.base import Array, Backend
 
 #: Elements of a block of an optimizer's step, and of its scratch array.
-STEP_BLOCK = 131072
+STEP_BLOCK = 65536
 
 
 class NumpyUpdates(Backend):

@@ -44,6 +44,8 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
                 f"a model on {self.device} takes host arrays; received an array on a GPU. "
                 f"Copy it with .get() or move the model with model.to('cuda')"
             )
+        if type(data) is np.ndarray and data.dtype == dtype and data.flags.c_contiguous:
+            return data
         with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
             return np.asarray(data, dtype=dtype, order="C")
 
@@ -126,6 +128,9 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
                 out[...] = x
             return
         function = ACTIVATION_FORWARD[act.name]
+        if act.name == "relu":  # needs no temporaries
+            function(self._xp, x, out, 0.0)
+            return
         blocks = self._row_blocks if act.name == "softmax" else self._blocks
         with np.errstate(over="ignore", under="ignore"):
             for x_block, out_block in blocks(x, out):
