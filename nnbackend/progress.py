@@ -68,31 +68,36 @@ class PlainProgress(Progress):
 
 
 class LiveProgress(Progress):
-    """A bar with loss, metrics, samples/s and time left."""
+    """A bar with time left, samples/s, loss and metrics."""
 
     def __init__(self, first_epoch: int, epochs: int, rows_per_epoch: int | None) -> None:
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         self.epochs = epochs
         self.total = None if rows_per_epoch is None else (epochs - first_epoch) * rows_per_epoch
         self.rows, self.start = 0, time.perf_counter()
-        self.figures = ""
+        counter = f"epoch {epochs}/{epochs}"
+        # on a narrow terminal only the figures, at the end, are cut
         self.bar: Any = RichProgress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("[dim]{task.fields[rate]} samples/s[/dim]"),
-            TimeElapsedColumn(),
-            TextColumn("[dim]left[/dim]"),
-            TimeRemainingColumn(),
+            TextColumn(
+                "epoch {task.fields[epoch]}/{task.fields[epochs]}",
+                table_column=Column(no_wrap=True, min_width=len(counter)),
+            ),
+            BarColumn(bar_width=12, table_column=Column(no_wrap=True, min_width=12)),
+            TextColumn(
+                "[dim]{task.fields[speed]}[/dim]",
+                table_column=Column(no_wrap=True, min_width=len(_speed_text(1e5, 60.0))),
+            ),
+            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
             refresh_per_second=8,
         )
 
     def __enter__(self) -> Self:
         self.bar.start()
         self.task = self.bar.add_task(
-            "fit", total=self.total, epoch=0, epochs=self.epochs, figures="", rate="-"
+            "fit", total=self.total, epoch=0, epochs=self.epochs, figures="", speed=""
         )
         return self
 
@@ -107,10 +112,22 @@ class LiveProgress(Progress):
     def advance(self, rows: int) -> None:
         self.rows += rows
         rate = self.rows / max(time.perf_counter() - self.start, 1e-9)
-        self.bar.update(self.task, advance=rows, rate=f"{rate:,.0f}")
+        left = None if self.total is None else (self.total - self.rows) / rate
+        self.bar.update(self.task, advance=rows, speed=_speed_text(rate, left))
 
     def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
         self.bar.update(self.task, epoch=epoch, figures=figures_text(figures))
+
+
+def _speed_text(rate: float, left: float | None) -> str:
+    """ "0:42 left, 120,000 samples/s"; without the first part where the end is not known."""
+    speed = f"{rate:,.0f} samples/s"
+    if left is None:
+        return speed
+    minutes, seconds = divmod(round(left), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{clock} left, {speed}"
 
 
 def make_progress(
