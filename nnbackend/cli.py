@@ -17,6 +17,7 @@ import typer
 import nnbackend as nn
 from nnbackend import job
 from nnbackend.errors import DataError, NNBackendError
+from nnbackend.progress import figures_text
 from nnbackend.serialization import write_atomically
 
 app = typer.Typer(
@@ -290,7 +291,7 @@ def summary(model: ModelFile) -> None:
         trained = nn.load(model)
         trained.summary()
         last = trained.history.last()
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in last.items())
+        figures = figures_text(last)
         typer.echo(f"trained for {trained.epoch} epochs, {trained.step} steps, seed {trained.seed}")
         if figures:
             typer.echo(f"last epoch: {figures}")

@@ -174,9 +174,11 @@ def confusion_matrix(
             colour = "white" if shares[i, j] > 0.6 else "black"
             ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
         names = [str(c) for c in range(classes)] if class_names is None else list(class_names)
-        rotation = 90 if max(map(len, names)) > 3 else 0
-        ax.set_xticks(range(classes), names, rotation=rotation)
-        ax.set_yticks(range(classes), names)
+        # long names would leave no room for the matrix
+        names = [name if len(name) <= 12 else name[:11] + "…" for name in names]
+        rotation, align = (45, "right") if max(map(len, names)) > 3 else (0, "center")
+        ax.set_xticks(range(classes), names, rotation=rotation, ha=align, fontsize=8)
+        ax.set_yticks(range(classes), names, fontsize=8)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     return ax

@@ -15,7 +15,16 @@ PLAIN_SECONDS = 5.0
 
 def figures_text(figures: Mapping[str, float]) -> str:
     """ "loss 0.1234  accuracy 0.9750", the learning rate left out."""
-    return "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if k not in ("lr", "data_loss"))
+    return "  ".join(
+        f"{name} {number_text(value)}"
+        for name, value in figures.items()
+        if name not in ("lr", "data_loss")
+    )
+
+
+def number_text(value: float) -> str:
+    """Four decimals where they say something, else four digits."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
 
 
 class Progress:

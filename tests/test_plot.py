@@ -38,6 +38,8 @@ def test_confusion_matrix_counts(digits_model) -> None:
     ax = nn.plot.confusion_matrix([0, 0, 1, 2], [0, 1, 1, 2], ["a", "b", "class c"])
     assert sorted(texts(ax)) == ["1", "1", "1", "1"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "class c"]
+    long = nn.plot.confusion_matrix([0, 1], [0, 1], ["a", "a very long class name"])
+    assert long.get_yticklabels()[1].get_text() == "a very long…"
     for labels, names in (([-1, 0], None), ([0, 2], ["a", "b"])):
         with pytest.raises(nn.DataError, match="labels must lie in 0"):
             nn.plot.confusion_matrix(labels, labels, names)
