@@ -30,7 +30,8 @@ def read_csv(
     The separator is the one of ``,`` ``;`` and tab that the first line has most of.
 
     Args:
-        target: name of the target column, or its number from 0; None takes the last column.
+        target: name of the target column, or its number from 0 (also as text, where no column
+            has that name); None takes the last column.
         task: "classification" makes classes of the target's distinct values, "regression"
             numbers; "auto" takes text, and whole numbers with at most 20 distinct values, as
             classes.
@@ -120,6 +121,8 @@ def _target_column(path: Path, header: list[str], target: str | int | None) -> i
     if isinstance(target, str):
         if target in header:
             return header.index(target)
+        if target.isdecimal() and int(target) < len(header):
+            return int(target)
         raise DataError(f"{path}: {unknown_name('target column', target, header)}")
     if not 0 <= target < len(header):
         raise DataError(

@@ -148,8 +148,7 @@ def load_data(
     if not Path(name).exists():
         close = unknown_name("data set", name, BUILT_IN)
         raise DataError(f"there is no file or folder {name}, and the built-in {close}")
-    column = int(target) if target is not None and target.isdigit() else target
-    return read(name, column, task, features)
+    return read(name, target, task, features)
 
 
 def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:

@@ -121,6 +121,12 @@ class TestCsv:
         text = "a,t\n" + "".join(f"0,{v}\n" for v in values.split())
         assert self.read(tmp_path, text, task=task).class_names == classes
 
+    def test_a_column_may_have_a_number_for_a_name(self, tmp_path) -> None:
+        text = "1,2020,0\n1.5,2.5,3.5\n"
+        assert self.read(tmp_path, "a,2020\n1,2.5\n", target="2020").target_name == "2020"
+        assert self.read(tmp_path, "a,b\n1.5,2\n", target="0").target_name == "a"
+        assert self.read(tmp_path, text, target="0").feature_names == ("1", "2")
+
     def test_named_features_alone_in_their_order(self, tmp_path) -> None:
         data = self.read(tmp_path, "c,a,b\n3,1,2\n", features=["a", "b"])
         np.testing.assert_array_equal(data.x, [[1, 2]])
