@@ -317,7 +317,8 @@ def result_text(history: History) -> str:
     """One line: epochs, time, and how good the model is."""
     last = history.last()
     measure = next((name for name in ("accuracy", "r2") if name in last), "loss")
-    parts = [f"{history.epochs} epochs in {sum(history.seconds):.2f} s"]
+    epochs = f"{history.epochs} epoch{'' if history.epochs == 1 else 's'}"
+    parts = [f"{epochs} in {sum(history.seconds):.2f} s"]
     for name, label in ((measure, "training"), (f"val_{measure}", "validation")):
         if name in last:
             value = f"{100 * last[name]:.2f} %" if measure == "accuracy" else f"{last[name]:.4f}"

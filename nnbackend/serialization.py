@@ -285,8 +285,9 @@ def write_atomically(path: Path_, content: bytes) -> None:
         raise FileNotFoundError(f"the folder {target.absolute().parent} does not exist")
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -295,9 +296,12 @@ def write_atomically(path: Path_, content: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):  # name the file that was asked for
+            raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
     if hasattr(os, "O_DIRECTORY"):
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)

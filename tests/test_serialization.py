@@ -1,5 +1,6 @@
 """Model files: complete, plain, atomic; and every broken one refused."""
 
+import errno
 import json
 import os
 
@@ -265,10 +266,10 @@ class TestAtomicWriting:
         path.write_bytes(b"old")
 
         def fail(*_) -> None:
-            raise OSError("No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
             nn.Sequential([nn.Dense(2, 1)]).save(path)
         assert path.read_bytes() == b"old"
         assert os.listdir(tmp_path) == ["m"]
