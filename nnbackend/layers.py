@@ -353,6 +353,8 @@ class Standardize(NativeLayer):
         Raises:
             ShapeError, DataError: wrong width, no rows, or values that are not finite.
         """
+        from nnbackend.sources import read_rows
+
         if not hasattr(x, "shape"):
             x = np.asarray(x)
         shape = tuple(x.shape)
@@ -367,7 +369,7 @@ class Standardize(NativeLayer):
         count, mean = 0, np.zeros(x.shape[1])
         square = np.zeros(x.shape[1])  # sum of squared distances from the mean
         for start in range(0, len(x), 4096):
-            block = np.asarray(x[start : start + 4096], dtype=np.float64)
+            block = read_rows(x, slice(start, start + 4096)).astype(np.float64)
             block_mean = block.mean(axis=0)
             shift, total = block_mean - mean, count + len(block)
             # merging two means and sums of squares: Chan, Golub and LeVeque (1979)

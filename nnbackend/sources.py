@@ -124,6 +124,8 @@ class _RowSubset:
 
 def read_rows(x: Any, rows: slice | HostArray) -> HostArray:
     """``x[rows]``; of a memory-mapped file with little of it mapped at any time."""
+    if isinstance(rows, slice) and isinstance(x, _RowSubset):
+        rows = np.arange(rows.start, min(rows.stop, len(x)))
     if isinstance(rows, slice) or not isinstance(x, np.memmap | _RowSubset):
         values = np.asarray(x[rows])
         release_pages(x)
