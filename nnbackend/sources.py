@@ -259,6 +259,8 @@ def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
     """``x`` as a (N, n_inputs) array of numbers with at least one row; not copied if it is one."""
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError("x must not be a masked array; fill it with x.filled(value)")
+    if hasattr(x, "toarray"):
+        raise DTypeError("x must be a dense array; received a sparse matrix: pass x.toarray()")
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         x = np.asarray(x)
     if not isinstance(x, np.ndarray) and not backend.owns(x):

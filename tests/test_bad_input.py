@@ -22,7 +22,17 @@ def with_value(value: float, row: int = 7, column: int = 2) -> np.ndarray:
     return x
 
 
+class Sparse:
+    """As SciPy's matrices look."""
+
+    shape, dtype = (10, 3), np.dtype("float32")
+
+    def toarray(self) -> np.ndarray:
+        return GOOD_X
+
+
 BAD_DATA = [
+    (Sparse(), GOOD_Y, nn.DTypeError, r"sparse matrix: pass x.toarray\(\)"),
     (GOOD_X[:, 0], GOOD_Y, nn.ShapeError, r"shape \(rows, 3\); received \(10,\).*x\[:, None\]"),
     (GOOD_X[:, :2], GOOD_Y, nn.ShapeError, r"\(rows, 3\); received \(10, 2\)"),
     (GOOD_X.reshape(10, 1, 3), GOOD_Y, nn.ShapeError, r"x.reshape\(len\(x\), -1\)"),
