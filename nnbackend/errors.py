@@ -6,7 +6,6 @@ Every message states the rule, then what was received, then how to mend it, so
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -73,6 +72,8 @@ class NonFiniteLossError(NNBackendError, ArithmeticError):
 
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:
     """Build the error for a wrong name: the choices, and the closest match if one is near."""
+    import difflib
+
     choices = sorted(choices)
     close = difflib.get_close_matches(str(name).lower(), choices, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.random import Generator
-from numpy.typing import ArrayLike
 
 from nnbackend._checks import check_number
 from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError, unknown_name
 
+if TYPE_CHECKING:
+    from numpy.random import Generator  # takes 10 ms to import, and may not be needed
+
 Shape = tuple[int, ...]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-Initializer = Callable[[Shape, Generator], Any]
-InitializerLike = str | ArrayLike | Initializer
+Initializer = Callable[[Shape, "Generator"], Any]
+#: a name, an array or nested list of numbers, or an Initializer
+InitializerLike = Any
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def resolve_initializer(spec: InitializerLike | Mapping[str, Any]) -> Initialize
         made: Initializer = _WITH_SETTINGS[name](**settings)
         return made
     if callable(spec):
-        return spec
+        function: Initializer = spec
+        return function
     values = np.asarray(spec)
     if values.dtype.kind not in "fiub":
         raise DTypeError(

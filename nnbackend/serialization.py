@@ -6,7 +6,6 @@ Keys: ``layers.{i}.{name}`` and ``optimizer.{slot}.layers.{i}.{name}``. No pickl
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +38,8 @@ Tensors = dict[str, np.ndarray[Any, Any]]
 
 def save_model(model: Sequential, path: Path_) -> None:
     """Write ``model`` to ``path``; see ``Sequential.save``."""
+    import json
+
     from safetensors.numpy import save
 
     tensors: Tensors = model.arrays()
@@ -190,6 +191,8 @@ def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
 
 def _read_metadata(name: str, text: str | None) -> dict[str, Any]:
     """The metadata, if its version can be read."""
+    import json
+
     if text is None:
         raise CheckpointError(
             f"{name} is a safetensors file, but was not written by nnbackend: its metadata has "
