@@ -272,7 +272,7 @@ class Layer(ABC):
             self.dtype = np.dtype(np.float64 if _is_float64(x) else np.float32)
         x = as_device_array(self.backend, x, self.dtype)
         width = self.n_inputs
-        if x.ndim != 2 or (width is not None and x.shape[1] != width):
+        if x.ndim != 2 or x.shape[1] == 0 or (width is not None and x.shape[1] != width):
             raise ShapeError(
                 f"{type(self).__name__} takes x of shape (batch, {width or 'width'}); "
                 f"received {tuple(x.shape)}"

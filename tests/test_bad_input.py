@@ -318,6 +318,11 @@ def test_class_weights_need_classes(backend) -> None:
     with pytest.raises(nn.DataError, match="an iterable does not show"):
         model.fit([(GOOD_X, GOOD_Y)], class_weight="balanced", verbose=0)
     model.fit([(GOOD_X, GOOD_Y)], class_weight={0: 2.0}, verbose=0)
+    # a batch without weight teaches nothing, and is no error
+    before = backend.to_numpy(model.layers[0].weight).copy()
+    model.compile("softmax_cross_entropy", nn.SGD())
+    model.fit([(GOOD_X, GOOD_Y, np.zeros(10))], verbose=0)
+    np.testing.assert_array_equal(backend.to_numpy(model.layers[0].weight), before)
     yes = nn.Sequential([nn.Dense(3, 1)], seed=0)
     yes.compile("sigmoid_cross_entropy")
     yes.fit(GOOD_X, GOOD_Y % 2, class_weight="balanced", verbose=0)

@@ -201,6 +201,8 @@ class TestRefusals:
             layer.forward(np.ones((4, 5)))
         with pytest.raises(nn.ShapeError, match=r"received \(3,\)"):
             layer.forward(np.ones(3))
+        with pytest.raises(nn.ShapeError, match=r"\(batch, width\); received \(2, 0\)"):
+            nn.Softmax().forward(np.ones((2, 0)))
 
     @pytest.mark.parametrize("values", [["a"], [None], [1 + 2j]])
     def test_dtypes_that_are_no_numbers(self, backend: nn.Backend, values: list) -> None:
