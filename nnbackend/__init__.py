@@ -1,4 +1,4 @@
-"""Dense neural networks on a small backend interface: NumPy, Numba and CUDA, chosen at run time.
+"""Dense neural networks on a small backend interface, the backend chosen at run time.
 
 >>> import nnbackend as nn
 >>> x, y = nn.datasets.digits()

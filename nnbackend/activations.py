@@ -5,6 +5,7 @@ The formulas stand with the backends (``nnbackend.backends._elementwise``).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -196,6 +197,25 @@ ACTIVATION_LAYERS: dict[str, type[ActivationLayer]] = {
         Exponential, Softmax,
     )
 }  # fmt: skip
+
+
+#: Activations whose outputs are probabilities, or can be with a suitable layer after them.
+_PROBABILITIES = ("softmax", "sigmoid")
+
+
+def warn_without_probabilities(activation: Activation, loss_name: str) -> None:
+    """Warn where a loss over probabilities follows outputs that are none."""
+    if activation.name not in _PROBABILITIES:
+        link, logits = {
+            "categorical_cross_entropy": ("softmax", "softmax_cross_entropy"),
+            "binary_cross_entropy": ("sigmoid", "sigmoid_cross_entropy"),
+        }[loss_name]
+        warnings.warn(
+            f"{loss_name} takes probabilities, but the model's outputs, after "
+            f"{activation.name!r}, need not lie in [0, 1] and will be clipped. Use "
+            f"loss={logits!r}, or end the model with activation={link!r}",
+            stacklevel=3,
+        )
 
 
 def last_activation(activation: Activation, loss_name: str, link: str | None) -> None:

@@ -91,10 +91,13 @@ class Monitor:
     def improved(self, figures: Figures) -> bool:
         """Whether this epoch is the best so far, by more than ``min_delta``."""
         if self.name not in figures:
-            hint = " Pass validation_data to fit." if self.name.startswith("val_") else ""
+            validated = any(name.startswith("val_") for name in figures)
+            hint = ""
+            if self.name.startswith("val_") and not validated:
+                hint = " Pass validation_data or validation_split to fit."
             raise DataError(
-                f"a callback watches {self.name!r}, which this training does not compute; it "
-                f"computes {', '.join(figures)}.{hint}"
+                f"a callback watches a curve that this training does not compute: "
+                f"{unknown_name('the curve', self.name, figures)}{hint}"
             )
         value = self.sign * figures[self.name]
         if value < self.best - self.min_delta or (self.best == math.inf and value == value):
@@ -112,6 +115,9 @@ class EarlyStopping(Callback):
         min_delta: what counts as improvement.
         mode: "min", "max", or "auto": more is better for accuracies, f1, r2 and the like.
         restore_best: put the best epoch's parameters back at the end of ``fit``.
+
+    A training resumed from a file goes on with the patience that was left; for a fresh start set
+    ``model.callback_states = []`` after ``nn.load``.
     """
 
     def __init__(

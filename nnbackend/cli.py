@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,13 +23,14 @@ from nnbackend.serialization import write_atomically
 
 app = typer.Typer(
     name="nnbackend",
-    help="Train dense neural networks on NumPy, Numba or CUDA.",
+    help="Train dense neural networks and use them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 DEFAULTS = job.Settings()
+KEYS = ", ".join(field.name for field in fields(job.Settings))
 PICTURES = (".png", ".pdf", ".svg")
 DATA_HELP = (
     f"a data set ({', '.join(job.BUILT_IN)}), a .csv, an .npz, an IDX file or folder (MNIST), "
@@ -37,7 +39,8 @@ DATA_HELP = (
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file written by train --save")]
 BackendOption = Annotated[
-    str | None, typer.Option(help="numpy, cuda, cuda:1, auto, ...; see nnbackend info")
+    str | None,
+    typer.Option(help="a name that nnbackend info lists, or auto; by default the best CPU backend"),
 ]
 
 
@@ -56,7 +59,7 @@ def user_errors() -> Iterator[None]:
 
 @app.callback()
 def _root() -> None:
-    """Train dense neural networks on NumPy, Numba or CUDA."""
+    """Train dense neural networks and use them."""
 
 
 def _default(name: str) -> Any:
@@ -73,7 +76,11 @@ def train(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="classification, regression or auto", show_default=_default("task")),
+        typer.Option(
+            help="classification, regression, or auto: text, and whole numbers with at most 20 "
+            "distinct values, are classes",
+            show_default=_default("task"),
+        ),
     ] = None,
     hidden: Annotated[
         str | None,
@@ -125,10 +132,15 @@ def train(
     ] = None,
     backend: BackendOption = None,
     config: Annotated[
-        Path | None, typer.Option(help="a TOML file of these options; the command line wins")
+        Path | None,
+        typer.Option(help=f"a TOML file of settings; the command line wins. Keys: {KEYS}"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="go on with this model up to --epochs in all")
+        Path | None,
+        typer.Option(
+            help="go on with this model up to --epochs in all; more epochs than at first "
+            "stretch the cosine of the learning rate"
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="write the model here (.safetensors)")] = None,
     plot: Annotated[Path | None, typer.Option(help="write a picture here (.png, .pdf)")] = None,
@@ -145,6 +157,10 @@ def train(
       nnbackend train wine.csv --target quality --hidden 64,64 --epochs 100 --save wine.safetensors
 
       nnbackend train wine.csv --resume wine.safetensors --epochs 200 --save wine.safetensors
+
+      nnbackend train spiral --hidden 64,64 --epochs 500 --lr 0.02
+
+      nnbackend train sine --hidden 64,64 --activation tanh --epochs 200
 
       nnbackend train mnist/ --hidden 256 --dropout 0.2 --epochs 10
     """
@@ -172,6 +188,7 @@ def train(
             settings, model = job.resume(resume, chosen, backend)
             dataset = job.load_data(data, settings.seed, settings.target, settings.task)
             dataset = job.check_resumed_data(model, dataset, resume)
+        typer.echo(job.describe(dataset, settings.validation))
         model.summary()
         history = job.train(settings, model, dataset)
         typer.echo(job.result_text(history))
@@ -182,7 +199,6 @@ def train(
             _save_picture(model, dataset, plot)
             typer.echo(f"picture {plot}")
         if history.stopped == "interrupted":
-            typer.echo(f"interrupted after epoch {model.epoch}", err=True)
             raise typer.Exit(130)
 
 
@@ -219,6 +235,8 @@ def evaluate(
     [bold]Example[/bold]
 
       nnbackend evaluate wine.safetensors wine-test.csv
+
+    Of a folder in MNIST's layout the test images (t10k) are taken, if there are any.
     """
     with user_errors():
         trained = nn.load(model, backend)
@@ -226,6 +244,8 @@ def evaluate(
         for name, value in trained.evaluate(dataset.x, dataset.y).items():
             typer.echo(f"{name:10} {value:.6g}")
         typer.echo(f"{'rows':10} {len(dataset.x)}")
+        if job.test_images(data) != data:
+            typer.echo(f"{'from':10} {job.test_images(data)}")
 
 
 @app.command()
@@ -252,6 +272,8 @@ def predict(
         dataset = job.data_for(trained, data, with_target=False)
         classes = trained.info.get("class_names")
         header, columns = _predictions(trained, dataset.x, classes, probabilities)
+        if dataset.row_names is not None:
+            header, columns = ["file", *header], [list(dataset.row_names), *columns]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)

@@ -18,6 +18,8 @@ from nnbackend.dataset import (
 )
 from nnbackend.errors import DataError, unknown_name
 
+CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
+
 
 def read_csv(
     path: PathLike,
@@ -27,6 +29,7 @@ def read_csv(
 ) -> Dataset:
     """Numeric columns and a target column, with or without a header line.
 
+    The first line is taken for a header if it has text above a column of numbers, or no number.
     The separator is the one of ``,`` ``;`` and tab that the first line has most of.
 
     Args:
@@ -89,7 +92,7 @@ def _csv_lines(path: Path) -> tuple[list[str], CsvLines]:
     if not lines:
         raise DataError(f"{path} is empty; it must hold at least one row")
     header = [field.strip() for field in lines[0][1]]
-    if all(_is_number(field) for field in header):
+    if not _is_header(header, [fields for _, fields in lines[1:]]):
         header = [str(k) for k in range(len(header))]
     else:
         lines = lines[1:]
@@ -105,6 +108,21 @@ def _csv_lines(path: Path) -> tuple[list[str], CsvLines]:
                 f"{len(header)}, as the first line has"
             )
     return header, lines
+
+
+def _is_header(first: list[str], others: list[list[str]]) -> bool:
+    """Whether the first line names columns: text stands above numbers somewhere, or there is no
+    number in it at all."""
+    for column, text in enumerate(first):
+        below = [_is_number(fields[column]) for fields in others if column < len(fields)]
+        if not _is_number(text) and 2 * sum(below) > len(below):
+            return True
+    return not any(_is_number(text) for text in first)
+
+
+def csv_columns(path: PathLike) -> list[str]:
+    """The names of a CSV's columns."""
+    return _csv_lines(existing(path))[0]
 
 
 def _is_number(text: str) -> bool:
@@ -149,9 +167,12 @@ def _numbers(path: Path, lines: CsvLines, columns: list[int], header: list[str])
             rows[k] = [float(fields[c]) for c in columns]
         except ValueError:
             bad = next(c for c in columns if not _is_number(fields[c]))
+            remedy = "Text columns must be turned into numbers or left out"
+            if not fields[bad].strip():
+                remedy = "Fill the missing value or remove the row"
             raise DataError(
                 f"{path}, line {number}, column {header[bad]!r}: a number belongs here; found "
-                f"{fields[bad]!r}. Text columns must be turned into numbers or left out"
+                f"{fields[bad]!r}. {remedy}"
             ) from None
     wrong = np.argwhere(~np.isfinite(rows))
     if len(wrong):

@@ -30,6 +30,7 @@ class Dataset:
         class_names: name of each class, or None for quantities.
         feature_names, target_name: of columns, where the file names them.
         image_shape: (height, width) where rows are pictures.
+        row_names: a name for each row, where rows are files.
         kind: "idx", "npz", "csv", "images" or "builtin".
     """
 
@@ -40,6 +41,7 @@ class Dataset:
     target_name: str | None = None
     image_shape: tuple[int, int] | None = None
     kind: str = "builtin"
+    row_names: tuple[str, ...] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.x, self.y))

@@ -70,11 +70,29 @@ class NonFiniteLossError(NNBackendError, ArithmeticError):
         self.step = step
 
 
+#: Names that other libraries use.
+_ALIASES = {
+    "acc": "accuracy",
+    "bce": "binary_cross_entropy",
+    "cce": "categorical_cross_entropy",
+    "crossentropy": "softmax_cross_entropy",
+    "cross_entropy": "softmax_cross_entropy",
+    "mae": "mean_absolute_error",
+    "mse": "mean_squared_error",
+    "sparse_categorical_crossentropy": "softmax_cross_entropy",
+    "sse": "sum_squared_error",
+    "val_acc": "val_accuracy",
+}
+
+
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:
     """Build the error for a wrong name: the choices, and the closest match if one is near."""
     import difflib
 
     choices = sorted(choices)
+    alias = _ALIASES.get(str(name).lower())
     close = difflib.get_close_matches(str(name).lower(), choices, n=1)
+    if alias in choices:
+        close = [alias]
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return UnknownNameError(f"{kind} must be one of {', '.join(choices)}; received {name!r}.{hint}")

@@ -12,7 +12,8 @@ import numpy as np
 
 from nnbackend import datasets, plot
 from nnbackend._checks import check_number, check_size
-from nnbackend.dataset import Dataset, Task, check_task
+from nnbackend.csv_reader import CSV_SUFFIXES, csv_columns
+from nnbackend.dataset import Dataset, Task, check_task, existing
 from nnbackend.errors import CheckpointError, DataError, ShapeError, unknown_name
 from nnbackend.history import History
 from nnbackend.layer import Layer
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 0.002, "adam": 0.005, "adamw": 0.005}
 SCHEDULES = ("cosine", "constant")
 
-#: Settings that a resumed training cannot change: they made the arrays in the file.
-FIXED = ("hidden", "activation", "dropout", "dtype", "optimizer", "seed", "validation", "task")
+#: Settings that a resumed training cannot change: they made the arrays in the file, or count
+#: the steps that its learning rate follows.
+FIXED = (
+    "hidden", "activation", "dropout", "dtype", "optimizer", "seed", "validation", "task",
+    "batch_size",
+)  # fmt: skip
 #: Settings from which the learning rate of every step follows.
-RATE = ("lr", "schedule", "epochs", "batch_size")
+RATE = ("lr", "schedule", "epochs")
 
 #: Data sets that come with nnbackend, by name, each from a seed.
 BUILT_IN: Mapping[str, Callable[[int], Any]] = {
@@ -96,7 +101,7 @@ class Settings:
 def read_config(path: Path) -> dict[str, Any]:
     """Settings from a TOML file; keys are the options' names, with - or _."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(existing(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not TOML that can be read: {error}") from error
     known = {f.name for f in fields(Settings)}
@@ -178,7 +183,14 @@ def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
     if info.get("kind") == "csv":
         task = "regression" if classes is None else "classification"
     columns = None if with_target or features is None else tuple(features)
-    data = load_data(name, model.seed, info.get("target_name"), task, columns)
+    target = info.get("target_name")
+    is_csv = Path(name).is_file() and Path(name).suffix in CSV_SUFFIXES
+    if with_target and features is not None and is_csv and target not in csv_columns(name):
+        raise DataError(
+            f"{name} has no column {target!r}, the target this model was trained on; for data "
+            f"without targets use predict"
+        )
+    data = load_data(test_images(name), model.seed, target, task, columns)
     if with_target and data.y is None:
         raise DataError(f"{name} holds no targets to compare with")
     if with_target and features is not None and data.feature_names is not None:
@@ -190,6 +202,31 @@ def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
     if data.x.shape[1] != model.n_inputs:
         raise ShapeError(f"the model takes {model.n_inputs} inputs; {name} has {data.x.shape[1]}")
     return align_classes(data, tuple(classes)) if classes is not None and with_target else data
+
+
+def test_images(name: str) -> str:
+    """The test images of a folder in MNIST's layout, which a model was not trained on; else
+    ``name`` itself."""
+    found = sorted(Path(name).glob("t10k-images-idx3-ubyte*")) if Path(name).is_dir() else []
+    return str(found[0]) if found else name
+
+
+def describe(data: Dataset, validation: float = 0.0) -> str:
+    """One line: what was read, and what is learnt from it."""
+    held_out = round(len(data.x) * validation)
+    rows = f"{len(data.x)} rows"
+    if held_out:
+        rows = f"{len(data.x) - held_out} training and {held_out} validation rows"
+    what = "" if data.target_name is None else f"target {data.target_name!r}: "
+    if data.class_names is None:
+        return f"{what}numbers (regression); {rows}"
+    remedy = "; --task regression for numbers" if _all_numbers(data.class_names) else ""
+    hint = remedy if data.kind in ("csv", "npz") else ""
+    return f"{what}{len(data.class_names)} classes{hint}; {rows}"
+
+
+def _all_numbers(names: tuple[str, ...]) -> bool:
+    return all(name.lstrip("-").replace(".", "", 1).isdigit() for name in names)
 
 
 # -- model ------------------------------------------------------------------------------------
@@ -358,7 +395,9 @@ def picture(model: Sequential, data: Dataset) -> Figure:
             ]
         elif model.n_inputs == 2:
             panels.append(
-                lambda ax: _titled(plot.decision_regions(model, x, y, ax, 200, classes), where)
+                lambda ax: _titled(
+                    plot.decision_regions(model, x, y, ax, 200, classes, data.feature_names), where
+                )
             )
     return plot.page(panels)
 

@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_dtype, check_number, check_seed, check_size
-from nnbackend.activations import ActivationLayer, last_activation
+from nnbackend.activations import (
+    ActivationLayer,
+    last_activation,
+    warn_without_probabilities,
+)
 from nnbackend.backends import get_backend
 from nnbackend.backends.base import Activation, Array, Backend
 from nnbackend.callbacks import Callback
@@ -24,10 +28,17 @@ from nnbackend.executor import Executor, total_loss
 from nnbackend.history import History
 from nnbackend.layer import Layer
 from nnbackend.layers import Dense, Standardize, check_batch_norm_rows
-from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
+from nnbackend.losses import (
+    BinaryCrossEntropy,
+    CategoricalCrossEntropy,
+    Loss,
+    LossFunction,
+    loss_name,
+    resolve_loss,
+)
 from nnbackend.metrics import Metric, MetricFunction, resolve_metric
 from nnbackend.optimizers import Optimizer, resolve_optimizer
-from nnbackend.program import Program, Segment, Storage, check_widths, view
+from nnbackend.program import Program, Segment, Storage, check_widths, native_class, view
 from nnbackend.progress import make_progress
 from nnbackend.python_executor import PythonExecutor
 from nnbackend.sources import (
@@ -85,6 +96,8 @@ class Sequential:
         dtype: str = "float32",
         backend: str | Backend | None = None,
     ) -> None:
+        if isinstance(layers, Layer):
+            raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
         self.layers: list[Layer] = list(layers)
         for layer in self.layers:
             if not isinstance(layer, Layer):
@@ -201,6 +214,9 @@ class Sequential:
         check_metric_names(new_metrics)
         if isinstance(new_loss, Loss) and new_loss.from_logits:
             last_activation(self._last_activation(), new_loss.name, new_loss.link)
+        over_probabilities = isinstance(new_loss, CategoricalCrossEntropy | BinaryCrossEntropy)
+        if over_probabilities and native_class(self.layers[-1]) is not None:
+            warn_without_probabilities(self._last_activation(), loss_name(new_loss))
         new_optimizer = resolve_optimizer(optimizer)
         before = (self.loss, self._optimizer, self.metrics)
         with self._training():

@@ -85,6 +85,7 @@ def decision_regions(
     ax: Axes | None = None,
     resolution: int = 200,
     class_names: Sequence[str] | None = None,
+    feature_names: Sequence[str] | None = None,
 ) -> Axes:
     """Which class the model gives each point of a plane, with the data on top.
 
@@ -121,8 +122,9 @@ def decision_regions(
             x[chosen, 0], x[chosen, 1], color=colours[c], marker=MARKERS[c % len(MARKERS)], s=16,
             edgecolors="black", linewidths=0.4, label=name,
         )  # fmt: skip
-    ax.set_xlabel("$x_1$")
-    ax.set_ylabel("$x_2$")
+    first, second = feature_names or ("$x_1$", "$x_2$")
+    ax.set_xlabel(first)
+    ax.set_ylabel(second)
     if classes <= 10:
         ax.legend(title="class", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return ax
@@ -173,12 +175,15 @@ def confusion_matrix(
         for i, j in np.argwhere(counts):
             colour = "white" if shares[i, j] > 0.6 else "black"
             ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
+    if classes <= 40:
         names = [str(c) for c in range(classes)] if class_names is None else list(class_names)
         # long names would leave no room for the matrix
         names = [name if len(name) <= 12 else name[:11] + "…" for name in names]
-        rotation, align = (45, "right") if max(map(len, names)) > 3 else (0, "center")
-        ax.set_xticks(range(classes), names, rotation=rotation, ha=align, fontsize=8)
-        ax.set_yticks(range(classes), names, fontsize=8)
+        longest = max(map(len, names))
+        rotation, align = (45, "right") if longest > 3 else (0, "center")
+        size = 8 if classes <= 12 else 5
+        ax.set_xticks(range(classes), names, rotation=rotation, ha=align, fontsize=size)
+        ax.set_yticks(range(classes), names, fontsize=size)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     return ax

@@ -50,6 +50,9 @@ class Progress:
     def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
         """Epoch number ``epoch``, counted from 1, is complete."""
 
+    def stopped(self, epoch: int, reason: str) -> None:
+        """Training ended early, after ``epoch`` epochs; called outside the context."""
+
 
 class PlainProgress(Progress):
     """A line now and then, for logs and pipes."""
@@ -74,6 +77,9 @@ class PlainProgress(Progress):
             flush=True,
         )
         self.rows, self.rows_time, self.last_line = 0, now, now
+
+    def stopped(self, epoch: int, reason: str) -> None:
+        print(stopped_text(epoch, reason), flush=True)
 
 
 class LiveProgress(Progress):
@@ -126,6 +132,14 @@ class LiveProgress(Progress):
 
     def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
         self.bar.update(self.task, epoch=epoch, figures=figures_text(figures))
+
+    def stopped(self, epoch: int, reason: str) -> None:
+        print(stopped_text(epoch, reason), flush=True)
+
+
+def stopped_text(epoch: int, reason: str) -> str:
+    """Why training ended before its last epoch."""
+    return f"stopped after epoch {epoch}: {reason}"
 
 
 def _speed_text(rate: float, left: float | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnbackend.csv_reader import read_csv
+from nnbackend.csv_reader import CSV_SUFFIXES, read_csv
 from nnbackend.dataset import Dataset, HostArray, PathLike, Task, as_targets, existing
 from nnbackend.errors import DataError, ShapeError
 
@@ -189,7 +189,10 @@ def read_images(folder: PathLike) -> Dataset:
         y = np.repeat(np.arange(len(classes)), [len(g) for g in groups]).astype(np.int64)
     names = tuple(f.name for f in classes) or None
     height, width = shape or (0, 0)
-    return Dataset(x, y, class_names=names, image_shape=(height, width), kind="images")
+    files_read = tuple(str(file.relative_to(folder)) for file in files)
+    return Dataset(
+        x, y, class_names=names, image_shape=(height, width), kind="images", row_names=files_read
+    )
 
 
 # -- any --------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ def read(
         return read_npz(path, task)
     if "idx" in path.name or path.suffix == ".gz":
         return read_idx(path)
-    if path.suffix in (".csv", ".tsv", ".txt", ".data"):
+    if path.suffix in CSV_SUFFIXES:
         return read_csv(path, target, task, features)
     raise DataError(
         f"{path} is of no known kind: .csv, .tsv, .npz, IDX (idx in its name), or a folder of "

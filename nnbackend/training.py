@@ -164,6 +164,8 @@ class Trainer:
             unfinished = [e for e in self.since_snapshot if e.number == self.model.epoch]
             if unfinished and isinstance(self.source, ArraySource):
                 self._forget(self.source, unfinished[0])
+        if self.history.stopped is not None:
+            self.progress.stopped(self.model.epoch, self.history.stopped)
         for callback in self.callbacks:
             callback.on_fit_end(self.model, self.history)
         return self.history

@@ -143,6 +143,7 @@ def test_bad_settings_of_fit(backend, settings, error, message) -> None:
     ("call", "error", "message"),
     [
         (lambda: nn.Sequential([]), nn.ShapeError, "at least one layer"),
+        (lambda: nn.Sequential(nn.Dense(3, 4), nn.Dense(4, 2)), nn.DTypeError, "come in a list"),
         (lambda: nn.Sequential(["relu"]), nn.DTypeError, "nn.Layer objects.*received 'relu'"),
         (lambda: nn.Sequential([nn.ReLU()]), nn.DataError, "fixes its width"),
         (
@@ -163,7 +164,11 @@ def test_bad_models(call, error, message) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"loss": "mse"}, nn.UnknownNameError, "loss must be one of.*received 'mse'"),
+        (
+            {"loss": "mse"},
+            nn.UnknownNameError,
+            "loss must be one of.*received 'mse'. Did you mean 'mean_squared_error'",
+        ),
         ({"loss": "huber", "optimizer": "adm"}, nn.UnknownNameError, "Did you mean 'adam'"),
         ({"loss": "huber", "metrics": ["acuracy"]}, nn.UnknownNameError, "mean 'accuracy'"),
         ({"loss": "huber", "metrics": ["accuracy"]}, nn.DataError, "use the metrics mae, mse"),

@@ -69,6 +69,12 @@ class TestEarlyStopping:
         assert stop.best_epoch == 2
         same(model.arrays(), seen[1])
 
+    def test_the_reason_is_shown(self, backend, data, capsys) -> None:
+        stop = Script(nn.EarlyStopping("loss", patience=1), "loss", [1.0, 2.0])
+        make().fit(*data, epochs=9, callbacks=[stop])
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == "stopped after epoch 2: loss has not improved for 1 epochs"
+
     @pytest.mark.parametrize(
         ("settings", "values", "epochs"),
         [
@@ -88,8 +94,11 @@ class TestEarlyStopping:
         assert history.epochs == epochs
 
     def test_a_curve_that_is_not_there(self, backend, data) -> None:
-        with pytest.raises(nn.DataError, match="watches 'val_loss'.*Pass validation_data"):
+        with pytest.raises(nn.DataError, match="received 'val_loss'.*Pass validation_data or"):
             make().fit(*data, callbacks=[nn.EarlyStopping()], verbose=0)
+        stop = nn.EarlyStopping("val_acc")
+        with pytest.raises(nn.DataError, match=r"Did you mean 'val_accuracy'\?$"):
+            make().fit(*data, validation_split=0.2, callbacks=[stop], verbose=0)
         with pytest.raises(nn.UnknownNameError, match="mode must be one of"):
             nn.EarlyStopping(mode="up")
 

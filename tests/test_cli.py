@@ -171,6 +171,7 @@ class TestFiles:
         (tmp_path / "houses.csv").write_text("\n".join(lines))
         done = run("train", "houses.csv", "--epochs", "150", "--save", "m", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        assert "target 'price': numbers (regression); 240 training and 60" in done.stdout
         assert float(re.search(r"validation r2 ([\d.]+)", done.stdout)[1]) > 0.98
         run("predict", "m", "houses.csv", "--out", "p.csv", cwd=tmp_path)
         predicted = np.loadtxt(tmp_path / "p.csv", skiprows=1)
@@ -204,7 +205,13 @@ class TestFiles:
             assert "accuracy   1\n" in run("evaluate", "m", data, cwd=tmp_path).stdout
             run("predict", "m", data, "--out", "out.csv", cwd=tmp_path)
             first = (tmp_path / "out.csv").read_text().splitlines()[1]
-            assert first == ("dark" if data == "png" else "0")
+            assert first == ("dark/00.png,dark" if data == "png" else "0")
+        write_idx(mnist / "t10k-images-idx3-ubyte", pixels[:6])
+        write_idx(mnist / "t10k-labels-idx1-ubyte", labels[:6])
+        run("train", "mnist", "--epochs", "2", "--save", "m", cwd=tmp_path)
+        evaluated = run("evaluate", "m", "mnist", cwd=tmp_path).stdout
+        assert "rows       6" in evaluated
+        assert "t10k-images" in evaluated
 
     def test_config_file_and_what_wins(self, tmp_path: Path, flowers: Path) -> None:
         (tmp_path / "c.toml").write_text(
@@ -266,7 +273,9 @@ class TestFiles:
         run("train", "flowers.csv", "--epochs", "1", "--save", "m", cwd=tmp_path)
         (tmp_path / "other.csv").write_text("length,width,kind\n1,2,rose\n3,4,tulip\n")
         (tmp_path / "lily.csv").write_text("length,width,noise,kind\n1,2,3,rose\n3,4,5,lily\n")
+        (tmp_path / "blank.csv").write_text("length,width,noise\n1,2,3\n")
         for command, data, message in (
+            ("evaluate", "blank.csv", "the target this model was trained on; for data without"),
             ("evaluate", "other.csv", "lacks the columns noise"),
             ("evaluate", "lily.csv", "classes that the model does not know: lily"),
             ("evaluate", "digits", "the model takes 3 inputs; digits has 64"),
@@ -298,9 +307,9 @@ class TestResume:
             if line.startswith("epoch"):
                 break
         process.send_signal(signal.SIGINT)
-        _out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=60)
         assert process.returncode == 130, error
-        assert "interrupted after epoch" in error
+        assert re.search(r"stopped after epoch \d+: interrupted", out)
         stopped = nn.load(tmp_path / "m")
         assert 0 < stopped.epoch < 200
         done = run("train", "digits", "--resume", "m", "--save", "m", cwd=tmp_path)
@@ -328,6 +337,7 @@ class TestResume:
              "was trained with hidden (16,); received (8,)"),
             (["digits", "--resume", "m", "--epochs", "5", "--activation", "tanh"], "activation"),
             (["flowers.csv", "--resume", "m", "--epochs", "5"], "rows of 64 values"),
+            (["digits", "--resume", "m", "--epochs", "5", "--batch-size", "64"], "batch_size 32"),
             (["digits", "--resume", "none"], "no model file none"),
         ):  # fmt: skip
             done = run("train", *arguments, "--save", "m", cwd=tmp_path)

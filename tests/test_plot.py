@@ -80,7 +80,8 @@ def test_decision_regions(outputs: int) -> None:
     x, y = nn.datasets.spiral(20, max(outputs, 2), seed=0)
     model = nn.Sequential([nn.Dense(2, 8, "tanh"), nn.Dense(8, outputs)], seed=0)
     model.compile("sigmoid_cross_entropy" if outputs == 1 else "softmax_cross_entropy")
-    ax = nn.plot.decision_regions(model, x, y, resolution=20)
+    ax = nn.plot.decision_regions(model, x, y, resolution=20, feature_names=["a", "b"])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("a", "b")
     assert len(ax.collections) >= max(outputs, 2)
     with pytest.raises(nn.ShapeError, match="two inputs"):
         nn.plot.decision_regions(nn.Sequential([nn.Dense(3, 2)]), x, y)

@@ -121,6 +121,13 @@ class TestCsv:
         text = "a,t\n" + "".join(f"0,{v}\n" for v in values.split())
         assert self.read(tmp_path, text, task=task).class_names == classes
 
+    def test_first_lines_that_are_rows_and_first_lines_that_are_names(self, tmp_path) -> None:
+        rows = "".join(f"{k}.5,{k},{'ab'[k % 2]}\n" for k in range(6))
+        assert len(self.read(tmp_path, rows).x) == 6  # a text target, and no header
+        assert len(self.read(tmp_path, "u,v,w\n" + rows).x) == 6
+        assert len(self.read(tmp_path, "u,2020,w\n" + rows).x) == 6
+        assert self.read(tmp_path, rows).feature_names == ("0", "1")
+
     def test_a_column_may_have_a_number_for_a_name(self, tmp_path) -> None:
         text = "1,2020,0\n1.5,2.5,3.5\n"
         assert self.read(tmp_path, "a,2020\n1,2.5\n", target="2020").target_name == "2020"
@@ -138,7 +145,7 @@ class TestCsv:
             ("a,b\n1,2\n1,2,3\n", {}, "line 3: 3 fields; every row must have 2"),
             ("a,b\n1,2\n1\n", {}, "line 3: 1 fields"),
             ("a,b\n1,2\nx,2\n", {}, "line 3, column 'a': a number belongs here; found 'x'"),
-            ("a,b\n1,2\n,2\n", {}, "line 3, column 'a'.*found ''"),
+            ("a,b\n1,2\n,2\n", {}, "line 3, column 'a'.*found ''. Fill the missing value"),
             ("a,b\n1,2\nnan,2\n", {}, "line 3, column 'a': numbers must be finite; found 'nan'"),
             ("a,b\n1,2\n1e999,2\n", {}, "must be finite"),
             ("a,b\n1,\n", {}, "line 2: the target 'b' is empty"),
