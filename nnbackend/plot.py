@@ -177,8 +177,8 @@ def confusion_matrix(
             ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
     if classes <= 40:
         names = [str(c) for c in range(classes)] if class_names is None else list(class_names)
-        # long names would leave no room for the matrix
-        names = [name if len(name) <= 12 else name[:11] + "…" for name in names]
+        # long names would leave no room for the matrix; their ends often tell them apart
+        names = [name if len(name) <= 12 else f"{name[:5]}…{name[-6:]}" for name in names]
         longest = max(map(len, names))
         rotation, align = (45, "right") if longest > 3 else (0, "center")
         size = 8 if classes <= 12 else 5
