@@ -21,6 +21,10 @@ from nnbackend.errors import DataError, unknown_name
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
 
 
+class MissingTargetError(DataError):
+    """A CSV has no column of the target's name."""
+
+
 def read_csv(
     path: PathLike,
     target: str | int | None = None,
@@ -120,11 +124,6 @@ def _is_header(first: list[str], others: list[list[str]]) -> bool:
     return not any(_is_number(text) for text in first)
 
 
-def csv_columns(path: PathLike) -> list[str]:
-    """The names of a CSV's columns."""
-    return _csv_lines(existing(path))[0]
-
-
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -141,7 +140,7 @@ def _target_column(path: Path, header: list[str], target: str | int | None) -> i
             return header.index(target)
         if target.isdecimal() and int(target) < len(header):
             return int(target)
-        raise DataError(f"{path}: {unknown_name('target column', target, header)}")
+        raise MissingTargetError(f"{path}: {unknown_name('target column', target, header)}")
     if not 0 <= target < len(header):
         raise DataError(
             f"{path}: the target column must be in 0 ... {len(header) - 1}; received {target}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from nnbackend.executor import METRIC_SUMS, PENALTY, Trace
 from nnbackend.metrics import Metric, MetricFunction, metric_name
-from nnbackend.sources import ArraySource, Source
+from nnbackend.sources import Source
 from nnbackend.training import figures_of
 
 if TYPE_CHECKING:
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 def evaluate_source(model: Sequential, source: Source) -> dict[str, float]:
     """Loss and metrics by name; "data_loss" only where there are penalties."""
-    blocks = source.blocks() if isinstance(source, ArraySource) else iter(source)
     totals: Trace = np.zeros(METRIC_SUMS + model.program.n_sums)
     kept: list[tuple[Any, Any]] = []
     functions = [m for m in model.metrics if not isinstance(m, Metric)]
     penalty = 0.0
-    for block in blocks:
+    for block in source.blocks():
         part = model.executor.evaluate(block)
         penalty = float(part[PENALTY])
         totals += part
@@ -39,8 +38,7 @@ def evaluate_source(model: Sequential, source: Source) -> dict[str, float]:
 def function_metrics(model: Sequential, source: Source) -> dict[str, float]:
     """The metrics that are functions, over the training data."""
     functions = [m for m in model.metrics if not isinstance(m, Metric)]
-    blocks = source.blocks() if isinstance(source, ArraySource) else iter(source)
-    kept = [(block.target, model(block.x)) for block in blocks]
+    kept = [(block.target, model(block.x)) for block in source.blocks()]
     return _function_values(model, kept, functions)
 
 

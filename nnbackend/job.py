@@ -12,7 +12,7 @@ import numpy as np
 
 from nnbackend import datasets, plot
 from nnbackend._checks import check_number, check_size
-from nnbackend.csv_reader import CSV_SUFFIXES, csv_columns
+from nnbackend.csv_reader import MissingTargetError
 from nnbackend.dataset import Dataset, Task, check_task, existing
 from nnbackend.errors import CheckpointError, DataError, ShapeError, unknown_name
 from nnbackend.history import History
@@ -184,13 +184,13 @@ def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
         task = "regression" if classes is None else "classification"
     columns = None if with_target or features is None else tuple(features)
     target = info.get("target_name")
-    is_csv = Path(name).is_file() and Path(name).suffix in CSV_SUFFIXES
-    if with_target and features is not None and is_csv and target not in csv_columns(name):
+    try:
+        data = load_data(test_images(name), model.seed, target, task, columns)
+    except MissingTargetError as error:
         raise DataError(
             f"{name} has no column {target!r}, the target this model was trained on; for data "
             f"without targets use predict"
-        )
-    data = load_data(test_images(name), model.seed, target, task, columns)
+        ) from error
     if with_target and data.y is None:
         raise DataError(f"{name} holds no targets to compare with")
     if with_target and features is not None and data.feature_names is not None:

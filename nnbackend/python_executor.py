@@ -63,32 +63,19 @@ class PythonExecutor(Executor):
         float64 = np.dtype(np.float64)
         trace = self.backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), float64)
         with np.errstate(all="ignore"):  # whoever reads the trace looks for NaN
-            self._run(data, order, batch_size, lr, first_step, steps_per_epoch, trace)
+            for index in range(len(lr)):
+                epoch, batch = divmod(index, steps_per_epoch)
+                start = batch * batch_size
+                stop = min(start + batch_size, rows)
+                plan = self._plan(stop - start, min(batch_size, rows))
+                if order is None:
+                    batch_data = data.rows(start, stop)
+                else:
+                    batch_data = plan.gather(data, order[epoch, start:stop])
+                step = first_step + index
+                plan.differentiate(batch_data, step, trace[index])
+                self._update(float(lr[index]), step)
         return self.backend.to_numpy(trace)
-
-    def _run(
-        self,
-        data: Data,
-        order: Array | None,
-        batch_size: int,
-        lr: np.ndarray[Any, np.dtype[np.float64]],
-        first_step: int,
-        steps_per_epoch: int,
-        trace: Array,
-    ) -> None:
-        rows = len(data.x) if order is None else order.shape[1]
-        for index in range(len(lr)):
-            epoch, batch = divmod(index, steps_per_epoch)
-            start = batch * batch_size
-            stop = min(start + batch_size, rows)
-            plan = self._plan(stop - start, min(batch_size, rows))
-            if order is None:
-                batch_data = data.rows(start, stop)
-            else:
-                batch_data = plan.gather(data, order[epoch, start:stop])
-            step = first_step + index
-            plan.differentiate(batch_data, step, trace[index])
-            self._update(float(lr[index]), step)
 
     def gradient(self, data: Data, step: int = 0) -> float:
         float64 = np.dtype(np.float64)

@@ -173,7 +173,8 @@ class BatchSource:
                 f"returns a generator"
             )
 
-    def __iter__(self) -> Iterator[Data]:
+    def blocks(self) -> Iterator[Data]:
+        """Every batch in order, checked and on the device."""
         iterable = self.batches() if callable(self.batches) else self.batches
         count = 0
         for batch in iterable:

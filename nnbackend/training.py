@@ -285,7 +285,7 @@ class Trainer:
         snapshot = Snapshot.take(self.model, self.model.step, self.model.epoch)
         epoch = _Epoch(self.model.epoch, None, {}, self.model.step)
         try:
-            for data in source:
+            for data in source.blocks():
                 self.model.check_batch(len(data.x))
                 rates = self.model.rates(1)
                 trace = self.executor.run(data, None, len(data.x), rates, self.model.step)
