@@ -1,9 +1,10 @@
-"""The command line: train, evaluate, predict, summary, info."""
+"""The command line: train, evaluate, predict, summary, info, bench."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ import numpy as np
 import typer
 
 import nnbackend as nn
-from nnbackend import job
+from nnbackend import bench_report, job
+from nnbackend.bench import CASES, OPERATIONS, choose
 from nnbackend.errors import DataError, NNBackendError
 from nnbackend.progress import figures_text
 from nnbackend.serialization import write_atomically
@@ -176,11 +178,7 @@ def train(
             chosen["hidden"] = job.parse_widths(hidden)
         settings = job.Settings(**chosen)
         _check_targets(save, plot)
-        if plot is not None:
-            nn.plot.require_matplotlib()
-            if plot.suffix not in PICTURES:
-                raise DataError(f"--plot takes a file ending in {', '.join(PICTURES)}; received "
-                                f"{plot}")  # fmt: skip
+        _check_picture(plot)
         if resume is None:
             dataset = job.load_data(data, settings.seed, settings.target, settings.task)
             model = job.build_model(settings, dataset, backend)
@@ -196,15 +194,24 @@ def train(
             model.save(save)
             typer.echo(f"model   {save}")
         if plot is not None and model.history.epochs:
-            _save_picture(model, dataset, plot)
+            _save_picture(job.picture(model, dataset), plot)
             typer.echo(f"picture {plot}")
         if history.stopped == "interrupted":
             raise typer.Exit(130)
 
 
-def _save_picture(model: nn.Sequential, dataset: nn.datasets.Dataset, path: Path) -> None:
+def _check_picture(path: Path | None) -> None:
+    """Find out before a long job that its picture could not be made."""
+    if path is None:
+        return
+    nn.plot.require_matplotlib()
+    if path.suffix not in PICTURES:
+        raise DataError(f"--plot takes a file ending in {', '.join(PICTURES)}; received {path}")
+
+
+def _save_picture(figure: Any, path: Path) -> None:
     content = io.BytesIO()
-    job.picture(model, dataset).savefig(content, dpi=120, format=path.suffix[1:])
+    figure.savefig(content, dpi=120, format=path.suffix[1:])
     write_atomically(path, content.getvalue())
 
 
@@ -345,6 +352,56 @@ def info() -> None:
         console.print(table)
         chosen = nn.get_backend().device
         console.print(f"chosen now: [bold]{chosen}[/bold] (NN_BACKEND or --backend changes that)")
+
+
+@app.command()
+def bench(
+    backends: Annotated[
+        str | None,
+        typer.Option(help="such as numpy,numba", show_default="all that can run here"),
+    ] = None,
+    cases: Annotated[str | None, typer.Option(help=", ".join(CASES), show_default="all")] = None,
+    operations: Annotated[
+        str | None, typer.Option(help=", ".join(OPERATIONS), show_default="all")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="measurements whose median is shown")] = 5,
+    seconds: Annotated[float, typer.Option(help="length of a measurement")] = 0.05,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="write all figures and the machine's description here"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="write a picture here (.png, .pdf)")] = None,
+) -> None:
+    """Measure the backends against each other, on networks from tiny to wide.
+
+    "step" is one call of train_step, "epoch" a step inside a long fit.
+    Measurements alternate between the backends. Close what else is running:
+    one busy core is enough to spoil the figures.
+
+    [bold]Examples[/bold]
+
+      nnbackend bench --cases digits,mnist-128 --operations step,epoch
+
+      nnbackend bench --backends numpy --rounds 11 --json bench.json --plot bench.png
+    """
+    with user_errors():
+        _check_targets(json_file, plot)
+        _check_picture(plot)
+        ready = [name for name, found in nn.available_backends().items() if found.ok]
+        results = bench_report.run(
+            [CASES[name] for name in choose("case", cases, CASES)],
+            choose("operation", operations, OPERATIONS),
+            [nn.get_backend(name) for name in choose("backend", backends, ready, open_end=True)],
+            rounds,
+            seconds,
+        )
+        if json_file is not None:
+            figures = bench_report.to_json(results, rounds, seconds)
+            write_atomically(json_file, json.dumps(figures, indent=1).encode() + b"\n")
+            typer.echo(f"figures {json_file}")
+        if plot is not None:
+            _save_picture(bench_report.picture(results), plot)
+            typer.echo(f"picture {plot}")
 
 
 def main() -> None:

@@ -63,6 +63,15 @@ class Executor(ABC):
             losses that sum: the loss), the penalty, the sum of weights, the metrics' sums.
         """
 
+    def step(self, x: Any, y: Any, number: int) -> float | None:
+        """One update straight from a caller's arrays, and its loss with penalties.
+
+        None where there is no such shortcut, or the arrays need a conversion or an error message:
+        then nothing has changed, and the caller checks them and calls ``run``. ``number`` is the
+        number of updates made before.
+        """
+        return None
+
     @abstractmethod
     def gradient(self, data: Data, step: int = 0) -> float:
         """Fill the flat gradient for one batch, in training mode, and return the loss with
@@ -71,6 +80,11 @@ class Executor(ABC):
     @abstractmethod
     def evaluate(self, data: Data) -> Trace:
         """One row of a trace, (3 + n_sums,), over all of ``data`` in inference mode."""
+
+    def call(self, x: Any) -> Array | None:
+        """Outputs for a few rows straight from a caller's array, in a new array; None where there
+        is no such shortcut. Thread-safe."""
+        return None
 
     @abstractmethod
     def predict(self, x: Array, out: Array) -> None:

@@ -60,6 +60,8 @@ from nnbackend.training import Trainer, check_metric_names
 Arrays = dict[str, np.ndarray[Any, Any]]
 RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 
+BUSY = "this model is being trained by another thread; wait for it, or train a copy.deepcopy(model)"
+_FLOAT64 = np.dtype(np.float64)
 #: Rows that predict brings to the device at a time from a file.
 PREDICT_ROWS = 8192
 
@@ -359,15 +361,24 @@ class Sequential:
         Returns:
             The loss with penalties before the update, a 0-d float64 array of the backend.
         """
-        self._check_compiled()
-        with self._training():
-            data = one_batch(self, x, y, sample_weight)
-            self._check_adapted()
-            self.check_batch(len(data.x))
-            trace = self.executor.run(data, None, len(data.x), self.rates(1), self.step)
+        if not self._busy.acquire(False):
+            raise ModelBusyError(BUSY)
+        try:
+            loss = self.executor.step(x, y, self.step) if sample_weight is None else None
+            if loss is None:
+                loss = self._checked_step(x, y, sample_weight)
             self.step += 1
-            loss = total_loss(self.program, trace[0])
-            return self.backend.asarray(np.array(loss), np.dtype(np.float64))
+        finally:
+            self._busy.release()
+        return self.backend.asarray(np.array(loss), _FLOAT64)
+
+    def _checked_step(self, x: Any, y: Any, sample_weight: Any) -> float:
+        self._check_compiled()
+        data = one_batch(self, x, y, sample_weight)
+        self._check_adapted()
+        self.check_batch(len(data.x))
+        trace = self.executor.run(data, None, len(data.x), self.rates(1), self.step)
+        return total_loss(self.program, trace[0])
 
     def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """Loss with penalties of one batch, its gradient left in ``layer.weight_grad`` and so
@@ -382,10 +393,7 @@ class Sequential:
     @contextmanager
     def _training(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
-            raise ModelBusyError(
-                "this model is being trained by another thread; wait for it, or train a "
-                "copy.deepcopy(model)"
-            )
+            raise ModelBusyError(BUSY)
         try:
             yield
         finally:
@@ -445,7 +453,11 @@ class Sequential:
     def __call__(self, x: Any) -> Array:
         """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend: the way of
         least overhead. Values are not checked."""
-        self._check_adapted()
+        for layer in self._standardizers:
+            layer.check_adapted()
+        quick = self.executor.call(x)
+        if quick is not None:
+            return quick
         x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
         out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
         self.executor.predict(x, out)

@@ -42,12 +42,15 @@ class Optimizer(ABC):
     lr: float | Schedule = 0.01
     clip_norm: float | None = field(default=None, kw_only=True)
     state_names: ClassVar[tuple[str, ...]] = ()
+    #: number of settings made so far, which tells an executor to read them again
+    changes = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         unset = value is None and name == "clip_norm"
         if name in _RULES and not isinstance(value, Schedule) and not unset:
             value = check_number(f"{type(self).__name__}.{name}", value, **_RULES[name])
         object.__setattr__(self, name, value)
+        object.__setattr__(self, "changes", self.changes + 1)
 
     def rates(self, first_step: int, count: int) -> Rates:
         """Learning rates of ``count`` updates, the first being number ``first_step`` (from 0)."""

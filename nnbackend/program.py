@@ -7,13 +7,13 @@ compiled code can interpret it: the same code for every network.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from nnbackend.backends.base import Array, Backend, DType
 from nnbackend.errors import DataError, ShapeError
+from nnbackend.kernels.codes import Op
 
 if TYPE_CHECKING:
     from nnbackend.layer import Layer
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
 ABSENT = -1
 N_FLOATS = 5
-
-
-class Op(IntEnum):
-    """What a row does. PYTHON calls the layer object itself."""
-
-    PYTHON = 0
-    DENSE = 1
-    ACTIVATION = 2
-    DROPOUT = 3
-    BATCH_NORM = 4
-    LAYER_NORM = 5
-    STANDARDIZE = 6
 
 
 class Row(NamedTuple):

@@ -303,7 +303,9 @@ def _bind(
     numbers = [float(f) for f in program.floats[row.layer]]
     act = Activation(NAMES[row.activation], numbers[0])
     out = workspace.part(row.output, rows, row.n_outputs)
-    saved = None if row.saved == ABSENT else workspace.part(row.saved, rows, row.n_outputs)
+    saved = None
+    if row.saved != ABSENT and row.op in (Op.DENSE, Op.DROPOUT):
+        saved = workspace.part(row.saved, rows, row.n_outputs)
     (p0, p1), (s0, s1) = row_arrays(program, row)
     d0, d1 = row_gradients(program, row)
 

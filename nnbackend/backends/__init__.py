@@ -34,6 +34,7 @@ ENTRY_POINT_GROUP = "nnbackend.backends"
 #: name -> class, or "module:class" that is imported at first use
 _registry: dict[str, type[Backend] | str] = {
     "numpy": "nnbackend.backends.numpy_backend:NumpyBackend",
+    "numba": "nnbackend.backends.numba_backend:NumbaBackend",
 }
 _CPU_PREFERENCE = ("numba", "numpy")
 _GPU_PREFERENCE = ("cuda",)

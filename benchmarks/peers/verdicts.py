@@ -1,0 +1,149 @@
+"""How fast we set out to be, and whether a comparison says that we are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import exp, log
+
+from peers import FLOOR, OURS, PEERS
+from peers.measuring import TRAINING, Cell
+
+#: Times as fast as the best peer.
+TARGETS: dict[str, dict[str, float]] = {
+    "step": {
+        "tiny": 12.0, "spiral": 4.5, "digits": 6.0, "mnist-128": 1.5, "mnist-512": 1.1,
+        "wide": 1.0, "deep": 2.0,
+    },
+    "epoch": {
+        "tiny": 1.5, "spiral": 2.0, "digits": 2.0, "mnist-128": 1.2, "mnist-512": 1.05,
+        "wide": 1.0, "deep": 1.5,
+    },
+}  # fmt: skip
+#: Geometric means over the cases of a kind.
+MEANS = {"step": 3.0, "epoch": 1.4}
+#: A ratio of at least this is a tie with the best peer.
+TIE = 0.97
+#: Times of the bare products, from mnist size up.
+MOST_FLOORS, LARGE = 1.25, ("mnist-128", "mnist-512", "wide")
+ROW_SECONDS = 2.5e-6
+PROCESS_SECONDS, PROCESS_RATIO = 1.2, 2.0
+PROCESS = "process"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One target, what was measured, and whether that reaches it."""
+
+    what: str
+    measured: float
+    target: float
+    reached: bool
+
+    @classmethod
+    def at_least(cls, what: str, measured: float, target: float) -> Verdict:
+        # to be as fast as the best is a tie within TIE
+        limit = TIE if target == 1.0 else target
+        return cls(what, measured, target, measured >= limit)
+
+    @classmethod
+    def at_most(cls, what: str, measured: float, target: float) -> Verdict:
+        return cls(what, measured, target, measured <= target)
+
+
+class Comparison:
+    """The cells by kind, case and system, and what follows from them.
+
+    Attributes:
+        ours: which of our backends the ratios are of: the best one that was measured.
+    """
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells = list(cells)
+        self.found = {(c.kind, c.case, c.system): c.seconds for c in cells if c.seconds is not None}
+        systems = {system for _, _, system in self.found}
+        self.ours = next((name for name in OURS if name in systems), None)
+
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(c.kind for c in self.cells))
+
+    def cases(self, kind: str) -> list[str]:
+        return list(dict.fromkeys(c.case for c in self.cells if c.kind == kind))
+
+    def seconds(self, kind: str, case: str, system: str | None) -> float | None:
+        return None if system is None else self.found.get((kind, case, system))
+
+    def best_peer(self, kind: str, case: str, among: Iterable[str] = PEERS) -> str | None:
+        """The quickest of the others."""
+        measured = [name for name in among if (kind, case, name) in self.found]
+        return min(measured, key=lambda name: self.found[kind, case, name], default=None)
+
+    def ratio(self, kind: str, case: str, among: Iterable[str] = PEERS) -> float | None:
+        """Our speed over the best peer's: above 1 we are faster."""
+        ours = self.seconds(kind, case, self.ours)
+        peer = self.seconds(kind, case, self.best_peer(kind, case, among))
+        return None if ours is None or peer is None else peer / ours
+
+    def floors(self, kind: str, case: str) -> float | None:
+        """Our time over that of the bare products."""
+        ours, floor = (self.seconds(kind, case, name) for name in (self.ours, FLOOR))
+        return None if ours is None or floor is None else ours / floor
+
+    def mean(self, kind: str, cases: Iterable[str]) -> float | None:
+        """Geometric mean of the ratios."""
+        ratios = [r for r in (self.ratio(kind, case) for case in cases) if r is not None]
+        return exp(sum(map(log, ratios)) / len(ratios)) if ratios else None
+
+    def target(self, kind: str, case: str) -> float | None:
+        """The ratio to reach; a case without a target of its own must not be behind."""
+        return TARGETS[kind].get(case, 1.0) if kind in TRAINING else None
+
+    def verdicts(self) -> list[Verdict]:
+        """All targets that the measured cells say something about."""
+        return [*self._training(), *self._inference(), *self._process()]
+
+    def _training(self) -> Iterable[Verdict]:
+        for kind in TRAINING:
+            cases = self.cases(kind)
+            for case in cases:
+                ratio, target = self.ratio(kind, case), self.target(kind, case)
+                if ratio is not None and target is not None:
+                    what = f"{kind} {case}: speed / best peer's"
+                    yield Verdict.at_least(what, ratio, target)
+            for which, group in (
+                ("with targets", [c for c in cases if c in TARGETS[kind]]),
+                ("in all", cases),
+            ):
+                mean = self.mean(kind, group)
+                if mean is not None:
+                    what = f"{kind}: geometric mean of {len(group)} cases {which}"
+                    yield Verdict.at_least(what, mean, MEANS[kind])
+            for case in LARGE:
+                floors = self.floors(kind, case)
+                if floors is not None:
+                    what = f"{kind} {case}: time / bare products'"
+                    yield Verdict.at_most(what, floors, MOST_FLOORS)
+
+    def _inference(self) -> Iterable[Verdict]:
+        seconds = self.seconds("inference", "digits", self.ours)
+        if seconds is not None:
+            what = "inference digits: us for one row"
+            yield Verdict.at_most(what, seconds * 1e6, ROW_SECONDS * 1e6)
+        ratio = self.ratio("inference", "mnist-128", ["onnxruntime"])
+        if ratio is not None:
+            what = "inference mnist-128: speed / onnxruntime's"
+            yield Verdict.at_least(what, ratio, 1.0)
+        for peer in ("torch", "torch-compiled", "onnxruntime"):
+            ratio = self.ratio("predict", "mnist-128", [peer])
+            if ratio is not None:
+                what = f"predict mnist-128: speed / {peer}'s"
+                yield Verdict(what, ratio, 1.0, ratio > 1.0)
+
+    def _process(self) -> Iterable[Verdict]:
+        seconds = self.seconds(PROCESS, "digits", self.ours)
+        if seconds is not None:
+            yield Verdict.at_most("process digits: seconds", seconds, PROCESS_SECONDS)
+        ratio = self.ratio(PROCESS, "digits")
+        if ratio is not None:
+            what = "process digits: speed / torch's"
+            yield Verdict.at_least(what, ratio, PROCESS_RATIO)

@@ -1,0 +1,223 @@
+"""The compiled unit of the Numba backend: one function per dtype, and the drivers that call it.
+
+``phase_float32`` and ``phase_float64`` interpret any program and any operation: compiled once
+for a processor and cached, whatever the network. The drivers call them by address, which keeps
+them small: each driver is compiled for no dtype at all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numba import cfunc, njit, prange, types
+from numba.core import config
+
+from nnbackend.kernels import cpu_context as c
+from nnbackend.kernels.cpu_compile import compiled, part_of_caller
+from nnbackend.kernels.cpu_inference import end_evaluate, run_evaluate, run_predict
+from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, vector_at
+from nnbackend.kernels.cpu_losses import SUM_SQUARED
+from nnbackend.kernels.cpu_operations import operate
+from nnbackend.kernels.cpu_program import begin_step, end_step, run_phase
+
+#: Calls other than the numbered phases of a step.
+BEGIN, END, SERIAL, EVALUATE, END_EVALUATE, PREDICT = range(1000, 1006)
+#: STATUS of a step whose data the host has to look at.
+REFUSED = 1
+
+
+@part_of_caller
+def _run(address: int, phase: int, part: int, like: Any) -> None:
+    before = set_flush_subnormals(np.int32(-1))
+    f = c.open_context(address)
+    if phase == PREDICT:
+        run_predict(f, part, like)
+    elif phase == EVALUATE:
+        run_evaluate(f, part, like)
+    elif phase == END_EVALUATE:
+        end_evaluate(f, like)
+    else:
+        _run_steps(f, phase, part, like)
+    set_flush_subnormals(before)
+
+
+@part_of_caller
+def _run_steps(f: Any, call: int, part: int, like: Any) -> None:
+    """One call of a step: a phase, what comes before and after them, or whole steps in a row."""
+    first, last = (0, f[c.N_STEPS]) if call == SERIAL else (part, part + 1)
+    begins, ends = call == SERIAL or call == BEGIN, call == SERIAL or call == END
+    low, high = (0, f[c.N_PHASES]) if call == SERIAL else (call, call + 1)
+    if call == BEGIN or call == END:
+        high = low
+    own = 0 if call == SERIAL else part
+    for index in range(first, last):
+        if begins:
+            begin_step(f, index, like)
+        for phase in range(low, high):
+            run_phase(f, phase, own, like)
+            if f[c.STATUS]:
+                return
+        if ends:
+            end_step(f, index)
+
+
+def phase_float32(address: int, phase: int, part: int) -> None:
+    """Run ``phase`` of the context at ``address`` for one part, in float32."""
+    _run(address, phase, part, np.float32(0))
+
+
+def phase_float64(address: int, phase: int, part: int) -> None:
+    """Run ``phase`` of the context at ``address`` for one part, in float64."""
+    _run(address, phase, part, np.float64(0))
+
+
+@part_of_caller
+def _operate(address: int, operation: int, part: int, like: Any) -> None:
+    before = set_flush_subnormals(np.int32(-1))
+    operate(address, operation, part, like)
+    set_flush_subnormals(before)
+
+
+def operation_float32(address: int, operation: int, part: int) -> None:
+    """Run one part of the operation whose arguments lie at ``address``, in float32."""
+    _operate(address, operation, part, np.float32(0))
+
+
+def operation_float64(address: int, operation: int, part: int) -> None:
+    """Run one part of the operation whose arguments lie at ``address``, in float64."""
+    _operate(address, operation, part, np.float64(0))
+
+
+@njit(parallel=True)
+def _fork(function: int, address: int, phase: int, parts: int) -> None:
+    for part in prange(parts):
+        call_phase(function, address, phase, part)
+
+
+@njit
+def _fork_steps(function: int, address: int) -> None:
+    f = c.open_context(address)
+    for index in range(f[c.N_STEPS]):
+        call_phase(function, address, BEGIN, index)
+        for phase in range(f[c.N_PHASES]):
+            _fork(function, address, phase, f[c.N_PARTS])
+            if f[c.STATUS]:
+                break
+        if f[c.STATUS]:
+            break
+        call_phase(function, address, END, index)
+
+
+@njit
+def _take_batch(f: Any, x: Any, y: Any, field: int) -> bool:
+    """Point the context at a caller's own batch, if it has the expected shape."""
+    rows = x.shape[0]
+    width = f[c.N_OUTPUTS] if field == c.TARGET else 1
+    fits = x.ndim == 2 and y.ndim <= 2 and x.flags.c_contiguous and y.flags.c_contiguous
+    fits = fits and rows == f[c.BATCH_SIZE] and x.size == rows * f[c.N_INPUTS]
+    fits = fits and y.shape[0] == rows and y.size == rows * width
+    f[c.STATUS] = 0 if fits else REFUSED
+    f[c.X] = x.ctypes.data
+    f[field] = y.ctypes.data
+    return fits
+
+
+@compiled
+def _total_loss(f: Any) -> float:
+    """Loss with penalties of the first step; NaN where the host has to look at the data."""
+    if f[c.STATUS]:
+        return np.nan
+    trace = vector_at(f[c.TRACE], 0, c.METRICS, c.FLOAT64)
+    total = trace[c.LOSS_SUM]
+    if f[c.LOSS] != SUM_SQUARED:
+        total = total / trace[c.WEIGHTS] if trace[c.WEIGHTS] > 0.0 else 0.0
+    return total + trace[c.PENALTY]
+
+
+# -- the drivers: entry points, compiled and cached by ``Unit`` -----------------------------------
+
+
+def call(function: int, address: int, phase: int) -> None:
+    """One call on this thread."""
+    call_phase(function, address, phase, 0)
+
+
+def fork(function: int, address: int, phase: int, parts: int) -> None:
+    """One call for each part, on as many threads."""
+    _fork(function, address, phase, parts)
+
+
+def fork_steps(function: int, address: int) -> None:
+    """All steps of a run, each phase forked over the threads."""
+    _fork_steps(function, address)
+
+
+def step(function: int, address: int, x: Any, y: Any, field: int) -> float:
+    """One step on a caller's own batch, on this thread; its loss."""
+    f = c.open_context(address)
+    if _take_batch(f, x, y, field):
+        call_phase(function, address, SERIAL, 0)
+    return _total_loss(f)
+
+
+def fork_step(function: int, address: int, x: Any, y: Any, field: int) -> float:
+    """One step on a caller's own batch, on several threads; its loss."""
+    f = c.open_context(address)
+    if _take_batch(f, x, y, field):
+        _fork_steps(function, address)
+    return _total_loss(f)
+
+
+def infer(function: int, address: int, x: Any, out: Any) -> bool:
+    """Outputs of a few rows on this thread; False if ``x`` has not the expected shape."""
+    f = c.open_context(address)
+    fits = x.ndim == 2 and x.flags.c_contiguous and x.shape[0] <= f[c.CAPACITY]
+    if fits and x.size == x.shape[0] * f[c.N_INPUTS]:
+        f[c.X] = x.ctypes.data
+        f[c.OUT] = out.ctypes.data
+        f[c.N_DATA] = x.shape[0]
+        call_phase(function, address, PREDICT, 0)
+        return True
+    return False
+
+
+class Unit:
+    """The entry points, each compiled, or read from the cache folder, when it is first used."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._functions: dict[str, Any] = {}
+        self._drivers: dict[str, Any] = {}
+
+    def entry(self, function: Any) -> int:
+        """Address of one of the four functions that run phases and operations."""
+        name = function.__name__
+        with self._lock:
+            if name not in self._functions:
+                signature = types.void(types.int64, types.int64, types.int64)
+                with self._cached():
+                    self._functions[name] = cfunc(signature, cache=True)(function)
+            return int(self._functions[name].address)
+
+    def driver(self, function: Any) -> Any:
+        """A compiled entry point."""
+        name = function.__name__
+        with self._lock:
+            if name not in self._drivers:
+                with self._cached():
+                    self._drivers[name] = njit(nogil=True, cache=True)(function)
+            return self._drivers[name]
+
+    @contextmanager
+    def _cached(self) -> Iterator[None]:
+        """Numba's cache folder is ours while an entry point is made, and only then."""
+        before, config.CACHE_DIR = config.CACHE_DIR, self.folder
+        try:
+            yield
+        finally:
+            config.CACHE_DIR = before

@@ -1,0 +1,313 @@
+"""Activation functions and their derivatives, in place, for compiled programs.
+
+The formulas and their names are those of ``nnbackend.backends._elementwise``; stable forms,
+NaN stays NaN. In place, because a loop over one array needs no check for overlaps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nnbackend.kernels.codes import ACTIVATIONS
+from nnbackend.kernels.cpu_compile import compiled, formula, loop
+from nnbackend.kernels.cpu_math import cast, erfc, exp, expm1, log1p, tanh
+
+LINEAR, RELU, LEAKY_RELU, ELU, GELU, GELU_TANH, SILU, SIGMOID, TANH, SOFTPLUS, EXPONENTIAL, SOFTMAX = (
+    range(len(ACTIVATIONS))
+)  # fmt: skip
+
+SQRT_HALF = math.sqrt(0.5)
+INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
+GELU_TANH_SCALE = math.sqrt(2.0 / math.pi)
+GELU_TANH_CUBIC = 0.044715
+
+
+@formula
+def at_least(z: Any, low: float) -> Any:
+    """max(z, low), NaN staying NaN."""
+    bound = cast(low, z)
+    return bound if z < bound else z
+
+
+@formula
+def at_most(z: Any, high: float) -> Any:
+    """min(z, high), NaN staying NaN."""
+    bound = cast(high, z)
+    return bound if z > bound else z
+
+
+@formula
+def relu_forward(z: Any, _: Any) -> Any:
+    return at_least(z, 0.0)
+
+
+@formula
+def relu_backward(dy: Any, y: Any, _: Any) -> Any:
+    return dy * (cast(1.0, y) if y > 0 else cast(0.0, y))
+
+
+@formula
+def leaky_relu_forward(z: Any, slope: Any) -> Any:
+    return z if z > 0 else slope * z
+
+
+@formula
+def leaky_relu_backward(dy: Any, y: Any, slope: Any) -> Any:
+    return dy if y > 0 else slope * dy
+
+
+@formula
+def elu_forward(z: Any, alpha: Any) -> Any:
+    return z if z > 0 else alpha * expm1(z)
+
+
+@formula
+def elu_backward(dy: Any, y: Any, alpha: Any) -> Any:
+    return dy * (cast(1.0, y) if y > 0 else y + alpha)
+
+
+@formula
+def _normal_cdf(z: Any) -> Any:
+    return cast(0.5, z) * erfc(-cast(SQRT_HALF, z) * z)
+
+
+@formula
+def gelu_forward(z: Any, _: Any) -> Any:
+    bounded = at_least(z, -1e4)
+    return bounded * _normal_cdf(bounded)
+
+
+@formula
+def gelu_backward(dy: Any, z: Any, _: Any) -> Any:
+    b = at_most(at_least(z, -1e4), 1e4)
+    density = cast(INV_SQRT_2PI, z) * exp(-cast(0.5, z) * b * b)
+    return dy * (_normal_cdf(b) + b * density)
+
+
+@formula
+def gelu_tanh_forward(z: Any, _: Any) -> Any:
+    b = at_least(z, -1e4)
+    inner = cast(GELU_TANH_SCALE, z) * (b + cast(GELU_TANH_CUBIC, z) * b * b * b)
+    return cast(0.5, z) * b * (cast(1.0, z) + tanh(inner))
+
+
+@formula
+def gelu_tanh_backward(dy: Any, z: Any, _: Any) -> Any:
+    one = cast(1.0, z)
+    b = at_most(at_least(z, -1e4), 1e4)
+    square = b * b
+    t = tanh(cast(GELU_TANH_SCALE, z) * b * (one + cast(GELU_TANH_CUBIC, z) * square))
+    slope = cast(GELU_TANH_SCALE, z) * (one + cast(3.0 * GELU_TANH_CUBIC, z) * square)
+    return dy * cast(0.5, z) * (one + t + b * (one - t * t) * slope)
+
+
+@formula
+def silu_forward(z: Any, _: Any) -> Any:
+    b = at_least(z, -1e4)
+    return b / (cast(1.0, z) + exp(-b))
+
+
+@formula
+def silu_backward(dy: Any, z: Any, _: Any) -> Any:
+    one = cast(1.0, z)
+    b = at_most(at_least(z, -1e4), 1e4)
+    s = one / (one + exp(-b))
+    return dy * (s * (one + b * (one - s)))
+
+
+@formula
+def sigmoid_forward(z: Any, _: Any) -> Any:
+    one = cast(1.0, z)
+    return one / (one + exp(-z))
+
+
+@formula
+def sigmoid_backward(dy: Any, y: Any, _: Any) -> Any:
+    return dy * (y * (cast(1.0, y) - y))
+
+
+@formula
+def tanh_forward(z: Any, _: Any) -> Any:
+    return tanh(z)
+
+
+@formula
+def tanh_backward(dy: Any, y: Any, _: Any) -> Any:
+    return dy * (cast(1.0, y) - y * y)
+
+
+@formula
+def softplus_forward(z: Any, _: Any) -> Any:
+    return at_least(z, 0.0) + log1p(exp(-abs(z)))
+
+
+@formula
+def softplus_backward(dy: Any, y: Any, _: Any) -> Any:
+    return dy * -expm1(-y)
+
+
+@formula
+def exponential_forward(z: Any, _: Any) -> Any:
+    return exp(z)
+
+
+@formula
+def exponential_backward(dy: Any, y: Any, _: Any) -> Any:
+    return dy * y
+
+
+def _forward_loop(function: Any) -> Any:
+    @loop
+    def run(z: Any, parameter: Any) -> None:
+        for i in range(z.size):
+            z[i] = function(z[i], parameter)
+
+    return run
+
+
+def _backward_loop(function: Any) -> Any:
+    @loop
+    def run(dy: Any, saved: Any, parameter: Any) -> None:
+        for i in range(dy.size):
+            dy[i] = function(dy[i], saved[i], parameter)
+
+    return run
+
+
+_relu, _relu_backward = _forward_loop(relu_forward), _backward_loop(relu_backward)
+_leaky, _leaky_backward = _forward_loop(leaky_relu_forward), _backward_loop(leaky_relu_backward)
+_elu, _elu_backward = _forward_loop(elu_forward), _backward_loop(elu_backward)
+_gelu, _gelu_backward = _forward_loop(gelu_forward), _backward_loop(gelu_backward)
+_gelu_tanh, _gelu_tanh_backward = (
+    _forward_loop(gelu_tanh_forward),
+    _backward_loop(gelu_tanh_backward),
+)
+_silu, _silu_backward = _forward_loop(silu_forward), _backward_loop(silu_backward)
+_sigmoid, _sigmoid_backward = _forward_loop(sigmoid_forward), _backward_loop(sigmoid_backward)
+_tanh, _tanh_backward = _forward_loop(tanh_forward), _backward_loop(tanh_backward)
+_softplus, _softplus_backward = _forward_loop(softplus_forward), _backward_loop(softplus_backward)
+_exponential, _exponential_backward = (
+    _forward_loop(exponential_forward),
+    _backward_loop(exponential_backward),
+)
+
+
+@loop
+def sum_of(row: Any) -> Any:
+    """The sum of the elements."""
+    total = cast(0.0, row[0])
+    for j in range(row.size):
+        total += row[j]
+    return total
+
+
+@loop
+def row_maximum(row: Any) -> Any:
+    """The largest element; NaN if there is one."""
+    largest, wrong = row[0], False
+    for j in range(row.size):
+        largest = row[j] if row[j] > largest else largest
+        wrong = wrong or row[j] != row[j]
+    return sum_of(row) if wrong else largest
+
+
+@loop
+def _shift(row: Any, by: Any) -> None:
+    for j in range(row.size):
+        row[j] -= by
+
+
+@loop
+def _scale(row: Any, by: Any) -> None:
+    for j in range(row.size):
+        row[j] *= by
+
+
+@loop
+def shifted_exponential(z: Any, zero: Any) -> None:
+    """z = exp(z - max of its row), for z (B, N); two passes, so that short rows are no obstacle
+    to vector code."""
+    for i in range(z.shape[0]):
+        _shift(z[i], row_maximum(z[i]))
+    _exponential(z.reshape(z.size), zero)
+
+
+@loop
+def _softmax(z: Any, zero: Any) -> None:
+    shifted_exponential(z, zero)
+    for i in range(z.shape[0]):
+        _scale(z[i], cast(1.0, zero) / sum_of(z[i]))
+
+
+@loop
+def _softmax_backward(dy: Any, y: Any) -> None:
+    for i in range(dy.shape[0]):
+        dy_row, y_row = dy[i], y[i]
+        inner = cast(0.0, dy_row[0])
+        for j in range(dy_row.size):
+            inner += dy_row[j] * y_row[j]
+        for j in range(dy_row.size):
+            dy_row[j] = y_row[j] * (dy_row[j] - inner)
+
+
+@compiled
+def activation_forward(code: int, parameter: Any, z: Any) -> None:
+    """z = act(z) in place, z (B, N)."""
+    flat = z.reshape(z.size)
+    if code == RELU:
+        _relu(flat, parameter)
+    elif code == LEAKY_RELU:
+        _leaky(flat, parameter)
+    elif code == ELU:
+        _elu(flat, parameter)
+    elif code == GELU:
+        _gelu(flat, parameter)
+    elif code == GELU_TANH:
+        _gelu_tanh(flat, parameter)
+    elif code == SILU:
+        _silu(flat, parameter)
+    elif code == SIGMOID:
+        _sigmoid(flat, parameter)
+    elif code == TANH:
+        _tanh(flat, parameter)
+    elif code == SOFTPLUS:
+        _softplus(flat, parameter)
+    elif code == EXPONENTIAL:
+        _exponential(flat, parameter)
+    elif code == SOFTMAX:
+        _softmax(z, parameter)
+
+
+@compiled
+def activation_backward(code: int, parameter: Any, dy: Any, saved: Any) -> None:
+    """dy = dy act'(z) in place, (B, N); ``saved`` is y, or z for gelu, gelu_tanh and silu."""
+    flat, kept = dy.reshape(dy.size), saved.reshape(saved.size)
+    if code == RELU:
+        _relu_backward(flat, kept, parameter)
+    elif code == LEAKY_RELU:
+        _leaky_backward(flat, kept, parameter)
+    elif code == ELU:
+        _elu_backward(flat, kept, parameter)
+    elif code == GELU:
+        _gelu_backward(flat, kept, parameter)
+    elif code == GELU_TANH:
+        _gelu_tanh_backward(flat, kept, parameter)
+    elif code == SILU:
+        _silu_backward(flat, kept, parameter)
+    elif code == SIGMOID:
+        _sigmoid_backward(flat, kept, parameter)
+    elif code == TANH:
+        _tanh_backward(flat, kept, parameter)
+    elif code == SOFTPLUS:
+        _softplus_backward(flat, kept, parameter)
+    elif code == EXPONENTIAL:
+        _exponential_backward(flat, kept, parameter)
+    elif code == SOFTMAX:
+        _softmax_backward(dy, saved)
+
+
+@compiled
+def keeps_input(code: int) -> bool:
+    """Whether the backward pass wants z instead of the output."""
+    return code == GELU or code == GELU_TANH or code == SILU

@@ -1,0 +1,127 @@
+"""A program in inference mode: outputs, and loss and metrics over them, for one part of the rows.
+
+Rows go through all layers a block at a time, in two buffers that take turns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend.kernels import cpu_context as c
+from nnbackend.kernels.cpu_compile import compiled, part_of_caller, view
+from nnbackend.kernels.cpu_context import matrix, share
+from nnbackend.kernels.cpu_dense import copy
+from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
+from nnbackend.kernels.cpu_norms import add_sums, batch_normalise, inverse_deviation
+from nnbackend.kernels.cpu_program import (
+    BATCH_NORM,
+    DENSE,
+    DROPOUT,
+    INV_STD,
+    ROW_MULTIPLE,
+    apply_row,
+    floats_of,
+    measure,
+    norm_area,
+    nothing,
+    parameters,
+    penalty_value,
+    state,
+    sums_of,
+    table_of,
+    targets,
+)
+
+#: Buffers of a part: 0 and 1 take turns, then the outputs and their gradient.
+N_BUFFERS = 4
+OUTPUTS, SCRATCH = np.int64(2), np.int64(3)
+
+
+@view
+def buffer(f: Any, part: int, which: int, rows: int, width: int, like: Any) -> Any:
+    """A buffer for a block of rows."""
+    start = (N_BUFFERS * part + which) * f[c.CAPACITY] * f[c.WIDEST]
+    return matrix(f[c.WORKSPACE], f[c.WORKSPACE_SIZE], start, rows, width, like)
+
+
+@compiled
+def infer(f: Any, part: int, x: Any, out: Any, like: Any) -> None:
+    """out (n, O) = outputs for x (n, I), n at most the block's capacity."""
+    table, floats = table_of(f), floats_of(f)
+    last, turn, rows = -1, np.int64(0), x.shape[0]
+    for r in range(table.shape[0]):
+        if table[r, c.OP] != DROPOUT:
+            last = r
+    for r in range(last + 1):
+        op, width = table[r, c.OP], table[r, c.OUTPUTS]
+        if op == DROPOUT:
+            continue
+        target = out if r == last else buffer(f, part, turn, rows, width, like)
+        turn = 1 - turn
+        if op == BATCH_NORM:
+            running_mean = state(f, table[r, c.STATE_0], width, like)
+            running_var = state(f, table[r, c.STATE_1], width, like)
+            gamma = parameters(f, table[r, c.PARAMETER_0], width, like)
+            beta = parameters(f, table[r, c.PARAMETER_1], width, like)
+            inv_std = norm_area(f, table, r, part, INV_STD)
+            inverse_deviation(running_var, 1.0, floats[r, 1], inv_std)
+            batch_normalise(x, running_mean, inv_std, gamma, beta, target)
+        else:
+            apply_row(f, table, floats, r, x, target, nothing(like), like)
+        x = target
+    if last < 0:
+        copy(x.reshape(x.size), out.reshape(out.size))
+
+
+@part_of_caller
+def run_predict(f: Any, part: int, like: Any) -> None:
+    """This part's share of the rows, from X to OUT."""
+    first, last = share(f[c.N_DATA], part, f[c.N_PARTS], ROW_MULTIPLE)
+    n_inputs, n_outputs = f[c.N_INPUTS], f[c.N_OUTPUTS]
+    for start in range(first, last, f[c.CAPACITY]):
+        rows = min(f[c.CAPACITY], last - start)
+        x = matrix_at(f[c.X], start * n_inputs, rows, n_inputs, like)
+        infer(f, part, x, matrix_at(f[c.OUT], start * n_outputs, rows, n_outputs, like), like)
+
+
+@part_of_caller
+def run_evaluate(f: Any, part: int, like: Any) -> None:
+    """Loss and metric sums of this part's share of the rows."""
+    first, last = share(f[c.N_DATA], part, f[c.N_PARTS], ROW_MULTIPLE)
+    n_inputs, n_outputs = f[c.N_INPUTS], f[c.N_OUTPUTS]
+    sums = sums_of(f, part)
+    sums[:] = 0.0
+    for start in range(first, last, f[c.CAPACITY]):
+        stop = min(start + f[c.CAPACITY], last)
+        x = matrix_at(f[c.X], start * n_inputs, stop - start, n_inputs, like)
+        pred = buffer(f, part, OUTPUTS, stop - start, n_outputs, like)
+        scratch = buffer(f, part, SCRATCH, stop - start, n_outputs, like)
+        infer(f, part, x, pred, like)
+        labels, target, weight = targets(f, start, stop, like)
+        measure(f, pred, scratch, labels, target, weight, 1.0, sums, like)
+        if weight.size:
+            for i in range(weight.size):
+                sums[c.WEIGHTS] += weight[i]
+        else:
+            sums[c.WEIGHTS] += float(stop - start)
+
+
+@part_of_caller
+def end_evaluate(f: Any, like: Any) -> None:
+    """Join the parts' sums into the one row of the trace; add the penalties."""
+    table, floats = table_of(f), floats_of(f)
+    width = f[c.SUMS_WIDTH] - 1
+    row = vector_at(f[c.TRACE], 0, width, c.FLOAT64)
+    row[:] = 0.0
+    for part in range(f[c.N_PARTS]):
+        add_sums(row, sums_of(f, part)[:width])
+    for r in range(table.shape[0]):
+        if table[r, c.OP] == DENSE:
+            size = table[r, c.INPUTS] * table[r, c.OUTPUTS]
+            w = parameters(f, table[r, c.PARAMETER_0], size, like)
+            row[c.PENALTY] += penalty_value(w, floats[r, 1], floats[r, 2])
+            if table[r, c.PARAMETER_1] >= 0:
+                b = parameters(f, table[r, c.PARAMETER_1], table[r, c.OUTPUTS], like)
+                row[c.PENALTY] += penalty_value(b, floats[r, 3], floats[r, 4])

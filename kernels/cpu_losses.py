@@ -1,0 +1,254 @@
+"""Losses and the sums behind metrics, for some rows of the batch.
+
+Formulas: ``nnbackend.backends.base``. Each loss returns the sum of w_i l_i over its rows, float64,
+and leaves ``scale`` w_i times the derivative of l_i in dpred. Labels, targets and weights that are
+not there are empty arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnbackend.kernels.codes import LOSSES
+from nnbackend.kernels.cpu_activations import _exponential, at_least, at_most, row_maximum, sum_of
+from nnbackend.kernels.cpu_compile import compiled, formula, loop
+from nnbackend.kernels.cpu_math import cast, exp, log, log1p
+
+(
+    SOFTMAX_CE, CATEGORICAL_CE, SIGMOID_CE, BINARY_CE, SQUARED, SUM_SQUARED, ABSOLUTE, HUBER, POISSON,
+) = range(len(LOSSES))  # fmt: skip
+
+#: Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.
+CLIP = 1e-7
+
+
+@loop
+def _subtract(row: Any, by: Any, out: Any) -> None:
+    for j in range(out.size):
+        out[j] = row[j] - by
+
+
+@loop
+def _scale(row: Any, by: Any) -> None:
+    for j in range(row.size):
+        row[j] *= by
+
+
+@loop
+def _inner(a: Any, b: Any) -> Any:
+    total = cast(0.0, a[0])
+    for j in range(a.size):
+        total += a[j] * b[j]
+    return total
+
+
+@loop
+def _scale_and_subtract(row: Any, factor: Any, target: Any, target_factor: Any) -> None:
+    for j in range(row.size):
+        row[j] = row[j] * factor - target[j] * target_factor
+
+
+@compiled
+def softmax_cross_entropy(
+    pred: Any, labels: Any, target: Any, weight: Any, scale: float, dpred: Any
+) -> float:
+    loss = 0.0
+    for i in range(pred.shape[0]):
+        row = dpred[i]
+        _subtract(pred[i], row_maximum(pred[i]), row)
+        shifted = row[labels[i]] if labels.size else _inner(target[i], row)
+        loss -= shifted * (weight[i] if weight.size else cast(1.0, shifted))
+    _exponential(dpred.reshape(dpred.size), cast(0.0, dpred[0, 0]))
+    for i in range(pred.shape[0]):
+        row = dpred[i]
+        total = sum_of(row)
+        w = float(weight[i]) if weight.size else 1.0
+        own = cast(w * scale, total)
+        if labels.size:
+            loss += w * log(total)
+            _scale(row, own / total)
+            row[labels[i]] -= own
+        else:
+            share = sum_of(target[i])
+            loss += w * (share * log(total))
+            _scale_and_subtract(row, own * (share / total), target[i], own)
+    return loss
+
+
+@formula
+def clip_probability(p: Any) -> Any:
+    """p within [CLIP, 1 - CLIP]."""
+    return at_most(at_least(p, CLIP), 1.0 - CLIP)
+
+
+@loop
+def _categorical_row(p: Any, target: Any, factor: Any, out: Any) -> Any:
+    total = cast(0.0, p[0])
+    for j in range(p.size):
+        clipped = clip_probability(p[j])
+        total -= target[j] * log(clipped)
+        out[j] = -target[j] / clipped * factor
+    return total
+
+
+@compiled
+def categorical_cross_entropy(
+    pred: Any, labels: Any, target: Any, weight: Any, scale: float, dpred: Any
+) -> float:
+    loss = 0.0
+    for i in range(pred.shape[0]):
+        row = dpred[i]
+        w = float(weight[i]) if weight.size else 1.0
+        own = cast(w * scale, row[0])
+        if labels.size:
+            _scale(row, cast(0.0, own))
+            for j in range(row.size):
+                row[j] = cast(0.0, own)
+            p = clip_probability(pred[i, labels[i]])
+            row[labels[i]] = -own / p
+            loss -= w * log(p)
+        else:
+            loss += w * _categorical_row(pred[i], target[i], own, row)
+    return loss
+
+
+@formula
+def _sigmoid_value(z: Any, t: Any, _: Any) -> Any:
+    return at_least(z, 0.0) - z * t + log1p(exp(-abs(z)))
+
+
+@formula
+def _sigmoid_slope(z: Any, t: Any, _: Any) -> Any:
+    one = cast(1.0, z)
+    return one / (one + exp(-z)) - t
+
+
+@formula
+def _binary_value(p: Any, t: Any, _: Any) -> Any:
+    one, p = cast(1.0, p), clip_probability(p)
+    return -(t * log(p) + (one - t) * log(one - p))
+
+
+@formula
+def _binary_slope(p: Any, t: Any, _: Any) -> Any:
+    one, p = cast(1.0, p), clip_probability(p)
+    return (one - t) / (one - p) - t / p
+
+
+@formula
+def _squared_value(p: Any, t: Any, _: Any) -> Any:
+    return (p - t) * (p - t)
+
+
+@formula
+def _squared_slope(p: Any, t: Any, _: Any) -> Any:
+    return (p - t) * cast(2.0, p)
+
+
+@formula
+def _absolute_value(p: Any, t: Any, _: Any) -> Any:
+    return abs(p - t)
+
+
+@formula
+def _absolute_slope(p: Any, t: Any, _: Any) -> Any:
+    e = p - t
+    sign = cast(1.0, p) if e > 0 else cast(-1.0, p)
+    return sign if e > 0 or e < 0 else e
+
+
+@formula
+def _huber_near(p: Any, t: Any, delta: Any) -> Any:
+    e = p - t
+    above = delta if e > delta else e
+    return -delta if above < -delta else above
+
+
+@formula
+def _huber_value(p: Any, t: Any, delta: Any) -> Any:
+    near = _huber_near(p, t, delta)
+    return near * ((p - t) - near * cast(0.5, p))
+
+
+@formula
+def _poisson_value(p: Any, t: Any, _: Any) -> Any:
+    p = at_least(p, CLIP)
+    return p - t * log(p)
+
+
+@formula
+def _poisson_slope(p: Any, t: Any, _: Any) -> Any:
+    return cast(1.0, p) - t / at_least(p, CLIP)
+
+
+def _output_loss(own_value: Any, slope: Any) -> Any:
+    """A loss that is a sum over outputs of ``own_value``, its derivative ``slope``."""
+
+    @loop
+    def run(pred: Any, target: Any, parameter: Any, factor: Any, dpred: Any) -> float:
+        total = 0.0
+        for j in range(dpred.size):
+            total += own_value(pred[j], target[j], parameter)
+            dpred[j] = slope(pred[j], target[j], parameter) * factor
+        return total
+
+    @compiled
+    def rows(
+        pred: Any, target: Any, weight: Any, scale: float, parameter: Any, dpred: Any
+    ) -> float:
+        if not weight.size:
+            factor = cast(scale, dpred[0, 0])
+            size = dpred.size
+            return run(
+                pred.reshape(size), target.reshape(size), parameter, factor, dpred.reshape(size)
+            )
+        total = 0.0
+        for i in range(pred.shape[0]):
+            factor = cast(weight[i] * scale, dpred[0, 0])
+            total += weight[i] * run(pred[i], target[i], parameter, factor, dpred[i])
+        return total
+
+    return rows
+
+
+_sigmoid = _output_loss(_sigmoid_value, _sigmoid_slope)
+_binary = _output_loss(_binary_value, _binary_slope)
+_squared = _output_loss(_squared_value, _squared_slope)
+_absolute = _output_loss(_absolute_value, _absolute_slope)
+_huber = _output_loss(_huber_value, _huber_near)
+_poisson = _output_loss(_poisson_value, _poisson_slope)
+
+
+@compiled
+def loss_rows(
+    code: int,
+    parameter: Any,
+    pred: Any,
+    labels: Any,
+    target: Any,
+    weight: Any,
+    scale: float,
+    dpred: Any,
+) -> float:
+    """Sum of w_i l_i over these rows, and the gradient times ``scale`` in dpred (B, O)."""
+    if code == SOFTMAX_CE:
+        return softmax_cross_entropy(pred, labels, target, weight, scale, dpred)
+    if code == CATEGORICAL_CE:
+        return categorical_cross_entropy(pred, labels, target, weight, scale, dpred)
+    if code == SUM_SQUARED:
+        return _squared(pred, target, weight, scale, parameter, dpred)
+    outputs = float(pred.shape[1])
+    scale /= outputs
+    if code == SIGMOID_CE:
+        total = _sigmoid(pred, target, weight, scale, parameter, dpred)
+    elif code == BINARY_CE:
+        total = _binary(pred, target, weight, scale, parameter, dpred)
+    elif code == SQUARED:
+        total = _squared(pred, target, weight, scale, parameter, dpred)
+    elif code == ABSOLUTE:
+        total = _absolute(pred, target, weight, scale, parameter, dpred)
+    elif code == HUBER:
+        total = _huber(pred, target, weight, scale, parameter, dpred)
+    else:
+        total = _poisson(pred, target, weight, scale, parameter, dpred)
+    return total / outputs

@@ -1,0 +1,107 @@
+"""Optimizer steps, penalties and sums over flat vectors.
+
+Formulas: ``nnbackend.backends.base``. Hyper-parameters come in the type of the vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nnbackend.kernels.cpu_compile import loop
+from nnbackend.kernels.cpu_math import cast
+
+
+@loop
+def sgd_step(w: Any, g: Any, lr: Any) -> None:
+    """w -= lr g."""
+    for i in range(w.size):
+        w[i] -= lr * g[i]
+
+
+@loop
+def momentum_step(w: Any, g: Any, v: Any, lr: Any, momentum: Any, ahead: Any, own: Any) -> None:
+    """v = momentum v - lr g;  w += ahead v - own g: (1, 0), or Nesterov's (momentum, lr)."""
+    for i in range(w.size):
+        velocity = momentum * v[i] - lr * g[i]
+        v[i] = velocity
+        w[i] += ahead * velocity - own * g[i]
+
+
+@loop
+def adagrad_step(w: Any, g: Any, c: Any, lr: Any, eps: Any) -> None:
+    """c += g^2;  w -= lr g / (sqrt(c) + eps)."""
+    for i in range(w.size):
+        square = c[i] + g[i] * g[i]
+        c[i] = square
+        w[i] -= lr * g[i] / (math.sqrt(square) + eps)
+
+
+@loop
+def rmsprop_step(w: Any, g: Any, c: Any, lr: Any, rho: Any, rest: Any, eps: Any) -> None:
+    """c = rho c + rest g^2, rest = 1 - rho;  w -= lr g / (sqrt(c) + eps)."""
+    for i in range(w.size):
+        square = rho * c[i] + rest * (g[i] * g[i])
+        c[i] = square
+        w[i] -= lr * g[i] / (math.sqrt(square) + eps)
+
+
+@loop
+def adam_step(
+    w: Any, g: Any, m: Any, v: Any, keep: Any, lr: Any, beta1: Any, rest1: Any, beta2: Any,
+    rest2: Any, eps: Any,
+) -> None:  # fmt: skip
+    """m = beta1 m + rest1 g;  v = beta2 v + rest2 g^2;  w = keep w - lr m / (sqrt(v) + eps).
+
+    lr and eps hold the bias corrections, rest1 = 1 - beta1, rest2 = 1 - beta2.
+    """
+    for i in range(w.size):
+        mean = beta1 * m[i] + rest1 * g[i]
+        square = beta2 * v[i] + rest2 * (g[i] * g[i])
+        m[i] = mean
+        v[i] = square
+        w[i] = keep * w[i] - lr * mean / (math.sqrt(square) + eps)
+
+
+@loop
+def absolute_sum(w: Any) -> float:
+    """Sum of |w|, float64."""
+    total = 0.0
+    for i in range(w.size):
+        total += abs(w[i])
+    return total
+
+
+@loop
+def square_sum(w: Any) -> float:
+    """Sum of w^2, the squares in float64."""
+    total = 0.0
+    for i in range(w.size):
+        total += float(w[i]) * float(w[i])
+    return total
+
+
+@loop
+def add_penalty_gradient(w: Any, l1: Any, l2: Any, g: Any) -> None:
+    """g += l1 sign(w) + 2 l2 w, sign(0) = 0."""
+    zero, two = cast(0.0, l1), cast(2.0, l1)
+    for i in range(w.size):
+        sign = l1 if w[i] > 0 else zero
+        sign = -l1 if w[i] < 0 else sign
+        g[i] += sign + two * l2 * w[i]
+
+
+@loop
+def scale(g: Any, factor: Any) -> None:
+    """g *= factor."""
+    for i in range(g.size):
+        g[i] *= factor
+
+
+@loop
+def all_finite(x: Any) -> bool:
+    """Whether no element is NaN or infinite."""
+    wrong = False
+    for i in range(x.size):
+        wrong = wrong or not (abs(x[i]) < math.inf)
+    return not wrong

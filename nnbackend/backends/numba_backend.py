@@ -1,0 +1,470 @@
+"""The Numba backend: the contract's operations in compiled code, and the compiled executor.
+
+Arrays are NumPy's. An operation writes the addresses of its arguments into a small int64 array
+and calls ``kernels/cpu_operations.py``; whole programs go to ``nnbackend.compiled_executor``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from nnbackend.backends._blocks import row_slices
+from nnbackend.backends._numba_runtime import INSTALL, missing_modules, runtime
+from nnbackend.backends.base import Activation, Array, Availability
+from nnbackend.backends.numpy_backend import NumpyBackend
+from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
+
+if TYPE_CHECKING:
+    from nnbackend.executor import Executor
+    from nnbackend.program import Program
+
+FLOAT64 = np.dtype(np.float64)
+#: Multiplications that one more thread must have to do to be worth its start (about 25 us).
+GRAIN = 1 << 21
+#: Elements that one more thread must have to pass over.
+ELEMENT_GRAIN = 1 << 17
+_MASK = (1 << 64) - 1
+
+
+def address_of(array: Array | None) -> int:
+    """Where an array's data lie; 0 for None."""
+    return 0 if array is None else int(array.__array_interface__["data"][0])
+
+
+def _signed(bits: int) -> int:
+    """64 bits as the int64 with the same bits."""
+    bits &= _MASK
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+class NumbaBackend(NumpyBackend):
+    """Numba on the CPU: compiled kernels, SciPy's BLAS, threads of its own."""
+
+    name: ClassVar[str] = "numba"
+
+    def __init__(self, index: int | None = None) -> None:
+        super().__init__(index)
+        from nnbackend.kernels.cpu_operations import N_ARGUMENTS, N_OPERATION_NUMBERS, Operation
+
+        self._runtime = runtime()
+        self._operation: Any = Operation
+        self._n_arguments, self._n_numbers = N_ARGUMENTS, N_OPERATION_NUMBERS
+
+    @classmethod
+    def is_available(cls) -> Availability:
+        missing = missing_modules()
+        if missing:
+            return Availability(
+                False, f"the numba backend needs {' and '.join(missing)}; install with: {INSTALL}"
+            )
+        return Availability(True, devices=("numba",))
+
+    def make_executor(self, program: Program) -> Executor:
+        from nnbackend.compiled_executor import CompiledExecutor
+
+        return CompiledExecutor(program, self._runtime)
+
+    def _run(
+        self,
+        operation: int,
+        like: Array,
+        arguments: tuple[int, ...],
+        numbers: tuple[float, ...] = (),
+        work: float = 0.0,
+    ) -> None:
+        """Run an operation on as many threads as its ``work``, in grains, is worth."""
+        run = self._runtime
+        parts = max(1, min(run.threads.count, int(work)))
+        values = np.zeros(self._n_numbers)
+        values[: len(numbers)] = numbers
+        context = np.zeros(2 + self._n_arguments, np.int64)
+        context[0], context[1] = address_of(values), parts
+        context[2 : 2 + len(arguments)] = arguments
+        function = run.entry("operation", "float64" if like.dtype == FLOAT64 else "float32")
+        if parts > 1:
+            run.unit.driver(run.cpu.fork)(function, address_of(context), int(operation), parts)
+        else:
+            run.unit.driver(run.cpu.call)(function, address_of(context), int(operation))
+
+    # -- data -----------------------------------------------------------------------------
+
+    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
+        row_bytes = out.nbytes // max(1, len(out))
+        if not (x.flags.c_contiguous and idx.flags.c_contiguous and out.flags.c_contiguous):
+            super().take_rows(x, idx, out)
+        elif len(out) and row_bytes:
+            arguments = (address_of(x), address_of(idx), address_of(out), len(x), len(out))
+            self._run(self._operation.TAKE_ROWS, _FLOAT32, (*arguments, row_bytes))
+
+    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
+        arguments = (address_of(out), out.size, offset, _signed(seed), _signed(stream))
+        self._run(self._operation.RANDOM_BITS, _FLOAT32, (*arguments, stream >> 64))
+
+    # -- layers ---------------------------------------------------------------------------
+
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
+    ) -> None:
+        (rows, n_inputs), n_outputs = x.shape, w.shape[1]
+        if not rows:
+            return
+        pointers = tuple(map(address_of, (x, w, b, out, saved)))
+        arguments = (*pointers, rows, n_inputs, n_outputs, ACTIVATIONS.index(act.name))
+        work = rows * n_inputs * n_outputs / GRAIN
+        self._run(self._operation.DENSE_FORWARD, out, arguments, (act.parameter,), work)
+
+    def dense_backward(
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        act: Activation,
+        saved: Array | None,
+        dw: Array | None,
+        db: Array | None,
+        dx: Array | None,
+        scratch: Array,
+    ) -> None:
+        (rows, n_inputs), n_outputs = x.shape, w.shape[1]
+        dz, code = dy, ACTIVATIONS.index("linear")
+        if act.name != "linear":
+            self.activation_backward(act, dy, saved, scratch)
+            dz = scratch
+        work = rows * n_inputs * n_outputs / GRAIN
+        if dx is not None and rows:
+            pointers = (address_of(dz), address_of(w), 0, address_of(dx))
+            arguments = (*pointers, rows, n_inputs, n_outputs, code)
+            self._run(self._operation.DENSE_DATA, dz, arguments, (), work)
+        if dw is not None or db is not None:
+            pointers = tuple(map(address_of, (x, dz, dw, db)))
+            arguments = (*pointers, rows, n_inputs, n_outputs)
+            self._run(self._operation.DENSE_WEIGHTS, dz, arguments, (), work)
+
+    def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
+        shape = (x.shape[0], x.size // max(1, x.shape[0])) if x.ndim else (1, 1)
+        arguments = (address_of(x), address_of(out), *shape, ACTIVATIONS.index(act.name))
+        work = x.size / ELEMENT_GRAIN
+        if x.size:
+            self._run(self._operation.ACTIVATION_FORWARD, out, arguments, (act.parameter,), work)
+
+    def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
+        shape = (dy.shape[0], dy.size // max(1, dy.shape[0])) if dy.ndim else (1, 1)
+        pointers = (address_of(dy), address_of(saved), address_of(out))
+        work = dy.size / ELEMENT_GRAIN
+        if dy.size:
+            self._run(
+                self._operation.ACTIVATION_BACKWARD,
+                out,
+                (*pointers, *shape, ACTIVATIONS.index(act.name)),
+                (act.parameter,),
+                work,
+            )
+
+    def batch_norm_forward(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        momentum: float,
+        eps: float,
+        out: Array,
+        saved: Array,
+    ) -> None:
+        scratch = np.zeros((2, x.shape[1]))
+        arrays = (x, gamma, beta, running_mean, running_var, out, saved)
+        arguments = (*map(address_of, arrays), *x.shape, address_of(scratch))
+        self._run(self._operation.BATCH_NORM_FORWARD, x, arguments, (momentum, eps))
+
+    def batch_norm_inference(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        eps: float,
+        out: Array,
+    ) -> None:
+        scratch = np.zeros(x.shape[1])
+        arrays = (x, gamma, beta, running_mean, running_var, out)
+        arguments = (*map(address_of, arrays), *x.shape, address_of(scratch))
+        self._run(self._operation.BATCH_NORM_INFERENCE, x, arguments, (eps,))
+
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        scratch = np.zeros((4, x.shape[1]))
+        arrays = (dy, x, gamma, saved, dgamma, dbeta, dx)
+        arguments = (*map(address_of, arrays), *x.shape, address_of(scratch))
+        self._run(self._operation.BATCH_NORM_BACKWARD, x, arguments)
+
+    def layer_norm_forward(
+        self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
+    ) -> None:
+        arguments = (*map(address_of, (x, gamma, beta, out, saved)), *x.shape)
+        self._run(self._operation.LAYER_NORM_FORWARD, x, arguments, (eps,))
+
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        arrays = (dy, x, gamma, saved, dgamma, dbeta, dx)
+        self._run(self._operation.LAYER_NORM_BACKWARD, x, (*map(address_of, arrays), *x.shape))
+
+    def dropout_forward(
+        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+    ) -> None:
+        bits = (_signed(seed), _signed(stream), stream >> 64)
+        arguments = (*map(address_of, (x, out, saved)), x.size, *bits)
+        work = x.size / ELEMENT_GRAIN
+        self._run(self._operation.DROPOUT_FORWARD, out, arguments, (rate,), work)
+
+    def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
+        arguments = (*map(address_of, (dy, saved, out)), dy.size)
+        self._run(self._operation.MULTIPLY, out, arguments, (), dy.size / ELEMENT_GRAIN)
+
+    def standardize_forward(self, x: Array, mean: Array, scale: Array, out: Array) -> None:
+        arguments = (*map(address_of, (x, mean, scale, out)), *x.shape)
+        work = x.size / ELEMENT_GRAIN
+        self._run(self._operation.STANDARDIZE_FORWARD, out, arguments, (), work)
+
+    def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
+        arguments = (*map(address_of, (dy, scale, out)), *dy.shape)
+        work = dy.size / ELEMENT_GRAIN
+        self._run(self._operation.STANDARDIZE_BACKWARD, out, arguments, (), work)
+
+    # -- losses and statistics ------------------------------------------------------------
+
+    def _over_outputs(
+        self,
+        operation: int,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        out: Array,
+        last_arguments: tuple[int, ...] = (),
+        numbers: tuple[float, ...] = (),
+        rows: slice | None = None,
+    ) -> None:
+        labels = target.ndim == 1
+        pointers = (
+            address_of(pred),
+            address_of(target) if labels else 0,
+            0 if labels else address_of(target),
+            address_of(weight),
+            address_of(out),
+        )
+        first, last = (0, len(pred)) if rows is None else (rows.start, rows.stop)
+        arguments = (*pointers, first, last, pred.shape[1], *last_arguments)
+        self._run(operation, pred, arguments, numbers)
+
+    def _apply_loss(
+        self,
+        name: str,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        loss: Array,
+        parameter: float = 0.0,
+    ) -> None:
+        code = LOSSES.index(name)
+        scale = 1.0
+        if name != "sum_squared_error":
+            total = float(len(pred) if weight is None else weight.sum(dtype=np.float64))
+            scale = 1.0 / total if total > 0 else 0.0
+        loss[...] = 0.0
+        numbers = (parameter, scale, 0.0, scale)
+        if dpred is not None:
+            self._over_outputs(
+                self._operation.LOSS, pred, target, weight, loss,
+                (code, 0, address_of(dpred)), numbers,
+            )  # fmt: skip
+            return
+        # the kernels always leave a derivative: here in a block that is thrown away
+        blocks = list(row_slices(*pred.shape))
+        scratch = np.empty((max((s.stop - s.start for s in blocks), default=0), pred.shape[1]),
+                           pred.dtype)  # fmt: skip
+        for rows in blocks:
+            self._over_outputs(
+                self._operation.LOSS, pred, target, weight, loss,
+                (code, 0, address_of(scratch)), numbers, rows,
+            )  # fmt: skip
+
+    def softmax_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("softmax_cross_entropy", pred, target, weight, dpred, loss)
+
+    def sigmoid_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("sigmoid_cross_entropy", pred, target, weight, dpred, loss)
+
+    def categorical_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("categorical_cross_entropy", pred, target, weight, dpred, loss)
+
+    def binary_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("binary_cross_entropy", pred, target, weight, dpred, loss)
+
+    def mean_squared_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("mean_squared_error", pred, target, weight, dpred, loss)
+
+    def sum_squared_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("sum_squared_error", pred, target, weight, dpred, loss)
+
+    def mean_absolute_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("mean_absolute_error", pred, target, weight, dpred, loss)
+
+    def huber(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        loss: Array,
+        delta: float,
+    ) -> None:
+        self._apply_loss("huber", pred, target, weight, dpred, loss, delta)
+
+    def poisson(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._apply_loss("poisson", pred, target, weight, dpred, loss)
+
+    def count_correct(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        threshold: float | None,
+        top: int,
+        out: Array,
+    ) -> None:
+        out[...] = 0.0
+        self._over_outputs(
+            self._operation.COUNT_CORRECT, pred, target, weight, out,
+            (top, int(threshold is not None)), (0.0, 0.0, threshold or 0.0),
+        )  # fmt: skip
+
+    def confusion_counts(
+        self, pred: Array, target: Array, weight: Array | None, threshold: float | None, out: Array
+    ) -> None:
+        out[...] = 0.0
+        self._over_outputs(
+            self._operation.CONFUSION_COUNTS, pred, target, weight, out,
+            (0, int(threshold is not None)), (0.0, 0.0, threshold or 0.0),
+        )  # fmt: skip
+
+    def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
+        out[...] = 0.0
+        self._over_outputs(self._operation.REGRESSION_SUMS, pred, target, weight, out)
+
+    # -- gradients and updates ------------------------------------------------------------
+
+    def _over_parameters(
+        self,
+        operation: int,
+        arrays: tuple[Array | None, ...],
+        numbers: tuple[float, ...],
+        threads: bool = True,
+        loss: Array | None = None,
+    ) -> None:
+        size = max(0 if array is None else array.size for array in arrays)
+        like = next(array for array in arrays if array is not None)
+        pointers = (*map(address_of, arrays), 0, 0, 0, 0)[:4]
+        work = size / ELEMENT_GRAIN if threads else 0.0
+        self._run(operation, like, (size, *pointers, address_of(loss)), numbers, work)
+
+    def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
+        self._over_parameters(self._operation.PENALTY, (param, grad), (l1, l2), False, loss)
+
+    def clip_by_global_norm(self, grad: Array, limit: float) -> None:
+        self._over_parameters(self._operation.CLIP, (None, grad), (limit,), threads=False)
+
+    def step_scratch_size(self, size: int) -> int:
+        return 0
+
+    def sgd_step(
+        self,
+        param: Array,
+        grad: Array,
+        velocity: Array | None,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        scratch: Array,
+    ) -> None:
+        if velocity is None:
+            self._over_parameters(self._operation.SGD_STEP, (param, grad), (lr,))
+            return
+        ahead, own = (momentum, lr) if nesterov else (1.0, 0.0)
+        numbers = (lr, momentum, ahead, own)
+        self._over_parameters(self._operation.MOMENTUM_STEP, (param, grad, velocity), numbers)
+
+    def adagrad_step(
+        self, param: Array, grad: Array, cache: Array, lr: float, eps: float, scratch: Array
+    ) -> None:
+        self._over_parameters(self._operation.ADAGRAD_STEP, (param, grad, cache), (lr, eps))
+
+    def rmsprop_step(
+        self,
+        param: Array,
+        grad: Array,
+        cache: Array,
+        lr: float,
+        rho: float,
+        eps: float,
+        scratch: Array,
+    ) -> None:
+        self._over_parameters(self._operation.RMSPROP_STEP, (param, grad, cache), (lr, rho, eps))
+
+    def adam_step(
+        self,
+        param: Array,
+        grad: Array,
+        m: Array,
+        v: Array,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        # both bias corrections moved out of the vectors
+        root = (1.0 - beta2 ** (step + 1)) ** 0.5
+        rate = lr * root / (1.0 - beta1 ** (step + 1))
+        numbers = (1.0 - lr * weight_decay, rate, beta1, beta2, eps * root)
+        self._over_parameters(self._operation.ADAM_STEP, (param, grad, m, v), numbers)
+
+
+_FLOAT32 = np.zeros(0, np.float32)

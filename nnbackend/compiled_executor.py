@@ -1,0 +1,385 @@
+"""The executor of the Numba backend: whole runs of steps in one call of compiled code.
+
+It writes what compiled code must know into one int64 array, the context, whose places have their
+names in ``kernels/cpu_context.py``; the array's address is all that a call hands over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend.backends._numba_runtime import Runtime
+from nnbackend.backends.base import Array
+from nnbackend.executor import METRIC_SUMS, Data, Executor, Trace, total_loss
+from nnbackend.kernels.codes import LOSSES, STATISTICS, Op, Update
+from nnbackend.losses import Loss
+from nnbackend.optimizers import AdaGrad, Adam, Optimizer, RMSprop
+from nnbackend.program import Program
+
+#: Multiplications of a step that one more thread must have to do (measured: docs/threads.md).
+STEP_GRAIN = 1 << 21
+#: The same for inference.
+INFERENCE_GRAIN = 1 << 21
+#: Rows that inference takes through all layers at a time, and the most for which it has a path
+#: of its own.
+INFERENCE_ROWS, FEW_ROWS = 512, 16
+
+_INT64, _INT32 = np.dtype(np.int64), np.dtype(np.int32)
+
+
+def address_of(array: Array | None) -> int:
+    """Where an array's data lie; 0 for None."""
+    return 0 if array is None else int(array.__array_interface__["data"][0])
+
+
+class CompiledExecutor(Executor):
+    """Runs programs of built-in layers and losses in compiled code, without the GIL."""
+
+    def __init__(self, program: Program, runtime: Runtime) -> None:
+        self.program, self._runtime = program, runtime
+        self._c: Any = runtime.cpu.c
+        self._dtype = program.dtype
+        self._work = sum(row.n_inputs * row.n_outputs for row in program.rows if row.op == Op.DENSE)
+        self._describe()
+        self._training: _Training | None = None
+        # leased by the threads that predict: append and pop are atomic
+        self._inference: list[_Inference] = []
+        self._few: list[_Inference] = []
+        runtime.threads.watch(self)
+
+    def _describe(self) -> None:
+        """What compiled code knows of the program, in arrays that live as long as we do."""
+        c, program = self._c, self.program
+        rows = program.rows
+        deltas = np.concatenate([[0], np.cumsum([row.n_outputs for row in rows])])
+        norms = np.concatenate(
+            [[0], np.cumsum([8 * row.n_outputs * (row.op == Op.BATCH_NORM) for row in rows])]
+        )
+        own = {"delta": deltas, "norm": norms}
+        self.table = np.array(
+            [
+                [own[name][i] if name in own else getattr(row, name) for name in c.COLUMNS]
+                for i, row in enumerate(rows)
+            ],
+            dtype=np.int64,
+        )
+        self.floats = np.ascontiguousarray(program.floats, dtype=np.float64)
+        self.deltas_width, self.norms_width = int(deltas[-1]), int(norms[-1])
+        starts = np.concatenate([[0], np.cumsum([s.size for s in program.statistics])])
+        self.statistics = np.array(
+            [
+                [
+                    STATISTICS.index(s.kind),
+                    s.threshold is not None,
+                    s.threshold or 0.0,
+                    s.top,
+                    start,
+                ]
+                for s, start in zip(program.statistics, starts, strict=False)
+            ]
+        ).reshape(-1)
+        self.trace_width = METRIC_SUMS + program.n_sums
+
+    def new_context(self, parts: int) -> tuple[Any, Any, Any]:
+        """A context with everything that does not change, its numbers and its parts' sums."""
+        c, program, storage = self._c, self.program, self.program.storage
+        f, numbers = np.zeros(c.N_FIELDS, np.int64), np.zeros(c.N_NUMBERS)
+        f[c.TABLE], f[c.N_ROWS] = address_of(self.table), len(self.table)
+        f[c.FLOATS] = address_of(self.floats)
+        f[c.PARAMETERS], f[c.N_PARAMETERS] = address_of(storage.parameters), storage.parameters.size
+        f[c.GRADIENTS] = address_of(storage.gradients)
+        f[c.N_DECAYED], f[c.N_TRAINED] = storage.decayed, storage.trained
+        f[c.STATE], f[c.N_STATE] = address_of(storage.state), storage.state.size
+        f[c.N_SLOTS] = len(program.slots)
+        for field, slot in zip((c.SLOT_0, c.SLOT_1), program.slots, strict=False):
+            f[field] = address_of(slot)
+        f[c.N_INPUTS], f[c.N_OUTPUTS] = program.n_inputs, program.n_outputs
+        f[c.NUMBERS] = address_of(numbers)
+        f[c.STATISTICS], f[c.N_STATISTICS] = address_of(self.statistics), len(program.statistics)
+        key = program.dropout_key
+        f[c.DROPOUT_KEY] = key - (1 << 64) if key >> 63 else key
+        f[c.N_PARTS] = parts
+        loss = program.loss
+        if isinstance(loss, Loss):
+            f[c.LOSS] = LOSSES.index(loss.name)
+            numbers[c.LOSS_PARAMETER] = (*loss.parameters, 0.0)[0]
+            numbers[c.TARGET_LOW] = getattr(loss, "low", 0.0)
+            numbers[c.TARGET_HIGH] = getattr(loss, "high", np.inf)
+        sums = np.zeros((parts, self.trace_width + 1))
+        f[c.SUMS], f[c.SUMS_WIDTH] = address_of(sums), self.trace_width + 1
+        return f, numbers, sums
+
+    def threads_changed(self) -> None:
+        """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
+        self._training = None
+        self._inference, self._few = [], []
+
+    # -- training -------------------------------------------------------------------------
+
+    def run(
+        self,
+        data: Data,
+        order: Array | None,
+        batch_size: int,
+        lr: np.ndarray[Any, np.dtype[np.float64]],
+        first_step: int,
+    ) -> Trace:
+        rows = len(data.x) if order is None else order.shape[1]
+        plan = self._plan(min(batch_size, rows))
+        return plan.run(data, order, rows, batch_size, lr, first_step)
+
+    def step(self, x: Any, y: Any, number: int) -> float | None:
+        plan = self._training
+        return None if plan is None else plan.step(x, y, number)
+
+    def gradient(self, data: Data, step: int = 0) -> float:
+        plan = self._plan(len(data.x))
+        trace = plan.run(data, None, len(data.x), len(data.x), None, step)
+        return total_loss(self.program, trace[0])
+
+    def _plan(self, batch: int) -> _Training:
+        if self._training is None or self._training.batch != batch:
+            parts = self._parts(batch * self._work * 3, STEP_GRAIN)
+            self._training = _Training(self, batch, parts, self._training)
+        return self._training
+
+    def _parts(self, work: int, grain: int) -> int:
+        return max(1, min(self._runtime.threads.count, work // grain))
+
+    # -- inference ------------------------------------------------------------------------
+
+    def evaluate(self, data: Data) -> Trace:
+        lease = self._lease(len(data.x))
+        try:
+            return lease.evaluate(data, self._parts(len(data.x) * self._work, INFERENCE_GRAIN))
+        finally:
+            self._inference.append(lease)
+
+    def predict(self, x: Array, out: Array) -> None:
+        lease = self._lease(len(x))
+        try:
+            lease.predict(x, out, self._parts(len(x) * self._work, INFERENCE_GRAIN))
+        finally:
+            self._inference.append(lease)
+
+    def _lease(self, rows: int) -> _Inference:
+        try:
+            return self._inference.pop()
+        except IndexError:
+            return _Inference(self, INFERENCE_ROWS, self._runtime.threads.count)
+
+    def call(self, x: Any) -> Array | None:
+        if type(x) is not np.ndarray or x.dtype is not self._dtype or len(x) > FEW_ROWS:
+            return None
+        try:
+            lease = self._few.pop()
+        except IndexError:
+            lease = _Inference(self, FEW_ROWS, 1)
+        out = lease.call(x)
+        self._few.append(lease)
+        return out
+
+
+class _Training:
+    """A context for training with batches of ``batch`` rows, and the buffers it points to."""
+
+    def __init__(
+        self, executor: CompiledExecutor, batch: int, parts: int, before: _Training | None
+    ) -> None:
+        self.executor, self.batch, self.parts = executor, batch, parts
+        self.program, self.c, run = executor.program, executor._c, executor._runtime
+        c, program, dtype = self.c, self.program, executor._dtype
+        self.f, self.numbers, self.sums = executor.new_context(parts)
+        zeros = program.backend.zeros
+        if before is not None and before.capacity >= batch:
+            self.capacity, self.buffers = before.capacity, before.buffers
+        else:
+            # a multiple of 16 keeps every buffer's start aligned
+            self.capacity = -(-batch // 16) * 16
+            self.buffers = {
+                c.WORKSPACE: zeros(self.capacity * program.workspace_width, dtype),
+                c.DELTAS: zeros(self.capacity * executor.deltas_width, dtype),
+                c.X_GATHERED: zeros(self.capacity * program.n_inputs, dtype),
+                c.TARGET_GATHERED: zeros(self.capacity * program.n_outputs, dtype),
+                c.LABELS_GATHERED: zeros(self.capacity, _INT32),
+                c.WEIGHT_GATHERED: zeros(self.capacity, dtype),
+            }
+        for field, buffer in self.buffers.items():
+            self.f[field] = address_of(buffer)
+        self.norms = np.zeros((parts, executor.norms_width))
+        f = self.f
+        f[c.WORKSPACE_SIZE] = self.buffers[c.WORKSPACE].size
+        f[c.DELTAS_SIZE] = self.buffers[c.DELTAS].size
+        f[c.CAPACITY] = self.capacity
+        f[c.NORMS], f[c.NORMS_WIDTH] = address_of(self.norms), executor.norms_width
+        trained = [row.layer for row in program.rows if row.trainable]
+        f[c.FIRST_TRAINED] = trained[0] if trained else len(program.rows)
+        f[c.LAST_FORWARD] = program.rows[-1].phase
+        self.address = address_of(f)
+        self.function = run.entry("phase", str(dtype))
+        self.one_rate, self.one_trace = np.zeros(1), np.zeros((1, executor.trace_width))
+        unit, cpu = run.unit, run.cpu
+        self._call, self._fork_steps = unit.driver(cpu.call), unit.driver(cpu.fork_steps)
+        self._serial = cpu.SERIAL
+        self._once = unit.driver(cpu.fork_step if parts > 1 else cpu.step)
+        #: how a caller's own targets may look: their dtype and the field of their address
+        self._own_target: tuple[Any, int] = (None, 0)
+        self._settings = -1
+        self._fixed_rate: float | None = None
+
+    def run(
+        self,
+        data: Data,
+        order: Array | None,
+        rows: int,
+        batch_size: int,
+        lr: np.ndarray[Any, np.dtype[np.float64]] | None,
+        first_step: int,
+    ) -> Trace:
+        """Train, or with no rates only take the gradient of one batch."""
+        f, c, program = self.f, self.c, self.program
+        steps = 1 if lr is None else len(lr)
+        rates = self.one_rate if lr is None else np.ascontiguousarray(lr, dtype=np.float64)
+        trace = np.zeros((steps, self.executor.trace_width))
+        keep = [data.x, data.target, data.weight, order, rates]
+        self._set_optimizer(program.optimizer, lr is not None)
+        labels = data.target.ndim == 1
+        f[c.X], f[c.N_DATA] = address_of(data.x), len(data.x)
+        f[c.LABELS] = address_of(data.target) if labels else 0
+        f[c.TARGET] = 0 if labels else address_of(data.target)
+        f[c.LABELS_64], f[c.WEIGHT] = 0, address_of(data.weight)
+        f[c.ORDER], f[c.ORDER_ROWS] = address_of(order), rows
+        f[c.BATCH_SIZE], f[c.N_STEPS], f[c.FIRST_STEP] = min(batch_size, rows), steps, first_step
+        f[c.RATES], f[c.TRACE] = address_of(rates), address_of(trace)
+        f[c.CHECKS], f[c.STATUS] = 0, 0
+        if self.parts > 1:
+            self._fork_steps(self.function, self.address)
+        else:
+            self._call(self.function, self.address, self._serial)
+        del keep
+        single = lr is not None and order is None and steps == 1 and data.weight is None
+        self._own_target = (None, 0)
+        if single:
+            self._expect_own(rows, labels)
+        return trace
+
+    def _set_optimizer(self, optimizer: Optimizer | None, trains: bool) -> None:
+        """Settings may be changed between steps, so they are read anew."""
+        f, c, numbers = self.f, self.c, self.numbers
+        trained = self.program.storage.trained > 0
+        clip = None if optimizer is None else optimizer.clip_norm
+        f[c.TRAINS] = int(trains and optimizer is not None)
+        f[c.CLIPS] = int(trains and trained and clip is not None)
+        f[c.N_PHASES] = 2 * f[c.LAST_FORWARD] + 2 + f[c.CLIPS]
+        if optimizer is None:
+            return
+        if isinstance(optimizer, Adam):
+            f[c.UPDATE] = Update.ADAM
+        elif isinstance(optimizer, RMSprop):
+            f[c.UPDATE] = Update.RMSPROP
+        else:
+            f[c.UPDATE] = Update.ADAGRAD if isinstance(optimizer, AdaGrad) else Update.SGD
+        for place, name in (
+            (c.MOMENTUM, "momentum"),
+            (c.NESTEROV, "nesterov"),
+            (c.RHO, "rho"),
+            (c.BETA_1, "beta1"),
+            (c.BETA_2, "beta2"),
+            (c.EPS, "eps"),
+        ):
+            numbers[place] = float(getattr(optimizer, name, 0.0))
+        numbers[c.DECAY] = optimizer.decay
+        numbers[c.CLIP_NORM] = 0.0 if clip is None else clip
+        self._settings = optimizer.changes
+        self._fixed_rate = optimizer.lr if isinstance(optimizer.lr, float) else None
+
+    # -- a caller's own batch, straight from its arrays ------------------------------------------
+
+    def _expect_own(self, rows: int, labels: bool) -> None:
+        """After a checked step: take the next batch of the same kind as it comes."""
+        f, c = self.f, self.c
+        f[c.BATCH_SIZE] = f[c.ORDER_ROWS] = f[c.N_DATA] = rows
+        f[c.LABELS] = f[c.TARGET] = f[c.LABELS_64] = f[c.WEIGHT] = f[c.ORDER] = 0
+        f[c.N_STEPS], f[c.CHECKS] = 1, 1
+        f[c.RATES], f[c.TRACE] = address_of(self.one_rate), address_of(self.one_trace)
+        if labels:
+            self._own_target = (_INT64, c.LABELS_64)
+        else:
+            self._own_target = (self.executor._dtype, c.TARGET)
+
+    def step(self, x: Any, y: Any, number: int) -> float | None:
+        """One update on arrays that need no conversion, checked in compiled code; else None."""
+        dtype, field = self._own_target
+        if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
+            return None
+        if y.dtype is not dtype or x.dtype is not self.executor._dtype:
+            return None
+        optimizer = self.program.optimizer
+        if optimizer is None or optimizer.changes != self._settings:
+            return None
+        rate = self._fixed_rate
+        if rate is None:
+            rate = float(optimizer.rates(number, 1)[0])
+        self.one_rate[0] = rate
+        self.f[self.c.FIRST_STEP] = number
+        loss: float = self._once(self.function, self.address, x, y, field)
+        if loss == loss or not self.f[self.c.STATUS]:
+            return loss
+        return None
+
+
+class _Inference:
+    """A context for inference of one caller at a time, and the buffers it points to."""
+
+    def __init__(self, executor: CompiledExecutor, rows: int, parts: int) -> None:
+        self.executor, self.rows, self.most_parts = executor, rows, parts
+        self.c = c = executor._c
+        program, run, dtype = executor.program, executor._runtime, executor._dtype
+        self.f, self.numbers, self.sums = f, _, _ = executor.new_context(parts)
+        widest = max(max(row.n_outputs for row in program.rows), program.n_inputs)
+        self.workspace = program.backend.zeros(parts * 4 * rows * widest, dtype)
+        self.norms = np.zeros((parts, executor.norms_width))
+        self.trace = np.zeros(executor.trace_width)
+        f[c.WORKSPACE], f[c.WORKSPACE_SIZE] = address_of(self.workspace), self.workspace.size
+        f[c.NORMS], f[c.NORMS_WIDTH] = address_of(self.norms), executor.norms_width
+        f[c.CAPACITY], f[c.WIDEST] = rows, widest
+        f[c.TRACE] = address_of(self.trace)
+        self.address = address_of(f)
+        self.function = run.entry("phase", str(dtype))
+        self._run, self._cpu = run, run.cpu
+        self._infer = run.unit.driver(run.cpu.infer)
+        self._shape = (1, program.n_outputs)
+        self._dtype = dtype
+
+    def _start(self, phase: int, parts: int) -> None:
+        unit = self._run.unit
+        parts = min(parts, self.most_parts)
+        self.f[self.c.N_PARTS] = parts
+        if parts > 1:
+            unit.driver(self._cpu.fork)(self.function, self.address, phase, parts)
+        else:
+            unit.driver(self._cpu.call)(self.function, self.address, phase)
+
+    def predict(self, x: Array, out: Array, parts: int) -> None:
+        f, c = self.f, self.c
+        f[c.X], f[c.OUT], f[c.N_DATA] = address_of(x), address_of(out), len(x)
+        self._start(self._cpu.PREDICT, parts)
+
+    def evaluate(self, data: Data, parts: int) -> Trace:
+        f, c = self.f, self.c
+        labels = data.target.ndim == 1
+        f[c.X], f[c.N_DATA], f[c.ORDER] = address_of(data.x), len(data.x), 0
+        f[c.LABELS] = f[c.LABELS_BATCH] = address_of(data.target) if labels else 0
+        f[c.TARGET] = f[c.TARGET_BATCH] = 0 if labels else address_of(data.target)
+        f[c.WEIGHT] = f[c.WEIGHT_BATCH] = address_of(data.weight)
+        self._start(self._cpu.EVALUATE, parts)
+        unit = self._run.unit
+        unit.driver(self._cpu.call)(self.function, self.address, self._cpu.END_EVALUATE)
+        return self.trace.copy()
+
+    def call(self, x: Any) -> Array | None:
+        """Outputs of a few rows, or None if they have not the expected shape."""
+        out = np.empty((len(x), self._shape[1]), self._dtype)
+        return out if self._infer(self.function, self.address, x, out) else None
