@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numba import cfunc, njit, prange, types
 from numba.core import config
 
 from nnbackend.kernels import cpu_context as c
-from nnbackend.kernels.cpu_compile import compiled, part_of_caller
+from nnbackend.kernels.cpu_compile import compiled, part_of_caller, only_parts
 from nnbackend.kernels.cpu_inference import end_evaluate, run_evaluate, run_predict
 from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED
@@ -200,6 +201,11 @@ class Unit:
         with self._lock:
             if name not in self._functions:
                 signature = types.void(types.int64, types.int64, types.int64)
+                if not any(Path(self.folder).rglob(f"*{name}*.nbc")):
+                    inner = _run if name.startswith("phase") else _operate
+                    like = types.float32 if name.endswith("float32") else types.float64
+                    with only_parts():
+                        inner.compile((*signature.args, like))
                 with self._cached():
                     self._functions[name] = cfunc(signature, cache=True)(function)
             return int(self._functions[name].address)

@@ -7,14 +7,48 @@ decide what a formula means.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numba import njit
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
 #: Sums may be reordered and products fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
 #: Where the order of operations is the algorithm.
 EXACT = {"contract", "nsz"}
+
+
+class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The code of one function that is only a part of others: neither optimised nor loaded.
+
+    Numba would do both for every function with all that it calls, over and over.
+    """
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+@contextmanager
+def only_parts() -> Iterator[None]:
+    """Inside, functions are compiled to be parts of one that is compiled afterwards."""
+    target = cpu_target.target_context
+    codegen = target.codegen()
+    with global_compiler_lock:
+        codegen._library_class = PartLibrary
+        # Numba knows a function by its entry point: some builtin that no other function has
+        target.get_executable = lambda library, fndesc, env: [].append
+        try:
+            yield
+        finally:
+            del codegen._library_class, target.get_executable
 
 
 _OPTIONS: dict[str, Any] = {

@@ -192,23 +192,7 @@ def _output_loss(own_value: Any, slope: Any) -> Any:
             dpred[j] = slope(pred[j], target[j], parameter) * factor
         return total
 
-    @compiled
-    def rows(
-        pred: Any, target: Any, weight: Any, scale: float, parameter: Any, dpred: Any
-    ) -> float:
-        if not weight.size:
-            factor = cast(scale, dpred[0, 0])
-            size = dpred.size
-            return run(
-                pred.reshape(size), target.reshape(size), parameter, factor, dpred.reshape(size)
-            )
-        total = 0.0
-        for i in range(pred.shape[0]):
-            factor = cast(weight[i] * scale, dpred[0, 0])
-            total += weight[i] * run(pred[i], target[i], parameter, factor, dpred[i])
-        return total
-
-    return rows
+    return run
 
 
 _sigmoid = _output_loss(_sigmoid_value, _sigmoid_slope)
@@ -217,6 +201,24 @@ _squared = _output_loss(_squared_value, _squared_slope)
 _absolute = _output_loss(_absolute_value, _absolute_slope)
 _huber = _output_loss(_huber_value, _huber_near)
 _poisson = _output_loss(_poisson_value, _poisson_slope)
+
+
+@compiled
+def _output_losses(
+    code: int, pred: Any, target: Any, parameter: Any, factor: Any, dpred: Any
+) -> float:
+    """Sum of a loss over outputs, for flat arrays of one weight."""
+    if code == SIGMOID_CE:
+        return _sigmoid(pred, target, parameter, factor, dpred)
+    if code == BINARY_CE:
+        return _binary(pred, target, parameter, factor, dpred)
+    if code == ABSOLUTE:
+        return _absolute(pred, target, parameter, factor, dpred)
+    if code == HUBER:
+        return _huber(pred, target, parameter, factor, dpred)
+    if code == POISSON:
+        return _poisson(pred, target, parameter, factor, dpred)
+    return _squared(pred, target, parameter, factor, dpred)
 
 
 @compiled
@@ -235,20 +237,18 @@ def loss_rows(
         return softmax_cross_entropy(pred, labels, target, weight, scale, dpred)
     if code == CATEGORICAL_CE:
         return categorical_cross_entropy(pred, labels, target, weight, scale, dpred)
-    if code == SUM_SQUARED:
-        return _squared(pred, target, weight, scale, parameter, dpred)
-    outputs = float(pred.shape[1])
+    outputs = 1.0 if code == SUM_SQUARED else float(pred.shape[1])
     scale /= outputs
-    if code == SIGMOID_CE:
-        total = _sigmoid(pred, target, weight, scale, parameter, dpred)
-    elif code == BINARY_CE:
-        total = _binary(pred, target, weight, scale, parameter, dpred)
-    elif code == SQUARED:
-        total = _squared(pred, target, weight, scale, parameter, dpred)
-    elif code == ABSOLUTE:
-        total = _absolute(pred, target, weight, scale, parameter, dpred)
-    elif code == HUBER:
-        total = _huber(pred, target, weight, scale, parameter, dpred)
-    else:
-        total = _poisson(pred, target, weight, scale, parameter, dpred)
+    if not weight.size:
+        size, factor = dpred.size, cast(scale, dpred[0, 0])
+        flat = dpred.reshape(size)
+        total = _output_losses(
+            code, pred.reshape(size), target.reshape(size), parameter, factor, flat
+        )
+        return total / outputs
+    total = 0.0
+    for i in range(pred.shape[0]):
+        factor = cast(weight[i] * scale, dpred[0, 0])
+        value = _output_losses(code, pred[i], target[i], parameter, factor, dpred[i])
+        total += weight[i] * value
     return total / outputs
