@@ -18,15 +18,15 @@ from numba import cfunc, njit, prange, types
 from numba.core import config
 
 from nnbackend.kernels import cpu_context as c
-from nnbackend.kernels.cpu_compile import compiled, part_of_caller, only_parts
+from nnbackend.kernels.cpu_compile import compiled, only_parts, part_of_caller
 from nnbackend.kernels.cpu_inference import end_evaluate, run_evaluate, run_predict
 from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED
 from nnbackend.kernels.cpu_operations import operate
-from nnbackend.kernels.cpu_program import begin_step, end_step, run_phase
+from nnbackend.kernels.cpu_steps import reset_team, run_as_team, run_serial
 
-#: Calls other than the numbered phases of a step.
-BEGIN, END, SERIAL, EVALUATE, END_EVALUATE, PREDICT = range(1000, 1006)
+#: What the phase functions can be asked to do.
+SERIAL, STEPS, EVALUATE, END_EVALUATE, PREDICT = range(5)
 #: STATUS of a step whose data the host has to look at.
 REFUSED = 1
 
@@ -41,29 +41,11 @@ def _run(address: int, phase: int, part: int, like: Any) -> None:
         run_evaluate(f, part, like)
     elif phase == END_EVALUATE:
         end_evaluate(f, like)
+    elif phase == SERIAL:
+        run_serial(f, part, like)
     else:
-        _run_steps(f, phase, part, like)
+        run_as_team(f, like)
     set_flush_subnormals(before)
-
-
-@part_of_caller
-def _run_steps(f: Any, call: int, part: int, like: Any) -> None:
-    """One call of a step: a phase, what comes before and after them, or whole steps in a row."""
-    first, last = (0, f[c.N_STEPS]) if call == SERIAL else (part, part + 1)
-    begins, ends = call == SERIAL or call == BEGIN, call == SERIAL or call == END
-    low, high = (0, f[c.N_PHASES]) if call == SERIAL else (call, call + 1)
-    if call == BEGIN or call == END:
-        high = low
-    own = 0 if call == SERIAL else part
-    for index in range(first, last):
-        if begins:
-            begin_step(f, index, like)
-        for phase in range(low, high):
-            run_phase(f, phase, own, like)
-            if f[c.STATUS]:
-                return
-        if ends:
-            end_step(f, index)
 
 
 def phase_float32(address: int, phase: int, part: int) -> None:
@@ -97,20 +79,6 @@ def operation_float64(address: int, operation: int, part: int) -> None:
 def _fork(function: int, address: int, phase: int, parts: int) -> None:
     for part in prange(parts):
         call_phase(function, address, phase, part)
-
-
-@njit
-def _fork_steps(function: int, address: int) -> None:
-    f = c.open_context(address)
-    for index in range(f[c.N_STEPS]):
-        call_phase(function, address, BEGIN, index)
-        for phase in range(f[c.N_PHASES]):
-            _fork(function, address, phase, f[c.N_PARTS])
-            if f[c.STATUS]:
-                break
-        if f[c.STATUS]:
-            break
-        call_phase(function, address, END, index)
 
 
 @njit
@@ -148,13 +116,8 @@ def call(function: int, address: int, phase: int) -> None:
 
 
 def fork(function: int, address: int, phase: int, parts: int) -> None:
-    """One call for each part, on as many threads."""
+    """One call for each part, on as many threads; ``STEPS`` is one call for each thread."""
     _fork(function, address, phase, parts)
-
-
-def fork_steps(function: int, address: int) -> None:
-    """All steps of a run, each phase forked over the threads."""
-    _fork_steps(function, address)
 
 
 def step(function: int, address: int, x: Any, y: Any, field: int) -> float:
@@ -169,7 +132,8 @@ def fork_step(function: int, address: int, x: Any, y: Any, field: int) -> float:
     """One step on a caller's own batch, on several threads; its loss."""
     f = c.open_context(address)
     if _take_batch(f, x, y, field):
-        _fork_steps(function, address)
+        reset_team(f)
+        _fork(function, address, STEPS, f[c.N_PARTS])
     return _total_loss(f)
 
 

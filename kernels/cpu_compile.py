@@ -51,6 +51,10 @@ def only_parts() -> Iterator[None]:
             del codegen._library_class, target.get_executable
 
 
+#: Rows of at most this many elements are handled in one loop over all of them: calling a function
+#: for each row would cost more than the row.
+NARROW = 16
+
 _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "no_cpython_wrapper": True,

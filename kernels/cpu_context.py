@@ -15,7 +15,7 @@ from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 64
+N_FIELDS = 66
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
@@ -27,9 +27,9 @@ N_FIELDS = 64
     X, N_INPUTS, TARGET, LABELS, LABELS_64, WEIGHT, N_DATA, N_OUTPUTS, OUT,
     ORDER, ORDER_ROWS, X_GATHERED, TARGET_GATHERED, LABELS_GATHERED, WEIGHT_GATHERED,
     # the run
-    BATCH_SIZE, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,
+    BATCH_SIZE, BLOCK_ROWS, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,
     LAST_FORWARD, FIRST_TRAINED, LOSS, UPDATE, N_SLOTS, NUMBERS, DROPOUT_KEY,
-    STATISTICS, N_STATISTICS, TRAINS, CLIPS, CHECKS, STATUS, WIDEST,
+    STATISTICS, N_STATISTICS, TRAINS, CLIPS, CHECKS, STATUS, WIDEST, TEAM,
     # the step under way: the batch's data, and where its rows lie in ORDER
     STEP, ROWS, ORDER_START, X_BATCH, TARGET_BATCH, LABELS_BATCH, WEIGHT_BATCH,
 ) = range(N_FIELDS)  # fmt: skip
@@ -59,6 +59,8 @@ STATISTIC_COLUMNS = 5
 #: Sums of each part: loss, penalty, weights, then the metrics', last the gradient's square.
 LOSS_SUM, PENALTY, WEIGHTS, METRICS = 0, 1, 2, 3
 
+#: Elements of the array at TEAM, a cache line apart: tickets taken, and parts done.
+TICKETS, DONE, N_TEAM = 8, 24, 40
 #: Examples of element types.
 INT64, INT32, FLOAT64 = np.int64(0), np.int32(0), np.float64(0)
 

@@ -16,12 +16,12 @@ from nnbackend.kernels.cpu_activations import (
     at_least,
     keeps_input,
 )
-from nnbackend.kernels.cpu_compile import compiled, loop
+from nnbackend.kernels.cpu_compile import NARROW, compiled, loop
 from nnbackend.kernels.cpu_intrinsics import blas_product
 from nnbackend.kernels.cpu_math import cast
 
 #: Products of at most this many multiplications are loops (measured: benchmarks/small_products.py).
-SMALL_PRODUCT = 4096
+SMALL_PRODUCT = 128
 #: Elements of a block that a second pass finds in the first-level cache.
 BLOCK = 8192
 
@@ -126,9 +126,33 @@ def _add_row(z: Any, b: Any) -> None:
 
 
 @loop
+def _add_rows_4(out: Any, a: Any, b: Any, c: Any, d: Any) -> None:
+    for j in range(out.size):
+        out[j] += (a[j] + b[j]) + (c[j] + d[j])
+
+
+@loop
 def _add_row_relu(z: Any, b: Any) -> None:
     for j in range(z.size):
         z[j] = at_least(z[j] + b[j], 0.0)
+
+
+@loop
+def copy_rows(source: Any, order: Any, out: Any) -> None:
+    """out[i] = source[order[i]] for short rows."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = source[order[i], j]
+
+
+@compiled
+def take_rows(source: Any, order: Any, out: Any) -> None:
+    """out[i] = source[order[i]]."""
+    if out.shape[1] <= NARROW:
+        copy_rows(source, order, out)
+        return
+    for i in range(out.shape[0]):
+        copy(source[order[i]], out[i])
 
 
 @loop
@@ -138,10 +162,28 @@ def copy(source: Any, out: Any) -> None:
         out[i] = source[i]
 
 
+@loop
+def _add_bias_narrow(z: Any, b: Any) -> None:
+    for i in range(z.shape[0]):
+        for j in range(b.size):
+            z[i, j] += b[j]
+
+
+@loop
+def _column_sums_narrow(dz: Any, first: int, out: Any) -> None:
+    for j in range(out.size):
+        total = 0.0
+        for i in range(dz.shape[0]):
+            total += dz[i, first + j]
+        out[j] = cast(total, out[j])
+
+
 @compiled
 def add_bias(z: Any, b: Any) -> None:
     """z += b, z (B, N), b (N,); no b where it is empty."""
-    if b.size:
+    if 0 < b.size <= NARROW:
+        _add_bias_narrow(z, b)
+    elif b.size:
         for i in range(z.shape[0]):
             _add_row(z[i], b)
 
@@ -180,9 +222,21 @@ def dense_backward_data(dz: Any, w: Any, code: int, parameter: Any, saved: Any, 
 @compiled
 def column_sums(dz: Any, first: int, out: Any) -> None:
     """out[j] = sum over the rows of dz[:, first + j]."""
-    _scaled(out, dz[0, first : first + out.size], cast(1.0, dz[0, 0]))
-    for i in range(1, dz.shape[0]):
-        _add_row(out, dz[i, first : first + out.size])
+    if out.size <= NARROW:
+        _column_sums_narrow(dz, first, out)
+        return
+    last, rows = first + out.size, dz.shape[0]
+    head = rows % 4
+    for j in range(out.size):
+        out[j] = cast(0.0, out[j])
+    for i in range(head):
+        _add_row(out, dz[i, first:last])
+    # four rows at a time: fewer passes, and less rounding than one by one
+    for i in range(head, rows, 4):
+        _add_rows_4(
+            out, dz[i, first:last], dz[i + 1, first:last], dz[i + 2, first:last],
+            dz[i + 3, first:last],
+        )  # fmt: skip
 
 
 @compiled

@@ -6,6 +6,8 @@ element type, so that the same kernel source serves float32 and float64.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
 from typing import Any
 
@@ -22,11 +24,17 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _BLAS_NAMES = {types.float32: "nnbackend_sgemm", types.float64: "nnbackend_dgemm"}
 
 
-def register_blas() -> None:
-    """Give SciPy's matrix products the names that compiled code, cached code too, asks for."""
+def register_symbols() -> None:
+    """Give SciPy's matrix products, and the call that lets other threads run, the names that
+    compiled code, cached code too, asks for."""
     for name in ("sgemm", "dgemm"):
         address = get_cython_function_address("scipy.linalg.cython_blas", name)
         binding.add_symbol(f"nnbackend_{name}", address)
+    if os.name == "nt":  # pragma: no cover - Windows
+        function = ctypes.WinDLL("kernel32").SwitchToThread  # type: ignore[attr-defined]
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    binding.add_symbol("nnbackend_yield", ctypes.cast(function, ctypes.c_void_p).value)
 
 
 def _array(
@@ -93,6 +101,55 @@ def call_phase(
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
+    """Add to the int64 at ``address`` in one go for all threads; returns what was there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], _I64.as_pointer())
+        return builder.atomic_rmw("add", place, arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typing_context: Any, address: Any) -> Any:
+    """The int64 at ``address`` as other threads left it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], _I64.as_pointer())
+        return builder.load_atomic(place, "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def pause(typing_context: Any) -> Any:
+    """Tell the processor that this thread waits for another."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if X86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
+def let_others_run(typing_context: Any) -> Any:
+    """Give the rest of this thread's time to another one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_I32, [])
+        function = cgutils.get_or_insert_function(builder.module, kind, "nnbackend_yield")
+        builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.none(), codegen
 
 
 @intrinsic

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from nnbackend.kernels.codes import LOSSES
 from nnbackend.kernels.cpu_activations import _exponential, at_least, at_most, row_maximum, sum_of
-from nnbackend.kernels.cpu_compile import compiled, formula, loop
+from nnbackend.kernels.cpu_compile import NARROW, compiled, formula, loop
 from nnbackend.kernels.cpu_math import cast, exp, log, log1p
 
 (
@@ -48,10 +50,55 @@ def _scale_and_subtract(row: Any, factor: Any, target: Any, target_factor: Any) 
         row[j] = row[j] * factor - target[j] * target_factor
 
 
+@loop
+def _shift_narrow(pred: Any, labels: Any, weight: Any, dpred: Any) -> float:
+    """dpred = pred - max of its row; minus the weighted sum of the labels' own."""
+    loss = 0.0
+    for i in range(pred.shape[0]):
+        largest, wrong = pred[i, 0], pred[i, 0] != pred[i, 0]
+        for j in range(1, pred.shape[1]):
+            largest = pred[i, j] if pred[i, j] > largest else largest
+            wrong = wrong or pred[i, j] != pred[i, j]
+        largest = cast(np.nan, largest) if wrong else largest
+        for j in range(pred.shape[1]):
+            dpred[i, j] = pred[i, j] - largest
+        loss -= dpred[i, labels[i]] * (weight[i] if weight.size else cast(1.0, largest))
+    return loss
+
+
+@loop
+def _normalise_narrow(labels: Any, weight: Any, scale: float, dpred: Any) -> float:
+    """From exponentials to the gradient; the weighted sum of log(sum of the row)."""
+    loss, product = 0.0, cast(1.0, dpred[0, 0])
+    for i in range(dpred.shape[0]):
+        total = cast(0.0, dpred[i, 0])
+        for j in range(dpred.shape[1]):
+            total += dpred[i, j]
+        w = float(weight[i]) if weight.size else 1.0
+        own = cast(w * scale, total)
+        if weight.size:
+            loss += w * log(total)
+        else:
+            # one logarithm for sixteen rows: a total is at most NARROW, their product 2^64
+            product *= total
+            if i % 16 == 15:
+                loss += log(product)
+                product = cast(1.0, product)
+        factor = own / total
+        for j in range(dpred.shape[1]):
+            dpred[i, j] *= factor
+        dpred[i, labels[i]] -= own
+    return loss + log(product)
+
+
 @compiled
 def softmax_cross_entropy(
     pred: Any, labels: Any, target: Any, weight: Any, scale: float, dpred: Any
 ) -> float:
+    if labels.size and pred.shape[1] <= NARROW:
+        loss = _shift_narrow(pred, labels, weight, dpred)
+        _exponential(dpred.reshape(dpred.size), cast(0.0, dpred[0, 0]))
+        return loss + _normalise_narrow(labels, weight, scale, dpred)
     loss = 0.0
     for i in range(pred.shape[0]):
         row = dpred[i]

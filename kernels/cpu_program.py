@@ -23,6 +23,7 @@ from nnbackend.kernels.cpu_dense import (
     copy,
     dense_backward_data,
     dense_forward,
+    take_rows,
     transposed_product,
 )
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
@@ -315,7 +316,7 @@ def batch_norm_row(f: Any, table: Any, r: int, first: int, last: int, part: int,
         batch_norm_data(dy, x, mean, inv_std, gamma, dgamma, dbeta, float(f[c.ROWS]), dx)
 
 
-@part_of_caller
+@compiled
 def begin_step(f: Any, index: int, like: Any) -> None:
     """Where the batch lies, its weight, and the update's corrected rate."""
     per_epoch = (f[c.ORDER_ROWS] + f[c.BATCH_SIZE] - 1) // f[c.BATCH_SIZE]
@@ -384,9 +385,7 @@ def gather(f: Any, first: int, last: int, like: Any) -> None:
     order = vector_at(f[c.ORDER], f[c.ORDER_START] + first, last - first, c.INT64)
     n_data, width = f[c.N_DATA], f[c.N_INPUTS]
     x = matrix_at(f[c.X], 0, n_data, width, like)
-    out = matrix_at(f[c.X_GATHERED], 0, last, width, like)
-    for i in range(last - first):
-        copy(x[order[i]], out[first + i])
+    take_rows(x, order, matrix_at(f[c.X_GATHERED], first * width, last - first, width, like))
     if f[c.LABELS]:
         labels = vector_at(f[c.LABELS], 0, n_data, c.INT32)
         taken = vector_at(f[c.LABELS_GATHERED], 0, last, c.INT32)
@@ -394,9 +393,9 @@ def gather(f: Any, first: int, last: int, like: Any) -> None:
             taken[first + i] = labels[order[i]]
     elif f[c.TARGET]:
         target = matrix_at(f[c.TARGET], 0, n_data, f[c.N_OUTPUTS], like)
-        rows = matrix_at(f[c.TARGET_GATHERED], 0, last, f[c.N_OUTPUTS], like)
-        for i in range(last - first):
-            copy(target[order[i]], rows[first + i])
+        outputs = f[c.N_OUTPUTS]
+        taken_rows = matrix_at(f[c.TARGET_GATHERED], first * outputs, last - first, outputs, like)
+        take_rows(target, order, taken_rows)
     if f[c.WEIGHT]:
         weight = vector_at(f[c.WEIGHT], 0, n_data, like)
         kept = vector_at(f[c.WEIGHT_GATHERED], 0, last, like)
@@ -479,27 +478,40 @@ def loss_factor(f: Any) -> float:
     return 1.0 / total if total > 0.0 else 0.0
 
 
-@part_of_caller
+@compiled
 def run_phase(f: Any, phase: int, part: int, like: Any) -> None:
     """One phase of a step for one part."""
     first, last = share(f[c.ROWS], part, f[c.N_PARTS], ROW_MULTIPLE)
     forward = f[c.LAST_FORWARD]
-    if phase <= forward:
-        if phase == 0 and last > first:
-            if f[c.ORDER]:
-                gather(f, first, last, like)
-            if f[c.CHECKS] and not check_rows(f, first, last, like):
-                f[c.STATUS] = 1
-                return
-        run_forward(f, phase, part, first, last, like)
-        if phase == forward:
-            run_loss(f, part, first, last, like)
-    if forward <= phase <= 2 * forward:
-        run_backward(f, 2 * forward - phase, part, first, last, like)
+    if phase > 2 * forward + 1:
+        run_clipped_update(f, part, like)
     elif phase == 2 * forward + 1:
         run_weights(f, part, like)
-    elif phase > forward:
-        run_clipped_update(f, part, like)
+    elif forward == 0:
+        # there and back a block of rows at a time, while their outputs are in the cache
+        for start in range(first, last, f[c.BLOCK_ROWS]):
+            stop = min(last, start + f[c.BLOCK_ROWS])
+            run_rows(f, 0, part, start, stop, like)
+    else:
+        run_rows(f, phase, part, first, last, like)
+
+
+@compiled
+def run_rows(f: Any, phase: int, part: int, first: int, last: int, like: Any) -> None:
+    """What a phase does for rows first ... last of the batch."""
+    forward = f[c.LAST_FORWARD]
+    if phase == 0 and last > first:
+        if f[c.ORDER]:
+            gather(f, first, last, like)
+        if f[c.CHECKS] and not check_rows(f, first, last, like):
+            f[c.STATUS] = 1
+            return
+    if phase <= forward:
+        run_forward(f, phase, part, first, last, like)
+    if phase == forward:
+        run_loss(f, part, first, last, like)
+    if phase >= forward:
+        run_backward(f, 2 * forward - phase, part, first, last, like)
 
 
 @part_of_caller
@@ -710,7 +722,7 @@ def run_clipped_update(f: Any, part: int, like: Any) -> None:
             update(f, low + first, last - first, like)
 
 
-@part_of_caller
+@compiled
 def end_step(f: Any, index: int) -> None:
     """Join the parts' sums into a row of the trace."""
     width = f[c.SUMS_WIDTH] - 1

@@ -60,6 +60,7 @@ from nnbackend.model import Sequential
 from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop
 from nnbackend.schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
 from nnbackend.serialization import load
+from nnbackend.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -119,6 +120,7 @@ __all__ = [
     "available_backends",
     "datasets",
     "get_backend",
+    "get_num_threads",
     "initializers",
     "load",
     "losses",
@@ -128,5 +130,6 @@ __all__ = [
     "register_backend",
     "schedules",
     "set_backend",
+    "set_num_threads",
     "use_backend",
 ]

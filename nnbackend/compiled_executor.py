@@ -18,10 +18,15 @@ from nnbackend.losses import Loss
 from nnbackend.optimizers import AdaGrad, Adam, Optimizer, RMSprop
 from nnbackend.program import Program
 
-#: Multiplications of a step that one more thread must have to do (measured: docs/threads.md).
-STEP_GRAIN = 1 << 21
+#: Work of a step, in multiplications, that one more thread must have to do: some 40 us
+#: (measured: docs/threads.md). An output that is passed over counts as ELEMENT_WORK.
+STEP_GRAIN = 3 << 20
+ELEMENT_WORK = 64
 #: The same for inference.
-INFERENCE_GRAIN = 1 << 21
+INFERENCE_GRAIN = 1 << 19
+#: Rows go through a network of small layers in blocks: bytes of a block's outputs, and of the
+#: largest weight matrix that stays in the first-level cache beside them.
+BLOCK_BYTES, SMALL_WEIGHTS = 1 << 16, 1 << 15
 #: Rows that inference takes through all layers at a time, and the most for which it has a path
 #: of its own.
 INFERENCE_ROWS, FEW_ROWS = 512, 16
@@ -41,7 +46,11 @@ class CompiledExecutor(Executor):
         self.program, self._runtime = program, runtime
         self._c: Any = runtime.cpu.c
         self._dtype = program.dtype
-        self._work = sum(row.n_inputs * row.n_outputs for row in program.rows if row.op == Op.DENSE)
+        products = [row.n_inputs * row.n_outputs for row in program.rows if row.op == Op.DENSE]
+        elements = ELEMENT_WORK * sum(row.n_outputs for row in program.rows)
+        self._inference_work = sum(products) + elements // 2
+        self._step_work = 3 * sum(products) + elements
+        self._small_layers = max(products, default=0) * self._dtype.itemsize <= SMALL_WEIGHTS
         self._describe()
         self._training: _Training | None = None
         # leased by the threads that predict: append and pop are atomic
@@ -141,26 +150,35 @@ class CompiledExecutor(Executor):
 
     def _plan(self, batch: int) -> _Training:
         if self._training is None or self._training.batch != batch:
-            parts = self._parts(batch * self._work * 3, STEP_GRAIN)
+            parts = self._parts(batch * self._step_work, STEP_GRAIN)
             self._training = _Training(self, batch, parts, self._training)
         return self._training
 
     def _parts(self, work: int, grain: int) -> int:
         return max(1, min(self._runtime.threads.count, work // grain))
 
+    def block_rows(self, batch: int) -> int:
+        """Rows of the batch that go there and back at a time."""
+        if not self._small_layers:
+            return batch
+        row_bytes = (self.program.n_inputs + 2 * self.deltas_width) * self._dtype.itemsize
+        return max(32, BLOCK_BYTES // row_bytes // 4 * 4)
+
     # -- inference ------------------------------------------------------------------------
 
     def evaluate(self, data: Data) -> Trace:
         lease = self._lease(len(data.x))
         try:
-            return lease.evaluate(data, self._parts(len(data.x) * self._work, INFERENCE_GRAIN))
+            return lease.evaluate(
+                data, self._parts(len(data.x) * self._inference_work, INFERENCE_GRAIN)
+            )
         finally:
             self._inference.append(lease)
 
     def predict(self, x: Array, out: Array) -> None:
         lease = self._lease(len(x))
         try:
-            lease.predict(x, out, self._parts(len(x) * self._work, INFERENCE_GRAIN))
+            lease.predict(x, out, self._parts(len(x) * self._inference_work, INFERENCE_GRAIN))
         finally:
             self._inference.append(lease)
 
@@ -212,7 +230,7 @@ class _Training:
         f = self.f
         f[c.WORKSPACE_SIZE] = self.buffers[c.WORKSPACE].size
         f[c.DELTAS_SIZE] = self.buffers[c.DELTAS].size
-        f[c.CAPACITY] = self.capacity
+        f[c.CAPACITY], f[c.BLOCK_ROWS] = self.capacity, executor.block_rows(batch)
         f[c.NORMS], f[c.NORMS_WIDTH] = address_of(self.norms), executor.norms_width
         trained = [row.layer for row in program.rows if row.trainable]
         f[c.FIRST_TRAINED] = trained[0] if trained else len(program.rows)
@@ -221,8 +239,9 @@ class _Training:
         self.function = run.entry("phase", str(dtype))
         self.one_rate, self.one_trace = np.zeros(1), np.zeros((1, executor.trace_width))
         unit, cpu = run.unit, run.cpu
-        self._call, self._fork_steps = unit.driver(cpu.call), unit.driver(cpu.fork_steps)
-        self._serial = cpu.SERIAL
+        self._call, self._fork, self._cpu = unit.driver(cpu.call), unit.driver(cpu.fork), cpu
+        self._team = np.zeros(c.N_TEAM, np.int64)
+        f[c.TEAM] = address_of(self._team)
         self._once = unit.driver(cpu.fork_step if parts > 1 else cpu.step)
         #: how a caller's own targets may look: their dtype and the field of their address
         self._own_target: tuple[Any, int] = (None, 0)
@@ -255,9 +274,10 @@ class _Training:
         f[c.RATES], f[c.TRACE] = address_of(rates), address_of(trace)
         f[c.CHECKS], f[c.STATUS] = 0, 0
         if self.parts > 1:
-            self._fork_steps(self.function, self.address)
+            self._team[:] = 0
+            self._fork(self.function, self.address, self._cpu.STEPS, self.parts)
         else:
-            self._call(self.function, self.address, self._serial)
+            self._call(self.function, self.address, self._cpu.SERIAL)
         del keep
         single = lr is not None and order is None and steps == 1 and data.weight is None
         self._own_target = (None, 0)

@@ -32,6 +32,11 @@ class History(Mapping[str, list[float]]):
 
     def append(self, values: Mapping[str, float], seconds: float) -> None:
         """Add the figures of one epoch; curves that it lacks get NaN."""
+        if values.keys() == self.curves.keys():
+            for name, curve in self.curves.items():
+                curve.append(float(values[name]))
+            self.seconds.append(seconds)
+            return
         before = self.epochs
         for name in {**self.curves, **values}:
             curve = self.curves.setdefault(name, [math.nan] * before)

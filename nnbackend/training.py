@@ -201,7 +201,7 @@ class Trainer:
                 self.history.stopped = "interrupted"
                 self._forget(source, epoch)
                 return
-        self._end_epoch(epoch)
+        self._end_epoch(epoch, self.epoch_figures(np.concatenate(epoch.trace)))
 
     def _train_epochs(self, source: ArraySource, count: int, steps_per_epoch: int) -> None:
         """Several whole epochs in one run of the executor."""
@@ -216,11 +216,22 @@ class Trainer:
         trace = self.executor.run(whole, order, self.batch_size, rates, self.model.step)
         seconds = time.perf_counter() - start
         self._adapt_chunk(len(rates), seconds)
+        traces, epoch_rates = np.split(trace, count), np.split(rates, count)
         for k, epoch in enumerate(begun):
-            part = slice(k * steps_per_epoch, (k + 1) * steps_per_epoch)
-            epoch.rates.append(rates[part])
-            self._finish_steps(epoch, trace[part], source, check_parameters=k == count - 1)
-            self._end_epoch(epoch, seconds / count)
+            epoch.rates.append(epoch_rates[k])
+        if not np.isfinite(trace[:, :METRIC_SUMS]).all():
+            for k, epoch in enumerate(begun):
+                self._finish_steps(epoch, traces[k], source, check_parameters=False)
+                self._end_epoch(epoch, self.epoch_figures(traces[k]), seconds / count)
+        if not self._parameters_finite():
+            self._fail(source, begun[-1])
+        self.model.step += len(trace)
+        self.progress.advance(count * source.n_rows)
+        shaped = trace.reshape(count, steps_per_epoch, -1)
+        totals, penalties = shaped.sum(axis=1), shaped[:, :, PENALTY].mean(axis=1)
+        for k, epoch in enumerate(begun):
+            figures = self._figures(totals[k], float(penalties[k]))
+            self._end_epoch(epoch, figures, seconds / count)
 
     def _begin_epoch(self, source: ArraySource, steps_ahead: int = 0) -> _Epoch:
         """Draw the order of the next epoch's rows."""
@@ -301,12 +312,13 @@ class Trainer:
         except KeyboardInterrupt:
             snapshot.restore(self.model)
             raise
-        self._end_epoch(epoch)
+        self._end_epoch(epoch, self.epoch_figures(np.concatenate(epoch.trace)))
 
     # -- after an epoch -------------------------------------------------------------------------
 
-    def _end_epoch(self, epoch: _Epoch, seconds: float | None = None) -> None:
-        figures = self.epoch_figures(np.concatenate(epoch.trace))
+    def _end_epoch(
+        self, epoch: _Epoch, figures: dict[str, float], seconds: float | None = None
+    ) -> None:
         epoch.trace = []
         if self.python_metrics is not None:
             figures |= self.python_metrics()
@@ -328,12 +340,12 @@ class Trainer:
 
     def epoch_figures(self, trace: Trace) -> dict[str, float]:
         """Loss and metrics over all steps of an epoch."""
-        totals = trace.sum(axis=0)
-        weight_sum = float(totals[WEIGHT_SUM])
-        penalty = float(trace[:, PENALTY].mean())
-        return figures_of(
-            self.program, float(totals[LOSS_SUM]), penalty, weight_sum, totals[METRIC_SUMS:]
-        )
+        return self._figures(trace.sum(axis=0), float(trace[:, PENALTY].mean()))
+
+    def _figures(self, totals: Trace, penalty: float) -> dict[str, float]:
+        """Loss and metrics from the summed trace and the mean penalty of an epoch."""
+        loss_sum, _, weight_sum = totals[:METRIC_SUMS].tolist()
+        return figures_of(self.program, loss_sum, penalty, weight_sum, totals[METRIC_SUMS:])
 
     # -- going back to the end of an epoch ----------------------------------------------------
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nnbackend._checks import check_size
-from nnbackend.errors import DataError, DTypeError
+from nnbackend.errors import BackendUnavailableError, DataError
 
 MODULES = ("numba", "scipy", "threadpoolctl")
 INSTALL = 'pip install "nnbackend[numba]"'
@@ -187,7 +187,7 @@ class Runtime:
     def __init__(self) -> None:
         from nnbackend.kernels import cpu, cpu_intrinsics
 
-        cpu_intrinsics.register_blas()
+        cpu_intrinsics.register_symbols()
         _hold_blas()
         self.cpu = cpu
         self.threads = Threads()
@@ -249,25 +249,12 @@ def runtime() -> Runtime:
         return _runtime
 
 
-def set_num_threads(count: int) -> None:
-    """Let kernels of the Numba backend use at most ``count`` threads, from the next step on.
-
-    Small work takes one thread in any case. ``NN_NUM_THREADS`` does the same from outside.
-
-    Raises:
-        DataError: more than the process has processors, or Numba is not installed.
-    """
-    _threads().set(count)
-
-
-def get_num_threads() -> int:
-    """How many threads kernels of the Numba backend may use."""
-    return _threads().count
-
-
-def _threads() -> Threads:
+def threads() -> Threads:
+    """The threads of the process's runtime."""
     missing = missing_modules()
     if missing:
-        raise DTypeError(f"threads belong to the Numba backend, which needs {', '.join(missing)}; "
-                         f"{INSTALL}")  # fmt: skip
+        raise BackendUnavailableError(
+            f"threads belong to the numba backend, which needs {' and '.join(missing)}; install "
+            f"with: {INSTALL}"
+        )
     return runtime().threads
