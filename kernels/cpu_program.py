@@ -519,7 +519,8 @@ def run_forward(f: Any, phase: int, part: int, first: int, last: int, like: Any)
     """The table's rows of this phase; then the statistics that the next phase begins with."""
     table, floats = table_of(f), floats_of(f)
     for r in range(table.shape[0]):
-        if last > first and table[r, c.PHASE] == phase:
+        # a part without rows still has its say in a batch norm: part 0 moves the running values
+        if table[r, c.PHASE] == phase and (last > first or table[r, c.OP] == BATCH_NORM):
             forward_row(f, table, floats, r, first, last, part, like)
         if table[r, c.PHASE] == phase + 1:
             x = input_rows(f, table, r, first, last, like)
