@@ -18,7 +18,7 @@ from numba import cfunc, njit, prange, types
 from numba.core import config
 
 from nnbackend.kernels import cpu_context as c
-from nnbackend.kernels.cpu_compile import compiled, only_parts, part_of_caller
+from nnbackend.kernels.cpu_compile import compiled, only_parts
 from nnbackend.kernels.cpu_inference import end_evaluate, run_evaluate, run_predict
 from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED
@@ -31,7 +31,7 @@ SERIAL, STEPS, EVALUATE, END_EVALUATE, PREDICT = range(5)
 REFUSED = 1
 
 
-@part_of_caller
+@compiled
 def _run(address: int, phase: int, part: int, like: Any) -> None:
     before = set_flush_subnormals(np.int32(-1))
     f = c.open_context(address)
@@ -44,7 +44,7 @@ def _run(address: int, phase: int, part: int, like: Any) -> None:
     elif phase == SERIAL:
         run_serial(f, part, like)
     else:
-        run_as_team(f, like)
+        run_as_team(f, part, like)
     set_flush_subnormals(before)
 
 
@@ -58,7 +58,7 @@ def phase_float64(address: int, phase: int, part: int) -> None:
     _run(address, phase, part, np.float64(0))
 
 
-@part_of_caller
+@compiled
 def _operate(address: int, operation: int, part: int, like: Any) -> None:
     before = set_flush_subnormals(np.int32(-1))
     operate(address, operation, part, like)

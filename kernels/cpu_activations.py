@@ -13,9 +13,10 @@ from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.kernels.cpu_compile import compiled, formula, loop
 from nnbackend.kernels.cpu_math import cast, erfc, exp, expm1, log1p, tanh
 
-LINEAR, RELU, LEAKY_RELU, ELU, GELU, GELU_TANH, SILU, SIGMOID, TANH, SOFTPLUS, EXPONENTIAL, SOFTMAX = (
-    range(len(ACTIVATIONS))
-)  # fmt: skip
+(
+    LINEAR, RELU, LEAKY_RELU, ELU, GELU, GELU_TANH, SILU, SIGMOID, TANH, SOFTPLUS, EXPONENTIAL,
+    SOFTMAX,
+) = range(len(ACTIVATIONS))  # fmt: skip
 
 SQRT_HALF = math.sqrt(0.5)
 INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
@@ -310,4 +311,4 @@ def activation_backward(code: int, parameter: Any, dy: Any, saved: Any) -> None:
 @compiled
 def keeps_input(code: int) -> bool:
     """Whether the backward pass wants z instead of the output."""
-    return code == GELU or code == GELU_TANH or code == SILU
+    return code in (GELU, GELU_TANH, SILU)

@@ -7,9 +7,9 @@ decide what a formula means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from numba import njit
 from numba.core.codegen import JITCodeLibrary
@@ -62,16 +62,21 @@ _OPTIONS: dict[str, Any] = {
     "_nrt": False,
 }
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _decorator(**options: Any) -> Callable[[F], F]:
+    decorator: Callable[[F], F] = njit(**options)
+    return decorator
+
+
 #: A function that decides, and calls others.
-compiled = njit(**_OPTIONS)
-#: A part of another function, taken out for the reader: it has one caller, and Numba would
-#: compile all that it calls once more for every function between.
-part_of_caller = njit(**_OPTIONS)
+compiled = _decorator(**_OPTIONS)
 #: A function that returns an array, which Numba only lets pass with reference counts.
-view = njit(**{**_OPTIONS, "_nrt": True})
+view = _decorator(**{**_OPTIONS, "_nrt": True})
 #: A loop over arrays, to become vector code: small, so that LLVM sees what overlaps.
-loop = njit(fastmath=FAST, **_OPTIONS)
+loop = _decorator(fastmath=FAST, **_OPTIONS)
 #: A formula for one element, inlined into loops.
-formula = njit(fastmath=FAST, forceinline=True, **_OPTIONS)
+formula = _decorator(fastmath=FAST, forceinline=True, **_OPTIONS)
 #: The same, operations in the order in which they stand.
-exact_formula = njit(fastmath=EXACT, forceinline=True, **_OPTIONS)
+exact_formula = _decorator(fastmath=EXACT, forceinline=True, **_OPTIONS)

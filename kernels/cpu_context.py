@@ -59,8 +59,9 @@ STATISTIC_COLUMNS = 5
 #: Sums of each part: loss, penalty, weights, then the metrics', last the gradient's square.
 LOSS_SUM, PENALTY, WEIGHTS, METRICS = 0, 1, 2, 3
 
-#: Elements of the array at TEAM, a cache line apart: tickets taken, and parts done.
-TICKETS, DONE, N_TEAM = 8, 24, 40
+#: The array at TEAM: how many parts are done, then for each part how many turns are taken, each
+#: number in a cache line of its own.
+TEAM_STRIDE = 16
 #: Examples of element types.
 INT64, INT32, FLOAT64 = np.int64(0), np.int32(0), np.float64(0)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.kernels import cpu_context as c
-from nnbackend.kernels.cpu_compile import compiled, part_of_caller, view
+from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import matrix, share
 from nnbackend.kernels.cpu_dense import copy
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
@@ -75,7 +75,7 @@ def infer(f: Any, part: int, x: Any, out: Any, like: Any) -> None:
         copy(x.reshape(x.size), out.reshape(out.size))
 
 
-@part_of_caller
+@compiled
 def run_predict(f: Any, part: int, like: Any) -> None:
     """This part's share of the rows, from X to OUT."""
     first, last = share(f[c.N_DATA], part, f[c.N_PARTS], ROW_MULTIPLE)
@@ -86,7 +86,7 @@ def run_predict(f: Any, part: int, like: Any) -> None:
         infer(f, part, x, matrix_at(f[c.OUT], start * n_outputs, rows, n_outputs, like), like)
 
 
-@part_of_caller
+@compiled
 def run_evaluate(f: Any, part: int, like: Any) -> None:
     """Loss and metric sums of this part's share of the rows."""
     first, last = share(f[c.N_DATA], part, f[c.N_PARTS], ROW_MULTIPLE)
@@ -108,7 +108,7 @@ def run_evaluate(f: Any, part: int, like: Any) -> None:
             sums[c.WEIGHTS] += float(stop - start)
 
 
-@part_of_caller
+@compiled
 def end_evaluate(f: Any, like: Any) -> None:
     """Join the parts' sums into the one row of the trace; add the penalties."""
     table, floats = table_of(f), floats_of(f)

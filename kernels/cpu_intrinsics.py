@@ -115,6 +115,18 @@ def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic
+def atomic_replace(typing_context: Any, address: Any, old: Any, new: Any) -> Any:
+    """Put ``new`` at ``address`` if ``old`` is there, in one go for all threads; whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], _I64.as_pointer())
+        answer = builder.cmpxchg(place, arguments[1], arguments[2], "seq_cst", "seq_cst")
+        return builder.extract_value(answer, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def atomic_load(typing_context: Any, address: Any) -> Any:
     """The int64 at ``address`` as other threads left it."""
 

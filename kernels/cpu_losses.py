@@ -17,7 +17,8 @@ from nnbackend.kernels.cpu_compile import NARROW, compiled, formula, loop
 from nnbackend.kernels.cpu_math import cast, exp, log, log1p
 
 (
-    SOFTMAX_CE, CATEGORICAL_CE, SIGMOID_CE, BINARY_CE, SQUARED, SUM_SQUARED, ABSOLUTE, HUBER, POISSON,
+    SOFTMAX_CE, CATEGORICAL_CE, SIGMOID_CE, BINARY_CE, SQUARED, SUM_SQUARED, ABSOLUTE, HUBER,
+    POISSON,
 ) = range(len(LOSSES))  # fmt: skip
 
 #: Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.

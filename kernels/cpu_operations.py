@@ -14,7 +14,7 @@ import numpy as np
 
 from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.cpu_activations import activation_backward, activation_forward
-from nnbackend.kernels.cpu_compile import part_of_caller, view
+from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import share
 from nnbackend.kernels.cpu_dense import (
     column_sums,
@@ -115,7 +115,7 @@ def _vector(address: int, n: int, like: Any) -> Any:
     return vector_at(address, 0, n if address else 0, like)
 
 
-@part_of_caller
+@compiled
 def operate(address: int, operation: int, part: int, like: Any) -> None:
     """Run one part of an operation."""
     a = vector_at(address, FIRST_ARGUMENT, N_ARGUMENTS, c.INT64)
@@ -135,7 +135,7 @@ def operate(address: int, operation: int, part: int, like: Any) -> None:
         _over_data(a, operation, like)
 
 
-@part_of_caller
+@compiled
 def _dense(a: Any, numbers: Any, operation: int, part: int, parts: int, like: Any) -> None:
     parameter = cast(numbers[0], like)
     if operation == DENSE_FORWARD:
@@ -185,7 +185,7 @@ def _dense(a: Any, numbers: Any, operation: int, part: int, parts: int, like: An
             activation_backward(code, parameter, dz, _rows(saved, first, last, width, like))
 
 
-@part_of_caller
+@compiled
 def _norm(a: Any, numbers: Any, operation: int, like: Any) -> None:
     if operation == BATCH_NORM_FORWARD:
         x_, gamma, beta, running_mean, running_var, out, saved, rows, n, scratch_ = a[:10]
@@ -250,7 +250,7 @@ def _norm(a: Any, numbers: Any, operation: int, like: Any) -> None:
             layer_norm_data(dy, x, _vector(gamma, n, like), kept[0], kept[1], dx)
 
 
-@part_of_caller
+@compiled
 def _by_element(a: Any, numbers: Any, operation: int, part: int, parts: int, like: Any) -> None:
     if operation == DROPOUT_FORWARD:
         x, out, saved_, size, key, stream_low, stream_high = a[:7]
@@ -287,7 +287,7 @@ def _by_element(a: Any, numbers: Any, operation: int, part: int, parts: int, lik
         )  # fmt: skip
 
 
-@part_of_caller
+@compiled
 def _over_outputs(a: Any, numbers: Any, operation: int, like: Any) -> None:
     """Losses and statistics; rows of pred ... weight begin at a[5]."""
     pred_, labels_, target_, weight_, out_, first, last, width = a[:8]
@@ -311,7 +311,7 @@ def _over_outputs(a: Any, numbers: Any, operation: int, like: Any) -> None:
         regression_sums(pred, target, weight, vector_at(out_, 0, 4 * width, c.FLOAT64))
 
 
-@part_of_caller
+@compiled
 def _over_parameters(
     a: Any, numbers: Any, operation: int, part: int, parts: int, like: Any
 ) -> None:
@@ -351,7 +351,7 @@ def _over_parameters(
         )  # fmt: skip
 
 
-@part_of_caller
+@compiled
 def _over_data(a: Any, operation: int, like: Any) -> None:
     if operation == RANDOM_BITS:
         out, size, offset, key, stream_low, stream_high = a[:6]

@@ -16,7 +16,7 @@ import numpy as np
 from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.codes import Op, Update
 from nnbackend.kernels.cpu_activations import activation_backward, activation_forward, keeps_input
-from nnbackend.kernels.cpu_compile import compiled, part_of_caller, view
+from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import matrix, numbers_of, share, vector
 from nnbackend.kernels.cpu_dense import (
     column_sums,
@@ -68,8 +68,9 @@ N_COLUMNS = len(c.COLUMNS)
 ROW_MULTIPLE = 4
 #: Weight rows of a part, and columns of its biases, in multiples of a vector register.
 WEIGHT_MULTIPLE = 16
-#: Weights of a block whose gradient is still in the cache when it is used: 512 KiB in float32.
-UPDATE_BLOCK = 131072
+#: Weights of a block whose gradient is used while it is in the cache: 2 MiB in float32. Smaller
+#: ones would make the BLAS pack the other factor anew too often (measured on 1024 x 1024 weights).
+UPDATE_BLOCK = 1 << 19
 
 #: Arrays of a batch norm in a part's area, float64: of the part's rows, of the batch, the
 #: gradients of the part and of all. (NumPy integers: Numba compiles a function for each literal.)
@@ -194,7 +195,7 @@ def layer_norm_saved(f: Any, table: Any, r: int, first: int, last: int, like: An
     return means, inv_stds
 
 
-@part_of_caller
+@compiled
 def forward_row(
     f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
 ) -> None:
@@ -257,7 +258,7 @@ def join_parts(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) ->
     return mean, square
 
 
-@part_of_caller
+@compiled
 def backward_row(
     f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
 ) -> None:
@@ -294,7 +295,7 @@ def backward_row(
         standardize_backward(dy, state(f, table[r, c.STATE_1], width, like), dx)
 
 
-@part_of_caller
+@compiled
 def batch_norm_row(f: Any, table: Any, r: int, first: int, last: int, part: int, like: Any) -> None:
     """The second half of a batch norm's backward pass, from the sums of all parts."""
     width = table[r, c.OUTPUTS]
@@ -353,7 +354,7 @@ def like_size(like: Any) -> int:
     return vector_at(0, 0, 0, like).itemsize
 
 
-@part_of_caller
+@compiled
 def weight_sum(f: Any, start: int, rows: int, like: Any) -> float:
     """Sum of the batch's weights."""
     weight = vector_at(f[c.WEIGHT], 0, f[c.N_DATA], like)
@@ -368,7 +369,7 @@ def weight_sum(f: Any, start: int, rows: int, like: Any) -> float:
     return total
 
 
-@part_of_caller
+@compiled
 def correct_rate(f: Any, numbers: Any, rate: float) -> None:
     """Adam's bias corrections, moved out of the vectors into its rate and eps."""
     numbers[c.RATE] = rate
@@ -379,7 +380,7 @@ def correct_rate(f: Any, numbers: Any, rate: float) -> None:
         numbers[c.CORRECTED_EPS] = numbers[c.EPS] * root
 
 
-@part_of_caller
+@compiled
 def gather(f: Any, first: int, last: int, like: Any) -> None:
     """Copy the rows that the order names for this slice of the batch."""
     order = vector_at(f[c.ORDER], f[c.ORDER_START] + first, last - first, c.INT64)
@@ -403,7 +404,7 @@ def gather(f: Any, first: int, last: int, like: Any) -> None:
             kept[first + i] = weight[order[i]]
 
 
-@part_of_caller
+@compiled
 def check_rows(f: Any, first: int, last: int, like: Any) -> bool:
     """Whether a caller's own rows are such as the host's checks would let through."""
     width, outputs = f[c.N_INPUTS], f[c.N_OUTPUTS]
@@ -514,7 +515,7 @@ def run_rows(f: Any, phase: int, part: int, first: int, last: int, like: Any) ->
         run_backward(f, 2 * forward - phase, part, first, last, like)
 
 
-@part_of_caller
+@compiled
 def run_forward(f: Any, phase: int, part: int, first: int, last: int, like: Any) -> None:
     """The table's rows of this phase; then the statistics that the next phase begins with."""
     table, floats = table_of(f), floats_of(f)
@@ -532,7 +533,7 @@ def run_forward(f: Any, phase: int, part: int, first: int, last: int, like: Any)
             return
 
 
-@part_of_caller
+@compiled
 def run_loss(f: Any, part: int, first: int, last: int, like: Any) -> None:
     if last <= first:
         return
@@ -544,7 +545,7 @@ def run_loss(f: Any, part: int, first: int, last: int, like: Any) -> None:
     measure(f, pred, dpred, labels, target, weight, loss_factor(f), sums_of(f, part), like)
 
 
-@part_of_caller
+@compiled
 def run_backward(f: Any, phase: int, part: int, first: int, last: int, like: Any) -> None:
     """Back through the rows of a forward phase, up to the sums of the batch norm it began with;
     and before them the second half of the batch norm that the phase after began with."""
@@ -571,7 +572,7 @@ def run_backward(f: Any, phase: int, part: int, first: int, last: int, like: Any
             backward_row(f, table, floats, r, first, last, part, like)
 
 
-@part_of_caller
+@compiled
 def run_weights(f: Any, part: int, like: Any) -> None:
     """This part's share of the parameters: gradient, penalty, and the update unless the gradient
     is clipped first."""
@@ -604,7 +605,7 @@ def run_weights(f: Any, part: int, like: Any) -> None:
             finish(f, start_1, last - first, part, like)
 
 
-@part_of_caller
+@compiled
 def dense_weights(
     f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
 ) -> None:
@@ -623,7 +624,7 @@ def dense_weights(
         finish(f, start, size, part, like)
 
 
-@part_of_caller
+@compiled
 def dense_bias(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) -> None:
     """This part's share of a bias."""
     width = table[r, c.OUTPUTS]
@@ -705,7 +706,7 @@ def update(f: Any, start: int, n: int, like: Any) -> None:
         )  # fmt: skip
 
 
-@part_of_caller
+@compiled
 def run_clipped_update(f: Any, part: int, like: Any) -> None:
     """Scale this part's share of the gradient to the allowed norm, then update."""
     square = 0.0

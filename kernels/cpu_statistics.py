@@ -35,8 +35,8 @@ def _is_right(row: Any, label: int, top: int) -> bool:
 
 @compiled
 def count_correct(
-    pred: Any, labels: Any, target: Any, weight: Any, by_threshold: bool, threshold: float, top: int,
-    out: Any,
+    pred: Any, labels: Any, target: Any, weight: Any, by_threshold: bool, threshold: float,
+    top: int, out: Any,
 ) -> None:  # fmt: skip
     """out (1,) += sum of w_i [row i is right]."""
     for i in range(pred.shape[0]):

@@ -1,11 +1,11 @@
 """Many training steps in a row: on one thread, or by a team of threads.
 
-A team takes tickets. Ticket number t is part t % P of phase t // P of the run, P parts a phase; who
-holds it waits until all parts of earlier phases are done, and then runs that part. So any number
-of threads may join, late or never, and none is waited for but for work that it has taken: with no
-other thread at hand, one does it all. What is computed depends on the number of parts, not on who
-computes it. A meeting of the threads costs a look at a counter, where forking anew for each phase
-costs a call of the operating system.
+The run is a sequence of turns, the phases of all steps, and a turn has P parts. Each member of the
+team has a part of its own, whose data stay in the caches of its processor. It takes it, turn after
+turn, and waits at the end of a turn until all parts are done; who has waited for long takes a part
+that nobody has begun. So any number of threads may join, late or never: alone, one does it all.
+What is computed depends on the number of parts, not on who computes it. A meeting of the threads
+costs a look at a counter, where forking anew for each phase costs a call of the operating system.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from nnbackend.kernels.cpu_compile import compiled
 from nnbackend.kernels.cpu_intrinsics import (
     atomic_add,
     atomic_load,
+    atomic_replace,
     let_others_run,
     pause,
     vector_at,
@@ -41,43 +42,49 @@ def run_serial(f: Any, part: int, like: Any) -> None:
 
 @compiled
 def reset_team(f: Any) -> None:
-    """Before a team starts: no ticket is taken, nothing is done."""
-    team = vector_at(f[c.TEAM], 0, c.N_TEAM, c.INT64)
-    team[c.TICKETS] = 0
-    team[c.DONE] = 0
+    """Before a team starts: nothing is taken, nothing is done."""
+    team = vector_at(f[c.TEAM], 0, (f[c.N_PARTS] + 2) * c.TEAM_STRIDE, c.INT64)
+    team[:] = 0
 
 
 @compiled
-def wait_until(address: int, count: int) -> None:
-    """Wait until the counter at ``address`` is at least ``count``."""
-    looks = 0
-    while atomic_load(address) < count:
-        looks += 1
-        if looks < PATIENCE:
-            pause()
-        else:
-            let_others_run()
+def place_of(f: Any, index: int) -> int:
+    """Address of one of the team's numbers: 0 counts the parts done, 1 + p part p's turns."""
+    return f[c.TEAM] + 8 * c.TEAM_STRIDE * (index + 1)
 
 
 @compiled
-def run_as_team(f: Any, like: Any) -> None:
-    """Take part in all steps of a run until no ticket is left."""
-    parts, steps, turns = f[c.N_PARTS], f[c.N_STEPS], f[c.N_PHASES] + 1
-    tickets, done = f[c.TEAM] + 8 * c.TICKETS, f[c.TEAM] + 8 * c.DONE
-    while True:
-        ticket = atomic_add(tickets, 1)
-        turn, part = ticket // parts, ticket % parts
-        if turn > steps * turns:
-            return
-        wait_until(done, turn * parts)
-        step, phase = turn // turns, turn % turns - 1
-        if phase >= 0:
-            if f[c.STATUS] == 0:
-                run_phase(f, phase, part, like)
-        elif part == 0:
-            # between two steps: one ends and the next begins
-            if step > 0 and f[c.STATUS] == 0:
-                end_step(f, step - 1)
-            if step < steps:
-                begin_step(f, step, like)
-        atomic_add(done, 1)
+def run_as_team(f: Any, member: int, like: Any) -> None:
+    """Take part in all steps of a run."""
+    parts = f[c.N_PARTS]
+    done = place_of(f, 0)
+    for turn in range(f[c.N_STEPS] * (f[c.N_PHASES] + 1) + 1):
+        take_part(f, turn, member, done, like)
+        looks = 0
+        while atomic_load(done) < (turn + 1) * parts:
+            looks += 1
+            if looks < PATIENCE:
+                pause()
+            else:
+                for part in range(parts):
+                    take_part(f, turn, part, done, like)
+                let_others_run()
+
+
+@compiled
+def take_part(f: Any, turn: int, part: int, done: int, like: Any) -> None:
+    """Run a part of a turn, unless somebody else has it."""
+    if not atomic_replace(place_of(f, 1 + part), turn, turn + 1):
+        return
+    turns = f[c.N_PHASES] + 1
+    step, phase = turn // turns, turn % turns - 1
+    if phase >= 0:
+        if f[c.STATUS] == 0:
+            run_phase(f, phase, part, like)
+    elif part == 0:
+        # between two steps: one ends and the next begins
+        if step > 0 and f[c.STATUS] == 0:
+            end_step(f, step - 1)
+        if step < f[c.N_STEPS]:
+            begin_step(f, step, like)
+    atomic_add(done, 1)

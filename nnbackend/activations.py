@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from nnbackend._checks import check_number
 from nnbackend.backends.base import LINEAR, Activation, Array
 from nnbackend.errors import DataError, DTypeError, unknown_name
+from nnbackend.kernels.codes import Op
 from nnbackend.layer import NativeLayer
-from nnbackend.program import Op
 
 #: Name -> default parameter; the position is the code in a program's table.
 ACTIVATIONS: dict[str, float] = {

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, summary, info, bench."""
+"""The command line: train, evaluate, predict, summary, info, warmup, bench."""
 
 from __future__ import annotations
 
@@ -352,6 +352,37 @@ def info() -> None:
         console.print(table)
         chosen = nn.get_backend().device
         console.print(f"chosen now: [bold]{chosen}[/bold] (NN_BACKEND or --backend changes that)")
+
+
+@app.command()
+def warmup(
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64", show_default="both")
+    ] = None,
+) -> None:
+    """Compile the Numba backend's kernels now, so that no later run has to.
+
+    They are kept in a cache folder: of the user's, or where NUMBA_CACHE_DIR says. In the building
+    of a container image, run this as the user, and with the NUMBA_CACHE_DIR, of later runs.
+
+    [bold]Examples[/bold]
+
+      nnbackend warmup
+
+      NUMBA_CACHE_DIR=/opt/nnbackend nnbackend warmup --dtype float32
+    """
+    with user_errors():
+        import time
+
+        from nnbackend.backends._numba_runtime import runtime
+        from nnbackend.warmup import warm_up
+
+        if dtype is not None and dtype not in ("float32", "float64"):
+            raise DataError(f"--dtype is float32 or float64; received {dtype!r}")
+        nn.get_backend("numba")
+        start = time.perf_counter()
+        warm_up("numba", ("float32", "float64") if dtype is None else (dtype,))
+        typer.echo(f"ready in {time.perf_counter() - start:.1f} s; kept in {runtime().folder}")
 
 
 @app.command()

@@ -211,6 +211,8 @@ class _Training:
         c, program, dtype = self.c, self.program, executor._dtype
         self.f, self.numbers, self.sums = executor.new_context(parts)
         zeros = program.backend.zeros
+        self.capacity: int
+        self.buffers: dict[int, Array]
         if before is not None and before.capacity >= batch:
             self.capacity, self.buffers = before.capacity, before.buffers
         else:
@@ -240,7 +242,7 @@ class _Training:
         self.one_rate, self.one_trace = np.zeros(1), np.zeros((1, executor.trace_width))
         unit, cpu = run.unit, run.cpu
         self._call, self._fork, self._cpu = unit.driver(cpu.call), unit.driver(cpu.fork), cpu
-        self._team = np.zeros(c.N_TEAM, np.int64)
+        self._team = np.zeros((parts + 2) * c.TEAM_STRIDE, np.int64)
         f[c.TEAM] = address_of(self._team)
         self._once = unit.driver(cpu.fork_step if parts > 1 else cpu.step)
         #: how a caller's own targets may look: their dtype and the field of their address

@@ -11,8 +11,8 @@ from nnbackend.activations import CODES, activation_config, resolve_activation
 from nnbackend.backends.base import Array
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
+from nnbackend.kernels.codes import Op
 from nnbackend.layer import NativeLayer, Parameter
-from nnbackend.program import Op
 
 
 class Dense(NativeLayer):

@@ -20,8 +20,9 @@ from nnbackend.executor import (
     Trace,
     total_loss,
 )
+from nnbackend.kernels.codes import Op
 from nnbackend.losses import Loss
-from nnbackend.program import ABSENT, Op, Program, Row
+from nnbackend.program import ABSENT, Program, Row
 
 #: Rows that inference handles at a time; results do not depend on it.
 INFERENCE_ROWS = 1024

@@ -17,10 +17,8 @@ from nnbackend.backends.base import Array
 from nnbackend.callbacks import Callback
 from nnbackend.errors import DataError, NonFiniteLossError
 from nnbackend.executor import (
-    LOSS_SUM,
     METRIC_SUMS,
     PENALTY,
-    WEIGHT_SUM,
     Executor,
     Trace,
     data_loss,

@@ -58,7 +58,7 @@ def deep_model(dtype: str = "float32", **settings: float) -> nn.Sequential:
         dtype=dtype,
         backend="numba",
     )
-    # a large eps: what a batch norm takes away has rounding for a gradient, which Adam would blow up
+    # a large eps: where a batch norm takes a bias away, Adam would blow up rounding
     optimizer = nn.AdamW(lr=0.01, eps=1e-3, **settings)
     model.compile("softmax_cross_entropy", optimizer, ["accuracy", "recall"])
     return model
@@ -390,7 +390,7 @@ class TestMissing:
     BLOCK = """
         import importlib.util
         find = importlib.util.find_spec
-        importlib.util.find_spec = lambda name, *more: None if name == "numba" else find(name, *more)
+        importlib.util.find_spec = lambda name: None if name == "numba" else find(name)
         import nnbackend as nn
         """
 

@@ -209,7 +209,7 @@ class Runtime:
     def _compile(self, name: str) -> int:
         function = getattr(self.cpu, name)
         if any(self.folder.rglob(f"*{name}*.nbc")):
-            return self.unit.entry(function)
+            return int(self.unit.entry(function))
         kind, _, dtype = name.partition("_")
         what = f"{'programs' if kind == 'phase' else 'single operations'} in {dtype}"
         sys.stderr.write(
@@ -218,7 +218,7 @@ class Runtime:
         )
         sys.stderr.flush()
         start = time.perf_counter()
-        address = self.unit.entry(function)
+        address = int(self.unit.entry(function))
         sys.stderr.write(f"done in {time.perf_counter() - start:.1f} s\n")
         return address
 

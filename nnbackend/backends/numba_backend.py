@@ -134,9 +134,9 @@ class NumbaBackend(NumpyBackend):
             dz = scratch
         work = rows * n_inputs * n_outputs / GRAIN
         if dx is not None and rows:
-            pointers = (address_of(dz), address_of(w), 0, address_of(dx))
-            arguments = (*pointers, rows, n_inputs, n_outputs, code)
-            self._run(self._operation.DENSE_DATA, dz, arguments, (), work)
+            data = (address_of(dz), address_of(w), 0, address_of(dx))
+            sizes = (rows, n_inputs, n_outputs, code)
+            self._run(self._operation.DENSE_DATA, dz, (*data, *sizes), (), work)
         if dw is not None or db is not None:
             pointers = tuple(map(address_of, (x, dz, dw, db)))
             arguments = (*pointers, rows, n_inputs, n_outputs)
