@@ -99,8 +99,3 @@ def matrix(address: int, size: int, start: int, rows: int, columns: int, like: A
     if start < 0 or rows < 0 or columns < 0 or start + rows * columns > size:
         raise IndexError("a kernel was sent beyond the end of a buffer")
     return matrix_at(address, start, rows, columns, like)
-
-
-def address_of(array: np.ndarray[Any, Any] | None) -> int:
-    """Where an array's data lie; 0 for None."""
-    return 0 if array is None else int(array.__array_interface__["data"][0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends._numba_runtime import Runtime
+from nnbackend.backends._numba_runtime import Runtime, address_of
 from nnbackend.backends.base import Array
 from nnbackend.executor import METRIC_SUMS, Data, Executor, Trace, total_loss
 from nnbackend.kernels.codes import LOSSES, STATISTICS, Op, Update
@@ -32,11 +32,6 @@ BLOCK_BYTES, SMALL_WEIGHTS = 1 << 16, 1 << 15
 INFERENCE_ROWS, FEW_ROWS = 512, 16
 
 _INT64, _INT32 = np.dtype(np.int64), np.dtype(np.int32)
-
-
-def address_of(array: Array | None) -> int:
-    """Where an array's data lie; 0 for None."""
-    return 0 if array is None else int(array.__array_interface__["data"][0])
 
 
 class CompiledExecutor(Executor):

@@ -425,7 +425,7 @@ class TestBoundsChecking:
             from nnbackend.testing import check_backend
             failures = []
             sys.unraisablehook = lambda error: failures.append(repr(error.exc_value))
-            check_backend("numba")
+            check_backend(nn.get_backend("numba"))
             rng = np.random.default_rng(0)
             x, y = rng.normal(size=(67, 5)), rng.integers(0, 4, 67)
             for optimizer in ("sgd", "adagrad", "rmsprop", nn.AdamW(clip_norm=1.0)):

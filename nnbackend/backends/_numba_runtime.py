@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nnbackend._checks import check_size
+from nnbackend.backends.base import Array
 from nnbackend.errors import BackendUnavailableError, DataError
 
 MODULES = ("numba", "scipy", "threadpoolctl")
@@ -31,6 +32,11 @@ EXPECTED_SECONDS = 15
 def missing_modules() -> list[str]:
     """Names of required packages that are not installed."""
     return [name for name in MODULES if importlib.util.find_spec(name) is None]
+
+
+def address_of(array: Array | None) -> int:
+    """Where an array's data lie; 0 for None."""
+    return 0 if array is None else int(array.__array_interface__["data"][0])
 
 
 # -- the cache folder -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nnbackend.backends._blocks import row_slices
-from nnbackend.backends._numba_runtime import INSTALL, missing_modules, runtime
+from nnbackend.backends._numba_runtime import INSTALL, address_of, missing_modules, runtime
 from nnbackend.backends.base import Activation, Array, Availability
 from nnbackend.backends.numpy_backend import NumpyBackend
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
@@ -26,11 +26,6 @@ GRAIN = 1 << 21
 #: Elements that one more thread must have to pass over.
 ELEMENT_GRAIN = 1 << 17
 _MASK = (1 << 64) - 1
-
-
-def address_of(array: Array | None) -> int:
-    """Where an array's data lie; 0 for None."""
-    return 0 if array is None else int(array.__array_interface__["data"][0])
 
 
 def _signed(bits: int) -> int:
