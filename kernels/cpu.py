@@ -1,8 +1,9 @@
 """The compiled unit of the Numba backend: one function per dtype, and the drivers that call it.
 
-``phase_float32`` and ``phase_float64`` interpret any program and any operation: compiled once
-for a processor and cached, whatever the network. The drivers call them by address, which keeps
-them small: each driver is compiled for no dtype at all.
+``phase_float32`` and ``phase_float64`` interpret any program, ``operation_float32`` and
+``operation_float64`` run single operations: compiled once for a processor and cached, whatever
+the network. The drivers call them by address, which keeps them small: each driver is compiled for
+no dtype at all.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ from nnbackend.kernels.cpu_inference import end_evaluate, run_evaluate, run_pred
 from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED
 from nnbackend.kernels.cpu_operations import operate
+from nnbackend.kernels.cpu_products import SCRATCH_BYTES as SCRATCH_BYTES
 from nnbackend.kernels.cpu_steps import reset_team, run_as_team, run_serial
 
 #: What the phase functions can be asked to do.
 SERIAL, STEPS, EVALUATE, END_EVALUATE, PREDICT = range(5)
-#: STATUS of a step whose data the host has to look at.
-REFUSED = 1
 
 
 @compiled
@@ -89,7 +89,7 @@ def _take_batch(f: Any, x: Any, y: Any, field: int) -> bool:
     fits = x.ndim == 2 and y.ndim <= 2 and x.flags.c_contiguous and y.flags.c_contiguous
     fits = fits and rows == f[c.BATCH_SIZE] and x.size == rows * f[c.N_INPUTS]
     fits = fits and y.shape[0] == rows and y.size == rows * width
-    f[c.STATUS] = 0 if fits else REFUSED
+    f[c.STATUS] = 0 if fits else c.REFUSED
     f[c.X] = x.ctypes.data
     f[field] = y.ctypes.data
     return fits

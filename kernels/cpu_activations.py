@@ -12,6 +12,7 @@ from typing import Any
 from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.kernels.cpu_compile import compiled, formula, loop
 from nnbackend.kernels.cpu_math import cast, erfc, exp, expm1, log1p, tanh
+from nnbackend.kernels.cpu_vectors import scale
 
 (
     LINEAR, RELU, LEAKY_RELU, ELU, GELU, GELU_TANH, SILU, SIGMOID, TANH, SOFTPLUS, EXPONENTIAL,
@@ -220,12 +221,6 @@ def _shift(row: Any, by: Any) -> None:
 
 
 @loop
-def _scale(row: Any, by: Any) -> None:
-    for j in range(row.size):
-        row[j] *= by
-
-
-@loop
 def shifted_exponential(z: Any, zero: Any) -> None:
     """z = exp(z - max of its row), for z (B, N); two passes, so that short rows are no obstacle
     to vector code."""
@@ -238,7 +233,7 @@ def shifted_exponential(z: Any, zero: Any) -> None:
 def _softmax(z: Any, zero: Any) -> None:
     shifted_exponential(z, zero)
     for i in range(z.shape[0]):
-        _scale(z[i], cast(1.0, zero) / sum_of(z[i]))
+        scale(z[i], cast(1.0, zero) / sum_of(z[i]))
 
 
 @loop

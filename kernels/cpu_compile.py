@@ -7,6 +7,7 @@ decide what a formula means.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,17 +24,31 @@ EXACT = {"contract", "nsz"}
 
 
 class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
-    """The code of one function that is only a part of others: neither optimised nor loaded.
+    """The code of one function that is only a part of others: not optimised, loaded or joined
+    with what it calls, until the function that all are parts of asks for it.
 
-    Numba would do both for every function with all that it calls, over and over.
+    Numba would do all that for every function with all that it calls, over and over.
     """
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
+    def finalize(self) -> None:
         self._finalize_dynamic_globals()
         self._finalized = True
+
+    def _get_module_for_linking(self) -> Any:
+        whole = super()._get_module_for_linking().clone()
+        joined, waiting = {self}, list(self._linking_libraries)
+        while waiting:
+            library = waiting.pop()
+            if library in joined:
+                continue
+            joined.add(library)
+            if isinstance(library, PartLibrary):
+                waiting.extend(library._linking_libraries)
+                own = super(PartLibrary, library)._get_module_for_linking()
+            else:
+                own = library._get_module_for_linking()
+            whole.link_in(own, preserve=True)
+        return whole
 
 
 @contextmanager
@@ -44,6 +59,7 @@ def only_parts() -> Iterator[None]:
     """
     target = cpu_target.target_context
     codegen = target.codegen()
+    collects = gc.isenabled()
     known = hasattr(codegen, "_library_class") and hasattr(target, "get_executable")
     with global_compiler_lock:
         if not known:
@@ -52,10 +68,13 @@ def only_parts() -> Iterator[None]:
         codegen._library_class = PartLibrary
         # Numba knows a function by its entry point: some builtin that no other function has
         target.get_executable = lambda library, fndesc, env: [].append
+        gc.disable()  # a tenth of the time: it would look through all that has been compiled
         try:
             yield
         finally:
             del codegen._library_class, target.get_executable
+            if collects:
+                gc.enable()
 
 
 #: Rows of at most this many elements are handled in one loop over all of them: calling a function

@@ -15,14 +15,15 @@ from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 66
+N_FIELDS = 67
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
     GRADIENTS, STATE, N_STATE, SLOT_0, SLOT_1,
-    # buffers: layer outputs, gradients by them, statistics of batch norms, sums of each part
+    # buffers: layer outputs, gradients by them; of each part: statistics of batch norms, sums,
+    # scratch memory for products
     WORKSPACE, WORKSPACE_SIZE, DELTAS, DELTAS_SIZE, CAPACITY,
-    NORMS, NORMS_WIDTH, SUMS, SUMS_WIDTH,
+    NORMS, NORMS_WIDTH, SUMS, SUMS_WIDTH, SCRATCH,
     # the data: addresses, 0 for what is not there; LABELS_64 is a caller's own int64 array
     X, N_INPUTS, TARGET, LABELS, LABELS_64, WEIGHT, N_DATA, N_OUTPUTS, OUT,
     ORDER, ORDER_ROWS, X_GATHERED, TARGET_GATHERED, LABELS_GATHERED, WEIGHT_GATHERED,
@@ -33,6 +34,9 @@ N_FIELDS = 66
     # the step under way: the batch's data, and where its rows lie in ORDER
     STEP, ROWS, ORDER_START, X_BATCH, TARGET_BATCH, LABELS_BATCH, WEIGHT_BATCH,
 ) = range(N_FIELDS)  # fmt: skip
+
+#: STATUS of a step whose data the host has to look at.
+REFUSED = 1
 
 #: float64 numbers at NUMBERS: settings, then what begin_step works out.
 N_NUMBERS = 15

@@ -12,9 +12,8 @@ import numpy as np
 from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import matrix, share
-from nnbackend.kernels.cpu_dense import copy
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
-from nnbackend.kernels.cpu_norms import add_sums, batch_normalise, inverse_deviation
+from nnbackend.kernels.cpu_norms import batch_normalise, inverse_deviation
 from nnbackend.kernels.cpu_program import (
     BATCH_NORM,
     DENSE,
@@ -33,6 +32,7 @@ from nnbackend.kernels.cpu_program import (
     table_of,
     targets,
 )
+from nnbackend.kernels.cpu_vectors import add_to, copy
 
 #: Buffers of a part: 0 and 1 take turns, then the outputs and their gradient.
 N_BUFFERS = 4
@@ -69,7 +69,7 @@ def infer(f: Any, part: int, x: Any, out: Any, like: Any) -> None:
             inverse_deviation(running_var, 1.0, floats[r, 1], inv_std)
             batch_normalise(x, running_mean, inv_std, gamma, beta, target)
         else:
-            apply_row(f, table, floats, r, x, target, nothing(like), like)
+            apply_row(f, table, floats, r, part, x, target, nothing(like), like)
         x = target
     if last < 0:
         copy(x.reshape(x.size), out.reshape(out.size))
@@ -116,7 +116,7 @@ def end_evaluate(f: Any, like: Any) -> None:
     row = vector_at(f[c.TRACE], 0, width, c.FLOAT64)
     row[:] = 0.0
     for part in range(f[c.N_PARTS]):
-        add_sums(row, sums_of(f, part)[:width])
+        add_to(row, sums_of(f, part)[:width])
     for r in range(table.shape[0]):
         if table[r, c.OP] == DENSE:
             size = table[r, c.INPUTS] * table[r, c.OUTPUTS]

@@ -89,6 +89,16 @@ def cast(typing_context: Any, value: Any, like: Any) -> Any:
 
 
 @intrinsic
+def size_of(typing_context: Any, like: Any) -> Any:
+    """Bytes of a number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_constant(types.intp, context.get_abi_sizeof(arguments[0].type))
+
+    return types.intp(like), codegen
+
+
+@intrinsic
 def call_phase(
     typing_context: Any, function: Any, context_address: Any, phase: Any, part: Any
 ) -> Any:

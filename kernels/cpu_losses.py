@@ -15,6 +15,8 @@ from nnbackend.kernels.codes import LOSSES
 from nnbackend.kernels.cpu_activations import _exponential, at_least, at_most, row_maximum, sum_of
 from nnbackend.kernels.cpu_compile import NARROW, compiled, formula, loop
 from nnbackend.kernels.cpu_math import cast, exp, log, log1p
+from nnbackend.kernels.cpu_vectors import inner
+from nnbackend.kernels.cpu_vectors import scale as multiply_by
 
 (
     SOFTMAX_CE, CATEGORICAL_CE, SIGMOID_CE, BINARY_CE, SQUARED, SUM_SQUARED, ABSOLUTE, HUBER,
@@ -29,20 +31,6 @@ CLIP = 1e-7
 def _subtract(row: Any, by: Any, out: Any) -> None:
     for j in range(out.size):
         out[j] = row[j] - by
-
-
-@loop
-def _scale(row: Any, by: Any) -> None:
-    for j in range(row.size):
-        row[j] *= by
-
-
-@loop
-def _inner(a: Any, b: Any) -> Any:
-    total = cast(0.0, a[0])
-    for j in range(a.size):
-        total += a[j] * b[j]
-    return total
 
 
 @loop
@@ -104,7 +92,7 @@ def softmax_cross_entropy(
     for i in range(pred.shape[0]):
         row = dpred[i]
         _subtract(pred[i], row_maximum(pred[i]), row)
-        shifted = row[labels[i]] if labels.size else _inner(target[i], row)
+        shifted = row[labels[i]] if labels.size else inner(target[i], row)
         loss -= shifted * (weight[i] if weight.size else cast(1.0, shifted))
     _exponential(dpred.reshape(dpred.size), cast(0.0, dpred[0, 0]))
     for i in range(pred.shape[0]):
@@ -114,7 +102,7 @@ def softmax_cross_entropy(
         own = cast(w * scale, total)
         if labels.size:
             loss += w * log(total)
-            _scale(row, own / total)
+            multiply_by(row, own / total)
             row[labels[i]] -= own
         else:
             share = sum_of(target[i])
@@ -149,9 +137,7 @@ def categorical_cross_entropy(
         w = float(weight[i]) if weight.size else 1.0
         own = cast(w * scale, row[0])
         if labels.size:
-            _scale(row, cast(0.0, own))
-            for j in range(row.size):
-                row[j] = cast(0.0, own)
+            row[:] = cast(0.0, own)
             p = clip_probability(pred[i, labels[i]])
             row[labels[i]] = -own / p
             loss -= w * log(p)

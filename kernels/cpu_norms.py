@@ -12,18 +12,13 @@ from typing import Any
 
 from nnbackend.kernels.cpu_compile import compiled, loop
 from nnbackend.kernels.cpu_math import cast
+from nnbackend.kernels.cpu_vectors import add_to
 
 
 @loop
 def _fill(out: Any, value: Any) -> None:
     for j in range(out.size):
         out[j] = value
-
-
-@loop
-def _add_to(total: Any, row: Any) -> None:
-    for j in range(total.size):
-        total[j] += row[j]
 
 
 @loop
@@ -45,7 +40,7 @@ def batch_statistics(x: Any, mean: Any, square: Any) -> None:
     _fill(mean, 0.0)
     _fill(square, 0.0)
     for i in range(x.shape[0]):
-        _add_to(mean, x[i])
+        add_to(mean, x[i])
     _divide(mean, float(max(1, x.shape[0])))
     for i in range(x.shape[0]):
         _add_square_distance(square, x[i], mean)
@@ -110,13 +105,6 @@ def batch_norm_sums(dy: Any, x: Any, mean: Any, inv_std: Any, dgamma: Any, dbeta
     _fill(dbeta, 0.0)
     for i in range(x.shape[0]):
         _add_gradients(dy[i], x[i], mean, inv_std, dgamma, dbeta)
-
-
-@loop
-def add_sums(total: Any, part: Any) -> None:
-    """total += part, flat."""
-    for j in range(total.size):
-        total[j] += part[j]
 
 
 @loop

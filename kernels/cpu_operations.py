@@ -1,13 +1,12 @@
 """The operations of a backend's contract, one at a time: the kernels of a program, called singly.
 
-An operation finds its arguments in an int64 array: first the address of its float64 numbers and
-the number of parts, then addresses (0 for what is not there) and sizes in the order in which
-``nnbackend.backends.numba_backend`` writes them.
+An operation finds its arguments in an int64 array: first the address of its float64 numbers, the
+number of parts and the address of the parts' scratch memory, then addresses (0 for what is not
+there) and sizes in the order in which ``nnbackend.backends.numba_backend`` writes them.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,8 @@ from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import share
 from nnbackend.kernels.cpu_dense import (
     column_sums,
-    copy,
     dense_backward_data,
     dense_forward,
-    transposed_product,
 )
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
 from nnbackend.kernels.cpu_losses import loss_rows
@@ -40,6 +37,7 @@ from nnbackend.kernels.cpu_norms import (
     standardize_forward,
     store,
 )
+from nnbackend.kernels.cpu_products import SCRATCH_BYTES, transposed_product
 from nnbackend.kernels.cpu_random import dropout_mask, multiply, random_bits
 from nnbackend.kernels.cpu_statistics import confusion_counts, count_correct, regression_sums
 from nnbackend.kernels.cpu_updates import (
@@ -50,54 +48,21 @@ from nnbackend.kernels.cpu_updates import (
     all_finite,
     momentum_step,
     rmsprop_step,
-    scale,
     sgd_step,
     square_sum,
 )
+from nnbackend.kernels.cpu_vectors import copy, scale
 
-
-class Operation(IntEnum):
-    """Codes of the operations; the phases of programs have smaller ones."""
-
-    DENSE_FORWARD = 2000
-    DENSE_DATA = 2001
-    DENSE_WEIGHTS = 2002
-    ACTIVATION_FORWARD = 2003
-    ACTIVATION_BACKWARD = 2004
-    BATCH_NORM_FORWARD = 2005
-    BATCH_NORM_INFERENCE = 2006
-    BATCH_NORM_BACKWARD = 2007
-    LAYER_NORM_FORWARD = 2008
-    LAYER_NORM_BACKWARD = 2009
-    DROPOUT_FORWARD = 2010
-    MULTIPLY = 2011
-    STANDARDIZE_FORWARD = 2012
-    STANDARDIZE_BACKWARD = 2013
-    LOSS = 2014
-    COUNT_CORRECT = 2015
-    CONFUSION_COUNTS = 2016
-    REGRESSION_SUMS = 2017
-    PENALTY = 2018
-    CLIP = 2019
-    SGD_STEP = 2020
-    MOMENTUM_STEP = 2021
-    ADAGRAD_STEP = 2022
-    RMSPROP_STEP = 2023
-    ADAM_STEP = 2024
-    RANDOM_BITS = 2025
-    TAKE_ROWS = 2026
-    ALL_FINITE = 2027
-
-
+#: Codes of the operations, in the groups of ``operate``.
 (
     DENSE_FORWARD, DENSE_DATA, DENSE_WEIGHTS, ACTIVATION_FORWARD, ACTIVATION_BACKWARD,
     BATCH_NORM_FORWARD, BATCH_NORM_INFERENCE, BATCH_NORM_BACKWARD, LAYER_NORM_FORWARD,
     LAYER_NORM_BACKWARD, DROPOUT_FORWARD, MULTIPLY, STANDARDIZE_FORWARD, STANDARDIZE_BACKWARD,
     LOSS, COUNT_CORRECT, CONFUSION_COUNTS, REGRESSION_SUMS, PENALTY, CLIP, SGD_STEP,
     MOMENTUM_STEP, ADAGRAD_STEP, RMSPROP_STEP, ADAM_STEP, RANDOM_BITS, TAKE_ROWS, ALL_FINITE,
-) = (int(operation) for operation in Operation)  # fmt: skip
+) = range(28)  # fmt: skip
 #: Where an operation's own arguments begin.
-FIRST_ARGUMENT = 2
+FIRST_ARGUMENT = 3
 N_ARGUMENTS = 16
 N_OPERATION_NUMBERS = 8
 
@@ -122,7 +87,7 @@ def operate(address: int, operation: int, part: int, like: Any) -> None:
     head = vector_at(address, 0, FIRST_ARGUMENT, c.INT64)
     numbers, parts = vector_at(head[0], 0, N_OPERATION_NUMBERS, c.FLOAT64), head[1]
     if operation <= ACTIVATION_BACKWARD:
-        _dense(a, numbers, operation, part, parts, like)
+        _dense(a, numbers, operation, part, parts, head[2] + part * SCRATCH_BYTES, like)
     elif operation <= LAYER_NORM_BACKWARD:
         _norm(a, numbers, operation, like)
     elif operation <= STANDARDIZE_BACKWARD:
@@ -136,7 +101,9 @@ def operate(address: int, operation: int, part: int, like: Any) -> None:
 
 
 @compiled
-def _dense(a: Any, numbers: Any, operation: int, part: int, parts: int, like: Any) -> None:
+def _dense(
+    a: Any, numbers: Any, operation: int, part: int, parts: int, scratch: int, like: Any
+) -> None:
     parameter = cast(numbers[0], like)
     if operation == DENSE_FORWARD:
         x, w, b, out, saved, rows, n_inputs, n_outputs, code = a[:9]
@@ -146,7 +113,7 @@ def _dense(a: Any, numbers: Any, operation: int, part: int, parts: int, like: An
                 _rows(x, first, last, n_inputs, like), _rows(w, 0, n_inputs, n_outputs, like),
                 _vector(b, n_outputs, like), code, parameter,
                 _rows(out, first, last, n_outputs, like),
-                _rows(saved, first, last, n_outputs, like),
+                _rows(saved, first, last, n_outputs, like), scratch,
             )  # fmt: skip
     elif operation == DENSE_DATA:
         dz, w, saved, dx, rows, n_inputs, n_outputs, code = a[:8]
@@ -155,7 +122,7 @@ def _dense(a: Any, numbers: Any, operation: int, part: int, parts: int, like: An
             dense_backward_data(
                 _rows(dz, first, last, n_outputs, like), _rows(w, 0, n_inputs, n_outputs, like),
                 code, parameter, _rows(saved, first, last, n_outputs, like),
-                _rows(dx, first, last, n_inputs, like),
+                _rows(dx, first, last, n_inputs, like), scratch,
             )  # fmt: skip
     elif operation == DENSE_WEIGHTS:
         x, dz_, dw, db, rows, n_inputs, n_outputs = a[:7]
@@ -163,7 +130,7 @@ def _dense(a: Any, numbers: Any, operation: int, part: int, parts: int, like: An
         first, last = share(n_inputs, part, parts, 16)
         if dw and last > first:
             whole = _rows(x, 0, rows, n_inputs, like)
-            transposed_product(whole, first, dz, _rows(dw, first, last, n_outputs, like))
+            transposed_product(whole, first, dz, _rows(dw, first, last, n_outputs, like), scratch)
         first, last = share(n_outputs, part, parts, 16)
         if db and last > first:
             column_sums(dz, first, vector_at(db, first, last - first, like))

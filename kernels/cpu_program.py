@@ -20,17 +20,14 @@ from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import matrix, numbers_of, share, vector
 from nnbackend.kernels.cpu_dense import (
     column_sums,
-    copy,
     dense_backward_data,
     dense_forward,
     take_rows,
-    transposed_product,
 )
-from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
+from nnbackend.kernels.cpu_intrinsics import matrix_at, size_of, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED, loss_rows
 from nnbackend.kernels.cpu_math import cast
 from nnbackend.kernels.cpu_norms import (
-    add_sums,
     batch_norm_data,
     batch_norm_sums,
     batch_normalise,
@@ -45,6 +42,7 @@ from nnbackend.kernels.cpu_norms import (
     standardize_forward,
     store,
 )
+from nnbackend.kernels.cpu_products import SCRATCH_BYTES, transposed_product
 from nnbackend.kernels.cpu_random import dropout_mask, multiply
 from nnbackend.kernels.cpu_statistics import confusion_counts, count_correct, regression_sums
 from nnbackend.kernels.cpu_updates import (
@@ -55,15 +53,17 @@ from nnbackend.kernels.cpu_updates import (
     all_finite,
     momentum_step,
     rmsprop_step,
-    scale,
     sgd_step,
     square_sum,
 )
+from nnbackend.kernels.cpu_vectors import add_to, copy, scale
 
 DENSE, DROPOUT, BATCH_NORM = int(Op.DENSE), int(Op.DROPOUT), int(Op.BATCH_NORM)
 ACTIVATION, LAYER_NORM, STANDARDIZE = int(Op.ACTIVATION), int(Op.LAYER_NORM), int(Op.STANDARDIZE)
 SGD, ADAGRAD, RMSPROP, ADAM = (int(kind) for kind in Update)
 N_COLUMNS = len(c.COLUMNS)
+#: The first phase, the first row. (NumPy integers: Numba compiles a function for each literal.)
+FIRST = np.int64(0)
 #: Slices of the batch begin at multiples of this, which keeps the BLAS's and Philox's blocks whole.
 ROW_MULTIPLE = 4
 #: Weight rows of a part, and columns of its biases, in multiples of a vector register.
@@ -73,7 +73,7 @@ WEIGHT_MULTIPLE = 16
 UPDATE_BLOCK = 1 << 19
 
 #: Arrays of a batch norm in a part's area, float64: of the part's rows, of the batch, the
-#: gradients of the part and of all. (NumPy integers: Numba compiles a function for each literal.)
+#: gradients of the part and of all.
 (
     PART_MEAN, PART_SQUARE, MEAN, INV_STD, PART_DGAMMA, PART_DBETA, DGAMMA, DBETA,
 ) = map(np.int64, range(8))  # fmt: skip
@@ -128,6 +128,12 @@ def delta(f: Any, offset: int, width: int, first: int, last: int, like: Any) -> 
     return matrix(f[c.DELTAS], f[c.DELTAS_SIZE], start, last - first, width, like)
 
 
+@compiled
+def scratch_of(f: Any, part: int) -> int:
+    """Address of the part's scratch memory for products."""
+    return f[c.SCRATCH] + part * SCRATCH_BYTES
+
+
 @view
 def nothing(like: Any) -> Any:
     """An empty matrix, for what is not there."""
@@ -160,7 +166,7 @@ def norm_area(f: Any, table: Any, r: int, part: int, which: int) -> Any:
 
 @compiled
 def apply_row(
-    f: Any, table: Any, floats: Any, r: int, x: Any, out: Any, saved: Any, like: Any
+    f: Any, table: Any, floats: Any, r: int, part: int, x: Any, out: Any, saved: Any, like: Any
 ) -> None:
     """Rows of the batch through a layer that treats training and inference alike."""
     op, width = table[r, c.OP], table[r, c.OUTPUTS]
@@ -168,8 +174,9 @@ def apply_row(
     if op == DENSE:
         b = parameters(f, table[r, c.PARAMETER_1], width, like)
         dense_forward(
-            x, weights(f, table, r, like), b, table[r, c.ACTIVATION], parameter, out, saved
-        )
+            x, weights(f, table, r, like), b, table[r, c.ACTIVATION], parameter, out, saved,
+            scratch_of(f, part),
+        )  # fmt: skip
     elif op == ACTIVATION:
         copy(x.reshape(x.size), out.reshape(out.size))
         activation_forward(table[r, c.ACTIVATION], parameter, out)
@@ -228,7 +235,7 @@ def forward_row(
         saved = nothing(like)
         if op == DENSE and keeps_input(table[r, c.ACTIVATION]):
             saved = work(f, table[r, c.SAVED], width, first, last, like)
-        apply_row(f, table, floats, r, x, out, saved, like)
+        apply_row(f, table, floats, r, part, x, out, saved, like)
 
 
 @view
@@ -273,7 +280,9 @@ def backward_row(
         kept = work(f, table[r, c.OUTPUT], width, first, last, like)
         if keeps_input(code):
             kept = work(f, table[r, c.SAVED], width, first, last, like)
-        dense_backward_data(dy, weights(f, table, r, like), code, parameter, kept, dx)
+        dense_backward_data(
+            dy, weights(f, table, r, like), code, parameter, kept, dx, scratch_of(f, part)
+        )
         return
     if not dx.size:
         return
@@ -303,8 +312,8 @@ def batch_norm_row(f: Any, table: Any, r: int, first: int, last: int, part: int,
     dgamma[:] = 0.0
     dbeta[:] = 0.0
     for other in range(f[c.N_PARTS]):
-        add_sums(dgamma, norm_area(f, table, r, other, PART_DGAMMA))
-        add_sums(dbeta, norm_area(f, table, r, other, PART_DBETA))
+        add_to(dgamma, norm_area(f, table, r, other, PART_DGAMMA))
+        add_to(dbeta, norm_area(f, table, r, other, PART_DBETA))
     if part == 0:
         store(dgamma, gradients(f, table[r, c.PARAMETER_0], width, like))
         store(dbeta, gradients(f, table[r, c.PARAMETER_1], width, like))
@@ -327,7 +336,7 @@ def begin_step(f: Any, index: int, like: Any) -> None:
     f[c.STEP] = f[c.FIRST_STEP] + index
     f[c.ROWS] = rows
     f[c.ORDER_START] = epoch * f[c.ORDER_ROWS] + start
-    size = like_size(like)
+    size = size_of(like)
     if f[c.ORDER]:
         f[c.X_BATCH], f[c.TARGET_BATCH] = f[c.X_GATHERED], f[c.TARGET_GATHERED]
         f[c.LABELS_BATCH], f[c.WEIGHT_BATCH] = f[c.LABELS_GATHERED], f[c.WEIGHT_GATHERED]
@@ -346,12 +355,6 @@ def begin_step(f: Any, index: int, like: Any) -> None:
         correct_rate(f, numbers, vector_at(f[c.RATES], index, 1, c.FLOAT64)[0])
     for part in range(f[c.N_PARTS]):
         sums_of(f, part)[:] = 0.0
-
-
-@compiled
-def like_size(like: Any) -> int:
-    """Bytes of a number."""
-    return vector_at(0, 0, 0, like).itemsize
 
 
 @compiled
@@ -492,7 +495,7 @@ def run_phase(f: Any, phase: int, part: int, like: Any) -> None:
         # there and back a block of rows at a time, while their outputs are in the cache
         for start in range(first, last, f[c.BLOCK_ROWS]):
             stop = min(last, start + f[c.BLOCK_ROWS])
-            run_rows(f, 0, part, start, stop, like)
+            run_rows(f, FIRST, part, start, stop, like)
     else:
         run_rows(f, phase, part, first, last, like)
 
@@ -505,7 +508,7 @@ def run_rows(f: Any, phase: int, part: int, first: int, last: int, like: Any) ->
         if f[c.ORDER]:
             gather(f, first, last, like)
         if f[c.CHECKS] and not check_rows(f, first, last, like):
-            f[c.STATUS] = 1
+            f[c.STATUS] = c.REFUSED
             return
     if phase <= forward:
         run_forward(f, phase, part, first, last, like)
@@ -595,9 +598,9 @@ def run_weights(f: Any, part: int, like: Any) -> None:
                 continue
             start_0, start_1 = table[r, c.PARAMETER_0] + first, table[r, c.PARAMETER_1] + first
             if op == LAYER_NORM:
-                dy = delta(f, table[r, c.DELTA], width, 0, rows, like)
-                x = input_rows(f, table, r, 0, rows, like)
-                means, inv_stds = layer_norm_saved(f, table, r, 0, rows, like)
+                dy = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
+                x = input_rows(f, table, r, FIRST, rows, like)
+                means, inv_stds = layer_norm_saved(f, table, r, FIRST, rows, like)
                 dgamma = gradients(f, start_0, last - first, like)
                 dbeta = gradients(f, start_1, last - first, like)
                 layer_norm_parameters(dy, x, means, inv_stds, first, dgamma, dbeta)
@@ -615,10 +618,10 @@ def dense_weights(
     if size <= 0:
         return
     if table[r, c.TRAINABLE]:
-        x = input_rows(f, table, r, 0, rows, like)
-        dz = delta(f, table[r, c.DELTA], width, 0, rows, like)
+        x = input_rows(f, table, r, FIRST, rows, like)
+        dz = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
         dw = matrix(f[c.GRADIENTS], f[c.N_PARAMETERS], start, last - first, width, like)
-        transposed_product(x, first, dz, dw)
+        transposed_product(x, first, dz, dw, scratch_of(f, part))
     penalise(f, table[r, c.TRAINABLE], start, size, floats[r, 1], floats[r, 2], part, like)
     if table[r, c.TRAINABLE]:
         finish(f, start, size, part, like)
@@ -633,7 +636,7 @@ def dense_bias(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) ->
     if table[r, c.PARAMETER_1] < 0 or last <= first:
         return
     if table[r, c.TRAINABLE]:
-        dz = delta(f, table[r, c.DELTA], width, 0, f[c.ROWS], like)
+        dz = delta(f, table[r, c.DELTA], width, FIRST, f[c.ROWS], like)
         column_sums(dz, first, gradients(f, start, last - first, like))
     penalise(f, table[r, c.TRAINABLE], start, last - first, floats[r, 3], floats[r, 4], part, like)
     if table[r, c.TRAINABLE]:
@@ -731,5 +734,5 @@ def end_step(f: Any, index: int) -> None:
     row = vector_at(f[c.TRACE], index * width, width, c.FLOAT64)
     row[:] = 0.0
     for part in range(f[c.N_PARTS]):
-        add_sums(row, sums_of(f, part)[:width])
+        add_to(row, sums_of(f, part)[:width])
     row[c.WEIGHTS] = numbers_of(f)[c.WEIGHT_SUM]

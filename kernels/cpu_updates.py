@@ -92,13 +92,6 @@ def add_penalty_gradient(w: Any, l1: Any, l2: Any, g: Any) -> None:
 
 
 @loop
-def scale(g: Any, factor: Any) -> None:
-    """g *= factor."""
-    for i in range(g.size):
-        g[i] *= factor
-
-
-@loop
 def all_finite(x: Any) -> bool:
     """Whether no element is NaN or infinite."""
     wrong = False

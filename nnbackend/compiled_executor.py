@@ -87,7 +87,7 @@ class CompiledExecutor(Executor):
         self.trace_width = METRIC_SUMS + program.n_sums
 
     def new_context(self, parts: int) -> tuple[Any, Any, Any]:
-        """A context with everything that does not change, its numbers and its parts' sums."""
+        """A context with everything that does not change, its numbers, and the parts' memory."""
         c, program, storage = self._c, self.program, self.program.storage
         f, numbers = np.zeros(c.N_FIELDS, np.int64), np.zeros(c.N_NUMBERS)
         f[c.TABLE], f[c.N_ROWS] = address_of(self.table), len(self.table)
@@ -113,7 +113,9 @@ class CompiledExecutor(Executor):
             numbers[c.TARGET_HIGH] = getattr(loss, "high", np.inf)
         sums = np.zeros((parts, self.trace_width + 1))
         f[c.SUMS], f[c.SUMS_WIDTH] = address_of(sums), self.trace_width + 1
-        return f, numbers, sums
+        scratch = np.empty(parts * self._runtime.cpu.SCRATCH_BYTES, np.uint8)
+        f[c.SCRATCH] = address_of(scratch)
+        return f, numbers, (sums, scratch)
 
     def threads_changed(self) -> None:
         """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
@@ -204,7 +206,7 @@ class _Training:
         self.executor, self.batch, self.parts = executor, batch, parts
         self.program, self.c, run = executor.program, executor._c, executor._runtime
         c, program, dtype = self.c, self.program, executor._dtype
-        self.f, self.numbers, self.sums = executor.new_context(parts)
+        self.f, self.numbers, self._parts = executor.new_context(parts)
         zeros = program.backend.zeros
         self.capacity: int
         self.buffers: dict[int, Array]
@@ -354,7 +356,8 @@ class _Inference:
         self.executor, self.rows, self.most_parts = executor, rows, parts
         self.c = c = executor._c
         program, run, dtype = executor.program, executor._runtime, executor._dtype
-        self.f, self.numbers, self.sums = f, _, _ = executor.new_context(parts)
+        self.f, self.numbers, self._parts = executor.new_context(parts)
+        f = self.f
         widest = max(max(row.n_outputs for row in program.rows), program.n_inputs)
         self.workspace = program.backend.zeros(parts * 4 * rows * widest, dtype)
         self.norms = np.zeros((parts, executor.norms_width))

@@ -41,11 +41,13 @@ class NumbaBackend(NumpyBackend):
 
     def __init__(self, index: int | None = None) -> None:
         super().__init__(index)
-        from nnbackend.kernels.cpu_operations import N_ARGUMENTS, N_OPERATION_NUMBERS, Operation
+        from nnbackend.kernels import cpu_operations, cpu_products
 
         self._runtime = runtime()
-        self._operation: Any = Operation
-        self._n_arguments, self._n_numbers = N_ARGUMENTS, N_OPERATION_NUMBERS
+        self._operation: Any = cpu_operations
+        self._scratch_bytes: int = cpu_products.SCRATCH_BYTES
+        # leased by the threads that multiply matrices: append and pop are atomic
+        self._scratch: list[Array] = []
 
     @classmethod
     def is_available(cls) -> Availability:
@@ -68,20 +70,39 @@ class NumbaBackend(NumpyBackend):
         arguments: tuple[int, ...],
         numbers: tuple[float, ...] = (),
         work: float = 0.0,
+        scratch: Array | None = None,
     ) -> None:
         """Run an operation on as many threads as its ``work``, in grains, is worth."""
         run = self._runtime
         parts = max(1, min(run.threads.count, int(work)))
-        values = np.zeros(self._n_numbers)
+        first = self._operation.FIRST_ARGUMENT
+        values = np.zeros(self._operation.N_OPERATION_NUMBERS)
         values[: len(numbers)] = numbers
-        context = np.zeros(2 + self._n_arguments, np.int64)
-        context[0], context[1] = address_of(values), parts
-        context[2 : 2 + len(arguments)] = arguments
+        context = np.zeros(first + self._operation.N_ARGUMENTS, np.int64)
+        context[:first] = address_of(values), parts, address_of(scratch)
+        context[first : first + len(arguments)] = arguments
         function = run.entry("operation", "float64" if like.dtype == FLOAT64 else "float32")
         if parts > 1:
-            run.unit.driver(run.cpu.fork)(function, address_of(context), int(operation), parts)
+            run.unit.driver(run.cpu.fork)(function, address_of(context), operation, parts)
         else:
-            run.unit.driver(run.cpu.call)(function, address_of(context), int(operation))
+            run.unit.driver(run.cpu.call)(function, address_of(context), operation)
+
+    def _multiply(
+        self,
+        operation: int,
+        like: Array,
+        arguments: tuple[int, ...],
+        numbers: tuple[float, ...],
+        work: float,
+    ) -> None:
+        """Run an operation that multiplies matrices, which takes scratch memory."""
+        size = self._scratch_bytes * self._runtime.threads.most
+        try:
+            scratch = self._scratch.pop()
+        except IndexError:
+            scratch = np.empty(size, np.uint8)
+        self._run(operation, like, arguments, numbers, work, scratch)
+        self._scratch.append(scratch)
 
     # -- data -----------------------------------------------------------------------------
 
@@ -108,7 +129,7 @@ class NumbaBackend(NumpyBackend):
         pointers = tuple(map(address_of, (x, w, b, out, saved)))
         arguments = (*pointers, rows, n_inputs, n_outputs, ACTIVATIONS.index(act.name))
         work = rows * n_inputs * n_outputs / GRAIN
-        self._run(self._operation.DENSE_FORWARD, out, arguments, (act.parameter,), work)
+        self._multiply(self._operation.DENSE_FORWARD, out, arguments, (act.parameter,), work)
 
     def dense_backward(
         self,
@@ -131,11 +152,11 @@ class NumbaBackend(NumpyBackend):
         if dx is not None and rows:
             data = (address_of(dz), address_of(w), 0, address_of(dx))
             sizes = (rows, n_inputs, n_outputs, code)
-            self._run(self._operation.DENSE_DATA, dz, (*data, *sizes), (), work)
+            self._multiply(self._operation.DENSE_DATA, dz, (*data, *sizes), (), work)
         if dw is not None or db is not None:
             pointers = tuple(map(address_of, (x, dz, dw, db)))
             arguments = (*pointers, rows, n_inputs, n_outputs)
-            self._run(self._operation.DENSE_WEIGHTS, dz, arguments, (), work)
+            self._multiply(self._operation.DENSE_WEIGHTS, dz, arguments, (), work)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
         shape = (x.shape[0], x.size // max(1, x.shape[0])) if x.ndim else (1, 1)

@@ -1,0 +1,307 @@
+"""Matrix products, for one thread: the operands in blocks that fit the caches, tile by tile.
+
+A product runs along the inner dimension in blocks of STEPS. Within a block the columns go in
+panels as wide as a tile; a panel of b (STEPS x 48 numbers) stays in the first-level cache while
+the rows of a pass by. Panels of b and blocks of rows of a are copied into the order in which
+tiles read them where that pays: where they are read many times, or where b is transposed.
+
+Each element of the result is a sum over the inner dimension in an order that does not depend on
+its place, so that a product split among threads gives the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend.kernels.cpu_compile import compiled
+from nnbackend.kernels.cpu_intrinsics import size_of, vector_at
+from nnbackend.kernels.cpu_tile import (
+    TILE_ROWS,
+    TILE_VECTORS,
+    VECTOR_BYTES,
+    copy_lanes,
+    tile,
+    transpose_square,
+)
+from nnbackend.kernels.cpu_vectors import copy
+
+#: Steps of a block along the inner dimension, columns of a block of b in vectors, and rows of a
+#: block of a in tiles: 1.3 and 0.6 MB with vectors of 64 bytes, in the second-level cache.
+STEPS, BLOCK_VECTORS, BLOCK_TILES = 320, 64, 56
+#: Integers of one type: Numba compiles a function for each literal, and for each type.
+ONE = np.int64(1)
+#: b is copied from so many rows of a on. a is copied if it is transposed, its rows are so many
+#: bytes apart, which is where they fall on few places of the cache, and b has so many columns.
+COPY_B, COPY_A_BYTES, COPY_A = 160, 2048, 160
+#: Up to so many columns the product is computed transposed, if the rows, or the columns, of a are
+#: as they must be for that without a copy, or with one.
+NARROW_OF_ROWS, NARROW_OF_COLUMNS = 12, 4
+#: Bytes of scratch memory that a product needs: to align it, for a block of b, a block of a and
+#: what a transposition writes beyond its last row, and for a transposed result.
+B_BYTES = STEPS * BLOCK_VECTORS * VECTOR_BYTES
+COPY_BYTES = B_BYTES + 8 * STEPS * BLOCK_TILES * TILE_ROWS + VECTOR_BYTES
+SWAP_BYTES = 1 << 15
+SCRATCH_BYTES = VECTOR_BYTES + COPY_BYTES + SWAP_BYTES
+
+
+@compiled
+def check_shapes(fits: bool) -> None:
+    """A product whose shapes do not fit would read beyond its arrays."""
+    if not fits:
+        raise IndexError("matrix product: shapes do not fit")
+
+
+@compiled
+def product(a: Any, b: Any, c: Any, scratch: int) -> None:
+    """c (M, N) = a (M, K) b (K, N)."""
+    m, k, n = a.shape[0], a.shape[1], b.shape[1]
+    check_shapes(b.shape[0] == k and c.shape[0] == m and c.shape[1] == n)
+    if c.size:
+        multiply(
+            m,
+            n,
+            k,
+            address_of(a),
+            k,
+            ONE,
+            address_of(b),
+            n,
+            ONE,
+            address_of(c),
+            n,
+            scratch,
+            a[0, 0],
+        )
+
+
+@compiled
+def product_with_transposed(a: Any, b: Any, c: Any, scratch: int) -> None:
+    """c (M, K) = a (M, N) b^T, b (K, N)."""
+    m, n, k = a.shape[0], a.shape[1], b.shape[0]
+    check_shapes(b.shape[1] == n and c.shape[0] == m and c.shape[1] == k)
+    if c.size:
+        multiply(
+            m,
+            k,
+            n,
+            address_of(a),
+            n,
+            ONE,
+            address_of(b),
+            ONE,
+            n,
+            address_of(c),
+            k,
+            scratch,
+            a[0, 0],
+        )
+
+
+@compiled
+def transposed_product(a: Any, first: int, b: Any, c: Any, scratch: int) -> None:
+    """c (K, N) = a[:, first : first + K]^T b, for a (B, I) and b (B, N)."""
+    batch, width, k, n = a.shape[0], a.shape[1], c.shape[0], c.shape[1]
+    check_shapes(b.shape[0] == batch and b.shape[1] == n and first + k <= width and first >= 0)
+    if c.size:
+        start = address_of(a) + first * a.itemsize
+        multiply(
+            k,
+            n,
+            batch,
+            start,
+            ONE,
+            width,
+            address_of(b),
+            n,
+            ONE,
+            address_of(c),
+            n,
+            scratch,
+            a[0, 0],
+        )
+
+
+@compiled
+def address_of(array: Any) -> int:
+    """Where an array's data lie."""
+    return np.int64(array.ctypes.data)
+
+
+@compiled
+def lanes_of(like: Any) -> int:
+    """Numbers in a vector."""
+    return VECTOR_BYTES // size_of(like)
+
+
+@compiled
+def pieces(n: int, most: int) -> int:
+    """How many pieces of at most ``most`` make n; piece i is n i // pieces and so on."""
+    return (n + most - 1) // most
+
+
+@compiled
+def multiply(
+    m: int, n: int, k: int, a: int, a_row: int, a_step: int, b: int, b_row: int, b_column: int,
+    c: int, c_row: int, scratch: int, like: Any,
+) -> None:  # fmt: skip
+    """c (m, n) = a (m, k) b (k, n) for matrices at addresses.
+
+    Distances in elements: a_row and b_row to the next row, a_step and b_column to the next
+    column; columns of c, and rows or columns of a and of b, are contiguous.
+    """
+    size, lanes = size_of(like), lanes_of(like)
+    scratch = (scratch + VECTOR_BYTES - 1) // VECTOR_BYTES * VECTOR_BYTES
+    few = NARROW_OF_ROWS if a_row == 1 else NARROW_OF_COLUMNS
+    if n > few or m < lanes:
+        multiply_wide(m, n, k, a, a_row, a_step, b, b_row, b_column, c, c_row, scratch, like)
+        return
+    # c has few columns: c^T = b^T a^T has long rows
+    most = SWAP_BYTES // size // n // lanes * lanes
+    swapped = scratch + COPY_BYTES
+    for first in range(0, m, most):
+        rows = min(most, m - first)
+        multiply_wide(
+            n, rows, k, b, b_column, b_row, a + size * first * a_row, a_step, a_row, swapped, rows,
+            scratch, like,
+        )  # fmt: skip
+        transpose_exactly(n, rows, swapped, c + size * first * c_row, c_row, like)
+
+
+@compiled
+def transpose_exactly(
+    rows: int, columns: int, source: int, out: int, out_row: int, like: Any
+) -> None:
+    """out (columns, rows) = source^T, nothing else written."""
+    size = size_of(like)
+    flat = vector_at(source, 0, rows * columns, like)
+    for j in range(columns):
+        row = vector_at(out + size * j * out_row, 0, rows, like)
+        for i in range(rows):
+            row[i] = flat[i * columns + j]
+
+
+@compiled
+def multiply_wide(
+    m: int, n: int, k: int, a: int, a_row: int, a_step: int, b: int, b_row: int, b_column: int,
+    c: int, c_row: int, scratch: int, like: Any,
+) -> None:  # fmt: skip
+    """The same in blocks, panels and tiles, for a c whose rows fill vectors."""
+    size, lanes = size_of(like), lanes_of(like)
+    b_copy, a_copy = scratch, scratch + B_BYTES
+    copies_a = a_row == 1 and a_step * size >= COPY_A_BYTES and n >= COPY_A
+    copies_b = b_column != 1 or m >= COPY_B
+    vectors = pieces(n, lanes)
+    k_blocks, n_blocks = pieces(k, STEPS), pieces(vectors, BLOCK_VECTORS)
+    m_blocks = pieces(m, BLOCK_TILES * TILE_ROWS)
+    for kb in range(k_blocks):
+        low, high = k * kb // k_blocks, k * (kb + 1) // k_blocks
+        for nb in range(n_blocks):
+            left = vectors * nb // n_blocks * lanes
+            columns = min(vectors * (nb + 1) // n_blocks * lanes, n) - left
+            b_block = b + size * (low * b_row + left * b_column)
+            if copies_b:
+                copy_b(high - low, columns, b_block, b_row, b_column, b_copy, like)
+                b_block = b_copy
+            for mb in range(m_blocks):
+                first, last = m * mb // m_blocks, m * (mb + 1) // m_blocks
+                a_block = a + size * (first * a_row + low * a_step)
+                if copies_a:
+                    copy_a(last - first, high - low, a_block, a_step, a_copy, like)
+                    a_block = a_copy
+                multiply_block(
+                    last - first, columns, high - low, a_block, a_row, a_step, copies_a, b_block,
+                    b_row, copies_b, c + size * (first * c_row + left), c_row, kb > 0, like,
+                )  # fmt: skip
+
+
+@compiled
+def multiply_block(
+    rows: int, columns: int, steps: int, a: int, a_row: int, a_step: int, copied_a: bool, b: int,
+    b_row: int, copied_b: bool, c: int, c_row: int, add: bool, like: Any,
+) -> None:  # fmt: skip
+    """A block of c, panel by panel of b, in it tile by tile of a."""
+    size, lanes = size_of(like), lanes_of(like)
+    vectors = pieces(columns, lanes)
+    panels, tiles = pieces(vectors, TILE_VECTORS), pieces(rows, TILE_ROWS)
+    fewer, more = rows // tiles, rows % tiles
+    for p in range(panels):
+        left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
+        b_panel, b_distance = b + size * left, b_row
+        if copied_b:
+            b_panel, b_distance = b + size * left * steps, right - left
+        wide = min(right, columns) - left
+        i = 0
+        for t in range(tiles):
+            high = fewer + (t < more)
+            a_tile, row, step = a + size * i * a_row, a_row, a_step
+            if copied_a:
+                a_tile, row, step = a + size * i * steps, 1, high
+            tile(
+                high, wide, steps, a_tile, row, step, b_panel, b_distance,
+                c + size * (i * c_row + left), c_row, add, like,
+            )  # fmt: skip
+            i += high
+
+
+@compiled
+def copy_b(
+    steps: int, columns: int, b: int, b_row: int, b_column: int, out: int, like: Any
+) -> None:
+    """A block of b, panel after panel, each (steps, whole vectors)."""
+    size, lanes = size_of(like), lanes_of(like)
+    vectors = pieces(columns, lanes)
+    panels = pieces(vectors, TILE_VECTORS)
+    if b_column != 1:
+        for p in range(panels):
+            left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
+            wide, start = min(right, columns) - left, b + size * left * b_column
+            transpose(wide, steps, start, b_column, out + size * left * steps, right - left, like)
+        return
+    # row by row, as the processor reads ahead
+    for s in range(steps):
+        for p in range(panels):
+            left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
+            wide = min(right, columns) - left
+            source = vector_at(b, s * b_row + left, wide, like)
+            copy(source, vector_at(out, left * steps + s * (right - left), wide, like))
+
+
+@compiled
+def copy_a(rows: int, steps: int, a: int, a_step: int, out: int, like: Any) -> None:
+    """A block of a, whose columns are contiguous, tile after tile, each (steps, tile's rows)."""
+    size, lanes = size_of(like), lanes_of(like)
+    tiles = pieces(rows, TILE_ROWS)
+    fewer, more, i = rows // tiles, rows % tiles, 0
+    for t in range(tiles):
+        high = fewer + (t < more)
+        source, target = a + size * i, out + size * i * steps
+        # each row overwrites what the one before wrote beyond its end
+        for s in range(steps):
+            for j in range(0, high, lanes):
+                copy_lanes(
+                    source + size * (s * a_step + j), target + size * (s * high + j),
+                    min(lanes, high - j), like,
+                )  # fmt: skip
+        i += high
+
+
+@compiled
+def transpose(
+    rows: int, columns: int, source: int, source_row: int, out: int, out_row: int, like: Any
+) -> None:
+    """out (columns, rows) = source^T, where rows of out have room for whole vectors."""
+    size, lanes = size_of(like), lanes_of(like)
+    whole = columns // lanes * lanes
+    for i in range(0, rows, lanes):
+        for j in range(0, whole, lanes):
+            transpose_square(
+                source + size * (i * source_row + j), source_row, min(lanes, rows - i),
+                out + size * (j * out_row + i), out_row, like,
+            )  # fmt: skip
+    for j in range(whole, columns):
+        for i in range(rows):
+            vector_at(out, j * out_row + i, 1, like)[0] = vector_at(
+                source, i * source_row + j, 1, like
+            )[0]
