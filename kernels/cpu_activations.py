@@ -204,14 +204,27 @@ def sum_of(row: Any) -> Any:
     return total
 
 
+@formula
+def _larger(a: Any, b: Any) -> Any:
+    return a if a > b else b
+
+
 @loop
 def row_maximum(row: Any) -> Any:
     """The largest element; NaN if there is one."""
-    largest, wrong = row[0], False
+    wrong = 0
     for j in range(row.size):
-        largest = row[j] if row[j] > largest else largest
-        wrong = wrong or row[j] != row[j]
-    return sum_of(row) if wrong else largest
+        wrong += row[j] != row[j]
+    if wrong:
+        return sum_of(row)
+    a = b = c = d = row[0]
+    # four at a time: LLVM keeps the order of comparisons, which may be with NaN
+    for j in range(0, row.size - 3, 4):
+        a, b = _larger(row[j], a), _larger(row[j + 1], b)
+        c, d = _larger(row[j + 2], c), _larger(row[j + 3], d)
+    for j in range(row.size - row.size % 4, row.size):
+        a = _larger(row[j], a)
+    return _larger(_larger(a, b), _larger(c, d))
 
 
 @loop

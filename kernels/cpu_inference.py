@@ -10,29 +10,28 @@ from typing import Any
 import numpy as np
 
 from nnbackend.kernels import cpu_context as c
+from nnbackend.kernels.cpu_batch import measure, targets
 from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import matrix, share
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
+from nnbackend.kernels.cpu_layers import apply_row
 from nnbackend.kernels.cpu_norms import batch_normalise, inverse_deviation
-from nnbackend.kernels.cpu_program import (
+from nnbackend.kernels.cpu_vectors import add_to, copy
+from nnbackend.kernels.cpu_views import (
     BATCH_NORM,
     DENSE,
     DROPOUT,
     INV_STD,
     ROW_MULTIPLE,
-    apply_row,
     floats_of,
-    measure,
     norm_area,
     nothing,
     parameters,
-    penalty_value,
     state,
     sums_of,
     table_of,
-    targets,
 )
-from nnbackend.kernels.cpu_vectors import add_to, copy
+from nnbackend.kernels.cpu_weights import penalty_value
 
 #: Buffers of a part: 0 and 1 take turns, then the outputs and their gradient.
 N_BUFFERS = 4

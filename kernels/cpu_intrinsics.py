@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from typing import Any
 
 from llvmlite import binding, ir
@@ -17,7 +16,8 @@ from numba.core import cgutils
 from numba.extending import get_cython_function_address, intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-X86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
+from nnbackend.kernels.processor import USES_BLAS, X86
+
 #: flush-to-zero and denormals-are-zero, Intel SDM volume 1, 10.2.3
 _MXCSR_FLUSH = 0x8040
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -25,9 +25,9 @@ _BLAS_NAMES = {types.float32: "nnbackend_sgemm", types.float64: "nnbackend_dgemm
 
 
 def register_symbols() -> None:
-    """Give SciPy's matrix products, and the call that lets other threads run, the names that
-    compiled code, cached code too, asks for."""
-    for name in ("sgemm", "dgemm"):
+    """Give the call that lets other threads run, and SciPy's matrix products where they are used,
+    the names that compiled code, cached code too, asks for."""
+    for name in ("sgemm", "dgemm") if USES_BLAS else ():
         address = get_cython_function_address("scipy.linalg.cython_blas", name)
         binding.add_symbol(f"nnbackend_{name}", address)
     if os.name == "nt":  # pragma: no cover - Windows

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.kernels.cpu_compile import compiled
-from nnbackend.kernels.cpu_intrinsics import size_of, vector_at
+from nnbackend.kernels.cpu_intrinsics import blas_product, size_of, vector_at
 from nnbackend.kernels.cpu_tile import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -25,25 +25,31 @@ from nnbackend.kernels.cpu_tile import (
     tile,
     transpose_square,
 )
-from nnbackend.kernels.cpu_vectors import copy
+from nnbackend.kernels.processor import USES_BLAS
 
 #: Steps of a block along the inner dimension, columns of a block of b in vectors, and rows of a
 #: block of a in tiles: 1.3 and 0.6 MB with vectors of 64 bytes, in the second-level cache.
 STEPS, BLOCK_VECTORS, BLOCK_TILES = 320, 64, 56
 #: Integers of one type: Numba compiles a function for each literal, and for each type.
-ONE = np.int64(1)
+FIRST, ONE = np.int64(0), np.int64(1)
 #: b is copied from so many rows of a on. a is copied if it is transposed, its rows are so many
 #: bytes apart, which is where they fall on few places of the cache, and b has so many columns.
 COPY_B, COPY_A_BYTES, COPY_A = 160, 2048, 160
+#: Multiplications of the largest product that is ours where SciPy's BLAS does larger ones.
+OWN_PRODUCT = 1 << 15
+#: Places that a block may bring near meanwhile, and bytes of a line of memory.
+AHEAD_PLACES, LINE = 3, 64
 #: Up to so many columns the product is computed transposed, if the rows, or the columns, of a are
 #: as they must be for that without a copy, or with one.
 NARROW_OF_ROWS, NARROW_OF_COLUMNS = 12, 4
-#: Bytes of scratch memory that a product needs: to align it, for a block of b, a block of a and
-#: what a transposition writes beyond its last row, and for a transposed result.
+#: Bytes of scratch memory that a product needs: to align it, for a block of b, for a block of
+#: a with room after each tile, for a transposed result, and for a result
+#: that is used at once.
 B_BYTES = STEPS * BLOCK_VECTORS * VECTOR_BYTES
-COPY_BYTES = B_BYTES + 8 * STEPS * BLOCK_TILES * TILE_ROWS + VECTOR_BYTES
+COPY_BYTES = B_BYTES + BLOCK_TILES * (8 * STEPS * TILE_ROWS + VECTOR_BYTES)
 SWAP_BYTES = 1 << 15
-SCRATCH_BYTES = VECTOR_BYTES + COPY_BYTES + SWAP_BYTES
+RESULT_BYTES = 1 << 18
+SCRATCH_BYTES = 2 * VECTOR_BYTES + COPY_BYTES + SWAP_BYTES + RESULT_BYTES
 
 
 @compiled
@@ -59,21 +65,8 @@ def product(a: Any, b: Any, c: Any, scratch: int) -> None:
     m, k, n = a.shape[0], a.shape[1], b.shape[1]
     check_shapes(b.shape[0] == k and c.shape[0] == m and c.shape[1] == n)
     if c.size:
-        multiply(
-            m,
-            n,
-            k,
-            address_of(a),
-            k,
-            ONE,
-            address_of(b),
-            n,
-            ONE,
-            address_of(c),
-            n,
-            scratch,
-            a[0, 0],
-        )
+        a_, b_, c_ = address_of(a), address_of(b), address_of(c)
+        multiply(m, n, k, a_, k, ONE, b_, n, ONE, c_, n, scratch, a[0, 0])
 
 
 @compiled
@@ -82,21 +75,8 @@ def product_with_transposed(a: Any, b: Any, c: Any, scratch: int) -> None:
     m, n, k = a.shape[0], a.shape[1], b.shape[0]
     check_shapes(b.shape[1] == n and c.shape[0] == m and c.shape[1] == k)
     if c.size:
-        multiply(
-            m,
-            k,
-            n,
-            address_of(a),
-            n,
-            ONE,
-            address_of(b),
-            ONE,
-            n,
-            address_of(c),
-            k,
-            scratch,
-            a[0, 0],
-        )
+        a_, b_, c_ = address_of(a), address_of(b), address_of(c)
+        multiply(m, k, n, a_, n, ONE, b_, ONE, n, c_, k, scratch, a[0, 0])
 
 
 @compiled
@@ -105,26 +85,12 @@ def transposed_product(a: Any, first: int, b: Any, c: Any, scratch: int) -> None
     batch, width, k, n = a.shape[0], a.shape[1], c.shape[0], c.shape[1]
     check_shapes(b.shape[0] == batch and b.shape[1] == n and first + k <= width and first >= 0)
     if c.size:
-        start = address_of(a) + first * a.itemsize
-        multiply(
-            k,
-            n,
-            batch,
-            start,
-            ONE,
-            width,
-            address_of(b),
-            n,
-            ONE,
-            address_of(c),
-            n,
-            scratch,
-            a[0, 0],
-        )
+        a_, b_, c_ = address_of(a) + first * a.itemsize, address_of(b), address_of(c)
+        multiply(k, n, batch, a_, ONE, width, b_, n, ONE, c_, n, scratch, a[0, 0])
 
 
 @compiled
-def address_of(array: Any) -> int:
+def address_of(array: Any) -> Any:
     """Where an array's data lie."""
     return np.int64(array.ctypes.data)
 
@@ -151,8 +117,17 @@ def multiply(
     Distances in elements: a_row and b_row to the next row, a_step and b_column to the next
     column; columns of c, and rows or columns of a and of b, are contiguous.
     """
+    if USES_BLAS and m * n * k > OWN_PRODUCT:
+        blas_product(
+            a_step != 1, b_column != 1, m, n, k, a, max(a_row, a_step), b,
+            max(b_row, b_column), c, c_row, like,
+        )  # fmt: skip
+        return
     size, lanes = size_of(like), lanes_of(like)
-    scratch = (scratch + VECTOR_BYTES - 1) // VECTOR_BYTES * VECTOR_BYTES
+    if m <= TILE_ROWS and n <= TILE_VECTORS * lanes and k <= STEPS and b_column == 1:
+        tile(m, n, k, a, a_row, a_step, b, b_row, c, c_row, False, b, like)
+        return
+    scratch = aligned(scratch)
     few = NARROW_OF_ROWS if a_row == 1 else NARROW_OF_COLUMNS
     if n > few or m < lanes:
         multiply_wide(m, n, k, a, a_row, a_step, b, b_row, b_column, c, c_row, scratch, like)
@@ -167,6 +142,24 @@ def multiply(
             scratch, like,
         )  # fmt: skip
         transpose_exactly(n, rows, swapped, c + size * first * c_row, c_row, like)
+
+
+@compiled
+def row_of_tile(rows: int, tiles: int, tile_number: int) -> int:
+    """First row of a tile, where the first ones are a row higher if they cannot be equal."""
+    return rows // tiles * tile_number + min(tile_number, rows % tiles)
+
+
+@compiled
+def reads_badly(a_step: int, n: int, like: Any) -> bool:
+    """Whether a transposed a is copied, to be multiplied by n columns."""
+    return a_step * size_of(like) >= COPY_A_BYTES and n >= COPY_A
+
+
+@compiled
+def aligned(address: int) -> int:
+    """The first place for a vector from here on."""
+    return (address + VECTOR_BYTES - 1) // VECTOR_BYTES * VECTOR_BYTES
 
 
 @compiled
@@ -189,8 +182,9 @@ def multiply_wide(
 ) -> None:  # fmt: skip
     """The same in blocks, panels and tiles, for a c whose rows fill vectors."""
     size, lanes = size_of(like), lanes_of(like)
+    nothing = vector_at(0, 0, 0, ONE)
     b_copy, a_copy = scratch, scratch + B_BYTES
-    copies_a = a_row == 1 and a_step * size >= COPY_A_BYTES and n >= COPY_A
+    copies_a = a_row == 1 and reads_badly(a_step, n, like)
     copies_b = b_column != 1 or m >= COPY_B
     vectors = pieces(n, lanes)
     k_blocks, n_blocks = pieces(k, STEPS), pieces(vectors, BLOCK_VECTORS)
@@ -211,38 +205,51 @@ def multiply_wide(
                     copy_a(last - first, high - low, a_block, a_step, a_copy, like)
                     a_block = a_copy
                 multiply_block(
-                    last - first, columns, high - low, a_block, a_row, a_step, copies_a, b_block,
-                    b_row, copies_b, c + size * (first * c_row + left), c_row, kb > 0, like,
+                    last - first, FIRST, pieces(last - first, TILE_ROWS), columns, high - low,
+                    a_block, a_row, a_step, copies_a, b_block, b_row, copies_b,
+                    c + size * (first * c_row + left), c_row, kb > 0, nothing, like,
                 )  # fmt: skip
 
 
 @compiled
 def multiply_block(
-    rows: int, columns: int, steps: int, a: int, a_row: int, a_step: int, copied_a: bool, b: int,
-    b_row: int, copied_b: bool, c: int, c_row: int, add: bool, like: Any,
+    rows: int, first_tile: int, last_tile: int, columns: int, steps: int, a: int, a_row: int,
+    a_step: int, copied_a: bool, b: int, b_row: int, copied_b: bool, c: int, c_row: int, add: bool,
+    ahead: Any, like: Any,
 ) -> None:  # fmt: skip
-    """A block of c, panel by panel of b, in it tile by tile of a."""
+    """Some tiles' rows of a block of c, panel by panel of b, in it tile by tile of a.
+
+    a is the block of all rows, c only the rows asked for. Meanwhile memory that is needed next is
+    brought near: ahead[0] bytes at each of the addresses that follow, if any.
+    """
     size, lanes = size_of(like), lanes_of(like)
     vectors = pieces(columns, lanes)
     panels, tiles = pieces(vectors, TILE_VECTORS), pieces(rows, TILE_ROWS)
     fewer, more = rows // tiles, rows % tiles
+    begin = row_of_tile(rows, tiles, first_tile)
+    done, turn = 0, pieces(panels * (last_tile - first_tile), AHEAD_PLACES)
     for p in range(panels):
         left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
         b_panel, b_distance = b + size * left, b_row
         if copied_b:
             b_panel, b_distance = b + size * left * steps, right - left
         wide = min(right, columns) - left
-        i = 0
-        for t in range(tiles):
+        i = begin
+        for t in range(first_tile, last_tile):
             high = fewer + (t < more)
             a_tile, row, step = a + size * i * a_row, a_row, a_step
             if copied_a:
-                a_tile, row, step = a + size * i * steps, 1, high
+                a_tile, row, step = a + size * (i * steps + t * lanes), 1, high
+            near = b_panel
+            if ahead.size:
+                place, start = ahead[1 + done // turn], done % turn * steps * LINE
+                near = place + start if place and start < ahead[0] else near
             tile(
                 high, wide, steps, a_tile, row, step, b_panel, b_distance,
-                c + size * (i * c_row + left), c_row, add, like,
+                c + size * ((i - begin) * c_row + left), c_row, add, near, like,
             )  # fmt: skip
             i += high
+            done += 1
 
 
 @compiled
@@ -263,28 +270,30 @@ def copy_b(
     for s in range(steps):
         for p in range(panels):
             left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
-            wide = min(right, columns) - left
-            source = vector_at(b, s * b_row + left, wide, like)
-            copy(source, vector_at(out, left * steps + s * (right - left), wide, like))
+            place = out + size * (left * steps + s * (right - left))
+            source = b + size * (s * b_row + left)
+            for j in range(0, right - left, lanes):
+                n = min(lanes, columns - left - j)
+                copy_lanes(source + size * j, place + size * j, n, like)
 
 
 @compiled
 def copy_a(rows: int, steps: int, a: int, a_step: int, out: int, like: Any) -> None:
-    """A block of a, whose columns are contiguous, tile after tile, each (steps, tile's rows)."""
+    """A block of a, whose columns are contiguous, tile after tile, each (steps, tile's rows) and
+    a vector."""
     size, lanes = size_of(like), lanes_of(like)
     tiles = pieces(rows, TILE_ROWS)
-    fewer, more, i = rows // tiles, rows % tiles, 0
-    for t in range(tiles):
-        high = fewer + (t < more)
-        source, target = a + size * i, out + size * i * steps
-        # each row overwrites what the one before wrote beyond its end
-        for s in range(steps):
+    fewer, more = rows // tiles, rows % tiles
+    for s in range(steps):
+        i = 0
+        for t in range(tiles):
+            high = fewer + (t < more)
+            source = a + size * (s * a_step + i)
+            place = out + size * (i * steps + t * lanes + s * high)
+            # each row overwrites what the one before wrote beyond its end
             for j in range(0, high, lanes):
-                copy_lanes(
-                    source + size * (s * a_step + j), target + size * (s * high + j),
-                    min(lanes, high - j), like,
-                )  # fmt: skip
-        i += high
+                copy_lanes(source + size * j, place + size * j, min(lanes, high - j), like)
+            i += high
 
 
 @compiled

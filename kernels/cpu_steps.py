@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnbackend.kernels import cpu_context as c
+from nnbackend.kernels.cpu_batch import begin_step
 from nnbackend.kernels.cpu_compile import compiled
 from nnbackend.kernels.cpu_intrinsics import (
     atomic_add,
@@ -22,7 +23,7 @@ from nnbackend.kernels.cpu_intrinsics import (
     pause,
     vector_at,
 )
-from nnbackend.kernels.cpu_program import begin_step, end_step, run_phase
+from nnbackend.kernels.cpu_program import end_step, run_phase
 
 #: Looks at the counter before the thread gives up its time: some 50 us.
 PATIENCE = 1000

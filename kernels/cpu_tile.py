@@ -113,15 +113,15 @@ class _Code:
 
 
 def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Function:
-    """tile(a, b, c; a_row, a_step, b_row, c_row, steps, last, add) for one size of tile.
+    """tile(a, b, c, ahead; a_row, a_step, b_row, c_row, steps, last, add) for one size of tile.
 
     c = a b, or c += a b; ``last`` is the number of columns in the last vector if it is partial.
     """
     name = f"nnbackend_tile_{code.kind}_{rows}_{vectors}_{int(partial)}"
     if name in code.module.globals:
         return code.module.globals[name]
-    function = code.begin(name, 3, 7)
-    a, b, c, a_row, a_step, b_row, c_row, steps, last, add = function.args
+    function = code.begin(name, 4, 7)
+    a, b, c, ahead, a_row, a_step, b_row, c_row, steps, last, add = function.args
     start, places = code.builder, range(vectors)
     offsets = [_I64(v * code.lanes) for v in places]
     mask = code.mask(last) if partial else None
@@ -142,12 +142,14 @@ def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Fu
     sums = [[body.phi(code.vector) for _ in places] for _ in range(rows)]
     here = code.at(b, body.mul(step, b_row))
     loaded = [code.load(code.at(here, offset), m) for offset, m in zip(offsets, masks, strict=True)]
-    ahead = code.at(here, body.mul(b_row, _I64(_AHEAD)))
+    below = code.at(here, body.mul(b_row, _I64(_AHEAD)))
     for offset in offsets:
-        code.prefetch(code.at(ahead, offset))
+        code.prefetch(code.at(below, offset))
+    line = _I64(64 * code.lanes // VECTOR_BYTES)
+    if 2 * rows > TILE_ROWS:
+        code.prefetch(code.at(ahead, body.mul(step, line)))
     if rows == TILE_ROWS:
         # the following tile's rows, each line of memory once
-        line = _I64(64 * code.lanes // VECTOR_BYTES)
         row = body.add(body.urem(step, line), _I64(rows))
         column = body.sub(step, body.urem(step, line))
         code.prefetch(code.at(a, body.mul(row, a_row), column))
@@ -183,7 +185,7 @@ def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Fu
 
 
 def _any_tile_function(code: _Code) -> ir.Function:
-    """tile(a, b, c; a_row, a_step, b_row, c_row, steps, rows, columns, add) for any size."""
+    """tile(a, b, c, ahead; a_row, a_step, b_row, c_row, steps, rows, columns, add), any size."""
     name = f"nnbackend_tile_{code.kind}"
     if name in code.module.globals:
         return code.module.globals[name]
@@ -194,7 +196,7 @@ def _any_tile_function(code: _Code) -> ir.Function:
         for partial in (False, True)
     ]
     functions = [_tile_function(code, *kind) for kind in kinds]
-    function = code.begin(name, 3, 8)
+    function = code.begin(name, 4, 8)
     *shared, rows, columns, add = function.args
     build = code.builder
     last = build.and_(columns, _I64(code.lanes - 1))
@@ -259,20 +261,21 @@ def tile(
     c: Any,
     c_row: Any,
     add: Any,
+    ahead: Any,
     like: Any,
 ) -> Any:
     """c (rows, columns) = a b, or c += a b, over ``steps`` > 0 of the inner dimension.
 
     ``rows`` is at most TILE_ROWS, ``columns`` at most TILE_VECTORS vectors, both at least 1; a, b
     and c are addresses, ``*_row`` and ``a_step`` distances in elements. Columns of b are
-    contiguous.
+    contiguous. Meanwhile the memory from ``ahead`` on is brought near, 64 bytes a step.
     """
-    signature = types.void(*(types.int64,) * 10, types.boolean, like)
+    signature = types.void(*(types.int64,) * 10, types.boolean, types.int64, like)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        n_rows, n_columns, n_steps, a_, ar, at, b_, br, c_, cr, adds, _ = arguments
+        n_rows, n_columns, n_steps, a_, ar, at, b_, br, c_, cr, adds, next_, _ = arguments
         code = _Code(builder.module, context.get_data_type(like), _SIZES[like])
-        pointers = [builder.inttoptr(x, code.number.as_pointer()) for x in (a_, b_, c_)]
+        pointers = [builder.inttoptr(x, code.number.as_pointer()) for x in (a_, b_, c_, next_)]
         sizes = (ar, at, br, cr, n_steps, n_rows, n_columns, builder.zext(adds, _I64))
         builder.call(_any_tile_function(code), (*pointers, *sizes))
         return context.get_dummy_value()

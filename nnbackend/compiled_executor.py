@@ -27,9 +27,11 @@ INFERENCE_GRAIN = 1 << 19
 #: Rows go through a network of small layers in blocks: bytes of a block's outputs, and of the
 #: largest weight matrix that stays in the first-level cache beside them.
 BLOCK_BYTES, SMALL_WEIGHTS = 1 << 16, 1 << 15
-#: Rows that inference takes through all layers at a time, and the most for which it has a path
-#: of its own.
-INFERENCE_ROWS, FEW_ROWS = 512, 16
+#: Rows that inference takes through all layers at a time: few enough for products to read weights
+#: in place, or, if these exceed LARGE_WEIGHTS bytes, enough to pay for a copy of them.
+INFERENCE_ROWS, MANY_ROWS, LARGE_WEIGHTS = 144, 504, 1 << 20
+#: The most rows for which inference has a path of its own.
+FEW_ROWS = 16
 
 _INT64, _INT32 = np.dtype(np.int64), np.dtype(np.int32)
 
@@ -45,7 +47,9 @@ class CompiledExecutor(Executor):
         elements = ELEMENT_WORK * sum(row.n_outputs for row in program.rows)
         self._inference_work = sum(products) + elements // 2
         self._step_work = 3 * sum(products) + elements
-        self._small_layers = max(products, default=0) * self._dtype.itemsize <= SMALL_WEIGHTS
+        largest = max(products, default=0) * self._dtype.itemsize
+        self._inference_rows = MANY_ROWS if largest > LARGE_WEIGHTS else INFERENCE_ROWS
+        self._small_layers = largest <= SMALL_WEIGHTS
         self._describe()
         self._training: _Training | None = None
         # leased by the threads that predict: append and pop are atomic
@@ -183,7 +187,7 @@ class CompiledExecutor(Executor):
         try:
             return self._inference.pop()
         except IndexError:
-            return _Inference(self, INFERENCE_ROWS, self._runtime.threads.count)
+            return _Inference(self, self._inference_rows, self._runtime.threads.count)
 
     def call(self, x: Any) -> Array | None:
         if type(x) is not np.ndarray or x.dtype is not self._dtype or len(x) > FEW_ROWS:

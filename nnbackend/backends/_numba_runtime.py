@@ -22,8 +22,10 @@ from typing import Any
 from nnbackend._checks import check_size
 from nnbackend.backends.base import Array
 from nnbackend.errors import BackendUnavailableError, DataError
+from nnbackend.kernels.processor import USES_BLAS
 
-MODULES = ("numba", "scipy", "threadpoolctl")
+#: What has to be installed; SciPy is there for its BLAS.
+MODULES = ("numba", "scipy", "threadpoolctl") if USES_BLAS else ("numba",)
 INSTALL = 'pip install "nnbackend[numba]"'
 #: Seconds a first compilation takes, said beforehand.
 EXPECTED_SECONDS = 15
@@ -194,7 +196,8 @@ class Runtime:
         from nnbackend.kernels import cpu, cpu_intrinsics
 
         cpu_intrinsics.register_symbols()
-        _hold_blas()
+        if USES_BLAS:
+            _hold_blas()
         self.cpu = cpu
         self.threads = Threads()
         self.folder = cache_folder()

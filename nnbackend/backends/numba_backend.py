@@ -35,7 +35,7 @@ def _signed(bits: int) -> int:
 
 
 class NumbaBackend(NumpyBackend):
-    """Numba on the CPU: compiled kernels, SciPy's BLAS, threads of its own."""
+    """Numba on the CPU: compiled kernels, matrix products and threads of its own."""
 
     name: ClassVar[str] = "numba"
 

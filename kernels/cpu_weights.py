@@ -1,0 +1,282 @@
+"""The last phases of a step: gradients of the weights, and their update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnbackend.kernels import cpu_context as c
+from nnbackend.kernels.codes import Update
+from nnbackend.kernels.cpu_compile import compiled
+from nnbackend.kernels.cpu_context import matrix, numbers_of, share, vector
+from nnbackend.kernels.cpu_dense import column_sums
+from nnbackend.kernels.cpu_intrinsics import size_of, vector_at
+from nnbackend.kernels.cpu_math import cast
+from nnbackend.kernels.cpu_norms import layer_norm_parameters
+from nnbackend.kernels.cpu_products import (
+    B_BYTES,
+    BLOCK_TILES,
+    BLOCK_VECTORS,
+    COPY_BYTES,
+    ONE,
+    RESULT_BYTES,
+    STEPS,
+    SWAP_BYTES,
+    address_of,
+    aligned,
+    copy_a,
+    copy_b,
+    lanes_of,
+    multiply_block,
+    pieces,
+    reads_badly,
+    row_of_tile,
+    transposed_product,
+)
+from nnbackend.kernels.cpu_tile import TILE_ROWS
+from nnbackend.kernels.cpu_updates import (
+    absolute_sum,
+    adagrad_step,
+    adam_step,
+    add_penalty_gradient,
+    momentum_step,
+    rmsprop_step,
+    sgd_step,
+    square_sum,
+)
+from nnbackend.kernels.cpu_vectors import scale
+from nnbackend.kernels.cpu_views import (
+    DENSE,
+    FIRST,
+    LAYER_NORM,
+    WEIGHT_MULTIPLE,
+    delta,
+    floats_of,
+    gradients,
+    input_rows,
+    layer_norm_saved,
+    parameters,
+    scratch_of,
+    sums_of,
+    table_of,
+)
+from nnbackend.kernels.processor import USES_BLAS
+
+SGD, ADAGRAD, RMSPROP, ADAM = (int(kind) for kind in Update)
+#: Weights of a block whose gradient is used while it is in the cache, together with the
+#: optimizer's averages: 4 x 128 KiB in float32. From FUSED weights on that is worth it.
+BLOCK, FUSED = 1 << 15, 1 << 14
+
+
+@compiled
+def run_weights(f: Any, part: int, like: Any) -> None:
+    """This part's share of the parameters: gradient, penalty, and the update unless the gradient
+    is clipped first."""
+    table, floats = table_of(f), floats_of(f)
+    parts, rows = f[c.N_PARTS], f[c.ROWS]
+    for r in range(table.shape[0]):
+        op, width = table[r, c.OP], table[r, c.OUTPUTS]
+        if op == DENSE:
+            first, last = share(table[r, c.INPUTS], part, parts, WEIGHT_MULTIPLE)
+            size = (last - first) * width
+            lanes = lanes_of(like)
+            fused = size >= FUSED and lanes <= width <= BLOCK_VECTORS * lanes and not USES_BLAS
+            if fused and table[r, c.TRAINABLE] and f[c.TRAINS] and not f[c.CLIPS]:
+                update_as_computed(f, table, floats, r, first, last, part, like)
+            elif size:
+                dense_weights(f, table, floats, r, first, last, part, like)
+            dense_bias(f, table, floats, r, part, like)
+        elif table[r, c.TRAINABLE]:
+            first, last = share(width, part, parts, WEIGHT_MULTIPLE)
+            if last <= first:
+                continue
+            start_0, start_1 = table[r, c.PARAMETER_0] + first, table[r, c.PARAMETER_1] + first
+            if op == LAYER_NORM:
+                dy = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
+                x = input_rows(f, table, r, FIRST, rows, like)
+                means, inv_stds = layer_norm_saved(f, table, r, FIRST, rows, like)
+                dgamma = gradients(f, start_0, last - first, like)
+                dbeta = gradients(f, start_1, last - first, like)
+                layer_norm_parameters(dy, x, means, inv_stds, first, dgamma, dbeta)
+            for start in (start_0, start_1):
+                finish(f, start, gradients(f, start, last - first, like), part, like)
+
+
+@compiled
+def dense_weights(
+    f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
+) -> None:
+    """Rows first ... last of a weight matrix: the gradient, then what follows from it."""
+    width, rows = table[r, c.OUTPUTS], f[c.ROWS]
+    start = table[r, c.PARAMETER_0] + first * width
+    dw = matrix(f[c.GRADIENTS], f[c.N_PARAMETERS], start, last - first, width, like)
+    if table[r, c.TRAINABLE]:
+        x = input_rows(f, table, r, FIRST, rows, like)
+        dz = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
+        transposed_product(x, first, dz, dw, scratch_of(f, part))
+    g = dw.reshape(dw.size)
+    penalise(f, table[r, c.TRAINABLE], start, g, floats[r, 1], floats[r, 2], part, like)
+    if table[r, c.TRAINABLE]:
+        finish(f, start, g, part, like)
+
+
+@compiled
+def update_as_computed(
+    f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
+) -> None:
+    """The same for a large matrix, a block of rows at a time: its gradient is used while it is in
+    the cache, and weights and averages come from memory while the processor multiplies.
+
+    The update alone would wait for memory, the product alone leaves memory idle.
+    """
+    width, rows = table[r, c.OUTPUTS], f[c.ROWS]
+    x = input_rows(f, table, r, FIRST, rows, like)
+    dz = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
+    a, b = address_of(x) + first * x.itemsize, address_of(dz)
+    a_step, size = table[r, c.INPUTS], x.itemsize
+    b_copy = aligned(scratch_of(f, part))
+    a_copy, result = b_copy + B_BYTES, b_copy + COPY_BYTES + SWAP_BYTES
+    copies_a = reads_badly(a_step, width, like)
+    k_blocks = pieces(rows, STEPS)
+    m_blocks = pieces(last - first, BLOCK_TILES * TILE_ROWS)
+    some = max(1, BLOCK // width // TILE_ROWS)
+    # the last gradient of a run stays for the caller
+    at_once = k_blocks == 1 and f[c.STEP] + 1 < f[c.FIRST_STEP] + f[c.N_STEPS]
+    at_once = at_once and BLOCK * size <= RESULT_BYTES
+    nothing, ahead = vector_at(0, 0, 0, ONE), vector_at(result + RESULT_BYTES, 0, 4, ONE)
+    for kb in range(k_blocks):
+        low, high = rows * kb // k_blocks, rows * (kb + 1) // k_blocks
+        copy_b(high - low, width, b + size * low * width, width, ONE, b_copy, like)
+        for mb in range(m_blocks):
+            i, j = share(last - first, mb, m_blocks, 1)
+            a_block, tiles = a + size * (low * a_step + i), pieces(j - i, TILE_ROWS)
+            if copies_a:
+                copy_a(j - i, high - low, a_block, a_step, a_copy, like)
+                a_block = a_copy
+            for t in range(0, tiles, some):
+                until = min(tiles, t + some)
+                row = first + i + row_of_tile(j - i, tiles, t)
+                n = (first + i + row_of_tile(j - i, tiles, until) - row) * width
+                start = table[r, c.PARAMETER_0] + row * width
+                g = vector_at(result, 0, n, like) if at_once else gradients(f, start, n, like)
+                final = kb == k_blocks - 1
+                if final:
+                    look_ahead(f, start, n, ahead, like)
+                multiply_block(
+                    j - i, t, until, width, high - low, a_block, ONE, a_step, copies_a, b_copy,
+                    width, True, address_of(g), width, kb > 0, ahead if final else nothing, like,
+                )  # fmt: skip
+                if final:
+                    penalise(f, 1, start, g, floats[r, 1], floats[r, 2], part, like)
+                    finish(f, start, g, part, like)
+
+
+@compiled
+def look_ahead(f: Any, start: int, n: int, ahead: Any, like: Any) -> None:
+    """Which memory the update of n parameters will read."""
+    size = size_of(like)
+    ahead[0] = n * size
+    ahead[1] = f[c.PARAMETERS] + start * size
+    ahead[2] = f[c.SLOT_0] + start * size if f[c.N_SLOTS] > 0 else 0
+    ahead[3] = f[c.SLOT_1] + start * size if f[c.N_SLOTS] > 1 else 0
+
+
+@compiled
+def dense_bias(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) -> None:
+    """This part's share of a bias."""
+    width = table[r, c.OUTPUTS]
+    first, last = share(width, part, f[c.N_PARTS], WEIGHT_MULTIPLE)
+    start = table[r, c.PARAMETER_1] + first
+    if table[r, c.PARAMETER_1] < 0 or last <= first:
+        return
+    g = gradients(f, start, last - first, like)
+    if table[r, c.TRAINABLE]:
+        dz = delta(f, table[r, c.DELTA], width, FIRST, f[c.ROWS], like)
+        column_sums(dz, first, g)
+    penalise(f, table[r, c.TRAINABLE], start, g, floats[r, 3], floats[r, 4], part, like)
+    if table[r, c.TRAINABLE]:
+        finish(f, start, g, part, like)
+
+
+@compiled
+def penalise(
+    f: Any, trains: int, start: int, g: Any, l1: float, l2: float, part: int, like: Any
+) -> None:
+    """Add an L1 and L2 term to the part's sums and to the gradient."""
+    if l1 == 0.0 and l2 == 0.0:
+        return
+    w = parameters(f, start, g.size, like)
+    sums_of(f, part)[c.PENALTY] += penalty_value(w, l1, l2)
+    if trains:
+        add_penalty_gradient(w, cast(l1, like), cast(l2, like), g)
+
+
+@compiled
+def penalty_value(w: Any, l1: float, l2: float) -> float:
+    total = 0.0
+    if l1 != 0.0:
+        total += l1 * absolute_sum(w)
+    if l2 != 0.0:
+        total += l2 * square_sum(w)
+    return total
+
+
+@compiled
+def finish(f: Any, start: int, g: Any, part: int, like: Any) -> None:
+    """The gradient of some parameters is there: use it, or add its square for the clipping."""
+    if f[c.CLIPS]:
+        sums = sums_of(f, part)
+        sums[sums.size - 1] += square_sum(g)
+    elif f[c.TRAINS]:
+        update(f, start, g, like)
+
+
+@compiled
+def update(f: Any, start: int, g: Any, like: Any) -> None:
+    """One step of the optimizer for parameters with the gradient g, all decayed or none."""
+    numbers, n = numbers_of(f), g.size
+    w = parameters(f, start, n, like)
+    empty = vector_at(0, 0, 0, like)
+    slot_0 = vector(f[c.SLOT_0], f[c.N_TRAINED], start, n, like) if f[c.N_SLOTS] > 0 else empty
+    slot_1 = vector(f[c.SLOT_1], f[c.N_TRAINED], start, n, like) if f[c.N_SLOTS] > 1 else empty
+    kind, rate, eps = f[c.UPDATE], numbers[c.RATE], cast(numbers[c.EPS], like)
+    lr = cast(rate, like)
+    if kind == SGD:
+        momentum = cast(numbers[c.MOMENTUM], like)
+        if f[c.N_SLOTS] == 0:
+            sgd_step(w, g, lr)
+        elif numbers[c.NESTEROV] != 0.0:
+            momentum_step(w, g, slot_0, lr, momentum, momentum, lr)
+        else:
+            momentum_step(w, g, slot_0, lr, momentum, cast(1.0, like), cast(0.0, like))
+    elif kind == ADAGRAD:
+        adagrad_step(w, g, slot_0, lr, eps)
+    elif kind == RMSPROP:
+        rho = numbers[c.RHO]
+        rmsprop_step(w, g, slot_0, lr, cast(rho, like), cast(1.0 - rho, like), eps)
+    else:
+        keep = 1.0 - rate * numbers[c.DECAY] if start < f[c.N_DECAYED] else 1.0
+        beta1, beta2 = numbers[c.BETA_1], numbers[c.BETA_2]
+        adam_step(
+            w, g, slot_0, slot_1, cast(keep, like), cast(numbers[c.CORRECTED_RATE], like),
+            cast(beta1, like), cast(1.0 - beta1, like), cast(beta2, like), cast(1.0 - beta2, like),
+            cast(numbers[c.CORRECTED_EPS], like),
+        )  # fmt: skip
+
+
+@compiled
+def run_clipped_update(f: Any, part: int, like: Any) -> None:
+    """Scale this part's share of the gradient to the allowed norm, then update."""
+    square = 0.0
+    for other in range(f[c.N_PARTS]):
+        sums = sums_of(f, other)
+        square += sums[sums.size - 1]
+    norm, limit = square**0.5, numbers_of(f)[c.CLIP_NORM]
+    factor = limit / norm if norm > limit else 1.0
+    decayed, trained = f[c.N_DECAYED], f[c.N_TRAINED]
+    for low, high in ((0, decayed), (decayed, trained)):
+        first, last = share(high - low, part, f[c.N_PARTS], WEIGHT_MULTIPLE)
+        if last > first:
+            g = gradients(f, low + first, last - first, like)
+            if factor != 1.0:
+                scale(g, cast(factor, like))
+            update(f, low + first, g, like)
