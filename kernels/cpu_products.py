@@ -42,9 +42,8 @@ AHEAD_PLACES, LINE = 3, 64
 #: Up to so many columns the product is computed transposed, if the rows, or the columns, of a are
 #: as they must be for that without a copy, or with one.
 NARROW_OF_ROWS, NARROW_OF_COLUMNS = 12, 4
-#: Bytes of scratch memory that a product needs: to align it, for a block of b, for a block of
-#: a with room after each tile, for a transposed result, and for a result
-#: that is used at once.
+#: Bytes of scratch memory that a product needs: to align it, for a block of b, for a block of a
+#: with room after each tile, for a transposed result, and for a result that is used at once.
 B_BYTES = STEPS * BLOCK_VECTORS * VECTOR_BYTES
 COPY_BYTES = B_BYTES + BLOCK_TILES * (8 * STEPS * TILE_ROWS + VECTOR_BYTES)
 SWAP_BYTES = 1 << 15
@@ -103,8 +102,16 @@ def lanes_of(like: Any) -> int:
 
 @compiled
 def pieces(n: int, most: int) -> int:
-    """How many pieces of at most ``most`` make n; piece i is n i // pieces and so on."""
+    """How many pieces of at most ``most`` make n."""
     return (n + most - 1) // most
+
+
+@compiled
+def start_of(piece: int, n: int, count: int) -> int:
+    """Where a piece begins if n is cut into ``count`` as equal as can be, larger ones first."""
+    if count == 1:  # divisions take longer than a small product
+        return n * piece
+    return n // count * piece + min(piece, n % count)
 
 
 @compiled
@@ -145,9 +152,9 @@ def multiply(
 
 
 @compiled
-def row_of_tile(rows: int, tiles: int, tile_number: int) -> int:
-    """First row of a tile, where the first ones are a row higher if they cannot be equal."""
-    return rows // tiles * tile_number + min(tile_number, rows % tiles)
+def panel_of(panel: int, vectors: int, panels: int, lanes: int) -> Any:
+    """First and last + 1 of a panel's columns, in whole vectors."""
+    return start_of(panel, vectors, panels) * lanes, start_of(panel + 1, vectors, panels) * lanes
 
 
 @compiled
@@ -190,16 +197,16 @@ def multiply_wide(
     k_blocks, n_blocks = pieces(k, STEPS), pieces(vectors, BLOCK_VECTORS)
     m_blocks = pieces(m, BLOCK_TILES * TILE_ROWS)
     for kb in range(k_blocks):
-        low, high = k * kb // k_blocks, k * (kb + 1) // k_blocks
+        low, high = start_of(kb, k, k_blocks), start_of(kb + 1, k, k_blocks)
         for nb in range(n_blocks):
-            left = vectors * nb // n_blocks * lanes
-            columns = min(vectors * (nb + 1) // n_blocks * lanes, n) - left
+            left = start_of(nb, vectors, n_blocks) * lanes
+            columns = min(start_of(nb + 1, vectors, n_blocks) * lanes, n) - left
             b_block = b + size * (low * b_row + left * b_column)
             if copies_b:
                 copy_b(high - low, columns, b_block, b_row, b_column, b_copy, like)
                 b_block = b_copy
             for mb in range(m_blocks):
-                first, last = m * mb // m_blocks, m * (mb + 1) // m_blocks
+                first, last = start_of(mb, m, m_blocks), start_of(mb + 1, m, m_blocks)
                 a_block = a + size * (first * a_row + low * a_step)
                 if copies_a:
                     copy_a(last - first, high - low, a_block, a_step, a_copy, like)
@@ -225,18 +232,18 @@ def multiply_block(
     size, lanes = size_of(like), lanes_of(like)
     vectors = pieces(columns, lanes)
     panels, tiles = pieces(vectors, TILE_VECTORS), pieces(rows, TILE_ROWS)
-    fewer, more = rows // tiles, rows % tiles
-    begin = row_of_tile(rows, tiles, first_tile)
+    few, more = rows // tiles, rows % tiles
+    begin = start_of(first_tile, rows, tiles)
     done, turn = 0, pieces(panels * (last_tile - first_tile), AHEAD_PLACES)
     for p in range(panels):
-        left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
+        left, right = panel_of(p, vectors, panels, lanes)
         b_panel, b_distance = b + size * left, b_row
         if copied_b:
             b_panel, b_distance = b + size * left * steps, right - left
         wide = min(right, columns) - left
         i = begin
         for t in range(first_tile, last_tile):
-            high = fewer + (t < more)
+            high = few + (t < more)
             a_tile, row, step = a + size * i * a_row, a_row, a_step
             if copied_a:
                 a_tile, row, step = a + size * (i * steps + t * lanes), 1, high
@@ -262,19 +269,22 @@ def copy_b(
     panels = pieces(vectors, TILE_VECTORS)
     if b_column != 1:
         for p in range(panels):
-            left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
+            left, right = panel_of(p, vectors, panels, lanes)
             wide, start = min(right, columns) - left, b + size * left * b_column
             transpose(wide, steps, start, b_column, out + size * left * steps, right - left, like)
         return
     # row by row, as the processor reads ahead
+    few, more = vectors // panels * lanes, vectors % panels
     for s in range(steps):
+        left = 0
         for p in range(panels):
-            left, right = vectors * p // panels * lanes, vectors * (p + 1) // panels * lanes
-            place = out + size * (left * steps + s * (right - left))
+            wide = few + (lanes if p < more else 0)
+            place = out + size * (left * steps + s * wide)
             source = b + size * (s * b_row + left)
-            for j in range(0, right - left, lanes):
+            for j in range(0, wide, lanes):
                 n = min(lanes, columns - left - j)
                 copy_lanes(source + size * j, place + size * j, n, like)
+            left += wide
 
 
 @compiled
@@ -283,11 +293,11 @@ def copy_a(rows: int, steps: int, a: int, a_step: int, out: int, like: Any) -> N
     a vector."""
     size, lanes = size_of(like), lanes_of(like)
     tiles = pieces(rows, TILE_ROWS)
-    fewer, more = rows // tiles, rows % tiles
+    few, more = rows // tiles, rows % tiles
     for s in range(steps):
         i = 0
         for t in range(tiles):
-            high = fewer + (t < more)
+            high = few + (t < more)
             source = a + size * (s * a_step + i)
             place = out + size * (i * steps + t * lanes + s * high)
             # each row overwrites what the one before wrote beyond its end

@@ -29,7 +29,7 @@ from nnbackend.kernels.cpu_products import (
     multiply_block,
     pieces,
     reads_badly,
-    row_of_tile,
+    start_of,
     transposed_product,
 )
 from nnbackend.kernels.cpu_tile import TILE_ROWS
@@ -144,18 +144,19 @@ def update_as_computed(
     at_once = at_once and BLOCK * size <= RESULT_BYTES
     nothing, ahead = vector_at(0, 0, 0, ONE), vector_at(result + RESULT_BYTES, 0, 4, ONE)
     for kb in range(k_blocks):
-        low, high = rows * kb // k_blocks, rows * (kb + 1) // k_blocks
+        low, high = start_of(kb, rows, k_blocks), start_of(kb + 1, rows, k_blocks)
         copy_b(high - low, width, b + size * low * width, width, ONE, b_copy, like)
         for mb in range(m_blocks):
-            i, j = share(last - first, mb, m_blocks, 1)
+            i = start_of(mb, last - first, m_blocks)
+            j = start_of(mb + 1, last - first, m_blocks)
             a_block, tiles = a + size * (low * a_step + i), pieces(j - i, TILE_ROWS)
             if copies_a:
                 copy_a(j - i, high - low, a_block, a_step, a_copy, like)
                 a_block = a_copy
             for t in range(0, tiles, some):
                 until = min(tiles, t + some)
-                row = first + i + row_of_tile(j - i, tiles, t)
-                n = (first + i + row_of_tile(j - i, tiles, until) - row) * width
+                row = first + i + start_of(t, j - i, tiles)
+                n = (first + i + start_of(until, j - i, tiles) - row) * width
                 start = table[r, c.PARAMETER_0] + row * width
                 g = vector_at(result, 0, n, like) if at_once else gradients(f, start, n, like)
                 final = kb == k_blocks - 1
