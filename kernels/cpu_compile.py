@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import numpy as np
 from numba import njit
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
@@ -77,6 +78,8 @@ def only_parts() -> Iterator[None]:
                 gc.enable()
 
 
+#: Integers of one type: Numba compiles a function for each literal, and for each type.
+FIRST, ONE = np.int64(0), np.int64(1)
 #: Rows of at most this many elements are handled in one loop over all of them: calling a function
 #: for each row would cost more than the row.
 NARROW = 16

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.kernels.cpu_compile import compiled
+from nnbackend.kernels.cpu_compile import FIRST, ONE, compiled
 from nnbackend.kernels.cpu_intrinsics import blas_product, size_of, vector_at
 from nnbackend.kernels.cpu_tile import (
     TILE_ROWS,
@@ -30,8 +30,6 @@ from nnbackend.kernels.processor import USES_BLAS
 #: Steps of a block along the inner dimension, columns of a block of b in vectors, and rows of a
 #: block of a in tiles: 1.3 and 0.6 MB with vectors of 64 bytes, in the second-level cache.
 STEPS, BLOCK_VECTORS, BLOCK_TILES = 320, 64, 56
-#: Integers of one type: Numba compiles a function for each literal, and for each type.
-FIRST, ONE = np.int64(0), np.int64(1)
 #: b is copied from so many rows of a on. a is copied if it is transposed, its rows are so many
 #: bytes apart, which is where they fall on few places of the cache, and b has so many columns.
 COPY_B, COPY_A_BYTES, COPY_A = 160, 2048, 160
@@ -43,12 +41,14 @@ AHEAD_PLACES, LINE = 3, 64
 #: as they must be for that without a copy, or with one.
 NARROW_OF_ROWS, NARROW_OF_COLUMNS = 12, 4
 #: Bytes of scratch memory that a product needs: to align it, for a block of b, for a block of a
-#: with room after each tile, for a transposed result, and for a result that is used at once.
+#: with room after each tile, for a transposed result, for a result that is used at once, and for
+#: the numbers that say what to bring near.
 B_BYTES = STEPS * BLOCK_VECTORS * VECTOR_BYTES
 COPY_BYTES = B_BYTES + BLOCK_TILES * (8 * STEPS * TILE_ROWS + VECTOR_BYTES)
 SWAP_BYTES = 1 << 15
 RESULT_BYTES = 1 << 18
-SCRATCH_BYTES = 2 * VECTOR_BYTES + COPY_BYTES + SWAP_BYTES + RESULT_BYTES
+AHEAD_BYTES = 8 * (1 + AHEAD_PLACES)
+SCRATCH_BYTES = VECTOR_BYTES + COPY_BYTES + SWAP_BYTES + RESULT_BYTES + AHEAD_BYTES
 
 
 @compiled
@@ -148,7 +148,7 @@ def multiply(
             n, rows, k, b, b_column, b_row, a + size * first * a_row, a_step, a_row, swapped, rows,
             scratch, like,
         )  # fmt: skip
-        transpose_exactly(n, rows, swapped, c + size * first * c_row, c_row, like)
+        transpose_exactly(n, rows, swapped, rows, c + size * first * c_row, c_row, like)
 
 
 @compiled
@@ -171,15 +171,14 @@ def aligned(address: int) -> int:
 
 @compiled
 def transpose_exactly(
-    rows: int, columns: int, source: int, out: int, out_row: int, like: Any
+    rows: int, columns: int, source: int, source_row: int, out: int, out_row: int, like: Any
 ) -> None:
     """out (columns, rows) = source^T, nothing else written."""
     size = size_of(like)
-    flat = vector_at(source, 0, rows * columns, like)
     for j in range(columns):
         row = vector_at(out + size * j * out_row, 0, rows, like)
         for i in range(rows):
-            row[i] = flat[i * columns + j]
+            row[i] = vector_at(source, i * source_row + j, 1, like)[0]
 
 
 @compiled
@@ -319,8 +318,7 @@ def transpose(
                 source + size * (i * source_row + j), source_row, min(lanes, rows - i),
                 out + size * (j * out_row + i), out_row, like,
             )  # fmt: skip
-    for j in range(whole, columns):
-        for i in range(rows):
-            vector_at(out, j * out_row + i, 1, like)[0] = vector_at(
-                source, i * source_row + j, 1, like
-            )[0]
+    transpose_exactly(
+        rows, columns - whole, source + size * whole, source_row, out + size * whole * out_row,
+        out_row, like,
+    )  # fmt: skip

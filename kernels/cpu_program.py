@@ -13,7 +13,7 @@ from typing import Any
 
 from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.cpu_batch import check_rows, gather, loss_factor, measure, targets
-from nnbackend.kernels.cpu_compile import compiled
+from nnbackend.kernels.cpu_compile import FIRST, compiled
 from nnbackend.kernels.cpu_context import numbers_of, share
 from nnbackend.kernels.cpu_intrinsics import vector_at
 from nnbackend.kernels.cpu_layers import backward_row, batch_norm_row, forward_row
@@ -21,7 +21,6 @@ from nnbackend.kernels.cpu_norms import batch_norm_sums, batch_statistics
 from nnbackend.kernels.cpu_vectors import add_to
 from nnbackend.kernels.cpu_views import (
     BATCH_NORM,
-    FIRST,
     INV_STD,
     MEAN,
     PART_DBETA,

@@ -16,8 +16,6 @@ from nnbackend.kernels.cpu_products import SCRATCH_BYTES
 DENSE, DROPOUT, BATCH_NORM = int(Op.DENSE), int(Op.DROPOUT), int(Op.BATCH_NORM)
 ACTIVATION, LAYER_NORM, STANDARDIZE = int(Op.ACTIVATION), int(Op.LAYER_NORM), int(Op.STANDARDIZE)
 N_COLUMNS = len(c.COLUMNS)
-#: The first phase, the first row. (NumPy integers: Numba compiles a function for each literal.)
-FIRST = np.int64(0)
 #: Slices of the batch begin at multiples of this, which keeps Philox's blocks whole.
 ROW_MULTIPLE = 4
 #: Weight rows of a part, and columns of its biases, in multiples of a vector register.
@@ -28,7 +26,6 @@ WEIGHT_MULTIPLE = 16
 (
     PART_MEAN, PART_SQUARE, MEAN, INV_STD, PART_DGAMMA, PART_DBETA, DGAMMA, DBETA,
 ) = map(np.int64, range(8))  # fmt: skip
-NORM_ARRAYS = 8
 
 
 @view

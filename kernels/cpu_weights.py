@@ -6,18 +6,18 @@ from typing import Any
 
 from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.codes import Update
-from nnbackend.kernels.cpu_compile import compiled
+from nnbackend.kernels.cpu_compile import FIRST, ONE, compiled
 from nnbackend.kernels.cpu_context import matrix, numbers_of, share, vector
 from nnbackend.kernels.cpu_dense import column_sums
 from nnbackend.kernels.cpu_intrinsics import size_of, vector_at
 from nnbackend.kernels.cpu_math import cast
 from nnbackend.kernels.cpu_norms import layer_norm_parameters
 from nnbackend.kernels.cpu_products import (
+    AHEAD_PLACES,
     B_BYTES,
     BLOCK_TILES,
     BLOCK_VECTORS,
     COPY_BYTES,
-    ONE,
     RESULT_BYTES,
     STEPS,
     SWAP_BYTES,
@@ -46,7 +46,6 @@ from nnbackend.kernels.cpu_updates import (
 from nnbackend.kernels.cpu_vectors import scale
 from nnbackend.kernels.cpu_views import (
     DENSE,
-    FIRST,
     LAYER_NORM,
     WEIGHT_MULTIPLE,
     delta,
@@ -64,7 +63,7 @@ from nnbackend.kernels.processor import USES_BLAS
 SGD, ADAGRAD, RMSPROP, ADAM = (int(kind) for kind in Update)
 #: Weights of a block whose gradient is used while it is in the cache, together with the
 #: optimizer's averages: 4 x 128 KiB in float32. From FUSED weights on that is worth it.
-BLOCK, FUSED = 1 << 15, 1 << 14
+BLOCK, FUSED = RESULT_BYTES // 8, 1 << 14
 
 
 @compiled
@@ -114,9 +113,7 @@ def dense_weights(
         dz = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
         transposed_product(x, first, dz, dw, scratch_of(f, part))
     g = dw.reshape(dw.size)
-    penalise(f, table[r, c.TRAINABLE], start, g, floats[r, 1], floats[r, 2], part, like)
-    if table[r, c.TRAINABLE]:
-        finish(f, start, g, part, like)
+    use(f, table[r, c.TRAINABLE], start, g, floats[r, 1], floats[r, 2], part, like)
 
 
 @compiled
@@ -141,8 +138,10 @@ def update_as_computed(
     some = max(1, BLOCK // width // TILE_ROWS)
     # the last gradient of a run stays for the caller
     at_once = k_blocks == 1 and f[c.STEP] + 1 < f[c.FIRST_STEP] + f[c.N_STEPS]
-    at_once = at_once and BLOCK * size <= RESULT_BYTES
-    nothing, ahead = vector_at(0, 0, 0, ONE), vector_at(result + RESULT_BYTES, 0, 4, ONE)
+    nothing, ahead = (
+        vector_at(0, 0, 0, ONE),
+        vector_at(result + RESULT_BYTES, 0, 1 + AHEAD_PLACES, ONE),
+    )
     for kb in range(k_blocks):
         low, high = start_of(kb, rows, k_blocks), start_of(kb + 1, rows, k_blocks)
         copy_b(high - low, width, b + size * low * width, width, ONE, b_copy, like)
@@ -167,8 +166,7 @@ def update_as_computed(
                     width, True, address_of(g), width, kb > 0, ahead if final else nothing, like,
                 )  # fmt: skip
                 if final:
-                    penalise(f, 1, start, g, floats[r, 1], floats[r, 2], part, like)
-                    finish(f, start, g, part, like)
+                    use(f, ONE, start, g, floats[r, 1], floats[r, 2], part, like)
 
 
 @compiled
@@ -193,22 +191,22 @@ def dense_bias(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) ->
     if table[r, c.TRAINABLE]:
         dz = delta(f, table[r, c.DELTA], width, FIRST, f[c.ROWS], like)
         column_sums(dz, first, g)
-    penalise(f, table[r, c.TRAINABLE], start, g, floats[r, 3], floats[r, 4], part, like)
-    if table[r, c.TRAINABLE]:
-        finish(f, start, g, part, like)
+    use(f, table[r, c.TRAINABLE], start, g, floats[r, 3], floats[r, 4], part, like)
 
 
 @compiled
-def penalise(
+def use(
     f: Any, trains: int, start: int, g: Any, l1: float, l2: float, part: int, like: Any
 ) -> None:
-    """Add an L1 and L2 term to the part's sums and to the gradient."""
-    if l1 == 0.0 and l2 == 0.0:
-        return
-    w = parameters(f, start, g.size, like)
-    sums_of(f, part)[c.PENALTY] += penalty_value(w, l1, l2)
+    """Add an L1 and L2 term to the part's sums and, where the parameters are trained, to their
+    gradient, which is then complete."""
+    if l1 != 0.0 or l2 != 0.0:
+        w = parameters(f, start, g.size, like)
+        sums_of(f, part)[c.PENALTY] += penalty_value(w, l1, l2)
+        if trains:
+            add_penalty_gradient(w, cast(l1, like), cast(l2, like), g)
     if trains:
-        add_penalty_gradient(w, cast(l1, like), cast(l2, like), g)
+        finish(f, start, g, part, like)
 
 
 @compiled
