@@ -20,6 +20,7 @@ from nnbackend.kernels.cpu_intrinsics import blas_product, size_of, vector_at
 from nnbackend.kernels.cpu_tile import (
     TILE_ROWS,
     TILE_VECTORS,
+    TURN,
     VECTOR_BYTES,
     copy_lanes,
     tile,
@@ -29,14 +30,20 @@ from nnbackend.kernels.processor import USES_BLAS
 
 #: Steps of a block along the inner dimension, columns of a block of b in vectors, and rows of a
 #: block of a in tiles: 1.3 and 0.6 MB with vectors of 64 bytes, in the second-level cache.
-STEPS, BLOCK_VECTORS, BLOCK_TILES = 320, 64, 56
-#: b is copied from so many rows of a on. a is copied if it is transposed, its rows are so many
-#: bytes apart, which is where they fall on few places of the cache, and b has so many columns.
-COPY_B, COPY_A_BYTES, COPY_A = 160, 2048, 160
+STEPS, BLOCK_VECTORS, BLOCK_TILES = 320, 64, 64
+#: b is copied if it is transposed, or a has so many rows. a is copied if b has so many columns
+#: and b is copied too; or, transposed, if its rows are so many bytes apart: then they fall on few
+#: places of the cache.
+COPY_B, COPY_A, COPY_A_BYTES = 96, 160, 2048
 #: Multiplications of the largest product that is ours where SciPy's BLAS does larger ones.
 OWN_PRODUCT = 1 << 15
-#: Places that a block may bring near meanwhile, and bytes of a line of memory.
-AHEAD_PLACES, LINE = 3, 64
+#: Rows copied at a time where each goes to many places.
+NEAR_ROWS = 8
+#: Bytes of a line of memory; regions of memory that are asked for ahead of their use, and the
+#: numbers of each: start, row, distance of rows, rows, lines across that are left.
+LINE, REGIONS, REGION = 64, 3, 5
+START, ROW, ROW_STEP, ROWS, LINES = range(REGION)
+AHEAD_NUMBERS = REGIONS * REGION
 #: Up to so many columns the product is computed transposed, if the rows, or the columns, of a are
 #: as they must be for that without a copy, or with one.
 NARROW_OF_ROWS, NARROW_OF_COLUMNS = 12, 4
@@ -47,8 +54,8 @@ B_BYTES = STEPS * BLOCK_VECTORS * VECTOR_BYTES
 COPY_BYTES = B_BYTES + BLOCK_TILES * (8 * STEPS * TILE_ROWS + VECTOR_BYTES)
 SWAP_BYTES = 1 << 15
 RESULT_BYTES = 1 << 18
-AHEAD_BYTES = 8 * (1 + AHEAD_PLACES)
-SCRATCH_BYTES = VECTOR_BYTES + COPY_BYTES + SWAP_BYTES + RESULT_BYTES + AHEAD_BYTES
+AHEAD_AT = COPY_BYTES + SWAP_BYTES + RESULT_BYTES
+SCRATCH_BYTES = VECTOR_BYTES + AHEAD_AT + 8 * AHEAD_NUMBERS
 
 
 @compiled
@@ -132,7 +139,7 @@ def multiply(
         return
     size, lanes = size_of(like), lanes_of(like)
     if m <= TILE_ROWS and n <= TILE_VECTORS * lanes and k <= STEPS and b_column == 1:
-        tile(m, n, k, a, a_row, a_step, b, b_row, c, c_row, False, b, like)
+        tile(m, n, k, a, a_row, a_step, b, b_row, c, c_row, False, b, FIRST, like)
         return
     scratch = aligned(scratch)
     few = NARROW_OF_ROWS if a_row == 1 else NARROW_OF_COLUMNS
@@ -158,9 +165,9 @@ def panel_of(panel: int, vectors: int, panels: int, lanes: int) -> Any:
 
 
 @compiled
-def reads_badly(a_step: int, n: int, like: Any) -> bool:
-    """Whether a transposed a is copied, to be multiplied by n columns."""
-    return a_step * size_of(like) >= COPY_A_BYTES and n >= COPY_A
+def pays_to_copy_a(a_row: int, a_step: int, n: int, copies_b: bool, like: Any) -> bool:
+    """Whether a is copied, to be multiplied by n columns."""
+    return n >= COPY_A and (copies_b if a_row != 1 else a_step * size_of(like) >= COPY_A_BYTES)
 
 
 @compiled
@@ -188,33 +195,92 @@ def multiply_wide(
 ) -> None:  # fmt: skip
     """The same in blocks, panels and tiles, for a c whose rows fill vectors."""
     size, lanes = size_of(like), lanes_of(like)
-    nothing = vector_at(0, 0, 0, ONE)
     b_copy, a_copy = scratch, scratch + B_BYTES
-    copies_a = a_row == 1 and reads_badly(a_step, n, like)
     copies_b = b_column != 1 or m >= COPY_B
+    copies_a = pays_to_copy_a(a_row, a_step, n, copies_b, like)
+    ahead = vector_at(scratch + AHEAD_AT, 0, AHEAD_NUMBERS if copies_b else 0, ONE)
+    ahead[:] = 0
     vectors = pieces(n, lanes)
-    k_blocks, n_blocks = pieces(k, STEPS), pieces(vectors, BLOCK_VECTORS)
-    m_blocks = pieces(m, BLOCK_TILES * TILE_ROWS)
+    panels = pieces(vectors, TILE_VECTORS)
+    k_blocks, m_blocks = pieces(k, STEPS), pieces(m, BLOCK_TILES * TILE_ROWS)
     for kb in range(k_blocks):
-        low, high = start_of(kb, k, k_blocks), start_of(kb + 1, k, k_blocks)
-        for nb in range(n_blocks):
-            left = start_of(nb, vectors, n_blocks) * lanes
-            columns = min(start_of(nb + 1, vectors, n_blocks) * lanes, n) - left
-            b_block = b + size * (low * b_row + left * b_column)
-            if copies_b:
-                copy_b(high - low, columns, b_block, b_row, b_column, b_copy, like)
-                b_block = b_copy
-            for mb in range(m_blocks):
-                first, last = start_of(mb, m, m_blocks), start_of(mb + 1, m, m_blocks)
-                a_block = a + size * (first * a_row + low * a_step)
-                if copies_a:
-                    copy_a(last - first, high - low, a_block, a_step, a_copy, like)
-                    a_block = a_copy
+        low, steps = steps_of(kb, k, k_blocks)
+        for mb in range(m_blocks):
+            first, last = start_of(mb, m, m_blocks), start_of(mb + 1, m, m_blocks)
+            rows, tiles = last - first, pieces(last - first, TILE_ROWS)
+            a_block = a + size * (first * a_row + low * a_step)
+            if copies_a:
+                copy_a(rows, steps, a_block, a_row, a_step, a_copy, like)
+                a_block = a_copy
+            if not copies_b:
                 multiply_block(
-                    last - first, FIRST, pieces(last - first, TILE_ROWS), columns, high - low,
-                    a_block, a_row, a_step, copies_a, b_block, b_row, copies_b,
-                    c + size * (first * c_row + left), c_row, kb > 0, nothing, like,
+                    rows, FIRST, tiles, n, steps, a_block, a_row, a_step, copies_a,
+                    b + size * low * b_row, b_row, False, c + size * first * c_row, c_row, kb > 0,
+                    ahead, like,
                 )  # fmt: skip
+                continue
+            # what is copied next comes near meanwhile: rows of a here, of b with each panel
+            again = mb + 1 < m_blocks
+            next_low = low if again else low + steps
+            next_row = last if again else 0
+            if again or kb + 1 < k_blocks:
+                look_ahead(
+                    ahead, 1, a + size * (next_row * a_row + next_low * a_step), rows, a_row,
+                    steps, a_step, like,
+                )  # fmt: skip
+            for p in range(panels):
+                left, right = panel_of(p, vectors, panels, lanes)
+                wide = min(right, n) - left
+                copy_b(
+                    steps, wide, b + size * (low * b_row + left * b_column), b_row, b_column,
+                    b_copy, like,
+                )  # fmt: skip
+                next_b = b + size * (low * b_row + right * b_column)
+                if p == panels - 1:
+                    next_b = b + size * next_low * b_row
+                look_ahead(ahead, 0, next_b, steps, b_row, wide, b_column, like)
+                multiply_block(
+                    rows, FIRST, tiles, wide, steps, a_block, a_row, a_step, copies_a, b_copy,
+                    wide, True, c + size * (first * c_row + left), c_row, kb > 0, ahead, like,
+                )  # fmt: skip
+
+
+@compiled
+def steps_of(kb: int, k: int, k_blocks: int) -> Any:
+    """Where a block of the inner dimension begins, and how long it is: but for the last one, in
+    whole turns of a tile."""
+    turns = pieces(k, TURN)
+    low = start_of(kb, turns, k_blocks) * TURN
+    return low, min(start_of(kb + 1, turns, k_blocks) * TURN, k) - low
+
+
+@compiled
+def look_ahead(
+    ahead: Any, region: int, start: int, m: int, row: int, n: int, column: int, like: Any
+) -> None:
+    """Ask for the memory of a matrix (m, n), rows or columns of which are contiguous."""
+    if column != 1:
+        m, row, n = n, column, m
+    place = region * REGION
+    ahead[place + START], ahead[place + ROW], ahead[place + ROW_STEP] = start, 0, row
+    ahead[place + ROWS], ahead[place + LINES] = m, pieces(n * size_of(like), LINE)
+
+
+@compiled
+def next_ahead(ahead: Any, steps: int, nowhere: int, like: Any) -> Any:
+    """The first line, and the distance to the following ones, that a tile of so many steps shall
+    bring near: down the rows of a region, line by line."""
+    for place in range(0, ahead.size, REGION):
+        if ahead[place + LINES] > 0:
+            row, step = ahead[place + ROW], ahead[place + ROW_STEP]
+            start = ahead[place + START] + size_of(like) * row * step
+            ahead[place + ROW] = row + steps // TURN
+            if row + steps // TURN >= ahead[place + ROWS]:
+                ahead[place + ROW] = 0
+                ahead[place + START] += LINE
+                ahead[place + LINES] -= 1
+            return start, step
+    return nowhere, 0
 
 
 @compiled
@@ -225,15 +291,14 @@ def multiply_block(
 ) -> None:  # fmt: skip
     """Some tiles' rows of a block of c, panel by panel of b, in it tile by tile of a.
 
-    a is the block of all rows, c only the rows asked for. Meanwhile memory that is needed next is
-    brought near: ahead[0] bytes at each of the addresses that follow, if any.
+    a is the block of all rows, c only the rows asked for. Memory that ``ahead`` asks for is
+    brought near meanwhile.
     """
     size, lanes = size_of(like), lanes_of(like)
     vectors = pieces(columns, lanes)
     panels, tiles = pieces(vectors, TILE_VECTORS), pieces(rows, TILE_ROWS)
     few, more = rows // tiles, rows % tiles
     begin = start_of(first_tile, rows, tiles)
-    done, turn = 0, pieces(panels * (last_tile - first_tile), AHEAD_PLACES)
     for p in range(panels):
         left, right = panel_of(p, vectors, panels, lanes)
         b_panel, b_distance = b + size * left, b_row
@@ -246,16 +311,12 @@ def multiply_block(
             a_tile, row, step = a + size * i * a_row, a_row, a_step
             if copied_a:
                 a_tile, row, step = a + size * (i * steps + t * lanes), 1, high
-            near = b_panel
-            if ahead.size:
-                place, start = ahead[1 + done // turn], done % turn * steps * LINE
-                near = place + start if place and start < ahead[0] else near
+            near, near_step = next_ahead(ahead, steps, b_panel, like)
             tile(
                 high, wide, steps, a_tile, row, step, b_panel, b_distance,
-                c + size * ((i - begin) * c_row + left), c_row, add, near, like,
+                c + size * ((i - begin) * c_row + left), c_row, add, near, near_step, like,
             )  # fmt: skip
             i += high
-            done += 1
 
 
 @compiled
@@ -266,53 +327,67 @@ def copy_b(
     size, lanes = size_of(like), lanes_of(like)
     vectors = pieces(columns, lanes)
     panels = pieces(vectors, TILE_VECTORS)
-    if b_column != 1:
+    some = steps if b_column != 1 or panels == 1 else NEAR_ROWS
+    for low in range(0, steps, some):
+        high = min(low + some, steps)
         for p in range(panels):
             left, right = panel_of(p, vectors, panels, lanes)
-            wide, start = min(right, columns) - left, b + size * left * b_column
-            transpose(wide, steps, start, b_column, out + size * left * steps, right - left, like)
-        return
-    # row by row, as the processor reads ahead
-    few, more = vectors // panels * lanes, vectors % panels
-    for s in range(steps):
-        left = 0
-        for p in range(panels):
-            wide = few + (lanes if p < more else 0)
-            place = out + size * (left * steps + s * wide)
-            source = b + size * (s * b_row + left)
-            for j in range(0, wide, lanes):
-                n = min(lanes, columns - left - j)
-                copy_lanes(source + size * j, place + size * j, n, like)
-            left += wide
+            wide, source = min(right, columns) - left, b + size * (low * b_row + left * b_column)
+            place = out + size * (left * steps + low * (right - left))
+            if b_column != 1:
+                transpose(wide, high - low, source, b_column, place, right - left, like)
+            else:
+                copy_rows(high - low, wide, source, b_row, place, right - left, like)
 
 
 @compiled
-def copy_a(rows: int, steps: int, a: int, a_step: int, out: int, like: Any) -> None:
-    """A block of a, whose columns are contiguous, tile after tile, each (steps, tile's rows) and
-    a vector."""
+def copy_a(
+    rows: int, steps: int, a: int, a_row: int, a_step: int, out: int, like: Any
+) -> None:  # fmt: skip
+    """A block of a, tile after tile, each (steps, tile's rows) and a vector."""
     size, lanes = size_of(like), lanes_of(like)
     tiles = pieces(rows, TILE_ROWS)
     few, more = rows // tiles, rows % tiles
-    for s in range(steps):
-        i = 0
+    # a few steps of all tiles, then the next ones: few pages of memory at a time
+    some = steps if a_row != 1 else NEAR_ROWS
+    for low in range(0, steps, some):
+        high, i = min(low + some, steps), 0
         for t in range(tiles):
-            high = few + (t < more)
-            source = a + size * (s * a_step + i)
-            place = out + size * (i * steps + t * lanes + s * high)
+            height = few + (t < more)
+            source = a + size * (low * a_step + i * a_row)
+            place = out + size * (i * steps + t * lanes + low * height)
             # each row overwrites what the one before wrote beyond its end
-            for j in range(0, high, lanes):
-                copy_lanes(source + size * j, place + size * j, min(lanes, high - j), like)
-            i += high
+            if a_row != 1:
+                transpose(height, high - low, source, a_row, place, height, like)
+            else:
+                copy_rows(high - low, height, source, a_step, place, height, like)
+            i += height
+
+
+@compiled
+def copy_rows(
+    rows: int, columns: int, source: int, source_row: int, out: int, out_row: int, like: Any
+) -> None:
+    """out (rows, columns) = source, in whole vectors."""
+    size, lanes = size_of(like), lanes_of(like)
+    whole = columns // lanes * lanes
+    for i in range(rows):
+        here, place = source + size * i * source_row, out + size * i * out_row
+        for j in range(0, whole, lanes):
+            copy_lanes(here + size * j, place + size * j, lanes, like)
+        if whole < columns:
+            copy_lanes(here + size * whole, place + size * whole, columns - whole, like)
 
 
 @compiled
 def transpose(
     rows: int, columns: int, source: int, source_row: int, out: int, out_row: int, like: Any
 ) -> None:
-    """out (columns, rows) = source^T, where rows of out have room for whole vectors."""
+    """out (columns, rows) = source^T, in whole vectors; the last row of out has room for them."""
     size, lanes = size_of(like), lanes_of(like)
     whole = columns // lanes * lanes
-    for i in range(0, rows, lanes):
+    # from the last vector on, which may reach into the next row
+    for i in range((rows - 1) // lanes * lanes, -1, -lanes):
         for j in range(0, whole, lanes):
             transpose_square(
                 source + size * (i * source_row + j), source_row, min(lanes, rows - i),

@@ -19,21 +19,22 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 
-def _shape() -> tuple[int, int, int]:
-    """Bytes of a vector, and rows and vectors of a tile, for the processor compiled for."""
+def _shape() -> tuple[int, int, int, str]:
+    """Bytes of a vector, rows and vectors of a tile, and LLVM's name for vector registers, for the
+    processor compiled for."""
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
     if "+avx512f" in features:
-        return 64, 9, 3  # 32 registers: 27 sums, 3 of b, 1 of a
+        return 64, 9, 3, "v"  # 32 registers: 27 sums, 3 of b, 1 of a
     if "+avx" in features:
-        return 32, 6, 2  # 16 registers: 12 sums, 2 of b, 1 of a
+        return 32, 6, 2, "x"  # 16 registers: 12 sums, 2 of b, 1 of a
     if triple.startswith(("aarch64", "arm64")):
-        return 16, 8, 3  # 32 registers: 24 sums, 3 of b, 1 of a
-    return 16, 6, 2
+        return 16, 8, 3, "w"  # 32 registers: 24 sums, 3 of b, 1 of a
+    return 16, 6, 2, "x"
 
 
-VECTOR_BYTES, TILE_ROWS, TILE_VECTORS = _shape()
-#: Steps ahead for which a row of b is asked from memory.
-_AHEAD = 8
+VECTOR_BYTES, TILE_ROWS, TILE_VECTORS, _REGISTER = _shape()
+#: Steps ahead for which a row of b is asked from memory, and steps of a turn with copied operands.
+_AHEAD, TURN = 8, 4
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _SIZES = {types.float32: 4, types.float64: 8}
 
@@ -90,9 +91,27 @@ class _Code:
             name = f"llvm.masked.store.{self.kind}.p0"
             self._call(name, ir.VoidType(), value, place, _I32(4), mask)
 
-    def prefetch(self, pointer: Any) -> None:
+    def prefetch(self, pointer: Any, level: int = 1) -> None:
+        """Bring the line of memory at a place into the cache of a level."""
         place = self.builder.bitcast(pointer, _I8.as_pointer())
-        self._call("llvm.prefetch.p0", ir.VoidType(), place, _I32(0), _I32(3), _I32(1))
+        self._call("llvm.prefetch.p0", ir.VoidType(), place, _I32(0), _I32(4 - level), _I32(1))
+
+    def row(self, factor: Any, vectors: list[Any], sums: list[Any]) -> list[Any]:
+        """A step of a row of the tile."""
+        factor = self.broadcast(self.builder.load(factor), self.lanes)
+        return self.keep(
+            [self.multiply_add(factor, x, s) for x, s in zip(vectors, sums, strict=True)]
+        )
+
+    def keep(self, values: list[Any]) -> list[Any]:
+        """The same values, computed before what is written next: LLVM would load factors of many
+        rows first, and has no registers for them."""
+        n, kinds = len(values), [self.vector] * len(values)
+        outputs, inputs = [f"={_REGISTER}"] * n, [str(i) for i in range(n)]
+        result = kinds[0] if n == 1 else ir.LiteralStructType(kinds)
+        constraints = ",".join([*outputs, *inputs, "~{memory}"])
+        kept = self.builder.asm(ir.FunctionType(result, kinds), "", constraints, values, True)
+        return [kept] if n == 1 else [self.builder.extract_value(kept, i) for i in range(n)]
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return self._call(f"llvm.fmuladd.{self.kind}", self.vector, a, b, c)
@@ -113,15 +132,15 @@ class _Code:
 
 
 def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Function:
-    """tile(a, b, c, ahead; a_row, a_step, b_row, c_row, steps, last, add) for one size of tile.
+    """tile(a, b, c; a_row, a_step, b_row, c_row, steps, last, add) for one size of tile.
 
     c = a b, or c += a b; ``last`` is the number of columns in the last vector if it is partial.
     """
     name = f"nnbackend_tile_{code.kind}_{rows}_{vectors}_{int(partial)}"
     if name in code.module.globals:
         return code.module.globals[name]
-    function = code.begin(name, 4, 7)
-    a, b, c, ahead, a_row, a_step, b_row, c_row, steps, last, add = function.args
+    function = code.begin(name, 3, 7)
+    a, b, c, a_row, a_step, b_row, c_row, steps, last, add = function.args
     start, places = code.builder, range(vectors)
     offsets = [_I64(v * code.lanes) for v in places]
     mask = code.mask(last) if partial else None
@@ -145,21 +164,16 @@ def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Fu
     below = code.at(here, body.mul(b_row, _I64(_AHEAD)))
     for offset in offsets:
         code.prefetch(code.at(below, offset))
-    line = _I64(64 * code.lanes // VECTOR_BYTES)
-    if 2 * rows > TILE_ROWS:
-        code.prefetch(code.at(ahead, body.mul(step, line)))
     if rows == TILE_ROWS:
         # the following tile's rows, each line of memory once
+        line = _I64(64 * code.lanes // VECTOR_BYTES)
         row = body.add(body.urem(step, line), _I64(rows))
         column = body.sub(step, body.urem(step, line))
         code.prefetch(code.at(a, body.mul(row, a_row), column))
     a_offset = body.mul(step, a_step)
     following = []
     for row, row_sums in zip(a_rows, sums, strict=True):
-        factor = code.broadcast(body.load(code.at(row, a_offset)), code.lanes)
-        following.append(
-            [code.multiply_add(factor, x, s) for x, s in zip(loaded, row_sums, strict=True)]
-        )
+        following.append(code.row(code.at(row, a_offset), loaded, row_sums))
     after = body.add(step, _I64(1))
     step.add_incoming(_I64(0), entry)
     step.add_incoming(after, loop)
@@ -167,25 +181,96 @@ def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Fu
         for total, result in zip(row_sums, results, strict=True):
             total.add_incoming(code.zero, entry)
             total.add_incoming(result, loop)
-    done, adding, storing, end = (function.append_basic_block() for _ in range(4))
+    done = function.append_basic_block()
     body.cbranch(body.icmp_signed("<", after, steps), loop, done)
-    final = ir.IRBuilder(done)
-    final.cbranch(final.trunc(add, _I1), adding, storing)
-    for block, adds in ((adding, True), (storing, False)):
-        code.builder = ir.IRBuilder(block)
-        for row, results in zip(c_rows, following, strict=True):
-            for offset, m, result in zip(offsets, masks, results, strict=True):
-                place = code.at(row, offset)
+    _store(code, function, done, c_rows, following, masks, add)
+    return function
+
+
+def _store(
+    code: _Code,
+    function: ir.Function,
+    block: Any,
+    rows: list[Any],
+    sums: list[list[Any]],
+    masks: list[Any],
+    add: Any,
+) -> None:
+    """c = sums, or c += sums, and return."""
+    adding, storing, end = (function.append_basic_block() for _ in range(3))
+    build = ir.IRBuilder(block)
+    build.cbranch(build.trunc(add, _I1), adding, storing)
+    for choice, adds in ((adding, True), (storing, False)):
+        code.builder = ir.IRBuilder(choice)
+        for row, row_sums in zip(rows, sums, strict=True):
+            for v, (mask, value) in enumerate(zip(masks, row_sums, strict=True)):
+                place = code.at(row, _I64(v * code.lanes))
                 if adds:
-                    result = code.builder.fadd(result, code.load(place, m))
-                code.store(result, place, m)
+                    value = code.builder.fadd(value, code.load(place, mask))
+                code.store(value, place, mask)
         code.builder.branch(end)
     ir.IRBuilder(end).ret_void()
+
+
+def _copied_tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Function:
+    """tile(a, b, c, ahead; ahead_step, c_row, steps, last, add), the same for copies of a (steps,
+    rows) and of b (steps, whole vectors), whose distances are known, TURN steps at a time.
+
+    Lines of memory that come next are asked for a few at a time: all of a tile of c at once would
+    keep those of b waiting.
+    """
+    name = f"nnbackend_copied_tile_{code.kind}_{rows}_{vectors}_{int(partial)}"
+    if name in code.module.globals:
+        return code.module.globals[name]
+    function = code.begin(name, 4, 5)
+    a, b, c, ahead, ahead_step, c_row, steps, last, add = function.args
+    start, places, lanes = code.builder, range(vectors), code.lanes
+    masks = [code.mask(last) if partial and v == vectors - 1 else None for v in places]
+    c_rows = [code.at(c, start.mul(c_row, _I64(i))) for i in range(rows)]
+    next_tile = start.mul(steps, _I64(rows))
+    entry, loop, done = start.block, function.append_basic_block(), function.append_basic_block()
+    start.branch(loop)
+
+    code.builder = body = ir.IRBuilder(loop)
+    step = body.phi(_I64)
+    here_a, here_b, here_c, here_ahead = (body.phi(a.type) for _ in range(4))
+    sums = [[body.phi(code.vector) for _ in places] for _ in range(rows)]
+    now = [list(row) for row in sums]
+    for v in places:
+        code.prefetch(code.at(here_c, _I64(v * lanes)))
+    line = 64 * lanes // VECTOR_BYTES
+    for offset in range(0, TURN * rows, line):
+        code.prefetch(code.at(here_a, next_tile, _I64(offset)))
+    code.prefetch(here_ahead, 2)
+    for turn in range(TURN):
+        loaded = []
+        for v in places:
+            loaded.append(code.load(code.at(here_b, _I64((turn * vectors + v) * lanes))))
+            code.prefetch(code.at(here_b, _I64(((turn + _AHEAD) * vectors + v) * lanes)))
+        for i in range(rows):
+            now[i] = code.row(code.at(here_a, _I64(turn * rows + i)), loaded, now[i])
+    after = body.add(step, _I64(TURN))
+    more = body.icmp_signed("<", after, _I64(TURN * rows))
+    changes = [
+        (step, _I64(0), after),
+        (here_a, a, code.at(here_a, _I64(TURN * rows))),
+        (here_b, b, code.at(here_b, _I64(TURN * vectors * lanes))),
+        (here_c, c, body.select(more, code.at(here_c, c_row), here_c)),
+        (here_ahead, ahead, code.at(here_ahead, ahead_step)),
+    ]
+    for row, results in zip(sums, now, strict=True):
+        changes += [(s, code.zero, result) for s, result in zip(row, results, strict=True)]
+    for value, first, following in changes:
+        value.add_incoming(first, entry)
+        value.add_incoming(following, loop)
+    body.cbranch(body.icmp_signed("<", after, steps), loop, done)
+    _store(code, function, done, c_rows, now, masks, add)
     return function
 
 
 def _any_tile_function(code: _Code) -> ir.Function:
-    """tile(a, b, c, ahead; a_row, a_step, b_row, c_row, steps, rows, columns, add), any size."""
+    """tile(a, b, c, ahead; ahead_step, a_row, a_step, b_row, c_row, steps, rows, columns, add), any
+    size, copied or not."""
     name = f"nnbackend_tile_{code.kind}"
     if name in code.module.globals:
         return code.module.globals[name]
@@ -196,8 +281,12 @@ def _any_tile_function(code: _Code) -> ir.Function:
         for partial in (False, True)
     ]
     functions = [_tile_function(code, *kind) for kind in kinds]
-    function = code.begin(name, 4, 8)
-    *shared, rows, columns, add = function.args
+    often = [kind for kind in kinds if kind[0] >= TILE_ROWS - 1 and kind[1] >= TILE_VECTORS - 1]
+    functions_of_copies = {kind: _copied_tile_function(code, *kind) for kind in often}
+    function = code.begin(name, 4, 9)
+    a, b, c, ahead, ahead_step, a_row, a_step, b_row, c_row, steps, rows, columns, add = (
+        function.args
+    )
     build = code.builder
     last = build.and_(columns, _I64(code.lanes - 1))
     partial = build.zext(build.icmp_signed("!=", last, _I64(0)), _I64)
@@ -205,13 +294,23 @@ def _any_tile_function(code: _Code) -> ir.Function:
     # the place of (rows, vectors, partial) among the kinds, plus 2 (TILE_VECTORS + 1)
     which = build.add(build.mul(rows, _I64(TILE_VECTORS)), vectors)
     which = build.add(build.shl(which, _I64(1)), partial)
+    common = c_row, steps, last, add
     end = function.append_basic_block()
     choice = build.switch(which, end)
-    for place, kind in enumerate(functions):
+    for place, kind in enumerate(kinds):
         block = function.append_basic_block()
         choice.add_case(_I64(place + 2 * (TILE_VECTORS + 1)), block)
         case = ir.IRBuilder(block)
-        case.call(kind, (*shared, last, add), tail=True)
+        if kind in functions_of_copies:
+            copied = case.icmp_signed("==", case.and_(steps, _I64(TURN - 1)), _I64(0))
+            distances = ((a_row, 1), (a_step, kind[0]), (b_row, kind[1] * code.lanes))
+            for distance, known in distances:
+                copied = case.and_(copied, case.icmp_signed("==", distance, _I64(known)))
+            with case.if_then(copied):
+                function_of_copies = functions_of_copies[kind]
+                case.call(function_of_copies, (a, b, c, ahead, ahead_step, *common), tail=True)
+                case.branch(end)
+        case.call(functions[place], (a, b, c, a_row, a_step, b_row, *common), tail=True)
         case.branch(end)
     ir.IRBuilder(end).ret_void()
     return function
@@ -262,21 +361,23 @@ def tile(
     c_row: Any,
     add: Any,
     ahead: Any,
+    ahead_step: Any,
     like: Any,
 ) -> Any:
     """c (rows, columns) = a b, or c += a b, over ``steps`` > 0 of the inner dimension.
 
     ``rows`` is at most TILE_ROWS, ``columns`` at most TILE_VECTORS vectors, both at least 1; a, b
-    and c are addresses, ``*_row`` and ``a_step`` distances in elements. Columns of b are
-    contiguous. Meanwhile the memory from ``ahead`` on is brought near, 64 bytes a step.
+    and c are addresses, ``*_row``, ``a_step`` and ``ahead_step`` distances in elements. Columns of
+    b are contiguous. A tile of copies brings a line of memory near every TURN steps, from ``ahead``
+    on.
     """
-    signature = types.void(*(types.int64,) * 10, types.boolean, types.int64, like)
+    signature = types.void(*(types.int64,) * 10, types.boolean, types.int64, types.int64, like)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        n_rows, n_columns, n_steps, a_, ar, at, b_, br, c_, cr, adds, next_, _ = arguments
+        n_rows, n_columns, n_steps, a_, ar, at, b_, br, c_, cr, adds, next_, nexts, _ = arguments
         code = _Code(builder.module, context.get_data_type(like), _SIZES[like])
         pointers = [builder.inttoptr(x, code.number.as_pointer()) for x in (a_, b_, c_, next_)]
-        sizes = (ar, at, br, cr, n_steps, n_rows, n_columns, builder.zext(adds, _I64))
+        sizes = (nexts, ar, at, br, cr, n_steps, n_rows, n_columns, builder.zext(adds, _I64))
         builder.call(_any_tile_function(code), (*pointers, *sizes))
         return context.get_dummy_value()
 

@@ -13,11 +13,13 @@ from nnbackend.kernels.cpu_intrinsics import size_of, vector_at
 from nnbackend.kernels.cpu_math import cast
 from nnbackend.kernels.cpu_norms import layer_norm_parameters
 from nnbackend.kernels.cpu_products import (
-    AHEAD_PLACES,
+    AHEAD_AT,
+    AHEAD_NUMBERS,
     B_BYTES,
     BLOCK_TILES,
     BLOCK_VECTORS,
     COPY_BYTES,
+    LINE,
     RESULT_BYTES,
     STEPS,
     SWAP_BYTES,
@@ -26,10 +28,13 @@ from nnbackend.kernels.cpu_products import (
     copy_a,
     copy_b,
     lanes_of,
+    look_ahead,
     multiply_block,
+    multiply_wide,
+    pays_to_copy_a,
     pieces,
-    reads_badly,
     start_of,
+    steps_of,
     transposed_product,
 )
 from nnbackend.kernels.cpu_tile import TILE_ROWS
@@ -132,51 +137,53 @@ def update_as_computed(
     a_step, size = table[r, c.INPUTS], x.itemsize
     b_copy = aligned(scratch_of(f, part))
     a_copy, result = b_copy + B_BYTES, b_copy + COPY_BYTES + SWAP_BYTES
-    copies_a = reads_badly(a_step, width, like)
+    copies_a = pays_to_copy_a(ONE, a_step, width, True, like)
     k_blocks = pieces(rows, STEPS)
+    low, steps = steps_of(k_blocks - 1, rows, k_blocks)
+    if low:
+        start = table[r, c.PARAMETER_0] + first * width
+        g = gradients(f, start, (last - first) * width, like)
+        multiply_wide(
+            last - first, width, low, a, ONE, a_step, b, width, ONE, address_of(g), width, b_copy,
+            like,
+        )  # fmt: skip
     m_blocks = pieces(last - first, BLOCK_TILES * TILE_ROWS)
     some = max(1, BLOCK // width // TILE_ROWS)
     # the last gradient of a run stays for the caller
-    at_once = k_blocks == 1 and f[c.STEP] + 1 < f[c.FIRST_STEP] + f[c.N_STEPS]
-    nothing, ahead = (
-        vector_at(0, 0, 0, ONE),
-        vector_at(result + RESULT_BYTES, 0, 1 + AHEAD_PLACES, ONE),
-    )
-    for kb in range(k_blocks):
-        low, high = start_of(kb, rows, k_blocks), start_of(kb + 1, rows, k_blocks)
-        copy_b(high - low, width, b + size * low * width, width, ONE, b_copy, like)
-        for mb in range(m_blocks):
-            i = start_of(mb, last - first, m_blocks)
-            j = start_of(mb + 1, last - first, m_blocks)
-            a_block, tiles = a + size * (low * a_step + i), pieces(j - i, TILE_ROWS)
-            if copies_a:
-                copy_a(j - i, high - low, a_block, a_step, a_copy, like)
-                a_block = a_copy
-            for t in range(0, tiles, some):
-                until = min(tiles, t + some)
-                row = first + i + start_of(t, j - i, tiles)
-                n = (first + i + start_of(until, j - i, tiles) - row) * width
-                start = table[r, c.PARAMETER_0] + row * width
-                g = vector_at(result, 0, n, like) if at_once else gradients(f, start, n, like)
-                final = kb == k_blocks - 1
-                if final:
-                    look_ahead(f, start, n, ahead, like)
-                multiply_block(
-                    j - i, t, until, width, high - low, a_block, ONE, a_step, copies_a, b_copy,
-                    width, True, address_of(g), width, kb > 0, ahead if final else nothing, like,
-                )  # fmt: skip
-                if final:
-                    use(f, ONE, start, g, floats[r, 1], floats[r, 2], part, like)
+    at_once = low == 0 and f[c.STEP] + 1 < f[c.FIRST_STEP] + f[c.N_STEPS]
+    ahead = vector_at(b_copy + AHEAD_AT, 0, AHEAD_NUMBERS, ONE)
+    copy_b(steps, width, b + size * low * width, width, ONE, b_copy, like)
+    for mb in range(m_blocks):
+        i = start_of(mb, last - first, m_blocks)
+        j = start_of(mb + 1, last - first, m_blocks)
+        a_block, tiles = a + size * (low * a_step + i), pieces(j - i, TILE_ROWS)
+        if copies_a:
+            copy_a(j - i, steps, a_block, ONE, a_step, a_copy, like)
+            a_block = a_copy
+        for t in range(0, tiles, some):
+            until = min(tiles, t + some)
+            row = first + i + start_of(t, j - i, tiles)
+            n = (first + i + start_of(until, j - i, tiles) - row) * width
+            start = table[r, c.PARAMETER_0] + row * width
+            g = vector_at(result, 0, n, like) if at_once else gradients(f, start, n, like)
+            look_ahead_at_update(f, start, n, ahead, like)
+            multiply_block(
+                j - i, t, until, width, steps, a_block, ONE, a_step, copies_a, b_copy, width, True,
+                address_of(g), width, low > 0, ahead, like,
+            )  # fmt: skip
+            use(f, ONE, start, g, floats[r, 1], floats[r, 2], part, like)
 
 
 @compiled
-def look_ahead(f: Any, start: int, n: int, ahead: Any, like: Any) -> None:
-    """Which memory the update of n parameters will read."""
-    size = size_of(like)
-    ahead[0] = n * size
-    ahead[1] = f[c.PARAMETERS] + start * size
-    ahead[2] = f[c.SLOT_0] + start * size if f[c.N_SLOTS] > 0 else 0
-    ahead[3] = f[c.SLOT_1] + start * size if f[c.N_SLOTS] > 1 else 0
+def look_ahead_at_update(f: Any, start: int, n: int, ahead: Any, like: Any) -> None:
+    """Ask for the memory that the update of n parameters will read."""
+    line = LINE // size_of(like)
+    rows = pieces(n, line)
+    ahead[:] = 0
+    for region, address in enumerate((f[c.PARAMETERS], f[c.SLOT_0], f[c.SLOT_1])):
+        if region <= f[c.N_SLOTS]:
+            place = address + start * size_of(like)
+            look_ahead(ahead, region, place, rows, line, line, ONE, like)
 
 
 @compiled
