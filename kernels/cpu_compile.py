@@ -31,6 +31,13 @@ class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     Numba would do all that for every function with all that it calls, over and over.
     """
 
+    def add_ir_module(self, module: Any) -> None:
+        for function in module.functions:
+            if not function.is_declaration:
+                # LLVM halves the widest vectors, for fear of lower clock rates
+                set.add(function.attributes, '"prefer-vector-width"="512"')
+        super().add_ir_module(module)
+
     def finalize(self) -> None:
         self._finalize_dynamic_globals()
         self._finalized = True

@@ -27,9 +27,10 @@ def _add_rows_4(out: Any, a: Any, b: Any, c: Any, d: Any) -> None:
 
 
 @loop
-def _add_row_relu(z: Any, b: Any) -> None:
-    for j in range(z.size):
-        z[j] = at_least(z[j] + b[j], 0.0)
+def _add_bias_relu(z: Any, b: Any) -> None:
+    for i in range(z.shape[0]):
+        for j in range(b.size):
+            z[i, j] = at_least(z[i, j] + b[j], 0.0)
 
 
 @loop
@@ -83,8 +84,7 @@ def dense_forward(
     """out = act(x w + b); ``saved``, if not empty, receives x w + b."""
     product(x, w, out, scratch)
     if code == RELU and b.size:
-        for i in range(out.shape[0]):
-            _add_row_relu(out[i], b)
+        _add_bias_relu(out, b)
         return
     if code == LINEAR:
         add_bias(out, b)

@@ -17,6 +17,7 @@ import numpy as np
 
 from nnbackend.kernels.cpu_compile import FIRST, ONE, compiled
 from nnbackend.kernels.cpu_intrinsics import blas_product, size_of, vector_at
+from nnbackend.kernels.cpu_thin import FEW_COLUMNS, FEW_STEPS, dots, few_steps_product
 from nnbackend.kernels.cpu_tile import (
     TILE_ROWS,
     TILE_VECTORS,
@@ -138,10 +139,24 @@ def multiply(
         )  # fmt: skip
         return
     size, lanes = size_of(like), lanes_of(like)
+    # what decides about the order of a sum does not depend on m: no row's bits do
+    if few_columns(n, k, a_step, c_row, like):
+        scratch = aligned(scratch)
+        if b_row != 1:
+            transpose_exactly(k, n, b, b_row, scratch, k, like)
+            b, b_column = scratch, k
+        dots(m, n, k, a, a_row, b, b_column, c, like)
+        return
     if m <= TILE_ROWS and n <= TILE_VECTORS * lanes and k <= STEPS and b_column == 1:
         tile(m, n, k, a, a_row, a_step, b, b_row, c, c_row, False, b, FIRST, like)
         return
     scratch = aligned(scratch)
+    if k <= FEW_STEPS and n >= lanes and n * k <= B_BYTES // size:
+        if b_column != 1:
+            transpose_exactly(n, k, b, b_column, scratch, n, like)
+            b, b_row = scratch, n
+        few_steps_product(m, n, k, a, a_row, a_step, b, b_row, c, c_row, like)
+        return
     few = NARROW_OF_ROWS if a_row == 1 else NARROW_OF_COLUMNS
     if n > few or m < lanes:
         multiply_wide(m, n, k, a, a_row, a_step, b, b_row, b_column, c, c_row, scratch, like)
@@ -156,6 +171,13 @@ def multiply(
             scratch, like,
         )  # fmt: skip
         transpose_exactly(n, rows, swapped, rows, c + size * first * c_row, c_row, like)
+
+
+@compiled
+def few_columns(n: int, k: int, a_step: int, c_row: int, like: Any) -> bool:
+    """Whether a product is one of dot products."""
+    fits = n <= min(FEW_COLUMNS, lanes_of(like)) and n * k <= B_BYTES // size_of(like)
+    return fits and k > FEW_STEPS and a_step == 1 and c_row == n
 
 
 @compiled

@@ -36,10 +36,10 @@ VECTOR_BYTES, TILE_ROWS, TILE_VECTORS, _REGISTER = _shape()
 #: Steps ahead for which a row of b is asked from memory, and steps of a turn with copied operands.
 _AHEAD, TURN = 8, 4
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-_SIZES = {types.float32: 4, types.float64: 8}
+SIZES = {types.float32: 4, types.float64: 8}
 
 
-class _Code:
+class Code:
     """Writes functions over vectors of one element type into a module."""
 
     def __init__(self, module: ir.Module, number: ir.Type, size: int) -> None:
@@ -131,7 +131,7 @@ class _Code:
         return self.builder.icmp_signed("<", numbers, bound)
 
 
-def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Function:
+def _tile_function(code: Code, rows: int, vectors: int, partial: bool) -> ir.Function:
     """tile(a, b, c; a_row, a_step, b_row, c_row, steps, last, add) for one size of tile.
 
     c = a b, or c += a b; ``last`` is the number of columns in the last vector if it is partial.
@@ -188,7 +188,7 @@ def _tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Fu
 
 
 def _store(
-    code: _Code,
+    code: Code,
     function: ir.Function,
     block: Any,
     rows: list[Any],
@@ -212,7 +212,7 @@ def _store(
     ir.IRBuilder(end).ret_void()
 
 
-def _copied_tile_function(code: _Code, rows: int, vectors: int, partial: bool) -> ir.Function:
+def _copied_tile_function(code: Code, rows: int, vectors: int, partial: bool) -> ir.Function:
     """tile(a, b, c, ahead; ahead_step, c_row, steps, last, add), the same for copies of a (steps,
     rows) and of b (steps, whole vectors), whose distances are known, TURN steps at a time.
 
@@ -268,7 +268,7 @@ def _copied_tile_function(code: _Code, rows: int, vectors: int, partial: bool) -
     return function
 
 
-def _any_tile_function(code: _Code) -> ir.Function:
+def _any_tile_function(code: Code) -> ir.Function:
     """tile(a, b, c, ahead; ahead_step, a_row, a_step, b_row, c_row, steps, rows, columns, add), any
     size, copied or not."""
     name = f"nnbackend_tile_{code.kind}"
@@ -316,7 +316,7 @@ def _any_tile_function(code: _Code) -> ir.Function:
     return function
 
 
-def _transpose_function(code: _Code) -> ir.Function:
+def _transpose_function(code: Code) -> ir.Function:
     """transpose(source, out; source_row, rows, out_row) for a square of vectors."""
     name = f"nnbackend_transpose_{code.kind}"
     if name in code.module.globals:
@@ -375,7 +375,7 @@ def tile(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         n_rows, n_columns, n_steps, a_, ar, at, b_, br, c_, cr, adds, next_, nexts, _ = arguments
-        code = _Code(builder.module, context.get_data_type(like), _SIZES[like])
+        code = Code(builder.module, context.get_data_type(like), SIZES[like])
         pointers = [builder.inttoptr(x, code.number.as_pointer()) for x in (a_, b_, c_, next_)]
         sizes = (nexts, ar, at, br, cr, n_steps, n_rows, n_columns, builder.zext(adds, _I64))
         builder.call(_any_tile_function(code), (*pointers, *sizes))
@@ -396,7 +396,7 @@ def transpose_square(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_, source_step, n_rows, out_, out_step, _ = arguments
-        code = _Code(builder.module, context.get_data_type(like), _SIZES[like])
+        code = Code(builder.module, context.get_data_type(like), SIZES[like])
         places = [builder.inttoptr(x, code.number.as_pointer()) for x in (source_, out_)]
         builder.call(_transpose_function(code), (*places, source_step, n_rows, out_step))
         return context.get_dummy_value()
@@ -410,7 +410,7 @@ def copy_lanes(typing_context: Any, source: Any, out: Any, n: Any, like: Any) ->
     signature = types.void(types.int64, types.int64, types.int64, like)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(builder.module, context.get_data_type(like), _SIZES[like])
+        code = Code(builder.module, context.get_data_type(like), SIZES[like])
         code.builder = builder
         places = [builder.inttoptr(x, code.number.as_pointer()) for x in arguments[:2]]
         code.store(code.load(places[0], code.mask(arguments[2])), places[1])

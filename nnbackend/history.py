@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -30,13 +30,18 @@ class History(Mapping[str, list[float]]):
         """Number of completed epochs."""
         return max((len(values) for values in self.curves.values()), default=0)
 
+    def extend(self, epochs: Sequence[Mapping[str, float]], seconds: float) -> None:
+        """Add the figures of some epochs, each of so many seconds; all have the same curves."""
+        if not epochs or epochs[0].keys() != self.curves.keys():
+            for values in epochs:
+                self.append(values, seconds)
+            return
+        for name, curve in self.curves.items():
+            curve += [float(values[name]) for values in epochs]
+        self.seconds += [seconds] * len(epochs)
+
     def append(self, values: Mapping[str, float], seconds: float) -> None:
         """Add the figures of one epoch; curves that it lacks get NaN."""
-        if values.keys() == self.curves.keys():
-            for name, curve in self.curves.items():
-                curve.append(float(values[name]))
-            self.seconds.append(seconds)
-            return
         before = self.epochs
         for name in {**self.curves, **values}:
             curve = self.curves.setdefault(name, [math.nan] * before)

@@ -68,12 +68,14 @@ def _changing(program: Program) -> list[Array]:
 class _Epoch:
     """An epoch under way or done: what is needed to train it again, and its trace so far.
 
-    ``generator`` is the state of the model's shuffle generator before the epoch.
+    ``generator`` is a state of the model's shuffle generator, from which ``drawn`` orders were
+    drawn before that of the epoch.
     """
 
     number: int
     order: np.ndarray[Any, np.dtype[np.int64]] | None
     generator: dict[str, Any]
+    drawn: int
     first_step: int
     rates: list[np.ndarray[Any, Any]] = field(default_factory=list)
     trace: list[Trace] = field(default_factory=list)
@@ -157,6 +159,8 @@ class Trainer:
                         self._train_arrays(self.source)
                     else:
                         self._train_batches(self.source)
+                    if self.interrupt.requested:
+                        self.history.stopped = "interrupted"
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
             unfinished = [e for e in self.since_snapshot if e.number == self.model.epoch]
@@ -181,7 +185,7 @@ class Trainer:
         if count > 1:
             self._train_epochs(source, count, steps_per_epoch)
             return
-        epoch = self._begin_epoch(source)
+        (epoch,), _ = self._begin_epochs(source, 1, steps_per_epoch)
         while epoch.steps_done < steps_per_epoch:
             steps = min(
                 self.chunk_steps,
@@ -203,10 +207,9 @@ class Trainer:
 
     def _train_epochs(self, source: ArraySource, count: int, steps_per_epoch: int) -> None:
         """Several whole epochs in one run of the executor."""
-        begun = [self._begin_epoch(source, k * steps_per_epoch) for k in range(count)]
+        begun, orders = self._begin_epochs(source, count, steps_per_epoch)
         order = None
-        if self.shuffle:
-            orders = np.stack([epoch.order for epoch in begun if epoch.order is not None])
+        if orders is not None:
             order = self.program.backend.asarray(orders, np.dtype(np.int64))
         rates = self.model.rates(count * steps_per_epoch)
         start = time.perf_counter()
@@ -214,32 +217,41 @@ class Trainer:
         trace = self.executor.run(whole, order, self.batch_size, rates, self.model.step)
         seconds = time.perf_counter() - start
         self._adapt_chunk(len(rates), seconds)
-        traces, epoch_rates = np.split(trace, count), np.split(rates, count)
+        shaped = trace.reshape(count, steps_per_epoch, -1)
         for k, epoch in enumerate(begun):
-            epoch.rates.append(epoch_rates[k])
+            epoch.rates.append(rates[k * steps_per_epoch : (k + 1) * steps_per_epoch])
         if not np.isfinite(trace[:, :METRIC_SUMS]).all():
-            for k, epoch in enumerate(begun):
-                self._finish_steps(epoch, traces[k], source, check_parameters=False)
-                self._end_epoch(epoch, self.epoch_figures(traces[k]), seconds / count)
+            for epoch, own in zip(begun, shaped, strict=True):
+                self._finish_steps(epoch, own, source, check_parameters=False)
+                self._end_epoch(epoch, self.epoch_figures(own), seconds / count)
         if not self._parameters_finite():
             self._fail(source, begun[-1])
         self.model.step += len(trace)
         self.progress.advance(count * source.n_rows)
-        shaped = trace.reshape(count, steps_per_epoch, -1)
-        totals, penalties = shaped.sum(axis=1), shaped[:, :, PENALTY].mean(axis=1)
-        for k, epoch in enumerate(begun):
-            figures = self._figures(totals[k], float(penalties[k]))
-            self._end_epoch(epoch, figures, seconds / count)
+        totals, penalties = shaped.sum(axis=1), shaped[:, :, PENALTY].mean(axis=1).tolist()
+        figures = [self._figures(*sums) for sums in zip(totals, penalties, strict=True)]
+        last_rates = rates[steps_per_epoch - 1 :: steps_per_epoch].tolist()
+        for named, rate in zip(figures, last_rates, strict=True):
+            named["lr"] = rate
+        self._end_epochs(figures, seconds / count)
 
-    def _begin_epoch(self, source: ArraySource, steps_ahead: int = 0) -> _Epoch:
-        """Draw the order of the next epoch's rows."""
-        generator = self.model.shuffle_generator
-        state = generator.bit_generator.state
-        order = generator.permutation(source.n_rows) if self.shuffle else None
-        number = self.since_snapshot[-1].number + 1 if self.since_snapshot else self.model.epoch
-        epoch = _Epoch(number, order, dict(state), self.model.step + steps_ahead)
-        self.since_snapshot.append(epoch)
-        return epoch
+    def _begin_epochs(
+        self, source: ArraySource, count: int, steps_per_epoch: int
+    ) -> tuple[list[_Epoch], np.ndarray[Any, np.dtype[np.int64]] | None]:
+        """The next epochs, and the orders of their rows (count, n_rows), if they are drawn."""
+        generator, n = self.model.shuffle_generator, source.n_rows
+        state, step = dict(generator.bit_generator.state), self.model.step
+        orders = np.empty((count, n), np.int64) if self.shuffle else None
+        first = self.since_snapshot[-1].number + 1 if self.since_snapshot else self.model.epoch
+        epochs = []
+        for k in range(count):
+            order = None
+            if orders is not None:
+                order = orders[k]
+                order[:] = generator.permutation(n)
+            epochs.append(_Epoch(first + k, order, state, k, step + k * steps_per_epoch))
+        self.since_snapshot += epochs
+        return epochs, orders
 
     def _execute(
         self, source: ArraySource, epoch: _Epoch, first: int, rates: np.ndarray[Any, Any]
@@ -292,7 +304,7 @@ class Trainer:
     def _train_batches(self, source: BatchSource) -> None:
         """One epoch over an iterable: a step for each batch, whatever its size."""
         snapshot = Snapshot.take(self.model, self.model.step, self.model.epoch)
-        epoch = _Epoch(self.model.epoch, None, {}, self.model.step)
+        epoch = _Epoch(self.model.epoch, None, {}, 0, self.model.step)
         try:
             for data in source.blocks():
                 self.model.check_batch(len(data.x))
@@ -325,16 +337,20 @@ class Trainer:
         figures["lr"] = float(epoch.rates[-1][-1])
         if seconds is None:
             seconds = time.perf_counter() - epoch.start
-        self.model.epoch += 1
-        for history in (self.history, self.model.history):
-            history.append(figures, seconds)
-        self.progress.epoch_end(self.model.epoch, figures)
+        self._end_epochs([figures], seconds)
         for callback in self.callbacks:
             reason = callback.on_epoch_end(self.model, self.model.epoch, figures, self.history)
             if reason:
                 self.history.stopped = str(reason)
-        if self.interrupt.requested:
-            self.history.stopped = "interrupted"
+
+    def _end_epochs(self, figures: list[dict[str, float]], seconds: float) -> None:
+        """Epochs are complete, each after so many seconds."""
+        for history in (self.history, self.model.history):
+            history.extend(figures, seconds)
+        first = self.model.epoch + 1
+        self.model.epoch += len(figures)
+        for number, own in enumerate(figures, first):
+            self.progress.epoch_end(number, own)
 
     def epoch_figures(self, trace: Trace) -> dict[str, float]:
         """Loss and metrics over all steps of an epoch."""
@@ -378,6 +394,9 @@ class Trainer:
         """The shuffle generator as it was before ``epoch``."""
         if epoch.generator:
             self.model.shuffle_generator.bit_generator.state = epoch.generator
+        if epoch.order is not None:
+            for _ in range(epoch.drawn):
+                self.model.shuffle_generator.permutation(len(epoch.order))
 
     def _fail(self, source: ArraySource, failing: _Epoch) -> None:
         """Train the epochs since the snapshot again to find where it broke, and raise."""

@@ -35,6 +35,8 @@ STEPS = cpu_products.STEPS
 SHAPES = [
     (1, 1, 1), (1, 300, 7), (2, 4, 2), (ROWS - 1, 3, LANES - 1), (ROWS, LANES, COLUMNS),
     (ROWS + 1, LANES + 1, COLUMNS + 1), (300, 64, 1), (300, 65, 3), (65, 300, 10), (33, 17, 12),
+    (300, 2, 64), (23, 4, 5 * LANES + 3), (50, 1, LANES), (300, 3, 2), (301, LANES, 2),
+    (37, 3 * LANES - 1, 4), (ROWS, 64, 3), (ROWS, 8, 160), (cpu_products.COPY_B + 1, 12, 200),
     (cpu_products.COPY_B, 50, 2 * COLUMNS + 3), (40, STEPS, 512), (67, STEPS + 1, 515),
     (cpu_products.BLOCK_TILES * ROWS + 5, 700, cpu_products.BLOCK_VECTORS * LANES + 9),
 ]  # fmt: skip
@@ -85,12 +87,13 @@ def test_products_are_those_of_float64_and_write_nothing_else(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_an_element_has_the_same_bits_wherever_it_stands(dtype: str) -> None:
-    a, b = draw((cpu_products.COPY_B + 40, 600), dtype), draw((600, 200), dtype)
-    whole = np.empty((len(a), 200), dtype)
+@pytest.mark.parametrize(("k", "n"), [(600, 200), (64, 3), (64, 10), (3, 2), (2, 64)], ids=str)
+def test_an_element_has_the_same_bits_wherever_it_stands(k: int, n: int, dtype: str) -> None:
+    a, b = draw((cpu_products.COPY_B + 40, k), dtype), draw((k, n), dtype)
+    whole = np.empty((len(a), n), dtype)
     _product(a, b, whole, scratch())
     for first, last in ((0, 1), (3, 20), (20, len(a))):
-        part = np.empty((last - first, 200), dtype)
+        part = np.empty((last - first, n), dtype)
         _product(a[first:last].copy(), b, part, scratch())
         np.testing.assert_array_equal(part, whole[first:last])
 
