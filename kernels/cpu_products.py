@@ -30,7 +30,7 @@ from nnbackend.kernels.cpu_tile import (
 from nnbackend.kernels.processor import USES_BLAS
 
 #: Steps of a block along the inner dimension, columns of a block of b in vectors, and rows of a
-#: block of a in tiles: 1.3 and 0.6 MB with vectors of 64 bytes, in the second-level cache.
+#: block of a in tiles: 1.3 and 0.7 MB with vectors of 64 bytes, in the second-level cache.
 STEPS, BLOCK_VECTORS, BLOCK_TILES = 320, 64, 64
 #: b is copied if it is transposed, or a has so many rows. a is copied if b has so many columns
 #: and b is copied too; or, transposed, if its rows are so many bytes apart: then they fall on few

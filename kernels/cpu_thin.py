@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nnbackend.kernels.cpu_tile import SIZES, VECTOR_BYTES, Code
+from nnbackend.kernels.cpu_tile import VECTOR_BYTES, Code
 
 #: Steps, and vectors of a panel of b that stay in registers; columns of a result of dot products.
 FEW_STEPS, PANEL_VECTORS, FEW_COLUMNS = 4, 4 if VECTOR_BYTES == 64 else 2, 4
@@ -209,8 +209,7 @@ def few_steps_product(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         m, n, k, a_, ar, at, b_, br, c_, cr, _ = arguments
-        code = Code(builder.module, context.get_data_type(like), SIZES[like])
-        pointers = [builder.inttoptr(x, code.number.as_pointer()) for x in (a_, b_, c_)]
+        code, pointers = Code.inside(context, builder, like, (a_, b_, c_))
         builder.call(_any_few_steps_function(code), (*pointers, ar, at, br, cr, m, n, k))
         return context.get_dummy_value()
 
@@ -236,8 +235,7 @@ def dots(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         m, n, k, a_, ar, b_, br, c_, _ = arguments
-        code = Code(builder.module, context.get_data_type(like), SIZES[like])
-        pointers = [builder.inttoptr(x, code.number.as_pointer()) for x in (a_, b_, c_)]
+        code, pointers = Code.inside(context, builder, like, (a_, b_, c_))
         end = builder.append_basic_block()
         choice = builder.switch(n, end)
         for columns_ in range(1, min(FEW_COLUMNS, code.lanes) + 1):

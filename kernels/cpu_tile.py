@@ -36,7 +36,7 @@ VECTOR_BYTES, TILE_ROWS, TILE_VECTORS, _REGISTER = _shape()
 #: Steps ahead for which a row of b is asked from memory, and steps of a turn with copied operands.
 _AHEAD, TURN = 8, 4
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-SIZES = {types.float32: 4, types.float64: 8}
+_SIZES = {types.float32: 4, types.float64: 8}
 
 
 class Code:
@@ -49,6 +49,15 @@ class Code:
         self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
         self.kind = f"v{self.lanes}f{8 * size}"
         self.builder = ir.IRBuilder()
+
+    @classmethod
+    def inside(
+        cls, context: Any, builder: Any, like: Any, addresses: Any
+    ) -> tuple[Code, list[Any]]:
+        """For a call from a function that is being compiled: code over elements of ``like``'s type,
+        and its addresses as pointers."""
+        code = cls(builder.module, context.get_data_type(like), _SIZES[like])
+        return code, [builder.inttoptr(x, code.number.as_pointer()) for x in addresses]
 
     def begin(self, name: str, n_pointers: int, n_sizes: int) -> ir.Function:
         """A function of some pointers, which do not overlap, and then some int64."""
@@ -375,8 +384,7 @@ def tile(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         n_rows, n_columns, n_steps, a_, ar, at, b_, br, c_, cr, adds, next_, nexts, _ = arguments
-        code = Code(builder.module, context.get_data_type(like), SIZES[like])
-        pointers = [builder.inttoptr(x, code.number.as_pointer()) for x in (a_, b_, c_, next_)]
+        code, pointers = Code.inside(context, builder, like, (a_, b_, c_, next_))
         sizes = (nexts, ar, at, br, cr, n_steps, n_rows, n_columns, builder.zext(adds, _I64))
         builder.call(_any_tile_function(code), (*pointers, *sizes))
         return context.get_dummy_value()
@@ -396,8 +404,7 @@ def transpose_square(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         source_, source_step, n_rows, out_, out_step, _ = arguments
-        code = Code(builder.module, context.get_data_type(like), SIZES[like])
-        places = [builder.inttoptr(x, code.number.as_pointer()) for x in (source_, out_)]
+        code, places = Code.inside(context, builder, like, (source_, out_))
         builder.call(_transpose_function(code), (*places, source_step, n_rows, out_step))
         return context.get_dummy_value()
 
@@ -410,9 +417,8 @@ def copy_lanes(typing_context: Any, source: Any, out: Any, n: Any, like: Any) ->
     signature = types.void(types.int64, types.int64, types.int64, like)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = Code(builder.module, context.get_data_type(like), SIZES[like])
+        code, places = Code.inside(context, builder, like, arguments[:2])
         code.builder = builder
-        places = [builder.inttoptr(x, code.number.as_pointer()) for x in arguments[:2]]
         code.store(code.load(places[0], code.mask(arguments[2])), places[1])
         return context.get_dummy_value()
 
