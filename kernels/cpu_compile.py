@@ -85,8 +85,8 @@ def only_parts() -> Iterator[None]:
                 gc.enable()
 
 
-#: Integers of one type: Numba compiles a function for each literal, and for each type.
-FIRST, ONE = np.int64(0), np.int64(1)
+#: Constants that are no literals: Numba compiles a function for each literal, and for each type.
+FIRST, ONE, NO, YES = np.int64(0), np.int64(1), np.bool_(False), np.bool_(True)
 #: Rows of at most this many elements are handled in one loop over all of them: calling a function
 #: for each row would cost more than the row.
 NARROW = 16

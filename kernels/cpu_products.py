@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.kernels.cpu_compile import FIRST, ONE, compiled
+from nnbackend.kernels.cpu_compile import FIRST, NO, ONE, compiled
 from nnbackend.kernels.cpu_intrinsics import blas_product, size_of, vector_at
 from nnbackend.kernels.cpu_thin import FEW_COLUMNS, FEW_STEPS, dots, few_steps_product
 from nnbackend.kernels.cpu_tile import (
@@ -148,7 +148,7 @@ def multiply(
         dots(m, n, k, a, a_row, b, b_column, c, like)
         return
     if m <= TILE_ROWS and n <= TILE_VECTORS * lanes and k <= STEPS and b_column == 1:
-        tile(m, n, k, a, a_row, a_step, b, b_row, c, c_row, False, b, FIRST, like)
+        run_tile(m, n, k, a, a_row, a_step, b, b_row, c, c_row, NO, b, FIRST, like)
         return
     scratch = aligned(scratch)
     if k <= FEW_STEPS and n >= lanes and n * k <= B_BYTES // size:
@@ -237,8 +237,8 @@ def multiply_wide(
             if not copies_b:
                 multiply_block(
                     rows, FIRST, tiles, n, steps, a_block, a_row, a_step, copies_a,
-                    b + size * low * b_row, b_row, False, c + size * first * c_row, c_row, kb > 0,
-                    ahead, like,
+                    b + size * low * b_row, b_row, copies_b, c + size * first * c_row, c_row,
+                    kb > 0, ahead, like,
                 )  # fmt: skip
                 continue
             # what is copied next comes near meanwhile: rows of a here, of b with each panel
@@ -247,7 +247,7 @@ def multiply_wide(
             next_row = last if again else 0
             if again or kb + 1 < k_blocks:
                 look_ahead(
-                    ahead, 1, a + size * (next_row * a_row + next_low * a_step), rows, a_row,
+                    ahead, ONE, a + size * (next_row * a_row + next_low * a_step), rows, a_row,
                     steps, a_step, like,
                 )  # fmt: skip
             for p in range(panels):
@@ -260,10 +260,10 @@ def multiply_wide(
                 next_b = b + size * (low * b_row + right * b_column)
                 if p == panels - 1:
                     next_b = b + size * next_low * b_row
-                look_ahead(ahead, 0, next_b, steps, b_row, wide, b_column, like)
+                look_ahead(ahead, FIRST, next_b, steps, b_row, wide, b_column, like)
                 multiply_block(
                     rows, FIRST, tiles, wide, steps, a_block, a_row, a_step, copies_a, b_copy,
-                    wide, True, c + size * (first * c_row + left), c_row, kb > 0, ahead, like,
+                    wide, copies_b, c + size * (first * c_row + left), c_row, kb > 0, ahead, like,
                 )  # fmt: skip
 
 
@@ -334,11 +334,22 @@ def multiply_block(
             if copied_a:
                 a_tile, row, step = a + size * (i * steps + t * lanes), 1, high
             near, near_step = next_ahead(ahead, steps, b_panel, like)
-            tile(
+            run_tile(
                 high, wide, steps, a_tile, row, step, b_panel, b_distance,
                 c + size * ((i - begin) * c_row + left), c_row, add, near, near_step, like,
             )  # fmt: skip
             i += high
+
+
+@compiled
+def run_tile(
+    rows: int, columns: int, steps: int, a: int, a_row: int, a_step: int, b: int, b_row: int,
+    c: int, c_row: int, add: bool, near: int, near_step: int, like: Any,
+) -> None:  # fmt: skip
+    """The one place that calls ``tile``: each would hold, and compile, the code of all sizes."""
+    tile(
+        rows, columns, steps, a, a_row, a_step, b, b_row, c, c_row, add, near, near_step, like
+    )  # fmt: skip
 
 
 @compiled

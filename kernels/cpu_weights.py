@@ -6,7 +6,7 @@ from typing import Any
 
 from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.codes import Update
-from nnbackend.kernels.cpu_compile import FIRST, ONE, compiled
+from nnbackend.kernels.cpu_compile import FIRST, ONE, YES, compiled
 from nnbackend.kernels.cpu_context import matrix, numbers_of, share, vector
 from nnbackend.kernels.cpu_dense import column_sums
 from nnbackend.kernels.cpu_intrinsics import size_of, vector_at
@@ -168,7 +168,7 @@ def update_as_computed(
             g = vector_at(result, 0, n, like) if at_once else gradients(f, start, n, like)
             look_ahead_at_update(f, start, n, ahead, like)
             multiply_block(
-                j - i, t, until, width, steps, a_block, ONE, a_step, copies_a, b_copy, width, True,
+                j - i, t, until, width, steps, a_block, ONE, a_step, copies_a, b_copy, width, YES,
                 address_of(g), width, low > 0, ahead, like,
             )  # fmt: skip
             use(f, ONE, start, g, floats[r, 1], floats[r, 2], part, like)
