@@ -190,7 +190,7 @@ class Trainer:
             steps = min(
                 self.chunk_steps,
                 self._most_trace_steps(),
-                max(1, source.block_rows // self.batch_size),
+                -(-source.block_rows // self.batch_size),
                 steps_per_epoch - epoch.steps_done,
             )
             rates = self.model.rates(steps)

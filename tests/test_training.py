@@ -1,5 +1,6 @@
 """The training loop: chunks, sources of data, interruption, losses that are no numbers."""
 
+import copy
 import os
 import signal
 import threading
@@ -53,6 +54,20 @@ def test_results_do_not_depend_on_the_length_of_chunks(
         assert curves == results[0][1]
 
 
+def test_an_epoch_that_ends_with_part_of_a_batch_is_one_run(backend, xy, monkeypatch) -> None:
+    monkeypatch.setattr(training, "CHUNK_SECONDS", 10.0)
+    model = make()
+    run, steps = model.executor.run, []
+
+    def count(data, order, batch_size, lr, first_step):
+        steps.append(len(lr))
+        return run(data, order, batch_size, lr, first_step)
+
+    monkeypatch.setattr(model.executor, "run", count)
+    model.fit(*xy, epochs=20, batch_size=10, callbacks=[LookOn()], verbose=0)
+    assert steps[-5:] == [11] * 5
+
+
 class TestSources:
     """The same rows give the same training, wherever they come from."""
 
@@ -94,6 +109,7 @@ class TestSources:
         y = np.zeros(len(x), np.int64)
         model = nn.Sequential([nn.Standardize(64), nn.Dense(64, 2)], seed=0)
         model.compile("softmax_cross_entropy")
+        copy.deepcopy(model).fit(x[:2], y[:2], verbose=0)  # compiling takes memory too
         tracemalloc.start()
         model.fit(x, y, batch_size=640, validation_split=0.1, verbose=0)
         peak = tracemalloc.get_traced_memory()[1]
