@@ -8,6 +8,7 @@ no dtype at all.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import cfunc, njit, prange, types
+from numba import njit, prange, types
 from numba.core import config
 
 from nnbackend.kernels import cpu_context as c
@@ -23,6 +24,7 @@ from nnbackend.kernels.cpu_compile import compiled, only_parts
 from nnbackend.kernels.cpu_inference import end_evaluate, run_evaluate, run_predict
 from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED
+from nnbackend.kernels.cpu_objects import Objects
 from nnbackend.kernels.cpu_operations import operate
 from nnbackend.kernels.cpu_products import SCRATCH_BYTES as SCRATCH_BYTES
 from nnbackend.kernels.cpu_steps import reset_team, run_as_team, run_serial
@@ -110,11 +112,6 @@ def _total_loss(f: Any) -> float:
 # -- the drivers: entry points, compiled and cached by ``Unit`` -----------------------------------
 
 
-def call(function: int, address: int, phase: int) -> None:
-    """One call on this thread."""
-    call_phase(function, address, phase, 0)
-
-
 def fork(function: int, address: int, phase: int, parts: int) -> None:
     """One call for each part, on as many threads; ``STEPS`` is one call for each thread."""
     _fork(function, address, phase, parts)
@@ -153,29 +150,55 @@ def infer(function: int, address: int, x: Any, out: Any) -> bool:
 class Unit:
     """The entry points, each compiled, or read from the cache folder, when it is first used."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._objects = Objects(folder)
         self._lock = threading.RLock()
-        self._functions: dict[str, Any] = {}
+        self._addresses: dict[str, int] = {}
         self._drivers: dict[str, Any] = {}
+        self._calls: dict[int, Any] = {}
 
-    def entry(self, function: Any) -> int:
-        """Address of one of the four functions that run phases and operations."""
-        name = function.__name__
-        with self._lock:
-            if name not in self._functions:
-                signature = types.void(types.int64, types.int64, types.int64)
-                if not any(Path(self.folder).rglob(f"*{name}*.nbc")):
-                    inner = _run if name.startswith("phase") else _operate
-                    like = types.float32 if name.endswith("float32") else types.float64
-                    with only_parts():
-                        inner.compile((*signature.args, like))
-                with self._cached():
-                    self._functions[name] = cfunc(signature, cache=True)(function)
-            return int(self._functions[name].address)
+    def is_compiled(self, name: str) -> bool:
+        """Whether a function is ready in memory or in the folder."""
+        return name in self._addresses or self._objects.has(name)
+
+    def entry(self, name: str) -> int:
+        """Address of one of the four functions that run phases and operations, or of ``fork``."""
+        address = self._addresses.get(name)
+        if address is None:
+            with self._lock:
+                address = self._objects.load(name) or self._compile(name)
+                self._addresses[name] = address
+        return address
+
+    def _compile(self, name: str) -> int:
+        if name == "fork":
+            return self._objects.compile(fork, types.void(*(types.int64,) * 4))
+        signature = types.void(types.int64, types.int64, types.int64)
+        inner = _run if name.startswith("phase") else _operate
+        like = types.float32 if name.endswith("float32") else types.float64
+        with only_parts():
+            inner.compile((*signature.args, like))
+        return self._objects.compile(globals()[name], signature)
+
+    def call(self, function: int, address: int, phase: int) -> None:
+        """One call of an entry on this thread."""
+        self._as_called(function, 3)(address, phase, 0)
+
+    def fork(self, function: int, address: int, phase: int, parts: int) -> None:
+        """One call of an entry for each part, on as many threads."""
+        self._as_called(self.entry("fork"), 4)(function, address, phase, parts)
+
+    def _as_called(self, address: int, n_arguments: int) -> Any:
+        """The C function at an address; Python's other threads run meanwhile."""
+        function = self._calls.get(address)
+        if function is None:
+            kind = ctypes.CFUNCTYPE(None, *(ctypes.c_int64,) * n_arguments)
+            function = self._calls[address] = kind(address)
+        return function
 
     def driver(self, function: Any) -> Any:
-        """A compiled entry point."""
+        """A compiled entry point that takes a caller's arrays."""
         name = function.__name__
         with self._lock:
             if name not in self._drivers:
@@ -186,7 +209,7 @@ class Unit:
     @contextmanager
     def _cached(self) -> Iterator[None]:
         """Numba's cache folder is ours while an entry point is made, and only then."""
-        before, config.CACHE_DIR = config.CACHE_DIR, self.folder
+        before, config.CACHE_DIR = config.CACHE_DIR, str(self._folder)
         try:
             yield
         finally:

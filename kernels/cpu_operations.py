@@ -45,7 +45,6 @@ from nnbackend.kernels.cpu_updates import (
     adagrad_step,
     adam_step,
     add_penalty_gradient,
-    all_finite,
     momentum_step,
     rmsprop_step,
     sgd_step,
@@ -59,8 +58,8 @@ from nnbackend.kernels.cpu_vectors import copy, scale
     BATCH_NORM_FORWARD, BATCH_NORM_INFERENCE, BATCH_NORM_BACKWARD, LAYER_NORM_FORWARD,
     LAYER_NORM_BACKWARD, DROPOUT_FORWARD, MULTIPLY, STANDARDIZE_FORWARD, STANDARDIZE_BACKWARD,
     LOSS, COUNT_CORRECT, CONFUSION_COUNTS, REGRESSION_SUMS, PENALTY, CLIP, SGD_STEP,
-    MOMENTUM_STEP, ADAGRAD_STEP, RMSPROP_STEP, ADAM_STEP, RANDOM_BITS, TAKE_ROWS, ALL_FINITE,
-) = range(28)  # fmt: skip
+    MOMENTUM_STEP, ADAGRAD_STEP, RMSPROP_STEP, ADAM_STEP, RANDOM_BITS,
+) = range(26)  # fmt: skip
 #: Where an operation's own arguments begin.
 FIRST_ARGUMENT = 3
 N_ARGUMENTS = 16
@@ -97,7 +96,7 @@ def operate(address: int, operation: int, part: int, like: Any) -> None:
     elif operation <= ADAM_STEP:
         _over_parameters(a, numbers, operation, part, parts, like)
     else:
-        _over_data(a, operation, like)
+        _random_bits(a)
 
 
 @compiled
@@ -319,19 +318,8 @@ def _over_parameters(
 
 
 @compiled
-def _over_data(a: Any, operation: int, like: Any) -> None:
-    if operation == RANDOM_BITS:
-        out, size, offset, key, stream_low, stream_high = a[:6]
-        keys = (np.uint32(key), np.uint32(key >> 32))
-        stream = (np.uint32(stream_low), np.uint32(stream_low >> 32), np.uint32(stream_high))
-        random_bits(vector_at(out, 0, size, np.uint32(0)), keys, stream, offset)
-    elif operation == TAKE_ROWS:
-        x, idx, out, n_data, n, row_bytes = a[:6]
-        source = matrix_at(x, 0, n_data, row_bytes, np.uint8(0))
-        taken = matrix_at(out, 0, n, row_bytes, np.uint8(0))
-        order = vector_at(idx, 0, n, c.INT64)
-        for i in range(n):
-            copy(source[order[i]], taken[i])
-    else:
-        x, size, answer = a[:3]
-        vector_at(answer, 0, 1, c.INT64)[0] = all_finite(vector_at(x, 0, size, like))
+def _random_bits(a: Any) -> None:
+    out, size, offset, key, stream_low, stream_high = a[:6]
+    keys = (np.uint32(key), np.uint32(key >> 32))
+    stream = (np.uint32(stream_low), np.uint32(stream_low >> 32), np.uint32(stream_high))
+    random_bits(vector_at(out, 0, size, np.uint32(0)), keys, stream, offset)

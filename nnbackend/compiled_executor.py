@@ -242,7 +242,7 @@ class _Training:
         self.function = run.entry("phase", str(dtype))
         self.one_rate, self.one_trace = np.zeros(1), np.zeros((1, executor.trace_width))
         unit, cpu = run.unit, run.cpu
-        self._call, self._fork, self._cpu = unit.driver(cpu.call), unit.driver(cpu.fork), cpu
+        self._call, self._fork, self._cpu = unit.call, unit.fork, cpu
         self._team = np.zeros((parts + 2) * c.TEAM_STRIDE, np.int64)
         f[c.TEAM] = address_of(self._team)
         self._once = unit.driver(cpu.fork_step if parts > 1 else cpu.step)
@@ -382,9 +382,9 @@ class _Inference:
         parts = min(parts, self.most_parts)
         self.f[self.c.N_PARTS] = parts
         if parts > 1:
-            unit.driver(self._cpu.fork)(self.function, self.address, phase, parts)
+            unit.fork(self.function, self.address, phase, parts)
         else:
-            unit.driver(self._cpu.call)(self.function, self.address, phase)
+            unit.call(self.function, self.address, phase)
 
     def predict(self, x: Array, out: Array, parts: int) -> None:
         f, c = self.f, self.c
@@ -400,7 +400,7 @@ class _Inference:
         f[c.WEIGHT] = f[c.WEIGHT_BATCH] = address_of(data.weight)
         self._start(self._cpu.EVALUATE, parts)
         unit = self._run.unit
-        unit.driver(self._cpu.call)(self.function, self.address, self._cpu.END_EVALUATE)
+        unit.call(self.function, self.address, self._cpu.END_EVALUATE)
         return self.trace.copy()
 
     def call(self, x: Any) -> Array | None:

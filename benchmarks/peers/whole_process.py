@@ -30,6 +30,8 @@ def run_once(system: str) -> tuple[float, str]:
     """Seconds of one process, and the last line of its complaint if it failed."""
     ours = system in OURS
     environment = {**os.environ, **({"NN_BACKEND": system} if ours else {})}
+    # an installed package's bytecode is kept, that of a checkout too unless this forbids it
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
     done = subprocess.run(
         OUR_JOB if ours else TORCH_JOB, env=environment, capture_output=True, text=True, check=False

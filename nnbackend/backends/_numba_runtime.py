@@ -201,24 +201,19 @@ class Runtime:
         self.cpu = cpu
         self.threads = Threads()
         self.folder = cache_folder()
-        self.unit = cpu.Unit(str(self.folder))
+        self.unit = cpu.Unit(self.folder)
         self._lock = threading.RLock()
-        self._ready: dict[str, int] = {}
 
     def entry(self, kind: str, dtype: str) -> int:
         """Address of the function that runs "phase"s or single "operation"s in ``dtype``."""
         name = f"{kind}_{dtype}"
-        address = self._ready.get(name)
-        if address is None:
+        if not self.unit.is_compiled(name):
             with self._lock:
-                address = self._compile(name)
-                self._ready[name] = address
-        return address
+                if not self.unit.is_compiled(name):
+                    self._compile(name)
+        return int(self.unit.entry(name))
 
-    def _compile(self, name: str) -> int:
-        function = getattr(self.cpu, name)
-        if any(self.folder.rglob(f"*{name}*.nbc")):
-            return int(self.unit.entry(function))
+    def _compile(self, name: str) -> None:
         kind, _, dtype = name.partition("_")
         what = f"{'programs' if kind == 'phase' else 'single operations'} in {dtype}"
         sys.stderr.write(
@@ -227,9 +222,10 @@ class Runtime:
         )
         sys.stderr.flush()
         start = time.perf_counter()
-        address = int(self.unit.entry(function))
+        self.unit.entry(name)
+        if self.threads.count > 1:
+            self.unit.entry("fork")
         sys.stderr.write(f"done in {time.perf_counter() - start:.1f} s\n")
-        return address
 
 
 def _hold_blas() -> None:

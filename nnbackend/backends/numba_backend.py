@@ -83,9 +83,9 @@ class NumbaBackend(NumpyBackend):
         context[first : first + len(arguments)] = arguments
         function = run.entry("operation", "float64" if like.dtype == FLOAT64 else "float32")
         if parts > 1:
-            run.unit.driver(run.cpu.fork)(function, address_of(context), operation, parts)
+            run.unit.fork(function, address_of(context), operation, parts)
         else:
-            run.unit.driver(run.cpu.call)(function, address_of(context), operation)
+            run.unit.call(function, address_of(context), operation)
 
     def _multiply(
         self,
@@ -105,14 +105,6 @@ class NumbaBackend(NumpyBackend):
         self._scratch.append(scratch)
 
     # -- data -----------------------------------------------------------------------------
-
-    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
-        row_bytes = out.nbytes // max(1, len(out))
-        if not (x.flags.c_contiguous and idx.flags.c_contiguous and out.flags.c_contiguous):
-            super().take_rows(x, idx, out)
-        elif len(out) and row_bytes:
-            arguments = (address_of(x), address_of(idx), address_of(out), len(x), len(out))
-            self._run(self._operation.TAKE_ROWS, _FLOAT32, (*arguments, row_bytes))
 
     def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
         arguments = (address_of(out), out.size, offset, _signed(seed), _signed(stream))
