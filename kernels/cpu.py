@@ -84,8 +84,9 @@ def _fork(function: int, address: int, phase: int, parts: int) -> None:
 
 
 @njit
-def _take_batch(f: Any, x: Any, y: Any, field: int) -> bool:
-    """Point the context at a caller's own batch, if it has the expected shape."""
+def _take_batch(f: Any, x: Any, y: Any, field: int, number: int, rate: float) -> bool:
+    """Point the context at a caller's own batch, if it has the expected shape, for update
+    ``number`` + 1."""
     rows = x.shape[0]
     width = f[c.N_OUTPUTS] if field == c.TARGET else 1
     fits = x.ndim == 2 and y.ndim <= 2 and x.flags.c_contiguous and y.flags.c_contiguous
@@ -94,6 +95,8 @@ def _take_batch(f: Any, x: Any, y: Any, field: int) -> bool:
     f[c.STATUS] = 0 if fits else c.REFUSED
     f[c.X] = x.ctypes.data
     f[field] = y.ctypes.data
+    f[c.FIRST_STEP] = number
+    vector_at(f[c.RATES], 0, 1, c.FLOAT64)[0] = rate
     return fits
 
 
@@ -117,18 +120,22 @@ def fork(function: int, address: int, phase: int, parts: int) -> None:
     _fork(function, address, phase, parts)
 
 
-def step(function: int, address: int, x: Any, y: Any, field: int) -> float:
+def step(
+    function: int, address: int, x: Any, y: Any, field: int, number: int, rate: float
+) -> float:
     """One step on a caller's own batch, on this thread; its loss."""
     f = c.open_context(address)
-    if _take_batch(f, x, y, field):
+    if _take_batch(f, x, y, field, number, rate):
         call_phase(function, address, SERIAL, 0)
     return _total_loss(f)
 
 
-def fork_step(function: int, address: int, x: Any, y: Any, field: int) -> float:
+def fork_step(
+    function: int, address: int, x: Any, y: Any, field: int, number: int, rate: float
+) -> float:
     """One step on a caller's own batch, on several threads; its loss."""
     f = c.open_context(address)
-    if _take_batch(f, x, y, field):
+    if _take_batch(f, x, y, field, number, rate):
         reset_team(f)
         _fork(function, address, STEPS, f[c.N_PARTS])
     return _total_loss(f)

@@ -13,9 +13,10 @@ from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.cpu_batch import measure, targets
 from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import matrix, share
-from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
+from nnbackend.kernels.cpu_intrinsics import atomic_add, matrix_at, vector_at
 from nnbackend.kernels.cpu_layers import apply_row
 from nnbackend.kernels.cpu_norms import batch_normalise, inverse_deviation
+from nnbackend.kernels.cpu_products import pieces
 from nnbackend.kernels.cpu_vectors import add_to, copy
 from nnbackend.kernels.cpu_views import (
     BATCH_NORM,
@@ -76,13 +77,29 @@ def infer(f: Any, part: int, x: Any, out: Any, like: Any) -> None:
 
 @compiled
 def run_predict(f: Any, part: int, like: Any) -> None:
-    """This part's share of the rows, from X to OUT."""
-    first, last = share(f[c.N_DATA], part, f[c.N_PARTS], ROW_MULTIPLE)
+    """Outputs of rows from X to OUT, a block at a time: who is done with one takes the next."""
+    n, parts, block = f[c.N_DATA], f[c.N_PARTS], f[c.CAPACITY]
+    if parts == 1:
+        for start in range(0, n, block):
+            predict_rows(f, part, start, min(start + block, n), like)
+        return
+    # as many blocks for each, so that all are done at the same time
+    blocks = pieces(pieces(n, block), parts) * parts
+    block = min(block, pieces(pieces(n, blocks), ROW_MULTIPLE) * ROW_MULTIPLE)
+    place = f.ctypes.data + f.itemsize * c.NEXT_ROW
+    start = atomic_add(place, block)
+    while start < n:
+        predict_rows(f, part, start, min(start + block, n), like)
+        start = atomic_add(place, block)
+
+
+@compiled
+def predict_rows(f: Any, part: int, first: int, last: int, like: Any) -> None:
+    """Outputs of a block of rows."""
     n_inputs, n_outputs = f[c.N_INPUTS], f[c.N_OUTPUTS]
-    for start in range(first, last, f[c.CAPACITY]):
-        rows = min(f[c.CAPACITY], last - start)
-        x = matrix_at(f[c.X], start * n_inputs, rows, n_inputs, like)
-        infer(f, part, x, matrix_at(f[c.OUT], start * n_outputs, rows, n_outputs, like), like)
+    x = matrix_at(f[c.X], first * n_inputs, last - first, n_inputs, like)
+    out = matrix_at(f[c.OUT], first * n_outputs, last - first, n_outputs, like)
+    infer(f, part, x, out, like)
 
 
 @compiled

@@ -140,7 +140,7 @@ class CompiledExecutor(Executor):
         plan = self._plan(min(batch_size, rows))
         return plan.run(data, order, rows, batch_size, lr, first_step)
 
-    def step(self, x: Any, y: Any, number: int) -> float | None:
+    def step(self, x: Any, y: Any, number: int) -> Array | None:
         plan = self._training
         return None if plan is None else plan.step(x, y, number)
 
@@ -332,7 +332,7 @@ class _Training:
         else:
             self._own_target = (self.executor._dtype, c.TARGET)
 
-    def step(self, x: Any, y: Any, number: int) -> float | None:
+    def step(self, x: Any, y: Any, number: int) -> Array | None:
         """One update on arrays that need no conversion, checked in compiled code; else None."""
         dtype, field = self._own_target
         if dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
@@ -345,11 +345,9 @@ class _Training:
         rate = self._fixed_rate
         if rate is None:
             rate = float(optimizer.rates(number, 1)[0])
-        self.one_rate[0] = rate
-        self.f[self.c.FIRST_STEP] = number
-        loss: float = self._once(self.function, self.address, x, y, field)
+        loss = self._once(self.function, self.address, x, y, field, number, rate)
         if loss == loss or not self.f[self.c.STATUS]:
-            return loss
+            return np.array(loss)
         return None
 
 
@@ -389,6 +387,7 @@ class _Inference:
     def predict(self, x: Array, out: Array, parts: int) -> None:
         f, c = self.f, self.c
         f[c.X], f[c.OUT], f[c.N_DATA] = address_of(x), address_of(out), len(x)
+        f[c.NEXT_ROW] = 0
         self._start(self._cpu.PREDICT, parts)
 
     def evaluate(self, data: Data, parts: int) -> Trace:

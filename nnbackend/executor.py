@@ -63,8 +63,8 @@ class Executor(ABC):
             losses that sum: the loss), the penalty, the sum of weights, the metrics' sums.
         """
 
-    def step(self, x: Any, y: Any, number: int) -> float | None:
-        """One update straight from a caller's arrays, and its loss with penalties.
+    def step(self, x: Any, y: Any, number: int) -> Array | None:
+        """One update straight from a caller's arrays, and its loss with penalties, 0-d float64.
 
         None where there is no such shortcut, or the arrays need a conversion or an error message:
         then nothing has changed, and the caller checks them and calls ``run``. ``number`` is the

@@ -62,8 +62,8 @@ RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 
 BUSY = "this model is being trained by another thread; wait for it, or train a copy.deepcopy(model)"
 _FLOAT64 = np.dtype(np.float64)
-#: Rows that predict brings to the device at a time from a file.
-PREDICT_ROWS = 8192
+#: The most rows, and bytes of them, that predict brings to the device at a time.
+PREDICT_ROWS, PREDICT_BYTES = 1 << 16, 1 << 26
 
 
 class Sequential:
@@ -370,15 +370,15 @@ class Sequential:
             self.step += 1
         finally:
             self._busy.release()
-        return self.backend.asarray(np.array(loss), _FLOAT64)
+        return loss
 
-    def _checked_step(self, x: Any, y: Any, sample_weight: Any) -> float:
+    def _checked_step(self, x: Any, y: Any, sample_weight: Any) -> Array:
         self._check_compiled()
         data = one_batch(self, x, y, sample_weight)
         self._check_adapted()
         self.check_batch(len(data.x))
         trace = self.executor.run(data, None, len(data.x), self.rates(1), self.step)
-        return total_loss(self.program, trace[0])
+        return self.backend.asarray(np.array(total_loss(self.program, trace[0])), _FLOAT64)
 
     def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """Loss with penalties of one batch, its gradient left in ``layer.weight_grad`` and so
@@ -472,8 +472,10 @@ class Sequential:
         """
         x = check_matrix(self.backend, x, self.n_inputs)
         out = np.empty((len(x), self.n_outputs), self.dtype)
-        for start in range(0, len(x), PREDICT_ROWS):
-            part = slice(start, start + PREDICT_ROWS)
+        row_bytes = self.n_inputs * self.dtype.itemsize
+        some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
+        for start in range(0, len(x), some):
+            part = slice(start, start + some)
             out[part] = self.backend.to_numpy(self(x[part]))
             release_pages(x)
         with np.errstate(over="ignore", invalid="ignore"):
