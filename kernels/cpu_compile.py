@@ -8,12 +8,16 @@ decide what a formula means.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
+from llvmlite import binding
 from numba import njit
+from numba.core.cgutils import normalize_ir_text
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
@@ -28,22 +32,39 @@ class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     """The code of one function that is only a part of others: not optimised, loaded or joined
     with what it calls, until the function that all are parts of asks for it.
 
-    Numba would do all that for every function with all that it calls, over and over.
+    Numba would do all that for every function with all that it calls, over and over. LLVM reads
+    the code on a thread of its own, while Numba goes on in Python.
     """
+
+    reader: ThreadPoolExecutor
 
     def add_ir_module(self, module: Any) -> None:
         for function in module.functions:
             if not function.is_declaration:
                 # LLVM halves the widest vectors, for fear of lower clock rates
                 set.add(function.attributes, '"prefer-vector-width"="512"')
-        super().add_ir_module(module)
+        self._read = self.reader.submit(self._add_text, normalize_ir_text(str(module)))
+
+    def _add_text(self, text: str) -> None:
+        self.add_llvm_module(binding.parse_assembly(text))
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+        passes, builder = self._codegen._function_pass_manager()
+        for function in module.functions:
+            if not function.is_declaration:
+                passes.run(function, builder)
 
     def finalize(self) -> None:
         self._finalize_dynamic_globals()
         self._finalized = True
 
+    def _own_module(self) -> Any:
+        self._read.result()
+        return super()._get_module_for_linking()
+
     def _get_module_for_linking(self) -> Any:
-        whole = super()._get_module_for_linking().clone()
+        whole = self._own_module().clone()
         joined, waiting = {self}, list(self._linking_libraries)
         while waiting:
             library = waiting.pop()
@@ -52,7 +73,7 @@ class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
             joined.add(library)
             if isinstance(library, PartLibrary):
                 waiting.extend(library._linking_libraries)
-                own = super(PartLibrary, library)._get_module_for_linking()
+                own = library._own_module()
             else:
                 own = library._get_module_for_linking()
             whole.link_in(own, preserve=True)
@@ -67,7 +88,7 @@ def only_parts() -> Iterator[None]:
     """
     target = cpu_target.target_context
     codegen = target.codegen()
-    collects = gc.isenabled()
+    collects, interval = gc.isenabled(), sys.getswitchinterval()
     known = hasattr(codegen, "_library_class") and hasattr(target, "get_executable")
     with global_compiler_lock:
         if not known:
@@ -77,10 +98,13 @@ def only_parts() -> Iterator[None]:
         # Numba knows a function by its entry point: some builtin that no other function has
         target.get_executable = lambda library, fndesc, env: [].append
         gc.disable()  # a tenth of the time: it would look through all that has been compiled
+        sys.setswitchinterval(1e-4)  # LLVM's thread asks for little of Python, but often
         try:
-            yield
+            with ThreadPoolExecutor(1) as PartLibrary.reader:
+                yield
         finally:
             del codegen._library_class, target.get_executable
+            sys.setswitchinterval(interval)
             if collects:
                 gc.enable()
 

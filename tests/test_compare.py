@@ -44,7 +44,7 @@ class TestVerdicts:
         verdicts = {v.what: v for v in found.verdicts()}
         assert verdicts["step tiny: speed / best peer's"].target == 12
         assert verdicts["step tiny: speed / best peer's"].reached
-        assert verdicts["step: geometric mean of 1 cases with targets"].reached
+        assert verdicts["step: geometric mean of the cases with targets"].reached
 
     @pytest.mark.parametrize(
         ("case", "ratio", "reached"),
@@ -56,6 +56,20 @@ class TestVerdicts:
     ) -> None:
         found = comparison({("step", case, "numba"): 1.0, ("step", case, "torch"): ratio})
         assert next(iter(found.verdicts())).reached is reached
+
+    def test_ratios_are_medians_of_the_rounds_ratios(self) -> None:
+        from peers.measuring import Cell
+        from peers.verdicts import Comparison
+
+        times = {"numba": [1.0, 2.0, 3.0], "torch": [1.5, 2.0, 9.0], "jax": [4.0, 3.0, 3.6],
+                 "products": [2.0, 1.0, 1.0]}  # fmt: skip
+        cells = [Cell("step", "wide", name, sorted(t)[1], t) for name, t in times.items()]
+        found = Comparison(cells)
+        # jax: 4, 1.5, 1.2; torch: 1.5, 1, 3
+        assert found.best_peer("step", "wide") in ("jax", "torch")
+        assert found.ratio("step", "wide") == pytest.approx(1.5)
+        assert found.floors("step", "wide") == pytest.approx(2.0)
+        assert found.ratio("step", "wide", ["numpy"]) is None
 
     def test_geometric_mean(self) -> None:
         found = comparison({

@@ -20,7 +20,7 @@ TRAINING, INFERENCE = ("step", "epoch"), ("inference", "predict")
 #: also takes in that scikit-learn adds Adam's epsilon before the bias correction.
 SAME, SAME_AFTER_UPDATES = 1e-4, 1e-3
 #: A slow case gets fewer rounds, but as many as this, once it has taken so long.
-FEWEST_ROUNDS, PATIENCE_SECONDS = 5, 60.0
+FEWEST_ROUNDS, PATIENCE_SECONDS = 9, 60.0
 
 
 @dataclass

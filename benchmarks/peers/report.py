@@ -14,6 +14,7 @@ from nnbackend.bench import CASES
 from nnbackend.bench_report import bars, duration_text, machine, machine_text, three_digits
 from nnbackend.plot import new_figure
 from peers import FLOOR, SYSTEMS
+from peers.measuring import TRAINING
 from peers.verdicts import PROCESS, Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -113,9 +114,12 @@ def print_summary(comparison: Comparison, missing: Mapping[str, str], console: C
         console.print("None of our backends was measured, so there are no ratios.")
     else:
         console.print(
-            f"ratio: the best peer's median over that of {comparison.ours}; above 1 we are faster",
+            f"ratio: the best peer's time over that of {comparison.ours}, median over the rounds; "
+            "above 1 we are faster",
             style="dim",
         )
+    for kind, mean in means(comparison).items():
+        console.print(f"{kind}: geometric mean of all ratios {three_digits(mean)}", style="dim")
     for name, reason in missing.items():
         console.print(f"not installed: {name}: {reason}", highlight=False, markup=False)
     for cell in comparison.cells:
@@ -127,6 +131,12 @@ def print_summary(comparison: Comparison, missing: Mapping[str, str], console: C
         console.print(verdict_table(verdicts, comparison.ours))
         reached = sum(v.reached for v in verdicts)
         console.print(f"{reached} of {len(verdicts)} targets reached")
+
+
+def means(comparison: Comparison) -> dict[str, float]:
+    """Geometric means of the ratios of all cases, those without targets too."""
+    found = {kind: comparison.mean(kind, comparison.cases(kind)) for kind in TRAINING}
+    return {kind: mean for kind, mean in found.items() if mean is not None}
 
 
 def verdict_table(verdicts: Iterable[Verdict], ours: str) -> Table:
@@ -167,6 +177,7 @@ def to_json(
         "cases": {name: asdict(case) for name, case in CASES.items()},
         "ours": comparison.ours,
         "ratios": ratios,
+        "means": means(comparison),
         "targets": [asdict(verdict) for verdict in comparison.verdicts()],
         "results": [asdict(cell) for cell in comparison.cells],
     }
