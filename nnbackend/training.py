@@ -64,7 +64,7 @@ def _changing(program: Program) -> list[Array]:
     return [program.storage.parameters, program.storage.state, *program.slots]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Epoch:
     """An epoch under way or done: what is needed to train it again, and its trace so far.
 
@@ -228,8 +228,7 @@ class Trainer:
             self._fail(source, begun[-1])
         self.model.step += len(trace)
         self.progress.advance(count * source.n_rows)
-        totals, penalties = shaped.sum(axis=1), shaped[:, :, PENALTY].mean(axis=1).tolist()
-        figures = [self._figures(*sums) for sums in zip(totals, penalties, strict=True)]
+        figures = self._figures(shaped)
         last_rates = rates[steps_per_epoch - 1 :: steps_per_epoch].tolist()
         for named, rate in zip(figures, last_rates, strict=True):
             named["lr"] = rate
@@ -241,14 +240,14 @@ class Trainer:
         """The next epochs, and the orders of their rows (count, n_rows), if they are drawn."""
         generator, n = self.model.shuffle_generator, source.n_rows
         state, step = dict(generator.bit_generator.state), self.model.step
-        orders = np.empty((count, n), np.int64) if self.shuffle else None
+        orders = np.tile(np.arange(n), (count, 1)) if self.shuffle else None
         first = self.since_snapshot[-1].number + 1 if self.since_snapshot else self.model.epoch
         epochs = []
         for k in range(count):
             order = None
             if orders is not None:
                 order = orders[k]
-                order[:] = generator.permutation(n)
+                generator.shuffle(order)  # what permutation(n) does
             epochs.append(_Epoch(first + k, order, state, k, step + k * steps_per_epoch))
         self.since_snapshot += epochs
         return epochs, orders
@@ -354,12 +353,16 @@ class Trainer:
 
     def epoch_figures(self, trace: Trace) -> dict[str, float]:
         """Loss and metrics over all steps of an epoch."""
-        return self._figures(trace.sum(axis=0), float(trace[:, PENALTY].mean()))
+        return self._figures(trace[None])[0]
 
-    def _figures(self, totals: Trace, penalty: float) -> dict[str, float]:
-        """Loss and metrics from the summed trace and the mean penalty of an epoch."""
-        loss_sum, _, weight_sum = totals[:METRIC_SUMS].tolist()
-        return figures_of(self.program, loss_sum, penalty, weight_sum, totals[METRIC_SUMS:])
+    def _figures(self, traces: Trace) -> list[dict[str, float]]:
+        """Loss and metrics of each epoch, for traces (epochs, steps, 3 + n_sums)."""
+        totals, penalties = traces.sum(axis=1), traces[:, :, PENALTY].mean(axis=1).tolist()
+        loss_sums, _, weight_sums = totals[:, :METRIC_SUMS].T.tolist()
+        return [
+            figures_of(self.program, *sums)
+            for sums in zip(loss_sums, penalties, weight_sums, totals[:, METRIC_SUMS:], strict=True)
+        ]
 
     # -- going back to the end of an epoch ----------------------------------------------------
 
@@ -451,7 +454,9 @@ def figures_of(
     figures = {"loss": value + penalty}
     if program.penalties:
         figures["data_loss"] = value
-    return figures | program.metric_values(sums, weight_sum)
+    if program.metrics:
+        figures |= program.metric_values(sums, weight_sum)
+    return figures
 
 
 def check_metric_names(metrics: Sequence[Any]) -> None:
