@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 
 from nnbackend.backends import use_backend
@@ -16,20 +20,36 @@ def warm_up(backend: str = "numba", dtypes: tuple[str, ...] = ("float32", "float
     """Train and use a small network on ``backend`` in each way that has compiled code of its own:
     steps on one thread and on several, class labels and numbers as targets, single operations.
 
+    Each dtype is compiled in a process of its own, where there are processors for that.
+
     Raises:
         BackendUnavailableError: the backend cannot run here.
     """
-    for dtype in dtypes:
-        for loss in ("softmax_cross_entropy", "mean_squared_error"):
-            with use_backend(backend):
-                model = Sequential([Dense(64, 64, "relu"), Dense(64, 4)], seed=0, dtype=dtype)
-            model.compile(loss)
-            for rows in (FEW, MANY):
-                x = np.zeros((rows, 64), dtype)
-                y = np.zeros((rows, 4), dtype) if "squared" in loss else np.zeros(rows, np.int64)
-                for _ in range(2):  # the second step takes the short cut
-                    model.train_step(x, y)
-                model.evaluate(x, y)
-                model(x)
-            layer = model.layers[0]
-            layer.backward(layer.forward(x, training=True))
+    several = sys.executable and (os.cpu_count() or 1) > 1
+    helpers = [_start_helper(backend, dtype) for dtype in dtypes[1:] if several]
+    _use(backend, dtypes[0])
+    for helper in helpers:
+        sys.stderr.write(helper.communicate()[1])
+    for dtype in dtypes[1:]:
+        _use(backend, dtype)  # finds what a helper left, and does what it could not do
+
+
+def _start_helper(backend: str, dtype: str) -> subprocess.Popen[str]:
+    call = f"from nnbackend.warmup import warm_up; warm_up({backend!r}, ({dtype!r},))"
+    return subprocess.Popen([sys.executable, "-c", call], stderr=subprocess.PIPE, text=True)
+
+
+def _use(backend: str, dtype: str) -> None:
+    for loss in ("softmax_cross_entropy", "mean_squared_error"):
+        with use_backend(backend):
+            model = Sequential([Dense(64, 64, "relu"), Dense(64, 4)], seed=0, dtype=dtype)
+        model.compile(loss)
+        for rows in (FEW, MANY):
+            x = np.zeros((rows, 64), dtype)
+            y = np.zeros((rows, 4), dtype) if "squared" in loss else np.zeros(rows, np.int64)
+            for _ in range(2):  # the second step takes the short cut
+                model.train_step(x, y)
+            model.evaluate(x, y)
+            model(x)
+        layer = model.layers[0]
+        layer.backward(layer.forward(x, training=True))

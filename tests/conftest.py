@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,9 @@ import nnbackend as nn
 GOLDEN = Path(__file__).parent / "golden"
 NAMED = [name for name in os.environ.get("NN_TEST_BACKENDS", "").split(",") if name]
 BACKENDS = NAMED or [name for name, found in nn.available_backends().items() if found.ok]
+
+# a shell's background jobs ignore Ctrl-C, and so would the processes that test it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=BACKENDS)
