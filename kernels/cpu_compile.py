@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -37,13 +37,15 @@ class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     """
 
     reader: ThreadPoolExecutor
+    _read: tuple[Future[None], ...] = ()
 
     def add_ir_module(self, module: Any) -> None:
         for function in module.functions:
             if not function.is_declaration:
                 # LLVM halves the widest vectors, for fear of lower clock rates
                 set.add(function.attributes, '"prefer-vector-width"="512"')
-        self._read = self.reader.submit(self._add_text, normalize_ir_text(str(module)))
+        text = normalize_ir_text(str(module))
+        self._read = (*self._read, self.reader.submit(self._add_text, text))
 
     def _add_text(self, text: str) -> None:
         self.add_llvm_module(binding.parse_assembly(text))
@@ -60,7 +62,8 @@ class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
     def _own_module(self) -> Any:
-        self._read.result()
+        for read in self._read:
+            read.result()
         return super()._get_module_for_linking()
 
     def _get_module_for_linking(self) -> Any:

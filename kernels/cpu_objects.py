@@ -57,9 +57,9 @@ class Objects:
         engine.finalize_object()
         return int(engine.get_function_address(symbol.decode()))
 
-    def compile(self, function: Any, signature: Any, **options: Any) -> int:
+    def compile(self, function: Any, signature: Any) -> int:
         """Compile and keep a Python function; its address."""
-        made = cfunc(signature, **options)(function)
+        made = cfunc(signature)(function)
         _KEPT.append(made)
         # the machine code as LLVM gave it, with the names of what it calls
         code = made._library._get_compiled_object()
