@@ -70,6 +70,9 @@ class TestVerdicts:
         assert found.ratio("step", "wide") == pytest.approx(1.5)
         assert found.floors("step", "wide") == pytest.approx(2.0)
         assert found.ratio("step", "wide", ["numpy"]) is None
+        assert (
+            Comparison(cells[1:3]).best_peer("step", "wide") == "torch"
+        )  # none of ours to compare
 
     def test_geometric_mean(self) -> None:
         found = comparison({

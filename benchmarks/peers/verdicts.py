@@ -88,9 +88,13 @@ class Comparison:
 
     def best_peer(self, kind: str, case: str, among: Iterable[str] = PEERS) -> str | None:
         """The quickest of the others."""
-        quotients = {name: self.quotient(kind, case, name, self.ours) for name in among}
-        times = {name: q for name, q in quotients.items() if q is not None}
-        return min(times, key=lambda name: times[name], default=None)
+        measured = [name for name in among if (kind, case, name) in self.found]
+
+        def slowness(name: str) -> float:
+            to_ours = self.quotient(kind, case, name, self.ours)
+            return self.found[kind, case, name] if to_ours is None else to_ours
+
+        return min(measured, key=slowness, default=None)
 
     def ratio(self, kind: str, case: str, among: Iterable[str] = PEERS) -> float | None:
         """Our speed over the best peer's: above 1 we are faster."""
