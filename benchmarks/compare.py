@@ -30,10 +30,10 @@ from peers.whole_process import measure_processes
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from nnbackend._files import write_atomically
 from nnbackend.bench import CASES, choose
 from nnbackend.bench_report import machine, machine_text
 from nnbackend.errors import NNBackendError
-from nnbackend.serialization import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: What is measured, and of which cases.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, prange, types
+from numba import get_num_threads, njit, prange, types
 from numba.core import config
 
 from nnbackend.kernels import cpu_context as c
@@ -174,8 +174,10 @@ class Unit:
         address = self._addresses.get(name)
         if address is None:
             with self._lock:
-                address = self._objects.load(name) or self._compile(name)
-                self._addresses[name] = address
+                if name == "fork":
+                    get_num_threads()  # starts Numba's threads, which it asks for by name
+                address = self._addresses.get(name) or self._objects.load(name)
+                address = self._addresses[name] = address or self._compile(name)
         return address
 
     def _compile(self, name: str) -> int:
@@ -188,13 +190,12 @@ class Unit:
             inner.compile((*signature.args, like))
         return self._objects.compile(globals()[name], signature)
 
-    def call(self, function: int, address: int, phase: int) -> None:
-        """One call of an entry on this thread."""
-        self._as_called(function, 3)(address, phase, 0)
-
-    def fork(self, function: int, address: int, phase: int, parts: int) -> None:
-        """One call of an entry for each part, on as many threads."""
-        self._as_called(self.entry("fork"), 4)(function, address, phase, parts)
+    def run(self, function: int, address: int, phase: int, parts: int) -> None:
+        """One call of an entry for each part: one on this thread, more on as many threads."""
+        if parts > 1:
+            self._as_called(self.entry("fork"), 4)(function, address, phase, parts)
+        else:
+            self._as_called(function, 3)(address, phase, 0)
 
     def _as_called(self, address: int, n_arguments: int) -> Any:
         """The C function at an address; Python's other threads run meanwhile."""

@@ -8,16 +8,16 @@ helpers in C is ready as soon as it has been read.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from llvmlite import binding
-from numba import cfunc, get_num_threads
+from numba import cfunc
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
+
+from nnbackend._files import write_atomically
 
 _DIGEST = hashlib.sha256
 _DIGEST_BYTES = _DIGEST().digest_size
@@ -65,27 +65,15 @@ class Objects:
         code = made._library._get_compiled_object()
         content = made.native_name.encode() + b"\n" + code
         try:
-            self._write(self._path(function.__name__), _DIGEST(content).digest() + content)
+            write_atomically(self._path(function.__name__), _DIGEST(content).digest() + content)
         except OSError as error:
             sys.stderr.write(f"nnbackend: compiled kernels could not be kept: {error}\n")
         return int(made.address)
 
-    def _write(self, path: Path, data: bytes) -> None:
-        """Whole or not at all: other processes may be reading and writing."""
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-
 
 def _new_engine() -> Any:
-    """An engine that finds what code may call of Numba: memory, exceptions, threads."""
+    """An engine that finds what code may call of Numba for memory and exceptions."""
     rtsys.initialize(cpu_target.target_context)
-    get_num_threads()  # makes the threads known
     machine = binding.Target.from_default_triple().create_target_machine(jit=True)
     _KEPT.append(binding.create_mcjit_compiler(binding.parse_assembly(""), machine))
     return _KEPT[-1]

@@ -18,10 +18,10 @@ import typer
 
 import nnbackend as nn
 from nnbackend import bench_report, job
+from nnbackend._files import write_atomically
 from nnbackend.bench import CASES, OPERATIONS, choose
 from nnbackend.errors import DataError, NNBackendError
 from nnbackend.progress import figures_text
-from nnbackend.serialization import write_atomically
 
 app = typer.Typer(
     name="nnbackend",

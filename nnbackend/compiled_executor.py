@@ -242,7 +242,7 @@ class _Training:
         self.function = run.entry("phase", str(dtype))
         self.one_rate, self.one_trace = np.zeros(1), np.zeros((1, executor.trace_width))
         unit, cpu = run.unit, run.cpu
-        self._call, self._fork, self._cpu = unit.call, unit.fork, cpu
+        self._unit, self._cpu = unit, cpu
         self._team = np.zeros((parts + 2) * c.TEAM_STRIDE, np.int64)
         f[c.TEAM] = address_of(self._team)
         self._once = unit.driver(cpu.fork_step if parts > 1 else cpu.step)
@@ -276,11 +276,9 @@ class _Training:
         f[c.BATCH_SIZE], f[c.N_STEPS], f[c.FIRST_STEP] = min(batch_size, rows), steps, first_step
         f[c.RATES], f[c.TRACE] = address_of(rates), address_of(trace)
         f[c.CHECKS], f[c.STATUS] = 0, 0
-        if self.parts > 1:
-            self._team[:] = 0
-            self._fork(self.function, self.address, self._cpu.STEPS, self.parts)
-        else:
-            self._call(self.function, self.address, self._cpu.SERIAL)
+        self._team[:] = 0
+        phase = self._cpu.STEPS if self.parts > 1 else self._cpu.SERIAL
+        self._unit.run(self.function, self.address, phase, self.parts)
         del keep
         single = lr is not None and order is None and steps == 1 and data.weight is None
         self._own_target = (None, 0)
@@ -376,13 +374,9 @@ class _Inference:
         self._dtype = dtype
 
     def _start(self, phase: int, parts: int) -> None:
-        unit = self._run.unit
         parts = min(parts, self.most_parts)
         self.f[self.c.N_PARTS] = parts
-        if parts > 1:
-            unit.fork(self.function, self.address, phase, parts)
-        else:
-            unit.call(self.function, self.address, phase)
+        self._run.unit.run(self.function, self.address, phase, parts)
 
     def predict(self, x: Array, out: Array, parts: int) -> None:
         f, c = self.f, self.c
@@ -398,8 +392,7 @@ class _Inference:
         f[c.TARGET] = f[c.TARGET_BATCH] = 0 if labels else address_of(data.target)
         f[c.WEIGHT] = f[c.WEIGHT_BATCH] = address_of(data.weight)
         self._start(self._cpu.EVALUATE, parts)
-        unit = self._run.unit
-        unit.call(self.function, self.address, self._cpu.END_EVALUATE)
+        self._run.unit.run(self.function, self.address, self._cpu.END_EVALUATE, 1)
         return self.trace.copy()
 
     def call(self, x: Any) -> Array | None:

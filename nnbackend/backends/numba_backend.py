@@ -82,10 +82,7 @@ class NumbaBackend(NumpyBackend):
         context[:first] = address_of(values), parts, address_of(scratch)
         context[first : first + len(arguments)] = arguments
         function = run.entry("operation", "float64" if like.dtype == FLOAT64 else "float32")
-        if parts > 1:
-            run.unit.fork(function, address_of(context), operation, parts)
-        else:
-            run.unit.call(function, address_of(context), operation)
+        run.unit.run(function, address_of(context), operation, parts)
 
     def _multiply(
         self,
