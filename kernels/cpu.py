@@ -1,9 +1,8 @@
 """The compiled unit of the Numba backend: one function per dtype, and the drivers that call it.
 
-``phase_float32`` and ``phase_float64`` interpret any program, ``operation_float32`` and
-``operation_float64`` run single operations: compiled once for a processor and cached, whatever
-the network. The drivers call them by address, which keeps them small: each driver is compiled for
-no dtype at all.
+A phase function interprets any program, an operation function runs single operations: compiled
+once for a processor and cached, whatever the network. The drivers call them by address, which
+keeps them small: each driver is compiled for no dtype at all.
 """
 
 from __future__ import annotations
@@ -20,14 +19,17 @@ from numba import get_num_threads, njit, prange, types
 from numba.core import config
 
 from nnbackend.kernels import cpu_context as c
-from nnbackend.kernels.cpu_compile import compiled, only_parts
+from nnbackend.kernels.cpu_batch import measure
+from nnbackend.kernels.cpu_compile import compiled
 from nnbackend.kernels.cpu_inference import end_evaluate, run_evaluate, run_predict
-from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, vector_at
+from nnbackend.kernels.cpu_intrinsics import call_phase, set_flush_subnormals, symbol_of, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED
 from nnbackend.kernels.cpu_objects import Objects
 from nnbackend.kernels.cpu_operations import operate
 from nnbackend.kernels.cpu_products import SCRATCH_BYTES as SCRATCH_BYTES
+from nnbackend.kernels.cpu_products import multiply
 from nnbackend.kernels.cpu_steps import reset_team, run_as_team, run_serial
+from nnbackend.kernels.cpu_weights import run_update
 
 #: What the phase functions can be asked to do.
 SERIAL, STEPS, EVALUATE, END_EVALUATE, PREDICT = range(5)
@@ -50,31 +52,11 @@ def _run(address: int, phase: int, part: int, like: Any) -> None:
     set_flush_subnormals(before)
 
 
-def phase_float32(address: int, phase: int, part: int) -> None:
-    """Run ``phase`` of the context at ``address`` for one part, in float32."""
-    _run(address, phase, part, np.float32(0))
-
-
-def phase_float64(address: int, phase: int, part: int) -> None:
-    """Run ``phase`` of the context at ``address`` for one part, in float64."""
-    _run(address, phase, part, np.float64(0))
-
-
 @compiled
 def _operate(address: int, operation: int, part: int, like: Any) -> None:
     before = set_flush_subnormals(np.int32(-1))
     operate(address, operation, part, like)
     set_flush_subnormals(before)
-
-
-def operation_float32(address: int, operation: int, part: int) -> None:
-    """Run one part of the operation whose arguments lie at ``address``, in float32."""
-    _operate(address, operation, part, np.float32(0))
-
-
-def operation_float64(address: int, operation: int, part: int) -> None:
-    """Run one part of the operation whose arguments lie at ``address``, in float64."""
-    _operate(address, operation, part, np.float64(0))
 
 
 @njit(parallel=True)
@@ -112,12 +94,7 @@ def _total_loss(f: Any) -> float:
     return total + trace[c.PENALTY]
 
 
-# -- the drivers: entry points, compiled and cached by ``Unit`` -----------------------------------
-
-
-def fork(function: int, address: int, phase: int, parts: int) -> None:
-    """One call for each part, on as many threads; ``STEPS`` is one call for each thread."""
-    _fork(function, address, phase, parts)
+# -- the drivers: entry points that take a caller's arrays, cached by Numba -----------------------
 
 
 def step(
@@ -154,41 +131,123 @@ def infer(function: int, address: int, x: Any, out: Any) -> bool:
     return False
 
 
+# -- the object files -----------------------------------------------------------------------------
+
+
+def fork(function: int, address: int, phase: int, parts: int) -> None:
+    """One call for each part, on as many threads; ``STEPS`` is one call for each thread."""
+    _fork(function, address, phase, parts)
+
+
+def _phase(like: Any) -> Any:
+    def phase(address: int, phase: int, part: int) -> None:
+        _run(address, phase, part, like)
+
+    return phase
+
+
+def _operation(like: Any) -> Any:
+    def operation(address: int, operation: int, part: int) -> None:
+        _operate(address, operation, part, like)
+
+    return operation
+
+
+def _multiply(like: Any) -> Any:
+    def multiply_(
+        m: int, n: int, k: int, a: int, a_row: int, a_step: int, b: int, b_row: int, b_column: int,
+        c: int, c_row: int, scratch: int,
+    ) -> None:  # fmt: skip
+        multiply(m, n, k, a, a_row, a_step, b, b_row, b_column, c, c_row, scratch, like)
+
+    return multiply_
+
+
+def _update(like: Any) -> Any:
+    def update(address: int, phase: int, part: int) -> None:
+        run_update(address, phase, part, like)
+
+    return update
+
+
+def _measure(like: Any) -> Any:
+    def measure_(
+        address: int, part: int, first: int, last: int, pred: int, dpred: int, factor: float
+    ) -> None:
+        measure(address, part, first, last, pred, dpred, factor, like)
+
+    return measure_
+
+
+_NUMBERS = {n: types.void(*(types.int64,) * n) for n in (3, 4, 12)}
+#: What each file offers: how a function is made for a dtype, and its signature.
+_FILES: dict[str, dict[str, tuple[Any, Any]]] = {
+    "phase": {"phase": (_phase, _NUMBERS[3])},
+    "operation": {"operation": (_operation, _NUMBERS[3])},
+    "products": {"multiply": (_multiply, _NUMBERS[12]), "update": (_update, _NUMBERS[3])},
+    "losses": {"measure": (_measure, types.void(*(types.int64,) * 6, types.float64))},
+}
+#: Files whose functions a file calls.
+_NEEDS = {"phase": ("products", "losses"), "operation": ("products",)}
+
+
+def _functions_of(file: str) -> dict[str, tuple[Any, Any]]:
+    """The functions of an object file, by the names by which other files find them."""
+    if file == "fork":
+        return {"nnbackend_fork": (fork, _NUMBERS[4])}
+    kind, _, dtype = file.partition("_")
+    like = np.dtype(dtype).type(0)
+    return {
+        symbol_of(name, dtype): (make(like), signature)
+        for name, (make, signature) in _FILES[kind].items()
+    }
+
+
 class Unit:
-    """The entry points, each compiled, or read from the cache folder, when it is first used."""
+    """The compiled code: object files, which know each other's functions by name, and drivers.
+
+    Files are named by their kind and dtype: ``phase_float32`` interprets any program,
+    ``operation_float32`` runs single operations, ``products_float32`` and ``losses_float32`` have
+    what takes longest to compile, so that it can be done side by side. ``fork`` is for all.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._objects = Objects(folder)
+        self._folder = folder
         self._lock = threading.RLock()
-        self._addresses: dict[str, int] = {}
+        self._loaded: dict[str, dict[str, int]] = {}
         self._drivers: dict[str, Any] = {}
         self._calls: dict[int, Any] = {}
 
-    def is_compiled(self, name: str) -> bool:
-        """Whether a function is ready in memory or in the folder."""
-        return name in self._addresses or self._objects.has(name)
+    def missing(self, kinds: tuple[str, ...], dtype: str = "") -> list[str]:
+        """Files of some kinds, and those that they need, that have to be compiled first; those
+        that take longest come first."""
+        needed = dict.fromkeys(file for kind in kinds for file in _NEEDS.get(kind, ()))
+        files = [f"{kind}_{dtype}" if dtype else kind for kind in (*kinds, *needed)]
+        return [name for name in files if name not in self._loaded and not self._objects.has(name)]
 
-    def entry(self, name: str) -> int:
-        """Address of one of the four functions that run phases and operations, or of ``fork``."""
-        address = self._addresses.get(name)
-        if address is None:
-            with self._lock:
-                if name == "fork":
-                    get_num_threads()  # starts Numba's threads, which it asks for by name
-                address = self._addresses.get(name) or self._objects.load(name)
-                address = self._addresses[name] = address or self._compile(name)
-        return address
+    def compile(self, file: str) -> None:
+        """Compile one file, without loading it."""
+        self._objects.compile(file, _functions_of(file))
 
-    def _compile(self, name: str) -> int:
-        if name == "fork":
-            return self._objects.compile(fork, types.void(*(types.int64,) * 4))
-        signature = types.void(types.int64, types.int64, types.int64)
-        inner = _run if name.startswith("phase") else _operate
-        like = types.float32 if name.endswith("float32") else types.float64
-        with only_parts():
-            inner.compile((*signature.args, like))
-        return self._objects.compile(globals()[name], signature)
+    def entry(self, file: str) -> int:
+        """Address of the first function of a file, compiled if need be."""
+        with self._lock:
+            if file == "fork":
+                get_num_threads()  # starts Numba's threads, which it asks for by name
+            return next(iter(self._load(file).values()))
+
+    def _load(self, file: str) -> dict[str, int]:
+        if file not in self._loaded:
+            kind, _, dtype = file.partition("_")
+            for needed in _NEEDS.get(kind, ()):
+                self._load(f"{needed}_{dtype}")
+            loaded = self._objects.load(file)
+            if loaded is None:
+                self.compile(file)
+                loaded = self._objects.load(file)
+            self._loaded[file] = loaded
+        return self._loaded[file]
 
     def run(self, function: int, address: int, phase: int, parts: int) -> None:
         """One call of an entry for each part: one on this thread, more on as many threads."""

@@ -10,13 +10,16 @@ from nnbackend.kernels import cpu_context as c
 from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import numbers_of
 from nnbackend.kernels.cpu_dense import take_rows
-from nnbackend.kernels.cpu_intrinsics import matrix_at, size_of, vector_at
+from nnbackend.kernels.cpu_intrinsics import linked, matrix_at, size_of, vector_at
 from nnbackend.kernels.cpu_losses import SUM_SQUARED, loss_rows
 from nnbackend.kernels.cpu_math import cast
 from nnbackend.kernels.cpu_statistics import confusion_counts, count_correct, regression_sums
 from nnbackend.kernels.cpu_updates import all_finite
 from nnbackend.kernels.cpu_views import nothing, sums_of
 from nnbackend.kernels.cpu_weights import ADAM
+
+#: ``measure`` from code outside the object file that it belongs to.
+linked_measure = linked("measure")
 
 
 @compiled
@@ -140,30 +143,30 @@ def targets(f: Any, first: int, last: int, like: Any) -> Any:
 
 @compiled
 def measure(
-    f: Any,
-    pred: Any,
-    dpred: Any,
-    labels: Any,
-    target: Any,
-    weight: Any,
-    factor: float,
-    sums: Any,
-    like: Any,
+    address: int, part: int, first: int, last: int, pred: int, dpred: int, factor: float, like: Any
 ) -> None:
-    """Loss and metrics of some rows, added to ``sums``, and the gradient by the outputs."""
-    numbers = numbers_of(f)
+    """Loss and metrics of rows first ... last, added to the part's sums, and the gradient by the
+    outputs times ``factor``; outputs and gradient are given by their addresses."""
+    f = c.open_context(address)
+    numbers, sums = numbers_of(f), sums_of(f, part)
+    labels, target, weight = targets(f, first, last, like)
+    outputs = matrix_at(pred, 0, last - first, f[c.N_OUTPUTS], like)
+    gradient = matrix_at(dpred, 0, last - first, f[c.N_OUTPUTS], like)
     parameter = cast(numbers[c.LOSS_PARAMETER], like)
-    sums[c.LOSS_SUM] += loss_rows(f[c.LOSS], parameter, pred, labels, target, weight, factor, dpred)
+    sums[c.LOSS_SUM] += loss_rows(
+        f[c.LOSS], parameter, outputs, labels, target, weight, factor, gradient
+    )
     for s in range(f[c.N_STATISTICS]):
         entry = vector_at(f[c.STATISTICS], s * c.STATISTIC_COLUMNS, c.STATISTIC_COLUMNS, c.FLOAT64)
         kind, by_threshold, threshold = int(entry[0]), entry[1] != 0.0, entry[2]
         out = sums[c.METRICS + int(entry[4]) :]
         if kind == 0:
-            count_correct(pred, labels, target, weight, by_threshold, threshold, int(entry[3]), out)
+            top = int(entry[3])
+            count_correct(outputs, labels, target, weight, by_threshold, threshold, top, out)
         elif kind == 1:
-            confusion_counts(pred, labels, target, weight, by_threshold, threshold, out)
+            confusion_counts(outputs, labels, target, weight, by_threshold, threshold, out)
         else:
-            regression_sums(pred, target, weight, out)
+            regression_sums(outputs, target, weight, out)
 
 
 @compiled

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import binding
-from numba import njit
+from numba import cfunc, njit
 from numba.core.cgutils import normalize_ir_text
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
@@ -30,7 +30,7 @@ EXACT = {"contract", "nsz"}
 
 class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
     """The code of one function that is only a part of others: not optimised, loaded or joined
-    with what it calls, until the function that all are parts of asks for it.
+    with what it calls, until all that belongs to an object file is there.
 
     Numba would do all that for every function with all that it calls, over and over. LLVM reads
     the code on a thread of its own, while Numba goes on in Python.
@@ -61,55 +61,97 @@ class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
         self._finalize_dynamic_globals()
         self._finalized = True
 
-    def _own_module(self) -> Any:
+    def get_pointer_to_function(self, name: str) -> int:
+        """Nothing can be called yet."""
+        return 0
+
+    def own_module(self) -> Any:
+        """The code without that of what it calls."""
         for read in self._read:
             read.result()
         return super()._get_module_for_linking()
 
+    def offer(self, name: str, public: str) -> None:
+        """Keep one of its functions, under another name, though nothing here may call it."""
+        function = self.own_module().get_function(name)
+        function.name, function.linkage = public, "external"
+
     def _get_module_for_linking(self) -> Any:
-        whole = self._own_module().clone()
-        joined, waiting = {self}, list(self._linking_libraries)
-        while waiting:
-            library = waiting.pop()
-            if library in joined:
-                continue
-            joined.add(library)
-            if isinstance(library, PartLibrary):
-                waiting.extend(library._linking_libraries)
-                own = library._own_module()
-            else:
-                own = library._get_module_for_linking()
-            whole.link_in(own, preserve=True)
+        whole = self.own_module().clone()
+        join(self._linking_libraries, whole)
         return whole
 
 
-@contextmanager
-def only_parts() -> Iterator[None]:
-    """Inside, functions are compiled to be parts of one that is compiled afterwards.
+def join(libraries: list[Any], whole: Any) -> None:
+    """Add to ``whole`` the code of libraries and of all that they call."""
+    called_first: dict[Any, None] = {}
 
-    It reaches into Numba; a version without these places compiles as usual, three times as long.
+    def visit(library: Any) -> None:
+        if library not in called_first:
+            if isinstance(library, PartLibrary):
+                for called in library._linking_libraries:
+                    visit(called)
+            called_first[library] = None
+
+    for library in libraries:
+        visit(library)
+    # LLVM takes a function only if something that is there already calls it
+    for library in reversed(called_first):
+        part = isinstance(library, PartLibrary)
+        own = library.own_module() if part else library._get_module_for_linking()
+        whole.link_in(own, preserve=True)
+
+
+class ObjectLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The code of an object file: functions that C could call, with all that they call."""
+
+    def finalize(self) -> None:
+        join(self._linking_libraries, self._final_module)
+        self._verify_declare_only_symbols()
+        self._optimize_final_module()
+        self._final_module.verify()
+        self._finalized = True
+
+    def machine_code(self) -> bytes:
+        """The object file."""
+        self._ensure_finalized()
+        return bytes(self._codegen._tm.emit_object(self._final_module))
+
+
+@contextmanager
+def _only_parts(codegen: Any, target: Any) -> Iterator[None]:
+    """Inside, functions are compiled to be parts of an object file."""
+    collects, interval = gc.isenabled(), sys.getswitchinterval()
+    codegen._library_class = PartLibrary
+    # Numba knows a function by its entry point: some builtin that no other function has
+    target.get_executable = lambda library, fndesc, env: [].append
+    gc.disable()  # a tenth of the time: it would look through all that has been compiled
+    sys.setswitchinterval(1e-4)  # LLVM's thread asks for little of Python, but often
+    try:
+        with ThreadPoolExecutor(1) as PartLibrary.reader:
+            yield
+    finally:
+        del codegen._library_class, target.get_executable
+        sys.setswitchinterval(interval)
+        if collects:
+            gc.enable()
+
+
+def compile_object(functions: dict[str, tuple[Any, Any]]) -> bytes:
+    """An object file of Python functions with Numba signatures, by the names it offers them under.
+
+    What they call of other files is declared by ``cpu_intrinsics.linked``.
     """
     target = cpu_target.target_context
     codegen = target.codegen()
-    collects, interval = gc.isenabled(), sys.getswitchinterval()
-    known = hasattr(codegen, "_library_class") and hasattr(target, "get_executable")
     with global_compiler_lock:
-        if not known:
-            yield
-            return
-        codegen._library_class = PartLibrary
-        # Numba knows a function by its entry point: some builtin that no other function has
-        target.get_executable = lambda library, fndesc, env: [].append
-        gc.disable()  # a tenth of the time: it would look through all that has been compiled
-        sys.setswitchinterval(1e-4)  # LLVM's thread asks for little of Python, but often
-        try:
-            with ThreadPoolExecutor(1) as PartLibrary.reader:
-                yield
-        finally:
-            del codegen._library_class, target.get_executable
-            sys.setswitchinterval(interval)
-            if collects:
-                gc.enable()
+        library = ObjectLibrary(codegen, "nnbackend")
+        with _only_parts(codegen, target):
+            for name, (function, signature) in functions.items():
+                made = cfunc(signature)(function)
+                made._library.offer(made.native_name, name)
+                library.add_linking_library(made._library)
+        return library.machine_code()
 
 
 #: Constants that are no literals: Numba compiles a function for each literal, and for each type.

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from nnbackend.kernels import cpu_context as c
-from nnbackend.kernels.cpu_batch import measure, targets
+from nnbackend.kernels.cpu_batch import linked_measure, targets
 from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_context import matrix, share
 from nnbackend.kernels.cpu_intrinsics import atomic_add, matrix_at, vector_at
 from nnbackend.kernels.cpu_layers import apply_row
 from nnbackend.kernels.cpu_norms import batch_normalise, inverse_deviation
-from nnbackend.kernels.cpu_products import pieces
+from nnbackend.kernels.cpu_products import address_of, pieces
 from nnbackend.kernels.cpu_vectors import add_to, copy
 from nnbackend.kernels.cpu_views import (
     BATCH_NORM,
@@ -115,8 +115,10 @@ def run_evaluate(f: Any, part: int, like: Any) -> None:
         pred = buffer(f, part, OUTPUTS, stop - start, n_outputs, like)
         scratch = buffer(f, part, SCRATCH, stop - start, n_outputs, like)
         infer(f, part, x, pred, like)
-        labels, target, weight = targets(f, start, stop, like)
-        measure(f, pred, scratch, labels, target, weight, 1.0, sums, like)
+        linked_measure(
+            f.ctypes.data, part, start, stop, address_of(pred), address_of(scratch), 1.0, like
+        )
+        weight = targets(f, start, stop, like)[2]
         if weight.size:
             for i in range(weight.size):
                 sums[c.WEIGHTS] += weight[i]

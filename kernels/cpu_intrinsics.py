@@ -113,6 +113,34 @@ def call_phase(
     return types.none(types.int64, types.int64, types.int64, types.int64), codegen
 
 
+def symbol_of(name: str, like: Any) -> str:
+    """What a function of an object file is called for an element type."""
+    return f"nnbackend_{name}_{like}"
+
+
+def linked(name: str) -> Any:
+    """A function of another object file: ``function(*numbers, like)``, of which ``like`` only
+    chooses among the functions of that name. Numbers are int64 or float64; nothing is returned.
+    """
+
+    @intrinsic
+    def call(typing_context: Any, *arguments: Any) -> Any:
+        like = arguments[-1]
+        kinds = [types.float64 if isinstance(a, types.Float) else types.int64 for a in arguments]
+        kinds[-1] = like
+
+        def codegen(context: Any, builder: Any, signature: Any, packed: Any) -> Any:
+            numbers = cgutils.unpack_tuple(builder, packed[0])[:-1]
+            kind = ir.FunctionType(ir.VoidType(), [number.type for number in numbers])
+            symbol = symbol_of(name, like)
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, symbol), numbers)
+            return context.get_dummy_value()
+
+        return types.none(types.StarArgTuple.from_types(tuple(kinds))), codegen
+
+    return call
+
+
 @intrinsic
 def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
     """Add to the int64 at ``address`` in one go for all threads; returns what was there."""

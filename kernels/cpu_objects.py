@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import binding
-from numba import cfunc
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
 from nnbackend._files import write_atomically
+from nnbackend.kernels.cpu_compile import compile_object
 
 _DIGEST = hashlib.sha256
 _DIGEST_BYTES = _DIGEST().digest_size
@@ -26,7 +26,7 @@ _KEPT: list[Any] = []
 
 
 class Objects:
-    """Functions that C could call, compiled once, each in a file of a folder.
+    """Object files in a folder.
 
     The folder's name has to stand for whatever decides about the code, and nobody else may write
     to it.
@@ -34,41 +34,44 @@ class Objects:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._not_kept: dict[str, bytes] = {}
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.o"
 
     def has(self, name: str) -> bool:
-        return self._path(name).is_file()
+        return name in self._not_kept or self._path(name).is_file()
 
-    def load(self, name: str) -> int | None:
-        """Address of a function that was compiled before; None if it was not, or if its file is
-        damaged."""
+    def load(self, name: str) -> dict[str, int] | None:
+        """Addresses of the functions of a file, which other files find by their names from now
+        on; None if it was not compiled before, or is damaged."""
         try:
-            stored = self._path(name).read_bytes()
+            stored = self._not_kept.get(name) or self._path(name).read_bytes()
         except OSError:
             return None
         digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
         if _DIGEST(content).digest() != digest:
             return None
-        symbol, _, code = content.partition(b"\n")
+        symbols, _, code = content.partition(b"\n")
         engine = _new_engine()
         engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        return int(engine.get_function_address(symbol.decode()))
+        addresses = {}
+        for symbol in symbols.decode().split():
+            addresses[symbol] = int(engine.get_function_address(symbol))
+            binding.add_symbol(symbol, addresses[symbol])
+        return addresses
 
-    def compile(self, function: Any, signature: Any) -> int:
-        """Compile and keep a Python function; its address."""
-        made = cfunc(signature)(function)
-        _KEPT.append(made)
-        # the machine code as LLVM gave it, with the names of what it calls
-        code = made._library._get_compiled_object()
-        content = made.native_name.encode() + b"\n" + code
+    def compile(self, name: str, functions: dict[str, tuple[Any, Any]]) -> None:
+        """Compile Python functions with Numba signatures, by the names they shall have, and keep
+        the file."""
+        content = " ".join(functions).encode() + b"\n" + compile_object(functions)
+        stored = _DIGEST(content).digest() + content
         try:
-            write_atomically(self._path(function.__name__), _DIGEST(content).digest() + content)
+            write_atomically(self._path(name), stored)
         except OSError as error:
+            self._not_kept[name] = stored
             sys.stderr.write(f"nnbackend: compiled kernels could not be kept: {error}\n")
-        return int(made.address)
 
 
 def _new_engine() -> Any:

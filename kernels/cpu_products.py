@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.kernels.cpu_compile import FIRST, NO, ONE, compiled
-from nnbackend.kernels.cpu_intrinsics import blas_product, size_of, vector_at
+from nnbackend.kernels.cpu_intrinsics import blas_product, linked, size_of, vector_at
 from nnbackend.kernels.cpu_thin import FEW_COLUMNS, FEW_STEPS, dots, few_steps_product
 from nnbackend.kernels.cpu_tile import (
     TILE_ROWS,
@@ -58,6 +58,9 @@ RESULT_BYTES = 1 << 18
 AHEAD_AT = COPY_BYTES + SWAP_BYTES + RESULT_BYTES
 SCRATCH_BYTES = VECTOR_BYTES + AHEAD_AT + 8 * AHEAD_NUMBERS
 
+#: ``multiply`` from code outside the object file that it belongs to.
+linked_multiply = linked("multiply")
+
 
 @compiled
 def check_shapes(fits: bool) -> None:
@@ -73,7 +76,7 @@ def product(a: Any, b: Any, c: Any, scratch: int) -> None:
     check_shapes(b.shape[0] == k and c.shape[0] == m and c.shape[1] == n)
     if c.size:
         a_, b_, c_ = address_of(a), address_of(b), address_of(c)
-        multiply(m, n, k, a_, k, ONE, b_, n, ONE, c_, n, scratch, a[0, 0])
+        linked_multiply(m, n, k, a_, k, ONE, b_, n, ONE, c_, n, scratch, a[0, 0])
 
 
 @compiled
@@ -83,7 +86,7 @@ def product_with_transposed(a: Any, b: Any, c: Any, scratch: int) -> None:
     check_shapes(b.shape[1] == n and c.shape[0] == m and c.shape[1] == k)
     if c.size:
         a_, b_, c_ = address_of(a), address_of(b), address_of(c)
-        multiply(m, k, n, a_, n, ONE, b_, ONE, n, c_, k, scratch, a[0, 0])
+        linked_multiply(m, k, n, a_, n, ONE, b_, ONE, n, c_, k, scratch, a[0, 0])
 
 
 @compiled
@@ -93,7 +96,7 @@ def transposed_product(a: Any, first: int, b: Any, c: Any, scratch: int) -> None
     check_shapes(b.shape[0] == batch and b.shape[1] == n and first + k <= width and first >= 0)
     if c.size:
         a_, b_, c_ = address_of(a) + first * a.itemsize, address_of(b), address_of(c)
-        multiply(k, n, batch, a_, ONE, width, b_, n, ONE, c_, n, scratch, a[0, 0])
+        linked_multiply(k, n, batch, a_, ONE, width, b_, n, ONE, c_, n, scratch, a[0, 0])
 
 
 @compiled

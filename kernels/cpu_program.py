@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 from nnbackend.kernels import cpu_context as c
-from nnbackend.kernels.cpu_batch import check_rows, gather, loss_factor, measure, targets
+from nnbackend.kernels.cpu_batch import check_rows, gather, linked_measure, loss_factor
 from nnbackend.kernels.cpu_compile import FIRST, compiled
 from nnbackend.kernels.cpu_context import numbers_of, share
 from nnbackend.kernels.cpu_intrinsics import vector_at
 from nnbackend.kernels.cpu_layers import backward_row, batch_norm_row, forward_row
 from nnbackend.kernels.cpu_norms import batch_norm_sums, batch_statistics
+from nnbackend.kernels.cpu_products import address_of
 from nnbackend.kernels.cpu_vectors import add_to
 from nnbackend.kernels.cpu_views import (
     BATCH_NORM,
@@ -36,7 +37,7 @@ from nnbackend.kernels.cpu_views import (
     table_of,
     work,
 )
-from nnbackend.kernels.cpu_weights import run_clipped_update, run_weights
+from nnbackend.kernels.cpu_weights import linked_update
 
 
 @compiled
@@ -44,10 +45,8 @@ def run_phase(f: Any, phase: int, part: int, like: Any) -> None:
     """One phase of a step for one part."""
     first, last = share(f[c.ROWS], part, f[c.N_PARTS], ROW_MULTIPLE)
     forward = f[c.LAST_FORWARD]
-    if phase > 2 * forward + 1:
-        run_clipped_update(f, part, like)
-    elif phase == 2 * forward + 1:
-        run_weights(f, part, like)
+    if phase > 2 * forward:
+        linked_update(f.ctypes.data, phase, part, like)
     elif forward == 0:
         # there and back a block of rows at a time, while their outputs are in the cache
         for start in range(first, last, f[c.BLOCK_ROWS]):
@@ -101,8 +100,9 @@ def run_loss(f: Any, part: int, first: int, last: int, like: Any) -> None:
     r = table.shape[0] - 1
     pred = work(f, table[r, c.OUTPUT], table[r, c.OUTPUTS], first, last, like)
     dpred = delta(f, table[r, c.DELTA], table[r, c.OUTPUTS], first, last, like)
-    labels, target, weight = targets(f, first, last, like)
-    measure(f, pred, dpred, labels, target, weight, loss_factor(f), sums_of(f, part), like)
+    linked_measure(
+        f.ctypes.data, part, first, last, address_of(pred), address_of(dpred), loss_factor(f), like
+    )
 
 
 @compiled

@@ -9,7 +9,7 @@ from nnbackend.kernels.codes import Update
 from nnbackend.kernels.cpu_compile import FIRST, ONE, YES, compiled
 from nnbackend.kernels.cpu_context import matrix, numbers_of, share, vector
 from nnbackend.kernels.cpu_dense import column_sums
-from nnbackend.kernels.cpu_intrinsics import size_of, vector_at
+from nnbackend.kernels.cpu_intrinsics import linked, size_of, vector_at
 from nnbackend.kernels.cpu_math import cast
 from nnbackend.kernels.cpu_norms import layer_norm_parameters
 from nnbackend.kernels.cpu_products import (
@@ -69,6 +69,19 @@ SGD, ADAGRAD, RMSPROP, ADAM = (int(kind) for kind in Update)
 #: Weights of a block whose gradient is used while it is in the cache, together with the
 #: optimizer's averages: 4 x 128 KiB in float32. From FUSED weights on that is worth it.
 BLOCK, FUSED = RESULT_BYTES // 8, 1 << 14
+
+#: ``run_update`` from code outside the object file that it belongs to.
+linked_update = linked("update")
+
+
+@compiled
+def run_update(address: int, phase: int, part: int, like: Any) -> None:
+    """A phase after those that go forward and back, for one part."""
+    f = c.open_context(address)
+    if phase == 2 * f[c.LAST_FORWARD] + 1:
+        run_weights(f, part, like)
+    else:
+        run_clipped_update(f, part, like)
 
 
 @compiled

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 
-from nnbackend.backends import use_backend
+from nnbackend.backends import get_backend, use_backend
 from nnbackend.layers import Dense
 from nnbackend.model import Sequential
 
@@ -20,23 +16,12 @@ def warm_up(backend: str = "numba", dtypes: tuple[str, ...] = ("float32", "float
     """Train and use a small network on ``backend`` in each way that has compiled code of its own:
     steps on one thread and on several, class labels and numbers as targets, single operations.
 
-    Each dtype is compiled in a process of its own, where there are processors for that.
-
     Raises:
         BackendUnavailableError: the backend cannot run here.
     """
-    several = sys.executable and (os.cpu_count() or 1) > 1
-    helpers = [_start_helper(backend, dtype) for dtype in dtypes[1:] if several]
-    _use(backend, dtypes[0])
-    for helper in helpers:
-        sys.stderr.write(helper.communicate()[1])
-    for dtype in dtypes[1:]:
-        _use(backend, dtype)  # finds what a helper left, and does what it could not do
-
-
-def _start_helper(backend: str, dtype: str) -> subprocess.Popen[str]:
-    call = f"from nnbackend.warmup import warm_up; warm_up({backend!r}, ({dtype!r},))"
-    return subprocess.Popen([sys.executable, "-c", call], stderr=subprocess.PIPE, text=True)
+    get_backend(backend).compile_ahead(dtypes)
+    for dtype in dtypes:
+        _use(backend, dtype)
 
 
 def _use(backend: str, dtype: str) -> None:

@@ -10,7 +10,15 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
+from nnbackend.backends._numba_runtime import runtime  # noqa: E402
 from nnbackend.kernels import cpu_products, cpu_tile  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def multiply() -> None:
+    """Products call code of an object file, which has to be there first."""
+    for dtype in ("float32", "float64"):
+        runtime().unit.entry(f"products_{dtype}")
 
 
 @numba.njit

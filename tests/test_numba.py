@@ -1,5 +1,6 @@
 """The Numba backend beyond the contract: the compiled executor, its short cuts, and threads."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -384,6 +385,102 @@ class TestCache:
             _numba_runtime.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "last")
         )
         assert _numba_runtime.cache_folder() == tmp_path / "last"
+
+
+class TestCompiling:
+    """What has to be compiled first is compiled in several processes, where processors are."""
+
+    class Unit:
+        def __init__(self) -> None:
+            self.compiled: list[str] = []
+
+        def missing(self, kinds: tuple[str, ...], dtype: str = "") -> list[str]:
+            needed = () if kinds == ("fork",) else ("products", "losses")
+            return [f"{kind}_{dtype}" if dtype else kind for kind in (*kinds, *needed)]
+
+        def compile(self, file: str) -> None:
+            self.compiled.append(file)
+
+        def entry(self, file: str) -> int:
+            return 1
+
+    @pytest.mark.parametrize(
+        ("processors", "dtypes", "here", "elsewhere"),
+        [
+            (1, ("a",), ["phase_a", "products_a", "losses_a"], []),
+            (2, ("a",), ["phase_a"], [["products_a", "losses_a", "fork"]]),
+            (8, ("a",), ["phase_a"], [["products_a"], ["losses_a", "fork"]]),
+            (
+                1, ("a", "b"),
+                ["phase_a", "products_a", "losses_a", "phase_b", "products_b", "losses_b"], [],
+            ),
+            (
+                2, ("a", "b"), ["phase_a", "products_a", "losses_a"],
+                [["phase_b", "products_b", "losses_b", "fork"]],
+            ),
+        ],
+    )  # fmt: skip
+    def test_files_are_dealt_out(
+        self, monkeypatch, capsys, processors, dtypes, here, elsewhere
+    ) -> None:
+        started = []
+
+        @contextlib.contextmanager
+        def helper(files):
+            started.append(files)
+            yield
+
+        monkeypatch.setattr(_numba_runtime, "_compiling_elsewhere", helper)
+        run = _numba_runtime.Runtime()
+        run.unit = self.Unit()
+        run.threads.most = processors
+        run.compile_files(("phase",), dtypes)
+        assert (run.unit.compiled, started) == (here, elsewhere)
+        assert "compiling the Numba kernels for programs in a" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("executable", ["/no/python", "/opt/some-server", ""])
+    def test_without_a_second_process_all_is_done_here(self, monkeypatch, executable) -> None:
+        monkeypatch.setattr(sys, "executable", executable)
+        assert _numba_runtime.start_python("") is None
+        with _numba_runtime._compiling_elsewhere(["x"]):
+            pass
+
+    def test_an_interrupted_compilation_leaves_no_process(self, monkeypatch) -> None:
+        helpers = []
+
+        def sleep(source):
+            helpers.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"]))
+            return helpers[-1]
+
+        monkeypatch.setattr(_numba_runtime, "start_python", sleep)
+        with pytest.raises(KeyboardInterrupt), _numba_runtime._compiling_elsewhere(["x"]):
+            raise KeyboardInterrupt
+        assert helpers[0].returncode is not None
+
+    def test_the_other_process_finds_the_same_modules(self, tmp_path, monkeypatch) -> None:
+        (tmp_path / "of_mine.py").write_text("open(__file__ + '.imported', 'w')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        assert _numba_runtime.start_python("import of_mine, nnbackend").wait() == 0
+        assert (tmp_path / "of_mine.py.imported").exists()
+
+    @pytest.mark.slow
+    def test_two_processes_fill_one_cache(self, tmp_path) -> None:
+        done = run_python(
+            """
+            from nnbackend.backends._numba_runtime import runtime
+            here, run = [], runtime()
+            run.threads.most = 2
+            compile_ = run.unit.compile
+            run.unit.compile = lambda file: (here.append(file), compile_(file))
+            assert run.entry("phase", "float32")
+            print(*here)
+            """,
+            NUMBA_CACHE_DIR=str(tmp_path),
+        )
+        assert done.stdout.split() == ["phase_float32"], done.stderr
+        assert {path.stem for path in tmp_path.rglob("*.o")} == {
+            "phase_float32", "products_float32", "losses_float32", "fork",
+        }  # fmt: skip
 
 
 class TestMissing:

@@ -11,11 +11,14 @@ import importlib.util
 import os
 import platform
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,8 @@ from nnbackend.kernels.processor import USES_BLAS
 #: What has to be installed; SciPy is there for its BLAS.
 MODULES = ("numba", "scipy", "threadpoolctl") if USES_BLAS else ("numba",)
 INSTALL = 'pip install "nnbackend[numba]"'
-#: Seconds a first compilation takes, said beforehand.
-EXPECTED_SECONDS = 15
+#: Seconds that each kind of file takes to compile, said beforehand.
+_SECONDS = {"phase": 10, "operation": 9, "products": 7, "losses": 3, "fork": 1}
 
 
 def missing_modules() -> list[str]:
@@ -206,26 +209,88 @@ class Runtime:
 
     def entry(self, kind: str, dtype: str) -> int:
         """Address of the function that runs "phase"s or single "operation"s in ``dtype``."""
-        name = f"{kind}_{dtype}"
-        if not self.unit.is_compiled(name):
-            with self._lock:
-                if not self.unit.is_compiled(name):
-                    self._compile(name)
-        return int(self.unit.entry(name))
+        with self._lock:
+            self.compile_files((kind,), (dtype,))
+            return int(self.unit.entry(f"{kind}_{dtype}"))
 
-    def _compile(self, name: str) -> None:
-        kind, _, dtype = name.partition("_")
-        what = f"{'programs' if kind == 'phase' else 'single operations'} in {dtype}"
+    def compile_files(self, kinds: tuple[str, ...], dtypes: tuple[str, ...]) -> None:
+        """Compile what is missing, here and, if there are processors for that, in processes beside
+        this one; what those leave undone is done when it is used."""
+        # files of one dtype have much in common, which a process compiles once
+        processors = self.threads.most
+        hands = max(1, processors // len(dtypes))
+        dealt = [deal(self.unit.missing(kinds, dtype), hands) for dtype in dtypes]
+        groups = [group for hand in dealt for group in hand if group]
+        if not groups:
+            return
+        if processors > 1:
+            groups[-1] += self.unit.missing(("fork",))
+        files = [file for group in groups for file in group]
+        here, *elsewhere = groups if processors >= len(groups) else [files]
+        seconds = max(
+            sum(_SECONDS[file.partition("_")[0]] for file in g) for g in (here, *elsewhere)
+        )
         sys.stderr.write(
-            f"nnbackend: compiling the Numba kernels for {what}; once on this machine, about "
-            f"{EXPECTED_SECONDS} s ... "
+            f"nnbackend: compiling the Numba kernels for {_described(kinds, dtypes)}; once on this "
+            f"machine, about {seconds} s ... "
         )
         sys.stderr.flush()
         start = time.perf_counter()
-        self.unit.entry(name)
-        if self.threads.count > 1:
-            self.unit.entry("fork")
+        with ExitStack() as stack:
+            for group in elsewhere:
+                stack.enter_context(_compiling_elsewhere(group))
+            for file in here:
+                self.unit.compile(file)
+        for file in files:
+            self.unit.entry(file)
         sys.stderr.write(f"done in {time.perf_counter() - start:.1f} s\n")
+
+
+def _described(kinds: tuple[str, ...], dtypes: tuple[str, ...]) -> str:
+    names = {"phase": "programs", "operation": "single operations"}
+    return f"{' and '.join(names[kind] for kind in kinds)} in {' and '.join(dtypes)}"
+
+
+def deal(files: list[str], hands: int) -> list[list[str]]:
+    """Files, those that take longest first, dealt out there and back again."""
+    dealt: list[list[str]] = [[] for _ in range(hands)]
+    for i, file in enumerate(files):
+        place = i % (2 * hands)
+        dealt[min(place, 2 * hands - 1 - place)].append(file)
+    return dealt
+
+
+@contextmanager
+def _compiling_elsewhere(files: list[str]) -> Iterator[None]:
+    """Another process compiles some files meanwhile. It looks for this process's cache folder by
+    itself: if it finds another one, or fails, nothing is lost but time."""
+    helper = start_python(
+        f"from {__name__} import runtime\nfor file in {files}: runtime().unit.compile(file)"
+    )
+    try:
+        yield
+        if helper:
+            helper.wait()
+    finally:
+        if helper:
+            helper.kill()
+            helper.wait()
+
+
+def start_python(source: str) -> subprocess.Popen[bytes] | None:
+    """Another Python that finds the same modules and says nothing; None where this is not a plain
+    interpreter, or it cannot be started."""
+    if "python" not in Path(sys.executable or "").name.lower():
+        return None
+    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+    nothing = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", source], env={**os.environ, "PYTHONPATH": path},
+            stdin=nothing, stdout=nothing, stderr=nothing,
+        )  # fmt: skip
+    except OSError:
+        return None
 
 
 def _hold_blas() -> None:

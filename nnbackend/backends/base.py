@@ -104,6 +104,10 @@ class Backend(ABC):
     def synchronize(self) -> None:
         """Wait until everything that was started has finished."""
 
+    def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
+        """Compile what is compiled once on a machine, for these dtypes; nothing by default."""
+        return
+
     @abstractmethod
     def take_rows(self, x: Array, idx: Array, out: Array) -> None:
         """out[i] = x[idx[i]]; x (N, ...) of any dtype, idx (B,) int64 within range."""

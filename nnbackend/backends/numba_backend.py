@@ -58,6 +58,9 @@ class NumbaBackend(NumpyBackend):
             )
         return Availability(True, devices=("numba",))
 
+    def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
+        self._runtime.compile_files(("phase", "operation"), dtypes)
+
     def make_executor(self, program: Program) -> Executor:
         from nnbackend.compiled_executor import CompiledExecutor
 
