@@ -1,14 +1,17 @@
 """What all tests share: the backends under test, and the golden numbers.
 
 ``NN_TEST_BACKENDS=numpy,numba`` names the backends; one that is named and cannot load fails.
-Without it every backend that can run here is tested.
+Without it every backend that can run here is tested, and the CUDA backend on a stand-in device
+(``cuda_stand_in.py``) where there is a C++ compiler to build it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,9 +22,15 @@ import pytest
 
 import nnbackend as nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+from cuda_stand_in import StandInBackend, compiler
+
 GOLDEN = Path(__file__).parent / "golden"
+STAND_IN = "cuda_stand_in"
+nn.register_backend(STAND_IN, StandInBackend)
 NAMED = [name for name in os.environ.get("NN_TEST_BACKENDS", "").split(",") if name]
-BACKENDS = NAMED or [name for name, found in nn.available_backends().items() if found.ok]
+HERE = [name for name, found in nn.available_backends().items() if found.ok]
+BACKENDS = NAMED or [name for name in HERE if name != STAND_IN or shutil.which(compiler())]
 
 # a shell's background jobs ignore Ctrl-C, and so would the processes that test it
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,128 @@
+// Activations, their derivatives, and what has to be added to a product before them.
+// Formulas and sources: nnbackend/backends/_elementwise.py.
+
+#define SQRT_HALF 0.70710678118654752440
+#define INV_SQRT_2PI 0.39894228040143267794
+#define GELU_TANH_SCALE 0.79788456080286535588
+#define GELU_TANH_CUBIC 0.044715
+// Beyond it a gelu or silu is its limit, and nothing overflows on the way.
+#define FAR 1e4
+
+__device__ inline Real normal_cdf(Real z) { return (Real)0.5 * erfc(-z * (Real)SQRT_HALF); }
+
+__device__ inline Real activate(int code, Real z, Real parameter) {
+    const Real one = 1;
+    switch (code) {
+        case RELU: return at_least(z, 0);
+        case LEAKY_RELU: return z > 0 ? z : parameter * z;
+        case ELU: return z > 0 ? z : parameter * expm1(z);
+        case GELU: z = at_least(z, -FAR); return z * normal_cdf(z);
+        case GELU_TANH: {
+            z = at_least(z, -FAR);
+            Real inner = (Real)GELU_TANH_SCALE * (z + (Real)GELU_TANH_CUBIC * z * z * z);
+            return (Real)0.5 * z * (one + tanh(inner));
+        }
+        case SILU: z = at_least(z, -FAR); return z / (one + exp(-z));
+        case SIGMOID: return one / (one + exp(-z));
+        case TANH: return tanh(z);
+        case SOFTPLUS: return at_least(z, 0) + log1p(exp(-fabs(z)));
+        case EXPONENTIAL: return exp(z);
+        default: return z;
+    }
+}
+
+// act'(z), from the output, or from z for gelu, gelu_tanh and silu.
+__device__ inline Real slope(int code, Real saved, Real parameter) {
+    const Real one = 1;
+    switch (code) {
+        case RELU: return saved > 0 ? one : 0;
+        case LEAKY_RELU: return saved > 0 ? one : parameter;
+        case ELU: return saved > 0 ? one : saved + parameter;
+        case GELU: {
+            Real z = at_most(at_least(saved, -FAR), FAR);
+            return normal_cdf(z) + z * (Real)INV_SQRT_2PI * exp((Real)-0.5 * z * z);
+        }
+        case GELU_TANH: {
+            Real z = at_most(at_least(saved, -FAR), FAR), square = z * z;
+            Real t = tanh((Real)GELU_TANH_SCALE * z * (one + (Real)GELU_TANH_CUBIC * square));
+            Real inner = (Real)GELU_TANH_SCALE * (one + 3 * (Real)GELU_TANH_CUBIC * square);
+            return (Real)0.5 * (one + t + z * (one - t * t) * inner);
+        }
+        case SILU: {
+            Real z = at_most(at_least(saved, -FAR), FAR), s = one / (one + exp(-z));
+            return s * (one + z * (one - s));
+        }
+        case SIGMOID: return saved * (one - saved);
+        case TANH: return one - saved * saved;
+        case SOFTPLUS: return -expm1(-saved);
+        case EXPONENTIAL: return saved;
+        default: return one;
+    }
+}
+
+// out = act(x + bias), all but softmax; z = x + bias is kept where there is a place for it.
+KERNEL activation_forward(
+    const Real* x, const Real* bias, Size n, Size width, int code, Real parameter, Real* kept,
+    Real* out
+) {
+    for (Size i = first_index(); i < n; i += index_step()) {
+        Real z = x[i];
+        if (bias) z += bias[remainder_of(i, width)];
+        if (kept) kept[i] = z;
+        out[i] = activate(code, z, parameter);
+    }
+}
+
+// out = dy act'(z), all but softmax.
+KERNEL activation_backward(
+    const Real* dy, const Real* saved, Size n, int code, Real parameter, Real* out
+) {
+    for (Size i = first_index(); i < n; i += index_step())
+        out[i] = dy[i] * slope(code, saved[i], parameter);
+}
+
+// out = softmax(x + bias) along each row; a warp takes a row.
+KERNEL softmax_forward(const Real* x, const Real* bias, Size rows, Size width, Real* out) {
+    for (Size row = first_warp(); row < rows; row += warp_step()) {
+        const Real* z = x + row * width;
+        Real* y = out + row * width;
+        Real largest = z[0] + (bias ? bias[0] : 0), total = 0;
+        for (Size j = lane(); j < width; j += WARP)
+            largest = larger(largest, z[j] + (bias ? bias[j] : 0));
+        largest = warp_largest(largest);
+        // each lane reads and writes the same places, so that out may be x
+        for (Size j = lane(); j < width; j += WARP) {
+            y[j] = exp(z[j] + (bias ? bias[j] : 0) - largest);
+            total += y[j];
+        }
+        total = warp_sum(total);
+        for (Size j = lane(); j < width; j += WARP) y[j] /= total;
+    }
+}
+
+// out = y (dy - sum of dy y) along each row.
+KERNEL softmax_backward(const Real* dy, const Real* y, Size rows, Size width, Real* out) {
+    for (Size row = first_warp(); row < rows; row += warp_step()) {
+        const Real *dy_row = dy + row * width, *y_row = y + row * width;
+        Real inner = 0;
+        for (Size j = lane(); j < width; j += WARP) inner += dy_row[j] * y_row[j];
+        inner = warp_sum(inner);
+        for (Size j = lane(); j < width; j += WARP)
+            out[row * width + j] = y_row[j] * (dy_row[j] - inner);
+    }
+}
+
+// out = x factor.
+KERNEL multiply(const Real* x, const Real* factor, Size n, Real* out) {
+    for (Size i = first_index(); i < n; i += index_step()) out[i] = x[i] * factor[i];
+}
+
+// out = (x - mean) scale by columns; no mean where there is none.
+KERNEL standardize(
+    const Real* x, const Real* mean, const Real* scale, Size n, Size width, Real* out
+) {
+    for (Size i = first_index(); i < n; i += index_step()) {
+        Size j = remainder_of(i, width);
+        out[i] = (x[i] - (mean ? mean[j] : 0)) * scale[j];
+    }
+}

@@ -1,0 +1,82 @@
+// Types and helpers of all kernels. The compiler is told Real, float or double; the codes of
+// activations and losses are written before this file, from kernels/codes.py.
+//
+// What a kernel computes never depends on the order in which blocks or warps run: sums go in a
+// fixed order and there are no atomic operations on numbers.
+
+typedef long long Size;
+typedef unsigned int Word;
+typedef unsigned long long Wide;
+
+#define KERNEL extern "C" __global__ void
+#define WARP 32
+#define EVERY_LANE 0xffffffffu
+// One number for each warp of a block.
+#define SHARED_SUMS __shared__ double sums[32]
+
+// What a captured step reads instead of arguments, since it runs again and again.
+struct StepState {
+    double rate;            // of this step
+    double corrected_rate;  // Adam's, with its bias corrections
+    double corrected_eps;
+    double keep;            // what a decay leaves of a weight
+    Wide step;              // updates made before
+    Size start;             // the batch's first place in the order
+    Size index;             // of the step in the run: its row of the trace
+};
+
+__device__ inline Size first_index() { return blockIdx.x * (Size)blockDim.x + threadIdx.x; }
+__device__ inline Size index_step() { return gridDim.x * (Size)blockDim.x; }
+
+__device__ inline Size first_warp() { return first_index() / WARP; }
+__device__ inline Size warp_step() { return index_step() / WARP; }
+__device__ inline int lane() { return threadIdx.x % WARP; }
+
+// i % n, by the short division where that serves.
+__device__ inline Size remainder_of(Size i, Size n) {
+    return (i | n) >> 32 ? i % n : (Size)((Word)i % (Word)n);
+}
+
+// max and min that keep NaN.
+__device__ inline Real at_least(Real x, Real low) { return x < low ? low : x; }
+__device__ inline Real at_most(Real x, Real high) { return x > high ? high : x; }
+__device__ inline Real larger(Real a, Real b) { return a > b || a != a ? a : b; }
+
+template <typename Number>
+__device__ inline Number warp_sum(Number value) {
+    for (int distance = WARP / 2; distance; distance /= 2)
+        value += __shfl_xor_sync(EVERY_LANE, value, distance);
+    return value;
+}
+
+__device__ inline Real warp_largest(Real value) {
+    for (int distance = WARP / 2; distance; distance /= 2)
+        value = larger(value, __shfl_xor_sync(EVERY_LANE, value, distance));
+    return value;
+}
+
+// The sum over a block, the same in all its threads.
+__device__ inline double block_sum(double value, double* sums) {
+    value = warp_sum(value);
+    __syncthreads();  // an earlier sum may still be read
+    if (lane() == 0) sums[threadIdx.x / WARP] = value;
+    __syncthreads();
+    double total = 0;
+    for (int warp = 0; warp < (int)blockDim.x / WARP; warp++) total += sums[warp];
+    return total;
+}
+
+// out = factor sum of partial, added to what is there or not: one block.
+KERNEL sum_partials(const double* partial, Size n, double factor, int add, double* out) {
+    SHARED_SUMS;
+    double value = 0;
+    for (Size i = threadIdx.x; i < n; i += blockDim.x) value += partial[i];
+    value = factor * block_sum(value, sums);
+    if (threadIdx.x == 0) out[0] = (add ? out[0] : 0) + value;
+}
+
+// flag = 1 if some x is NaN or infinite, otherwise as it was.
+KERNEL find_not_finite(const Real* x, Size n, int* flag) {
+    for (Size i = first_index(); i < n; i += index_step())
+        if (!(x[i] - x[i] == 0)) *flag = 1;
+}

@@ -1,0 +1,153 @@
+// Losses and their gradients in one pass; a warp takes a row. Formulas: nnbackend/backends/base.py.
+
+// Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.
+#define CLIP ((Real)1e-7)
+
+// Sum of the weights: one block.
+KERNEL sum_weights(const Real* weight, Size rows, double* out) {
+    SHARED_SUMS;
+    double value = 0;
+    for (Size i = threadIdx.x; i < rows; i += blockDim.x) value += weight[i];
+    value = block_sum(value, sums);
+    if (threadIdx.x == 0) out[0] = value;
+}
+
+// What turns a sum over rows into the loss: 1 / sum of the weights for a mean.
+__device__ inline double loss_scale(int average, Size rows, const double* weight_sum) {
+    if (!average) return 1;
+    double total = weight_sum ? *weight_sum : (double)rows;
+    return total > 0 ? 1 / total : 0;
+}
+
+__device__ inline Real clip_probability(Real p) {
+    return at_most(at_least(p, CLIP), (Real)1 - CLIP);
+}
+
+// A loss that is a sum over outputs, for one of them.
+__device__ inline Real output_loss(int code, Real p, Real t, Real parameter, Real* derivative) {
+    const Real one = 1;
+    Real e = p - t;
+    switch (code) {
+        case SIGMOID_CROSS_ENTROPY:
+            *derivative = one / (one + exp(-p)) - t;
+            return at_least(p, 0) - p * t + log1p(exp(-fabs(p)));
+        case BINARY_CROSS_ENTROPY:
+            p = clip_probability(p);
+            *derivative = (one - t) / (one - p) - t / p;
+            return -(t * log(p) + (one - t) * log(one - p));
+        case MEAN_ABSOLUTE_ERROR:
+            *derivative = e > 0 ? one : e < 0 ? -one : e;
+            return fabs(e);
+        case HUBER: {
+            Real near = at_most(at_least(e, -parameter), parameter);
+            *derivative = near;
+            return near * (e - near / 2);
+        }
+        case POISSON:
+            p = at_least(p, CLIP);
+            *derivative = one - t / p;
+            return p - t * log(p);
+        default:  // squared errors
+            *derivative = 2 * e;
+            return e * e;
+    }
+}
+
+// -sum of t log softmax(p) over a row, and its gradient times own; label < 0 where rows of t are.
+__device__ inline double softmax_row(
+    const Real* pred, const Real* target, Size label, Size outputs, double own, Real* dpred
+) {
+    Real largest = pred[0], total = 0, shifted = 0, target_sum = label >= 0 ? 1 : 0;
+    for (Size j = lane(); j < outputs; j += WARP) largest = larger(largest, pred[j]);
+    largest = warp_largest(largest);
+    for (Size j = lane(); j < outputs; j += WARP) {
+        Real z = pred[j] - largest;
+        total += exp(z);
+        if (label < 0) {
+            target_sum += target[j];
+            shifted += target[j] * z;
+        }
+    }
+    total = warp_sum(total);
+    if (label < 0) {
+        target_sum = warp_sum(target_sum);
+        shifted = warp_sum(shifted);
+    } else {
+        shifted = pred[label] - largest;
+    }
+    if (dpred) {
+        Real factor = (Real)own, share = target_sum / total;
+        for (Size j = lane(); j < outputs; j += WARP) {
+            Real t = label < 0 ? target[j] : (Real)(j == label);
+            dpred[j] = (exp(pred[j] - largest) * share - t) * factor;
+        }
+    }
+    return target_sum * log(total) - shifted;
+}
+
+// -sum of t log p over a row of probabilities, likewise.
+__device__ inline double categorical_row(
+    const Real* pred, const Real* target, Size label, Size outputs, double own, Real* dpred
+) {
+    Real value = 0, factor = (Real)own;
+    for (Size j = lane(); j < outputs; j += WARP) {
+        Real p = clip_probability(pred[j]);
+        Real t = label < 0 ? target[j] : (Real)(j == label);
+        if (label < 0 || j == label) value -= t * log(p);
+        if (dpred) dpred[j] = label < 0 || j == label ? -t / p * factor : 0;
+    }
+    return warp_sum(value);
+}
+
+// A mean (or sum) over the outputs of a row, likewise.
+__device__ inline double output_row(
+    int code, const Real* pred, const Real* target, Size outputs, Real parameter, double own,
+    Real* dpred
+) {
+    double share = code == SUM_SQUARED_ERROR ? 1 : 1.0 / (double)outputs;
+    Real value = 0, factor = (Real)(own * share);
+    for (Size j = lane(); j < outputs; j += WARP) {
+        Real derivative;
+        value += output_loss(code, pred[j], target[j], parameter, &derivative);
+        if (dpred) dpred[j] = derivative * factor;
+    }
+    return warp_sum(value) * share;
+}
+
+// partial[block] = sum of w_i l_i over the block's rows; dpred, if wanted, the loss's gradient.
+KERNEL loss_rows(
+    int code, Real parameter, const Real* pred, const int* labels, const Real* target,
+    const Real* weight, const double* weight_sum, Size rows, Size outputs, Real* dpred,
+    double* partial
+) {
+    SHARED_SUMS;
+    double scale = loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum), total = 0;
+    for (Size row = first_warp(); row < rows; row += warp_step()) {
+        const Real* p = pred + row * outputs;
+        const Real* t = target ? target + row * outputs : 0;
+        Real* d = dpred ? dpred + row * outputs : 0;
+        Size label = labels ? labels[row] : -1;
+        double w = weight ? (double)weight[row] : 1, value;
+        if (code == SOFTMAX_CROSS_ENTROPY)
+            value = softmax_row(p, t, label, outputs, w * scale, d);
+        else if (code == CATEGORICAL_CROSS_ENTROPY)
+            value = categorical_row(p, t, label, outputs, w * scale, d);
+        else
+            value = output_row(code, p, t, outputs, parameter, w * scale, d);
+        if (lane() == 0) total += w * value;
+    }
+    total = block_sum(total, sums);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// loss = scale times the sum of the blocks' sums: one block.
+KERNEL finish_loss(
+    int code, const double* partial, Size n, const double* weight_sum, Size rows, double* loss
+) {
+    SHARED_SUMS;
+    double value = 0;
+    for (Size i = threadIdx.x; i < n; i += blockDim.x) value += partial[i];
+    value = block_sum(value, sums);
+    if (threadIdx.x == 0)
+        *loss = value * loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum);
+}

@@ -1,0 +1,171 @@
+// Normalisation, and sums over the batch for each column.
+//
+// Where the batch is summed, a block takes COLUMNS columns: its threads stand in rows of COLUMNS,
+// each adds up every (blockDim / COLUMNS)-th row, and the rows of threads are added in order.
+
+#define COLUMNS 8
+#define MOST_THREADS 256
+
+// The sum over the block's threads that have the same column, the same in all of them.
+__device__ inline double column_sum(double value, double* parts) {
+    __syncthreads();  // an earlier sum may still be read
+    parts[threadIdx.x] = value;
+    __syncthreads();
+    double total = 0;
+    for (int i = threadIdx.x % COLUMNS; i < (int)blockDim.x; i += COLUMNS) total += parts[i];
+    return total;
+}
+
+#define SHARED_COLUMNS __shared__ double parts[MOST_THREADS]
+
+__device__ inline Size own_column() { return blockIdx.x * (Size)COLUMNS + threadIdx.x % COLUMNS; }
+__device__ inline Size first_row() { return threadIdx.x / COLUMNS; }
+__device__ inline Size row_step() { return blockDim.x / COLUMNS; }
+
+// out[j] = sum of x[:, j].
+KERNEL column_sums(const Real* x, Size rows, Size width, Real* out) {
+    SHARED_COLUMNS;
+    Size j = own_column();
+    double value = 0;
+    if (j < width)
+        for (Size i = first_row(); i < rows; i += row_step()) value += x[i * width + j];
+    value = column_sum(value, parts);
+    if (j < width && first_row() == 0) out[j] = (Real)value;
+}
+
+// Batch norm with the batch's own statistics; saved (2, N) receives mean and 1 / deviation.
+KERNEL batch_norm_forward(
+    const Real* x, const Real* gamma, const Real* beta, Real* running_mean, Real* running_var,
+    double momentum, double eps, Size rows, Size width, Real* out, Real* saved
+) {
+    SHARED_COLUMNS;
+    Size j = own_column();
+    double value = 0, square = 0;
+    if (j < width)
+        for (Size i = first_row(); i < rows; i += row_step()) value += x[i * width + j];
+    Real mean = (Real)(column_sum(value, parts) / (double)rows);
+    if (j < width)
+        for (Size i = first_row(); i < rows; i += row_step()) {
+            double centred = x[i * width + j] - mean;
+            square += centred * centred;
+        }
+    double variance = column_sum(square, parts) / (double)rows;
+    if (j >= width) return;
+    Real inv_std = (Real)(1 / sqrt(variance + eps));
+    if (first_row() == 0) {
+        saved[j] = mean;
+        saved[width + j] = inv_std;
+        double unbiased = variance * ((double)rows / (double)(rows - 1));
+        running_mean[j] += (Real)(momentum * (mean - running_mean[j]));
+        running_var[j] += (Real)(momentum * (unbiased - running_var[j]));
+    }
+    for (Size i = first_row(); i < rows; i += row_step())
+        out[i * width + j] = (x[i * width + j] - mean) * (gamma[j] * inv_std) + beta[j];
+}
+
+KERNEL batch_norm_inference(
+    const Real* x, const Real* gamma, const Real* beta, const Real* mean, const Real* var,
+    double eps, Size n, Size width, Real* out
+) {
+    for (Size i = first_index(); i < n; i += index_step()) {
+        Size j = remainder_of(i, width);
+        Real inv_std = (Real)(1 / sqrt((double)var[j] + eps));
+        out[i] = (x[i] - mean[j]) * (gamma[j] * inv_std) + beta[j];
+    }
+}
+
+// dgamma = sum dy n, dbeta = sum dy, and dx if it is wanted.
+KERNEL batch_norm_backward(
+    const Real* dy, const Real* x, const Real* gamma, const Real* saved, Size rows, Size width,
+    Real* dgamma, Real* dbeta, Real* dx
+) {
+    SHARED_COLUMNS;
+    Size j = own_column();
+    Real mean = j < width ? saved[j] : 0, inv_std = j < width ? saved[width + j] : 0;
+    double sum = 0, sum_n = 0;
+    if (j < width)
+        for (Size i = first_row(); i < rows; i += row_step()) {
+            sum += dy[i * width + j];
+            sum_n += dy[i * width + j] * ((x[i * width + j] - mean) * inv_std);
+        }
+    sum = column_sum(sum, parts);
+    sum_n = column_sum(sum_n, parts);
+    if (j >= width) return;
+    if (first_row() == 0) {
+        dgamma[j] = (Real)sum_n;
+        dbeta[j] = (Real)sum;
+    }
+    if (!dx) return;
+    Real own = (Real)(sum / (double)rows), own_n = (Real)(sum_n / (double)rows);
+    for (Size i = first_row(); i < rows; i += row_step()) {
+        Real n = (x[i * width + j] - mean) * inv_std;
+        dx[i * width + j] = gamma[j] * inv_std * (dy[i * width + j] - own - n * own_n);
+    }
+}
+
+// Layer norm; a warp takes a row. saved (2, B), where there is one, receives mean and 1 / deviation.
+KERNEL layer_norm_forward(
+    const Real* x, const Real* gamma, const Real* beta, double eps, Size rows, Size width,
+    Real* out, Real* saved
+) {
+    for (Size row = first_warp(); row < rows; row += warp_step()) {
+        const Real* x_row = x + row * width;
+        double value = 0, square = 0;
+        for (Size j = lane(); j < width; j += WARP) value += x_row[j];
+        Real mean = (Real)(warp_sum(value) / (double)width);
+        for (Size j = lane(); j < width; j += WARP) {
+            double centred = x_row[j] - mean;
+            square += centred * centred;
+        }
+        Real inv_std = (Real)(1 / sqrt(warp_sum(square) / (double)width + eps));
+        for (Size j = lane(); j < width; j += WARP)
+            out[row * width + j] = (x_row[j] - mean) * inv_std * gamma[j] + beta[j];
+        if (saved && lane() == 0) {
+            saved[row] = mean;
+            saved[rows + row] = inv_std;
+        }
+    }
+}
+
+KERNEL layer_norm_data(
+    const Real* dy, const Real* x, const Real* gamma, const Real* saved, Size rows, Size width,
+    Real* dx
+) {
+    for (Size row = first_warp(); row < rows; row += warp_step()) {
+        Real mean = saved[row], inv_std = saved[rows + row];
+        double sum = 0, sum_n = 0;
+        for (Size j = lane(); j < width; j += WARP) {
+            Real g = dy[row * width + j] * gamma[j];
+            sum += g;
+            sum_n += g * ((x[row * width + j] - mean) * inv_std);
+        }
+        Real own = (Real)(warp_sum(sum) / (double)width);
+        Real own_n = (Real)(warp_sum(sum_n) / (double)width);
+        for (Size j = lane(); j < width; j += WARP) {
+            Real g = dy[row * width + j] * gamma[j];
+            Real n = (x[row * width + j] - mean) * inv_std;
+            dx[row * width + j] = inv_std * (g - own - n * own_n);
+        }
+    }
+}
+
+// dgamma = sum dy n, dbeta = sum dy over the batch.
+KERNEL layer_norm_parameters(
+    const Real* dy, const Real* x, const Real* saved, Size rows, Size width, Real* dgamma,
+    Real* dbeta
+) {
+    SHARED_COLUMNS;
+    Size j = own_column();
+    double sum = 0, sum_n = 0;
+    if (j < width)
+        for (Size i = first_row(); i < rows; i += row_step()) {
+            sum += dy[i * width + j];
+            sum_n += dy[i * width + j] * ((x[i * width + j] - saved[i]) * saved[rows + i]);
+        }
+    sum = column_sum(sum, parts);
+    sum_n = column_sum(sum_n, parts);
+    if (j < width && first_row() == 0) {
+        dgamma[j] = (Real)sum_n;
+        dbeta[j] = (Real)sum;
+    }
+}

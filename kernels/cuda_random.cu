@@ -1,0 +1,59 @@
+// Philox4x32-10 (Salmon et al., SC11) and dropout; kernels/philox.py is the same in NumPy.
+
+struct Stream {
+    Word key[2];
+    Word words[3];
+};
+
+__device__ inline void philox(Word block, Stream stream, Word* out) {
+    Word a = block, b = stream.words[0], c = stream.words[1], d = stream.words[2];
+    Word key = stream.key[0], other_key = stream.key[1];
+    for (int round = 0; round < 10; round++) {
+        Wide first = (Wide)a * 0xD2511F53u, second = (Wide)c * 0xCD9E8D57u;
+        a = (Word)(second >> 32) ^ b ^ key;
+        b = (Word)second;
+        c = (Word)(first >> 32) ^ d ^ other_key;
+        d = (Word)first;
+        key += 0x9E3779B9u;
+        other_key += 0xBB67AE85u;
+    }
+    out[0] = a;
+    out[1] = b;
+    out[2] = c;
+    out[3] = d;
+}
+
+// out[i] = word e % 4 of block e / 4, e = 4 first_block + i.
+KERNEL random_bits(
+    Word key_0, Word key_1, Word word_0, Word word_1, Word word_2, Word first_block, Size n,
+    Word* out
+) {
+    Stream stream = {{key_0, key_1}, {word_0, word_1, word_2}};
+    for (Size block = first_index(); 4 * block < n; block += index_step()) {
+        Word words[4];
+        philox(first_block + (Word)block, stream, words);
+        for (int k = 0; k < 4; k++)
+            if (4 * block + k < n) out[4 * block + k] = words[k];
+    }
+}
+
+// saved = 1 / (1 - rate) or 0, out = x saved. The stream's lower words are the step, which a
+// captured launch reads from the state.
+KERNEL dropout_forward(
+    const Real* x, Word key_0, Word key_1, Wide step, Word layer, const StepState* state,
+    Word threshold, Real scale, Size n, Real* out, Real* saved
+) {
+    if (state) step = state->step;
+    Stream stream = {{key_0, key_1}, {(Word)step, (Word)(step >> 32), layer}};
+    for (Size block = first_index(); 4 * block < n; block += index_step()) {
+        Word words[4];
+        philox((Word)block, stream, words);
+        for (int k = 0; k < 4; k++) {
+            Size i = 4 * block + k;
+            if (i >= n) break;
+            Real factor = words[k] >= threshold ? scale : 0;
+            saved[i] = factor;
+            out[i] = x[i] * factor;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+// Penalties, clipping and optimizer steps over flat vectors. Formulas: nnbackend/backends/base.py.
+
+// Four numbers at a time, where all vectors lie on whole fours: memory delivers them in one go.
+struct alignas(4 * sizeof(Real)) Four {
+    Real at[4];
+};
+
+__device__ inline bool in_fours(const void* a, const void* b, const void* c, const void* d) {
+    return (((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four)) == 0;
+}
+
+// UPDATE(w, g, m, v) for each place of up to four vectors; those that are not there are null.
+template <typename Update>
+__device__ inline void for_each(Real* w, Real* g, Real* m, Real* v, Size n, Update update) {
+    Size fours = in_fours(w, g, m, v) ? n / 4 : 0;
+    Real none = 0;
+    for (Size i = first_index(); i < fours; i += index_step()) {
+        Four a = ((Four*)w)[i], b = ((Four*)g)[i], c = {}, d = {};
+        if (m) c = ((Four*)m)[i];
+        if (v) d = ((Four*)v)[i];
+        for (int k = 0; k < 4; k++) update(a.at[k], b.at[k], c.at[k], d.at[k]);
+        ((Four*)w)[i] = a;
+        if (m) ((Four*)m)[i] = c;
+        if (v) ((Four*)v)[i] = d;
+    }
+    for (Size i = 4 * fours + first_index(); i < n; i += index_step())
+        update(w[i], g[i], m ? m[i] : none, v ? v[i] : none);
+}
+
+KERNEL sgd_step(Real* w, Real* g, Size n, double rate, const StepState* state) {
+    const Real lr = (Real)(state ? state->rate : rate);
+    for_each(w, g, 0, 0, n, [=](Real& w, Real& g, Real&, Real&) { w -= lr * g; });
+}
+
+// v = momentum v - lr g;  w += v, or momentum v - lr g.
+KERNEL momentum_step(
+    Real* w, Real* g, Real* velocity, Size n, double rate, Real momentum, int nesterov,
+    const StepState* state
+) {
+    const Real lr = (Real)(state ? state->rate : rate);
+    for_each(w, g, velocity, 0, n, [=](Real& w, Real& g, Real& v, Real&) {
+        v = momentum * v - lr * g;
+        w += nesterov ? momentum * v - lr * g : v;
+    });
+}
+
+KERNEL adagrad_step(
+    Real* w, Real* g, Real* cache, Size n, double rate, Real eps, const StepState* state
+) {
+    const Real lr = (Real)(state ? state->rate : rate);
+    for_each(w, g, cache, 0, n, [=](Real& w, Real& g, Real& c, Real&) {
+        c += g * g;
+        w -= lr * g / (sqrt(c) + eps);
+    });
+}
+
+KERNEL rmsprop_step(
+    Real* w, Real* g, Real* cache, Size n, double rate, Real rho, Real rest, Real eps,
+    const StepState* state
+) {
+    const Real lr = (Real)(state ? state->rate : rate);
+    for_each(w, g, cache, 0, n, [=](Real& w, Real& g, Real& c, Real&) {
+        c = rho * c + rest * (g * g);
+        w -= lr * g / (sqrt(c) + eps);
+    });
+}
+
+// Adam with the bias corrections moved out of the vectors into its rate and eps; decayed parts are
+// multiplied by ``keep`` first.
+KERNEL adam_step(
+    Real* w, Real* g, Real* m, Real* v, Size n, double rate, double keep, Real beta1, Real rest1,
+    Real beta2, Real rest2, double eps, int decays, const StepState* state
+) {
+    const Real lr = (Real)(state ? state->corrected_rate : rate);
+    const Real small = (Real)(state ? state->corrected_eps : eps);
+    const Real kept = (Real)(!decays ? 1 : state ? state->keep : keep);
+    for_each(w, g, m, v, n, [=](Real& w, Real& g, Real& m, Real& v) {
+        m = beta1 * m + rest1 * g;
+        v = beta2 * v + rest2 * (g * g);
+        w = w * kept - lr * m / (sqrt(v) + small);
+    });
+}
+
+// partial[block] = sum of l1 |w| + l2 w^2;  grad += l1 sign(w) + 2 l2 w, if it is wanted.
+KERNEL penalty(const Real* w, Size n, double l1, double l2, Real* grad, double* partial) {
+    SHARED_SUMS;
+    double total = 0;
+    Real a = (Real)l1, b = (Real)(2 * l2);
+    for (Size i = first_index(); i < n; i += index_step()) {
+        Real x = w[i], sign = x > 0 ? 1 : x < 0 ? -1 : x;
+        total += l1 * fabs((double)x) + l2 * (double)x * x;
+        if (grad) grad[i] += a * sign + b * x;
+    }
+    total = block_sum(total, sums);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// partial[block] = sum of x^2.
+KERNEL sum_squares(const Real* x, Size n, double* partial) {
+    SHARED_SUMS;
+    double total = 0;
+    for (Size i = first_index(); i < n; i += index_step()) total += (double)x[i] * x[i];
+    total = block_sum(total, sums);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+// x *= min(1, limit / norm), norm^2 the sum of the blocks' sums; every block adds them up alike.
+KERNEL scale_to_norm(Real* x, Size n, const double* partial, Size blocks, double limit) {
+    SHARED_SUMS;
+    double square = 0;
+    for (Size i = threadIdx.x; i < blocks; i += blockDim.x) square += partial[i];
+    double norm = sqrt(block_sum(square, sums));
+    if (!(norm > limit)) return;
+    const Real factor = (Real)(limit / norm);
+    for (Size i = first_index(); i < n; i += index_step()) x[i] *= factor;
+}

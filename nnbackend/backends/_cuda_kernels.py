@@ -1,0 +1,109 @@
+"""The source of the CUDA kernels, and what it says of each kernel's arguments.
+
+All files are one program, compiled once for each dtype. A kernel's arguments are read from the
+source, so that a launch cannot hand over a number of the wrong type or an array of another dtype.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnbackend import kernels
+from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
+
+FILES = ("common", "activations", "losses", "metrics", "norms", "random", "rows", "updates")
+#: Threads of a block, in every launch.
+THREADS = 256
+
+_KERNEL = re.compile(r"^KERNEL (\w+)\(([^)]*)\)", re.MULTILINE)
+_ARGUMENT = re.compile(r"(?:const )?(\w+)(\*?) (\w+)")
+_KINDS: dict[str, Any] = {
+    "Size": np.int64,
+    "Word": np.uint32,
+    "Wide": np.uint64,
+    "int": np.int32,
+    "double": np.float64,
+}
+
+
+class Argument(NamedTuple):
+    """An argument of a kernel: its type in C, and whether it is an address."""
+
+    kind: str
+    is_pointer: bool
+    name: str
+
+
+class Launch(NamedTuple):
+    """A kernel with its arguments: arrays, NumPy scalars of the right type, None for no address."""
+
+    kernel: str
+    dtype: np.dtype[Any] | None  #: what Real is; None where that does not matter
+    blocks: int
+    arguments: tuple[Any, ...]
+
+
+def folder() -> Path:
+    """Where the source lies."""
+    return Path(next(iter(kernels.__path__)))
+
+
+@cache
+def source() -> str:
+    """The program. ``Real`` is left to the compiler's options."""
+    parts = [_codes(ACTIVATIONS), _codes(LOSSES)]
+    for name in FILES:
+        file = folder() / f"cuda_{name}.cu"
+        parts.append(f'#line 1 "{file.name}"\n{file.read_text(encoding="utf-8")}')
+    return "\n".join(parts)
+
+
+def _codes(names: tuple[str, ...]) -> str:
+    return f"enum {{ {', '.join(name.upper() for name in names)} }};"
+
+
+@cache
+def signatures() -> dict[str, tuple[Argument, ...]]:
+    """The arguments of each kernel, by its name."""
+    found = {}
+    for name, text in _KERNEL.findall(source()):
+        arguments = [_ARGUMENT.fullmatch(part.strip()) for part in text.split(",")]
+        found[name] = tuple(Argument(a[1], bool(a[2]), a[3]) for a in arguments if a is not None)
+        if len(found[name]) != len(arguments):
+            raise TypeError(f"the arguments of kernel {name} cannot be read: {text}")
+    return found
+
+
+def bind(kernel: str, dtype: np.dtype[Any] | None, blocks: int, values: tuple[Any, ...]) -> Launch:
+    """A launch, its arguments checked against the source.
+
+    Raises:
+        TypeError: their number, or the dtype of an array, is not what the kernel says.
+    """
+    expected = signatures()[kernel]
+    if len(values) != len(expected):
+        raise TypeError(f"{kernel} takes {len(expected)} arguments; received {len(values)}")
+    bound = (_bound(kernel, dtype, *pair) for pair in zip(expected, values, strict=True))
+    return Launch(kernel, dtype, blocks, tuple(bound))
+
+
+def _bound(kernel: str, dtype: np.dtype[Any] | None, argument: Argument, value: Any) -> Any:
+    kind = _KINDS.get(argument.kind)
+    if argument.kind == "Real":
+        kind = None if dtype is None else dtype.type
+    if not argument.is_pointer:
+        return kind(value) if kind is not None else value
+    if value is None:
+        return None
+    fits = kind is None or value.dtype == kind
+    if not fits or not value.flags.c_contiguous:
+        raise TypeError(
+            f"{kernel}({argument.name}) takes a contiguous array of {np.dtype(kind)}; received "
+            f"{value.dtype}, strides {value.strides}"
+        )
+    return value

@@ -1,0 +1,530 @@
+"""The CUDA backend: the contract's operations as launches of kernels and matrix products.
+
+What it asks of a device is the small class ``Device``; ``_cuda_device.CupyDevice`` is it over CuPy,
+and the tests bring one that runs the same kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnbackend.backends._cuda_kernels import THREADS, Launch, bind
+from nnbackend.backends.base import Activation, Array, Availability, Backend, DType
+from nnbackend.errors import DeviceError
+from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
+
+WARPS = THREADS // 32
+#: Columns that a block of kernels/cuda_norms.cu takes.
+COLUMNS = 8
+#: Blocks for each multiprocessor, at most: as many as can be at work at the same time.
+RESIDENT_BLOCKS = 8
+FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
+_WORD = np.dtype(np.uint32)
+_MASK = 0xFFFFFFFF
+
+
+class Device(ABC):
+    """What the backend asks of one device. Everything is ordered as it was asked for."""
+
+    name: str
+    #: processors of the device, each with room for many blocks
+    multiprocessors: int
+
+    @abstractmethod
+    def owns(self, x: object) -> bool:
+        """Whether ``x`` is an array on this device."""
+
+    @abstractmethod
+    def adopt(self, data: Any) -> Array | None:
+        """An array that another library keeps on a GPU, without a copy; None for host data.
+
+        Raises:
+            DeviceError: it lies on another device.
+        """
+
+    @abstractmethod
+    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
+        """A new array of zeros.
+
+        Raises:
+            OutOfMemoryError: with the bytes asked for, and those that are free.
+        """
+
+    @abstractmethod
+    def from_host(self, x: np.ndarray[Any, Any]) -> Array:
+        """A copy of a C-contiguous host array."""
+
+    @abstractmethod
+    def to_host(self, x: Array) -> np.ndarray[Any, Any]:
+        """A copy on the host; waits for it."""
+
+    @abstractmethod
+    def launch(self, launch: Launch) -> None:
+        """Run a kernel on blocks of THREADS threads."""
+
+    @abstractmethod
+    def product(self, a: Array, b: Array, out: Array, a_t: bool, b_t: bool) -> None:
+        """out = a b for row-major matrices, of which a, b or both may be taken transposed."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for everything that was asked for."""
+
+
+class CudaBackend(Backend):
+    """CUDA kernels and cuBLAS on one GPU, over CuPy's arrays."""
+
+    name: ClassVar[str] = "cuda"
+    #: what vectorised loads and cuBLASLt's fastest algorithms want
+    alignment: ClassVar[int] = 256
+
+    def __init__(self, index: int | None = None, device: Device | None = None) -> None:
+        super().__init__(index)
+        if device is None:
+            from nnbackend.backends._cuda_device import CupyDevice
+
+            device = CupyDevice(index or 0)
+        self.gpu = device
+        # a sum over blocks is two launches with numbers between them
+        self._lock = threading.RLock()
+        self._partial = device.zeros(RESIDENT_BLOCKS * device.multiprocessors, FLOAT64)
+        self._weight_sum = device.zeros(1, FLOAT64)
+        self._flag = device.zeros(1, INT32)
+        self._classes = device.zeros(0, INT32)
+
+    @classmethod
+    def is_available(cls) -> Availability:
+        from nnbackend.backends._cuda_diagnosis import Machine, diagnose
+
+        return diagnose(Machine())
+
+    # -- launches -------------------------------------------------------------------------
+
+    def _run(self, kernel: str, dtype: DType | None, blocks: int, *arguments: Any) -> None:
+        self.gpu.launch(bind(kernel, dtype, blocks, arguments))
+
+    def _blocks(self, items: int, each: int = THREADS) -> int:
+        """Blocks for so many items, of which a block takes ``each`` at a time."""
+        return max(1, min(-(-items // each), RESIDENT_BLOCKS * self.gpu.multiprocessors))
+
+    def _by_element(self, kernel: str, out: Array, *arguments: Any) -> None:
+        self._run(kernel, out.dtype, self._blocks(out.size), *arguments)
+
+    def _by_row(self, kernel: str, x: Array, *arguments: Any) -> None:
+        self._run(kernel, x.dtype, self._blocks(len(x), WARPS), *arguments)
+
+    def _by_column(self, kernel: str, x: Array, *arguments: Any) -> None:
+        self._run(kernel, x.dtype, -(-x.shape[1] // COLUMNS), *arguments)
+
+    # -- arrays ---------------------------------------------------------------------------
+
+    def owns(self, x: object) -> bool:
+        return self.gpu.owns(x)
+
+    def asarray(self, data: Any, dtype: DType) -> Array:
+        array = data if self.gpu.owns(data) else self.gpu.adopt(data)
+        if array is None:
+            with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
+                return self.gpu.from_host(np.asarray(data, dtype=dtype, order="C"))
+        if array.dtype != dtype:
+            array = array.astype(dtype)
+        return array if array.flags.c_contiguous else array.copy()
+
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        if isinstance(x, np.ndarray) and not self.gpu.owns(x):
+            return x
+        if not self.gpu.owns(x):
+            raise DeviceError(f"{self.device} has no array of type {type(x).__name__}")
+        return self.gpu.to_host(x)
+
+    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
+        return self.gpu.zeros(shape, np.dtype(dtype))
+
+    def synchronize(self) -> None:
+        self.gpu.synchronize()
+
+    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
+        row = out[:1].size * out.itemsize // _WORD.itemsize
+        words, source = out.reshape(-1).view(_WORD), x.reshape(-1).view(_WORD)
+        blocks = self._blocks(words.size)
+        self._run("take_rows", None, blocks, source, idx, len(idx), row, words)
+
+    def all_finite(self, x: Array) -> bool:
+        with self._lock:
+            self._flag[...] = 0
+            self._by_element("find_not_finite", x, x, x.size, self._flag)
+            return not self.gpu.to_host(self._flag)[0]
+
+    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
+        words = [number >> shift & _MASK for number, shift in _words(seed, stream)]
+        blocks = self._blocks(out.size, 4 * THREADS)
+        self._run("random_bits", None, blocks, *words, offset // 4, out.size, out)
+
+    # -- layers ---------------------------------------------------------------------------
+
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
+    ) -> None:
+        self.gpu.product(x, w, out, False, False)
+        if act.name == "softmax":
+            self._by_row("softmax_forward", out, out, b, *out.shape, out)
+        elif b is not None or saved is not None or act.name != "linear":
+            self._activate(act, out, b, saved, out)
+
+    def _activate(
+        self, act: Activation, x: Array, bias: Array | None, kept: Array | None, out: Array
+    ) -> None:
+        code, parameter = ACTIVATIONS.index(act.name), act.parameter
+        width = out.shape[1]
+        self._by_element(
+            "activation_forward", out, x, bias, out.size, width, code, parameter, kept, out
+        )
+
+    def dense_backward(
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        act: Activation,
+        saved: Array | None,
+        dw: Array | None,
+        db: Array | None,
+        dx: Array | None,
+        scratch: Array,
+    ) -> None:
+        dz = dy
+        if act.name != "linear":
+            dz = scratch
+            self.activation_backward(act, dy, saved, dz)
+        if dw is not None:
+            self.gpu.product(x, dz, dw, True, False)
+        if db is not None:
+            self._by_column("column_sums", dz, dz, *dz.shape, db)
+        if dx is not None:
+            self.gpu.product(dz, w, dx, False, True)
+
+    def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
+        if act.name == "softmax":
+            self._by_row("softmax_forward", x, x, None, *x.shape, out)
+        else:
+            self._activate(act, x, None, None, out)
+
+    def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
+        if act.name == "softmax":
+            self._by_row("softmax_backward", dy, dy, saved, *dy.shape, out)
+            return
+        kept = dy if act.name == "linear" else saved
+        code, parameter = ACTIVATIONS.index(act.name), act.parameter
+        self._by_element("activation_backward", out, dy, kept, dy.size, code, parameter, out)
+
+    def batch_norm_forward(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        momentum: float,
+        eps: float,
+        out: Array,
+        saved: Array,
+    ) -> None:
+        self._by_column(
+            "batch_norm_forward", x, x, gamma, beta, running_mean, running_var, momentum, eps,
+            *x.shape, out, saved,
+        )  # fmt: skip
+
+    def batch_norm_inference(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        eps: float,
+        out: Array,
+    ) -> None:
+        self._by_element(
+            "batch_norm_inference", out, x, gamma, beta, running_mean, running_var, eps, x.size,
+            x.shape[1], out,
+        )  # fmt: skip
+
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        self._by_column("batch_norm_backward", x, dy, x, gamma, saved, *x.shape, dgamma, dbeta, dx)
+
+    def layer_norm_forward(
+        self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
+    ) -> None:
+        self._by_row("layer_norm_forward", x, x, gamma, beta, eps, *x.shape, out, saved)
+
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        self._by_column("layer_norm_parameters", x, dy, x, saved, *x.shape, dgamma, dbeta)
+        if dx is not None:
+            self._by_row("layer_norm_data", x, dy, x, gamma, saved, *x.shape, dx)
+
+    def dropout_forward(
+        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+    ) -> None:
+        self._dropout(x, rate, seed, stream & (1 << 64) - 1, stream >> 64, None, out, saved)
+
+    def _dropout(
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        step: int,
+        layer: int,
+        state: Array | None,
+        out: Array,
+        saved: Array,
+    ) -> None:
+        self._run(
+            "dropout_forward", x.dtype, self._blocks(x.size, 4 * THREADS), x, seed & _MASK,
+            seed >> 32 & _MASK, step, layer, state, int(rate * 2.0**32), 1.0 / (1.0 - rate),
+            x.size, out, saved,
+        )  # fmt: skip
+
+    def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
+        self._by_element("multiply", out, dy, saved, dy.size, out)
+
+    def standardize_forward(self, x: Array, mean: Array, scale: Array, out: Array) -> None:
+        self._by_element("standardize", out, x, mean, scale, x.size, x.shape[1], out)
+
+    def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
+        self._by_element("standardize", out, dy, None, scale, dy.size, dy.shape[1], out)
+
+    # -- losses ---------------------------------------------------------------------------
+
+    def _loss(
+        self,
+        name: str,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        loss: Array,
+        parameter: float = 0.0,
+    ) -> None:
+        code, rows = LOSSES.index(name), len(pred)
+        blocks = self._blocks(rows, WARPS)
+        with self._lock:
+            total = None
+            if weight is not None:
+                total = self._weight_sum
+                self._run("sum_weights", pred.dtype, 1, weight, rows, total)
+            self._run(
+                "loss_rows", pred.dtype, blocks, code, parameter, pred, *_labels_or_rows(target),
+                weight, total, *pred.shape, dpred, self._partial,
+            )  # fmt: skip
+            value = loss.reshape(-1)
+            self._run("finish_loss", pred.dtype, 1, code, self._partial, blocks, total, rows, value)
+
+    def softmax_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("softmax_cross_entropy", pred, target, weight, dpred, loss)
+
+    def sigmoid_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("sigmoid_cross_entropy", pred, target, weight, dpred, loss)
+
+    def categorical_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("categorical_cross_entropy", pred, target, weight, dpred, loss)
+
+    def binary_cross_entropy(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("binary_cross_entropy", pred, target, weight, dpred, loss)
+
+    def mean_squared_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("mean_squared_error", pred, target, weight, dpred, loss)
+
+    def sum_squared_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("sum_squared_error", pred, target, weight, dpred, loss)
+
+    def mean_absolute_error(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("mean_absolute_error", pred, target, weight, dpred, loss)
+
+    def huber(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        loss: Array,
+        delta: float,
+    ) -> None:
+        self._loss("huber", pred, target, weight, dpred, loss, delta)
+
+    def poisson(
+        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
+    ) -> None:
+        self._loss("poisson", pred, target, weight, dpred, loss)
+
+    # -- statistics for metrics -----------------------------------------------------------
+
+    def count_correct(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        threshold: float | None,
+        top: int,
+        out: Array,
+    ) -> None:
+        blocks = self._blocks(len(pred), WARPS)
+        with self._lock:
+            self._run(
+                "correct_rows", pred.dtype, blocks, pred, *_labels_or_rows(target), weight,
+                *pred.shape, threshold is not None, threshold or 0.0, top, self._partial,
+            )  # fmt: skip
+            self._add_up(blocks, 1.0, False, out)
+
+    def _add_up(self, blocks: int, factor: float, add: bool, out: Array) -> None:
+        """out () = or += factor times the sum of what the blocks left."""
+        number = out.reshape(-1)
+        self._run("sum_partials", None, 1, self._partial, blocks, factor, add, number)
+
+    def confusion_counts(
+        self, pred: Array, target: Array, weight: Array | None, threshold: float | None, out: Array
+    ) -> None:
+        rows, classes = pred.shape
+        labels, onehot = _labels_or_rows(target)
+        with self._lock:
+            guesses = truths = None
+            if threshold is None:
+                if self._classes.size < 2 * rows:
+                    self._classes = self.gpu.zeros(2 * rows, INT32)
+                guesses, truths = self._classes[:rows], self._classes[rows : 2 * rows]
+                self._by_row(
+                    "row_classes", pred, pred, labels, onehot, rows, classes, guesses, truths
+                )
+            self._run(
+                "class_counts", pred.dtype, classes, guesses, truths, pred, onehot, weight,
+                threshold or 0.0, rows, classes, out,
+            )  # fmt: skip
+
+    def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
+        self._run(
+            "regression_sums", pred.dtype, pred.shape[1], pred, target, weight, *pred.shape, out
+        )
+
+    # -- gradients and updates --------------------------------------------------------------
+
+    def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
+        with self._lock:
+            self._by_element("penalty", param, param, param.size, l1, l2, grad, self._partial)
+            self._add_up(self._blocks(param.size), 1.0, True, loss)
+
+    def clip_by_global_norm(self, grad: Array, limit: float) -> None:
+        blocks = self._blocks(grad.size)
+        with self._lock:
+            self._by_element("sum_squares", grad, grad, grad.size, self._partial)
+            self._by_element("scale_to_norm", grad, grad, grad.size, self._partial, blocks, limit)
+
+    def step_scratch_size(self, size: int) -> int:
+        return 0
+
+    def _update(self, kernel: str, param: Array, *arguments: Any) -> None:
+        blocks = self._blocks(param.size, 4 * THREADS)
+        self._run(kernel, param.dtype, blocks, *arguments)
+
+    def sgd_step(
+        self,
+        param: Array,
+        grad: Array,
+        velocity: Array | None,
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        scratch: Array,
+    ) -> None:
+        size = param.size
+        if velocity is None:
+            self._update("sgd_step", param, param, grad, size, lr, None)
+        else:
+            self._update(
+                "momentum_step", param, param, grad, velocity, size, lr, momentum, nesterov, None
+            )
+
+    def adagrad_step(
+        self, param: Array, grad: Array, cache: Array, lr: float, eps: float, scratch: Array
+    ) -> None:
+        self._update("adagrad_step", param, param, grad, cache, param.size, lr, eps, None)
+
+    def rmsprop_step(
+        self,
+        param: Array,
+        grad: Array,
+        cache: Array,
+        lr: float,
+        rho: float,
+        eps: float,
+        scratch: Array,
+    ) -> None:
+        self._update(
+            "rmsprop_step", param, param, grad, cache, param.size, lr, rho, 1.0 - rho, eps, None
+        )
+
+    def adam_step(
+        self,
+        param: Array,
+        grad: Array,
+        m: Array,
+        v: Array,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        root = (1.0 - beta2 ** (step + 1)) ** 0.5
+        rate = lr * root / (1.0 - beta1 ** (step + 1))
+        self._update(
+            "adam_step", param, param, grad, m, v, param.size, rate, 1.0 - lr * weight_decay, beta1,
+            1.0 - beta1, beta2, 1.0 - beta2, eps * root, weight_decay != 0.0, None,
+        )  # fmt: skip
+
+
+def _words(seed: int, stream: int) -> list[tuple[int, int]]:
+    """The words of a key and a stream: a number and how far to shift it."""
+    return [(seed, 0), (seed, 32), (stream, 0), (stream, 32), (stream, 64)]
+
+
+def _labels_or_rows(target: Array) -> tuple[Array | None, Array | None]:
+    """Class labels (B,), or rows of targets (B, O); the other is None."""
+    return (target, None) if target.ndim == 1 else (None, target)

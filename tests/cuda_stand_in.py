@@ -1,0 +1,185 @@
+"""A CUDA device on the CPU: the same kernels, built as C++ behind ``cuda/shim.h``.
+
+It runs what a GPU would be asked to run, with arrays in memory that ends at a guard page. What it
+cannot show: tensor cores, reduced precision, streams that run side by side, and time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import mmap
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnbackend.backends._cuda_kernels import THREADS, Launch, signatures, source
+from nnbackend.backends.base import Availability
+from nnbackend.backends.cuda_backend import CudaBackend, Device
+from nnbackend.errors import OutOfMemoryError
+
+SHIM = Path(__file__).parent / "cuda" / "shim.h"
+#: Orders in which the threads of a block run.
+ASCENDING, DESCENDING, RANDOM = range(3)
+ALIGNMENT = 256
+_POISON = 0xFF
+_LIBC = ctypes.CDLL(None, use_errno=True)
+#: The shim has one device.
+_RUNNING = threading.Lock()
+_LETTERS = {"Size": "l", "Word": "u", "Wide": "w", "int": "i", "double": "d", "StepState": "?"}
+
+
+class DeviceArray(np.ndarray):
+    """An array on the stand-in device: host arrays are none, so that a copy cannot be forgotten."""
+
+
+class CpuDevice(Device):
+    """Runs launches at once, in a chosen order of threads."""
+
+    name = "a stand-in"
+
+    def __init__(
+        self, order: int = ASCENDING, multiprocessors: int = 1, memory: float = math.inf
+    ) -> None:
+        self.order, self.multiprocessors, self.memory = order, multiprocessors, memory
+        self.launches = 0
+        #: arrays behind whose end somebody wrote
+        self.overruns: list[str] = []
+
+    def owns(self, x: object) -> bool:
+        return isinstance(x, DeviceArray)
+
+    def adopt(self, data: Any) -> Any:
+        return None
+
+    def zeros(self, shape: int | Sequence[int], dtype: Any) -> Any:
+        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        array = self._memory(sizes, np.dtype(dtype))
+        array.view(np.ndarray)[...] = 0
+        return array
+
+    def _memory(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """Poisoned memory, as close to a page that nobody may touch as its alignment allows."""
+        size, page = math.prod(shape) * dtype.itemsize, mmap.PAGESIZE
+        if size > self.memory:
+            raise OutOfMemoryError(f"{self.name} has not {size:,} bytes; {self.memory:,} are free")
+        room = -(-size // ALIGNMENT) * ALIGNMENT
+        pages = -(-room // page) * page
+        memory = mmap.mmap(-1, pages + page)
+        whole = np.frombuffer(memory, np.uint8)
+        guard = ctypes.c_void_p(whole.ctypes.data + pages)
+        if _LIBC.mprotect(guard, ctypes.c_size_t(page), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+        whole = whole[:pages]
+        whole[:] = _POISON
+        start = pages - room
+        rest = whole[start + size :]
+        array = whole[start : start + size].view(dtype).reshape(shape).view(DeviceArray)
+        weakref.finalize(array, _look_behind, rest, self.overruns, f"{shape} {dtype}")
+        return array
+
+    def from_host(self, x: np.ndarray) -> Any:
+        array = self._memory(x.shape, x.dtype)
+        array.view(np.ndarray)[...] = x
+        return array
+
+    def to_host(self, x: Any) -> np.ndarray:
+        return np.array(x.view(np.ndarray))
+
+    def launch(self, launch: Launch) -> None:
+        self.launches += 1
+        kept, values = [], (ctypes.c_void_p * len(launch.arguments))()
+        for i, (argument, value) in enumerate(
+            zip(signatures()[launch.kernel], launch.arguments, strict=True)
+        ):
+            if argument.is_pointer:
+                assert value is None or self.owns(value), f"{launch.kernel}: {argument.name}"
+                number = ctypes.c_void_p(None if value is None else value.ctypes.data)
+            else:
+                number = np.ctypeslib.as_ctypes_type(value.dtype)(value)
+            kept.append(number)
+            values[i] = ctypes.addressof(number)
+        library = program(launch.dtype or np.dtype(np.float32))
+        run = library[f"launch_{launch.kernel}"]
+        run.restype = ctypes.c_char_p
+        with _RUNNING:
+            failure = run(launch.blocks, THREADS, self.order, self.launches, values)
+        if failure:
+            raise AssertionError(f"{launch.kernel}: {failure.decode()}")
+
+    def product(self, a: Any, b: Any, out: Any, a_t: bool, b_t: bool) -> None:
+        assert all(self.owns(x) for x in (a, b, out))
+        with np.errstate(all="ignore"):
+            np.matmul(a.T if a_t else a, b.T if b_t else b, out=out)
+
+    def synchronize(self) -> None:
+        pass
+
+
+def _look_behind(rest: np.ndarray, overruns: list[str], what: str) -> None:
+    if (rest != _POISON).any():
+        overruns.append(what)
+
+
+def letters(kernel: str, dtype: np.dtype[Any]) -> str:
+    """What the shim says of a kernel's arguments, from what the backend knows of them."""
+    real = "f" if dtype == np.float32 else "d"
+    found = ""
+    for argument in signatures()[kernel]:
+        letter = real if argument.kind == "Real" else _LETTERS[argument.kind]
+        found += letter.upper() if argument.is_pointer else letter
+    return found
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def build(extra: str, real: str, path: Path) -> ctypes.CDLL:
+    """The kernels, and more source of the same kind, as a library at ``path``."""
+    names = (*signatures(), *re.findall(r"^KERNEL (\w+)\(", extra, re.MULTILINE))
+    registered = "\n".join(f"REGISTER({name})" for name in names)
+    text = f'#define Real {real}\n#include "{SHIM}"\n{source()}\n{extra}\n{registered}\n'
+    part = path.with_name(f"{path.stem}-{os.getpid()}")
+    part.with_suffix(".cpp").write_text(text)
+    command = [compiler(), "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    command += ["-o", str(part.with_suffix(".so")), str(part.with_suffix(".cpp"))]
+    subprocess.run(command, check=True)
+    part.with_suffix(".so").replace(path)
+    part.with_suffix(".cpp").unlink()
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def program(dtype: np.dtype[Any]) -> ctypes.CDLL:
+    """The kernels of a dtype, built once for a source."""
+    real = "float" if dtype == np.float32 else "double"
+    key = hashlib.sha256((source() + SHIM.read_text()).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"nnbackend-cuda-stand-in-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{real}-{key}.so"
+    return ctypes.CDLL(str(path)) if path.exists() else build("", real, path)
+
+
+class StandInBackend(CudaBackend):
+    """The CUDA backend on the stand-in device."""
+
+    name = "cuda_stand_in"
+    device_class: type[CpuDevice] = CpuDevice
+
+    @classmethod
+    def is_available(cls) -> Availability:
+        return Availability(True, devices=("cuda_stand_in:0",))
+
+    def __init__(self, index: int | None = None, **settings: Any) -> None:
+        super().__init__(index, self.device_class(**settings))

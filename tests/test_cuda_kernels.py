@@ -1,0 +1,218 @@
+"""The CUDA kernels without a GPU: NVIDIA's compiler takes them, and a stand-in device runs them.
+
+``cuda_stand_in.py`` builds the same files as C++; what it proves and what it cannot is said there
+and in docs/cuda.md.
+"""
+
+import ctypes
+import gc
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import nvrtc
+import pytest
+from cuda_stand_in import (
+    ASCENDING,
+    DESCENDING,
+    RANDOM,
+    CpuDevice,
+    DeviceArray,
+    StandInBackend,
+    build,
+    compiler,
+    letters,
+    program,
+)
+
+from nnbackend.backends._cuda_kernels import Launch, bind, signatures, source
+from nnbackend.testing.conformance import CHECKS, run_check
+
+BUILDS = pytest.mark.skipif(
+    shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
+)
+FLOAT32 = np.dtype(np.float32)
+
+
+@pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
+class TestCompiler:
+    @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+    @pytest.mark.parametrize("real", ["float", "double"])
+    def test_kernels_compile_without_a_warning(self, architecture: str, real: str) -> None:
+        nvrtc.compile_program(source(), f"-arch={architecture}", f"-DReal={real}")
+
+    @pytest.mark.parametrize(
+        ("planted", "message"),
+        [
+            ("KERNEL wrong(Real* x) { x[0] = nothing; }", "nothing"),
+            ("KERNEL warned(Real* x) { int unused = 1; }", "unused"),
+        ],
+    )
+    def test_mistakes_and_warnings_are_found(self, planted: str, message: str) -> None:
+        with pytest.raises(AssertionError, match=message):
+            nvrtc.compile_program(source() + planted, "-arch=sm_90", "-DReal=float")
+
+
+class TestLaunches:
+    """A launch is checked against the source before it reaches a device."""
+
+    def test_numbers_get_the_type_that_the_kernel_says(self) -> None:
+        x = np.zeros(5, np.float32)
+        launch = bind("activation_backward", FLOAT32, 1, (x, x, 5, 2, 0.25, x))
+        kinds = [type(value) for value in launch.arguments]
+        assert kinds == [np.ndarray, np.ndarray, np.int64, np.int32, np.float32, np.ndarray]
+        wide = bind("activation_backward", np.dtype("float64"), 1, (None, None, 5, 2, 0.25, None))
+        assert type(wide.arguments[4]) is np.float64
+
+    @pytest.mark.parametrize(
+        ("x", "message"),
+        [
+            (np.zeros(5), "contiguous array of float32; received float64"),
+            (np.zeros((5, 2), np.float32)[:, 0], "strides"),
+        ],
+    )
+    def test_arrays_have_to_fit(self, x: np.ndarray, message: str) -> None:
+        with pytest.raises(TypeError, match=message):
+            bind("sum_squares", FLOAT32, 1, (x, 5, np.zeros(1)))
+
+    def test_nothing_may_be_left_out(self) -> None:
+        with pytest.raises(TypeError, match="sum_squares takes 3 arguments; received 2"):
+            bind("sum_squares", FLOAT32, 1, (None, 5))
+
+    @BUILDS
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_the_compiler_reads_the_same_types(self, dtype: str) -> None:
+        library = program(np.dtype(dtype))
+        for kernel in signatures():
+            types = library[f"types_{kernel}"]
+            types.restype = ctypes.c_char_p
+            assert types().decode() == letters(kernel, np.dtype(dtype)), kernel
+
+
+@BUILDS
+class TestOrder:
+    """Threads of a block run in any order: a result that depends on it lacks a barrier."""
+
+    @pytest.mark.parametrize("order", [ASCENDING, DESCENDING, RANDOM])
+    @pytest.mark.parametrize("name", CHECKS)
+    def test_operations_are_right_in_every_order(self, name: str, order: int, dtype: str) -> None:
+        device = StandInBackend(order=order, multiprocessors=2)
+        run_check(device, name, CHECKS[name], dtype, 3)
+        gc.collect()
+        assert not device.gpu.overruns
+
+    @pytest.mark.parametrize("name", CHECKS)
+    def test_bits_are_equal_in_every_order(self, name: str, dtype: str) -> None:
+        traces = []
+        for order in (ASCENDING, DESCENDING, RANDOM):
+            device = Recorder(order=order, multiprocessors=2)
+            run_check(device, name, CHECKS[name], dtype, 3)
+            traces.append(device.gpu.results)
+        for other in traces[1:]:
+            assert len(other) == len(traces[0])
+            for (kernel, a), (_, b) in zip(traces[0], other, strict=True):
+                assert a == b, f"{kernel} depends on the order of threads"
+
+
+class _RecordingDevice(CpuDevice):
+    """Keeps what lies in every array after each launch."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self.results: list[tuple[str, int]] = []
+
+    def launch(self, launch: Launch) -> None:
+        super().launch(launch)
+        arrays = [a for a in launch.arguments if isinstance(a, DeviceArray)]
+        self.results.append((launch.kernel, hash(b"".join(a.tobytes() for a in arrays))))
+
+
+class Recorder(StandInBackend):
+    device_class = _RecordingDevice
+
+
+PLANTED = """
+KERNEL no_barrier(double* out) {
+    __shared__ double parts[256];
+    parts[threadIdx.x] = threadIdx.x;
+    out[threadIdx.x] = parts[255 - threadIdx.x];
+}
+KERNEL barrier_for_some(double* out) {
+    if (threadIdx.x < 100) __syncthreads();
+    out[0] = 1;
+}
+KERNEL shuffle_for_some(double* out) {
+    if (threadIdx.x < 100) out[threadIdx.x] = warp_sum((double)threadIdx.x);
+}
+KERNEL overrun(double* out, Size n) { out[n] = 1; }
+"""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Launch one of the planted kernels; what the stand-in has to say of it."""
+    library = build(PLANTED, "float", tmp_path_factory.mktemp("planted") / "planted.so")
+
+    def run(kernel: str, out: np.ndarray, order: int = ASCENDING, n: int = 0) -> bytes | None:
+        values = (ctypes.c_void_p * 2)()
+        numbers = ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(n)
+        for i, number in enumerate(numbers):
+            values[i] = ctypes.addressof(number)
+        launch = library[f"launch_{kernel}"]
+        launch.restype = ctypes.c_char_p
+        return launch(1, 256, order, 1, values)
+
+    return run
+
+
+@BUILDS
+class TestStandIn:
+    """The stand-in finds what it is there to find."""
+
+    def test_a_missing_barrier_shows_in_some_order(self, planted) -> None:
+        outs = []
+        for order in (ASCENDING, DESCENDING, RANDOM):
+            outs.append(np.zeros(256))
+            assert planted("no_barrier", outs[-1], order) is None
+        assert any(not np.array_equal(out, np.arange(256)[::-1]) for out in outs)
+        assert np.isnan(outs[0]).any()  # shared memory was poisoned
+
+    def test_a_barrier_that_some_never_reach_is_named(self, planted) -> None:
+        assert planted("barrier_for_some", np.zeros(256)) is None  # the others have left
+        assert b"a shuffle that not all lanes" in planted("shuffle_for_some", np.zeros(256))
+
+    def test_numbers_behind_an_array_are_noticed(self, planted) -> None:
+        device = CpuDevice()
+        out = device.zeros(3, np.float64)
+        planted("overrun", out, n=3)
+        del out
+        gc.collect()
+        assert device.overruns == ["(3,) float64"]
+
+    def test_touching_the_page_behind_an_array_ends_the_process(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", "import numpy as np; from cuda_stand_in import CpuDevice\n"
+             "x = CpuDevice().zeros(64, np.float64)\n"
+             "np.lib.stride_tricks.as_strided(np.asarray(x), (65,))[64] = 1"],
+            cwd=Path(__file__).parent, capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.returncode < 0
+
+    def test_arrays_of_the_host_are_refused(self) -> None:
+        device = StandInBackend()
+        out = device.zeros((2, 3), FLOAT32)
+        with pytest.raises(AssertionError, match="standardize"):
+            device.standardize_backward(np.ones((2, 3), np.float32), np.ones(3, np.float32), out)
+
+
+@BUILDS
+def test_memory_that_is_not_there(rng) -> None:
+    import nnbackend as nn
+
+    device = StandInBackend(memory=100_000)
+    with pytest.raises(nn.OutOfMemoryError, match="1,000,000 bytes"):
+        device.zeros(250_000, FLOAT32)
+    layer = nn.Sequential([nn.Dense(4, 3)], seed=0, backend=device)
+    assert layer(rng.normal(size=(2, 4))).shape == (2, 3)  # the device is still of use
