@@ -40,7 +40,7 @@ class PythonExecutor(Executor):
 
     def __init__(self, program: Program, backend: Backend) -> None:
         self.program, self.backend = program, backend
-        self._plans: dict[int, _TrainingPlan] = {}
+        self._plans: dict[int, TrainingPlan] = {}
         self._capacity = 0
         self._workspace: Array = None
         # leased by the threads that predict: append and pop are atomic
@@ -68,20 +68,20 @@ class PythonExecutor(Executor):
                 epoch, batch = divmod(index, steps_per_epoch)
                 start = batch * batch_size
                 stop = min(start + batch_size, rows)
-                plan = self._plan(stop - start, min(batch_size, rows))
+                plan = self.plan(stop - start, min(batch_size, rows))
                 if order is None:
                     batch_data = data.rows(start, stop)
                 else:
                     batch_data = plan.gather(data, order[epoch, start:stop])
                 step = first_step + index
                 plan.differentiate(batch_data, step, trace[index])
-                self._update(float(lr[index]), step)
+                self.update(float(lr[index]), step)
         return self.backend.to_numpy(trace)
 
     def gradient(self, data: Data, step: int = 0) -> float:
         float64 = np.dtype(np.float64)
         trace = self.backend.zeros(METRIC_SUMS + self.program.n_sums, float64)
-        plan = self._plan(len(data.x), len(data.x))
+        plan = self.plan(len(data.x), len(data.x))
         plan.workspace.moves_statistics = False
         try:
             with np.errstate(all="ignore"):
@@ -91,7 +91,7 @@ class PythonExecutor(Executor):
         values = self.backend.to_numpy(trace)
         return total_loss(self.program, values)
 
-    def _update(self, lr: float, step: int) -> None:
+    def update(self, lr: float, step: int) -> None:
         program, storage, backend = self.program, self.program.storage, self.backend
         optimizer = program.optimizer
         if optimizer is None or storage.trained == 0:
@@ -111,7 +111,7 @@ class PythonExecutor(Executor):
                     [slot[part] for slot in program.slots], lr, weight_decay, step, self._scratch,
                 )  # fmt: skip
 
-    def _plan(self, rows: int, most_rows: int) -> _TrainingPlan:
+    def plan(self, rows: int, most_rows: int) -> TrainingPlan:
         """The plan for batches of ``rows``; all plans share one workspace."""
         plan = self._plans.get(rows)
         if plan is None:
@@ -119,10 +119,10 @@ class PythonExecutor(Executor):
                 self._plans.clear()
                 # a multiple of 16 keeps every buffer's start aligned
                 self._capacity = -(-most_rows // 16) * 16
-                self._workspace = _Workspace(self.program, self.backend, self._capacity)
+                self._workspace = Workspace(self.program, self.backend, self._capacity)
             if len(self._plans) >= 16:
                 self._plans.pop(next(iter(self._plans)))
-            plan = self._plans[rows] = _TrainingPlan(self.program, self._workspace, rows)
+            plan = self._plans[rows] = TrainingPlan(self.program, self._workspace, rows)
         return plan
 
     # -- inference ----------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class PythonExecutor(Executor):
                 _measure(program, block, out, None, part, value)
             total += part
         penalty = backend.zeros((), float64)
-        _add_penalties(program, False, penalty)
+        add_penalties(program, False, penalty)
         total[PENALTY] = penalty
         return backend.to_numpy(total)
 
@@ -210,7 +210,7 @@ def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
     return value, program.backend.asarray(dpred, program.dtype)
 
 
-def _add_penalties(program: Program, into_gradients: bool, penalty: Array) -> None:
+def add_penalties(program: Program, into_gradients: bool, penalty: Array) -> None:
     """L1 and L2 terms, added to ``penalty`` () and, if wanted, to the gradients."""
     storage = program.storage
     for term in program.penalties:
@@ -219,7 +219,7 @@ def _add_penalties(program: Program, into_gradients: bool, penalty: Array) -> No
         program.backend.penalty(storage.parameters[part], term.l1, term.l2, gradients, penalty)
 
 
-class _Workspace:
+class Workspace:
     """Buffers of a training step for up to ``capacity`` rows."""
 
     def __init__(self, program: Program, backend: Backend, capacity: int) -> None:
@@ -240,10 +240,10 @@ class _Workspace:
         return self.flat[start : start + rows * width].reshape(rows, width)
 
 
-class _TrainingPlan:
+class TrainingPlan:
     """The table bound to buffers, for one batch size."""
 
-    def __init__(self, program: Program, workspace: _Workspace, rows: int) -> None:
+    def __init__(self, program: Program, workspace: Workspace, rows: int) -> None:
         self.program, self.workspace, self.rows = program, workspace, rows
         self.forward: list[Forward] = []
         self.backward: list[Backward] = []
@@ -290,12 +290,12 @@ class _TrainingPlan:
         self.penalty[...] = 0
         for index in range(len(inputs) - 1, self.first_trained - 1, -1):
             dy = self.backward[index](inputs[index], dy)
-        _add_penalties(program, True, self.penalty)
+        add_penalties(program, True, self.penalty)
         trace[PENALTY] = self.penalty
 
 
 def _bind(
-    program: Program, workspace: _Workspace, row: Row, rows: int, dx: Array | None
+    program: Program, workspace: Workspace, row: Row, rows: int, dx: Array | None
 ) -> tuple[Forward, Backward]:
     """A row's forward and backward as functions over fixed buffers."""
     backend = program.backend

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,8 @@ class CpuDevice(Device):
         self, order: int = ASCENDING, multiprocessors: int = 1, memory: float = math.inf
     ) -> None:
         self.order, self.multiprocessors, self.memory = order, multiprocessors, memory
-        self.launches = 0
+        self.launches = self.replays = 0
+        self._recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
         #: arrays behind whose end somebody wrote
         self.overruns: list[str] = []
 
@@ -70,6 +71,7 @@ class CpuDevice(Device):
 
     def _memory(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """Poisoned memory, as close to a page that nobody may touch as its alignment allows."""
+        self._not_while_capturing("an allocation")
         size, page = math.prod(shape) * dtype.itemsize, mmap.PAGESIZE
         if size > self.memory:
             raise OutOfMemoryError(f"{self.name} has not {size:,} bytes; {self.memory:,} are free")
@@ -94,9 +96,33 @@ class CpuDevice(Device):
         return array
 
     def to_host(self, x: Any) -> np.ndarray:
+        self._not_while_capturing("a copy to the host")
         return np.array(x.view(np.ndarray))
 
+    def address(self, x: Any) -> int:
+        return int(x.ctypes.data)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self._recorded = recorded = []
+        try:
+            work()
+        finally:
+            self._recorded = None
+
+        def replay() -> None:
+            self.replays += 1
+            for do, arguments in recorded:
+                do(*arguments)
+
+        return replay
+
+    def _not_while_capturing(self, what: str) -> None:
+        assert self._recorded is None, f"{what} cannot be captured"
+
     def launch(self, launch: Launch) -> None:
+        if self._recorded is not None:
+            self._recorded.append((self.launch, (launch,)))
+            return
         self.launches += 1
         kept, values = [], (ctypes.c_void_p * len(launch.arguments))()
         for i, (argument, value) in enumerate(
@@ -119,11 +145,14 @@ class CpuDevice(Device):
 
     def product(self, a: Any, b: Any, out: Any, a_t: bool, b_t: bool) -> None:
         assert all(self.owns(x) for x in (a, b, out))
+        if self._recorded is not None:
+            self._recorded.append((self.product, (a, b, out, a_t, b_t)))
+            return
         with np.errstate(all="ignore"):
             np.matmul(a.T if a_t else a, b.T if b_t else b, out=out)
 
     def synchronize(self) -> None:
-        pass
+        self._not_while_capturing("waiting")
 
 
 def _look_behind(rest: np.ndarray, overruns: list[str], what: str) -> None:

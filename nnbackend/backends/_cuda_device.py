@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,23 @@ class CupyDevice(Device):
         with self._on():
             stream = self._cupy.cuda.get_current_stream().ptr
             self._products(a, b, out, a_t, b_t, stream)
+
+    def address(self, x: Array) -> int:
+        return int(x.data.ptr)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        with self._on(), self._cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            try:
+                work()
+            finally:
+                graph = stream.end_capture()
+        # a graph is launched on the stream that is current then, in order with everything else
+        return lambda: self._launch_graph(graph)
+
+    def _launch_graph(self, graph: Any) -> None:
+        with self._on():
+            graph.launch()
 
     def synchronize(self) -> None:
         with self._on() as device:

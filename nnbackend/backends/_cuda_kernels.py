@@ -7,6 +7,7 @@ source, so that a launch cannot hand over a number of the wrong type or an array
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,14 @@ import numpy as np
 from nnbackend import kernels
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
-FILES = ("common", "activations", "losses", "metrics", "norms", "random", "rows", "updates")
+FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
+#: What a run of captured steps reads from an int64 array: addresses, 0 for what is not there, the
+#: number of updates made before, the step in the run, rows of an epoch and of a batch.
+RUN = (
+    "x", "target", "weight", "order", "rates", "trace", "first_step", "index", "rows", "batch",
+)  # fmt: skip
+#: Bytes of the StepState of kernels/cuda_common.cu.
+STATE_BYTES = 56
 #: Threads of a block, in every launch.
 THREADS = 256
 
@@ -56,14 +64,14 @@ def folder() -> Path:
 @cache
 def source() -> str:
     """The program. ``Real`` is left to the compiler's options."""
-    parts = [_codes(ACTIVATIONS), _codes(LOSSES)]
+    parts = [_codes(names) for names in (ACTIVATIONS, LOSSES, [f"run_{name}" for name in RUN])]
     for name in FILES:
         file = folder() / f"cuda_{name}.cu"
         parts.append(f'#line 1 "{file.name}"\n{file.read_text(encoding="utf-8")}')
     return "\n".join(parts)
 
 
-def _codes(names: tuple[str, ...]) -> str:
+def _codes(names: Sequence[str]) -> str:
     return f"enum {{ {', '.join(name.upper() for name in names)} }};"
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from nnbackend.backends._cuda_kernels import THREADS, Launch, bind
 from nnbackend.backends.base import Activation, Array, Availability, Backend, DType
 from nnbackend.errors import DeviceError
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
+
+if TYPE_CHECKING:
+    from nnbackend.executor import Executor
+    from nnbackend.program import Program
 
 WARPS = THREADS // 32
 #: Columns that a block of kernels/cuda_norms.cu takes.
@@ -72,6 +77,16 @@ class Device(ABC):
         """out = a b for row-major matrices, of which a, b or both may be taken transposed."""
 
     @abstractmethod
+    def address(self, x: Array) -> int:
+        """Where an array's numbers lie."""
+
+    @abstractmethod
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What ``work`` asks for, which is not done now: a function that does it all at once, any
+        number of times, with the same arrays and numbers. ``work`` must only launch and multiply,
+        and nothing for the first time."""
+
+    @abstractmethod
     def synchronize(self) -> None:
         """Wait for everything that was asked for."""
 
@@ -90,12 +105,13 @@ class CudaBackend(Backend):
 
             device = CupyDevice(index or 0)
         self.gpu = device
-        # a sum over blocks is two launches with numbers between them
-        self._lock = threading.RLock()
+        #: held where several launches belong together, as a sum over blocks and what uses it
+        self.lock = threading.RLock()
         self._partial = device.zeros(RESIDENT_BLOCKS * device.multiprocessors, FLOAT64)
         self._weight_sum = device.zeros(1, FLOAT64)
         self._flag = device.zeros(1, INT32)
         self._classes = device.zeros(0, INT32)
+        self._local = threading.local()
 
     @classmethod
     def is_available(cls) -> Availability:
@@ -103,23 +119,45 @@ class CudaBackend(Backend):
 
         return diagnose(Machine())
 
+    def make_executor(self, program: Program) -> Executor:
+        if program.python_parts or program.loss is None:
+            return super().make_executor(program)
+        from nnbackend.graph_executor import GraphExecutor
+
+        return GraphExecutor(program, self)
+
     # -- launches -------------------------------------------------------------------------
 
-    def _run(self, kernel: str, dtype: DType | None, blocks: int, *arguments: Any) -> None:
+    @contextmanager
+    def from_state(self, state: Array) -> Iterator[None]:
+        """Inside, on this thread, optimizer steps and dropout take what changes from step to step,
+        the rate and the step's number, from a StepState on the device, not from their arguments.
+        """
+        self._local.state = state
+        try:
+            yield
+        finally:
+            self._local.state = None
+
+    def _state(self) -> Array | None:
+        return getattr(self._local, "state", None)
+
+    def run(self, kernel: str, dtype: DType | None, blocks: int, *arguments: Any) -> None:
+        """Launch a kernel; no dtype where it is the same for all."""
         self.gpu.launch(bind(kernel, dtype, blocks, arguments))
 
-    def _blocks(self, items: int, each: int = THREADS) -> int:
+    def blocks(self, items: int, each: int = THREADS) -> int:
         """Blocks for so many items, of which a block takes ``each`` at a time."""
         return max(1, min(-(-items // each), RESIDENT_BLOCKS * self.gpu.multiprocessors))
 
     def _by_element(self, kernel: str, out: Array, *arguments: Any) -> None:
-        self._run(kernel, out.dtype, self._blocks(out.size), *arguments)
+        self.run(kernel, out.dtype, self.blocks(out.size), *arguments)
 
     def _by_row(self, kernel: str, x: Array, *arguments: Any) -> None:
-        self._run(kernel, x.dtype, self._blocks(len(x), WARPS), *arguments)
+        self.run(kernel, x.dtype, self.blocks(len(x), WARPS), *arguments)
 
     def _by_column(self, kernel: str, x: Array, *arguments: Any) -> None:
-        self._run(kernel, x.dtype, -(-x.shape[1] // COLUMNS), *arguments)
+        self.run(kernel, x.dtype, -(-x.shape[1] // COLUMNS), *arguments)
 
     # -- arrays ---------------------------------------------------------------------------
 
@@ -151,19 +189,19 @@ class CudaBackend(Backend):
     def take_rows(self, x: Array, idx: Array, out: Array) -> None:
         row = out[:1].size * out.itemsize // _WORD.itemsize
         words, source = out.reshape(-1).view(_WORD), x.reshape(-1).view(_WORD)
-        blocks = self._blocks(words.size)
-        self._run("take_rows", None, blocks, source, idx, len(idx), row, words)
+        blocks = self.blocks(words.size)
+        self.run("take_rows", None, blocks, source, idx, len(idx), row, words)
 
     def all_finite(self, x: Array) -> bool:
-        with self._lock:
+        with self.lock:
             self._flag[...] = 0
             self._by_element("find_not_finite", x, x, x.size, self._flag)
             return not self.gpu.to_host(self._flag)[0]
 
     def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
         words = [number >> shift & _MASK for number, shift in _words(seed, stream)]
-        blocks = self._blocks(out.size, 4 * THREADS)
-        self._run("random_bits", None, blocks, *words, offset // 4, out.size, out)
+        blocks = self.blocks(out.size, 4 * THREADS)
+        self.run("random_bits", None, blocks, *words, offset // 4, out.size, out)
 
     # -- layers ---------------------------------------------------------------------------
 
@@ -288,23 +326,10 @@ class CudaBackend(Backend):
     def dropout_forward(
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:
-        self._dropout(x, rate, seed, stream & (1 << 64) - 1, stream >> 64, None, out, saved)
-
-    def _dropout(
-        self,
-        x: Array,
-        rate: float,
-        seed: int,
-        step: int,
-        layer: int,
-        state: Array | None,
-        out: Array,
-        saved: Array,
-    ) -> None:
-        self._run(
-            "dropout_forward", x.dtype, self._blocks(x.size, 4 * THREADS), x, seed & _MASK,
-            seed >> 32 & _MASK, step, layer, state, int(rate * 2.0**32), 1.0 / (1.0 - rate),
-            x.size, out, saved,
+        self.run(
+            "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x, seed & _MASK,
+            seed >> 32 & _MASK, stream & (1 << 64) - 1, stream >> 64, self._state(),
+            int(rate * 2.0**32), 1.0 / (1.0 - rate), x.size, out, saved,
         )  # fmt: skip
 
     def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
@@ -328,19 +353,32 @@ class CudaBackend(Backend):
         loss: Array,
         parameter: float = 0.0,
     ) -> None:
-        code, rows = LOSSES.index(name), len(pred)
-        blocks = self._blocks(rows, WARPS)
-        with self._lock:
-            total = None
-            if weight is not None:
-                total = self._weight_sum
-                self._run("sum_weights", pred.dtype, 1, weight, rows, total)
-            self._run(
-                "loss_rows", pred.dtype, blocks, code, parameter, pred, *_labels_or_rows(target),
-                weight, total, *pred.shape, dpred, self._partial,
-            )  # fmt: skip
-            value = loss.reshape(-1)
-            self._run("finish_loss", pred.dtype, 1, code, self._partial, blocks, total, rows, value)
+        with self.lock:
+            partial = self.sum_loss(name, pred, target, weight, dpred, parameter)
+            code, value = LOSSES.index(name), loss.reshape(-1)
+            self.run("finish_loss", pred.dtype, 1, code, *partial, len(pred), value)
+
+    def sum_loss(
+        self,
+        name: str,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        parameter: float = 0.0,
+    ) -> tuple[Array, int, Array | None]:
+        """The loss's gradient, and its sum over the rows in parts: where they lie, their number,
+        and where the sum of the weights lies, None for ones. Valid until the next operation."""
+        code, rows, total = LOSSES.index(name), len(pred), None
+        blocks = self.blocks(rows, WARPS)
+        if weight is not None:
+            total = self._weight_sum
+            self.run("sum_weights", pred.dtype, 1, weight, rows, total)
+        self.run(
+            "loss_rows", pred.dtype, blocks, code, parameter, pred, *_labels_or_rows(target),
+            weight, total, *pred.shape, dpred, self._partial,
+        )  # fmt: skip
+        return self._partial, blocks, total
 
     def softmax_cross_entropy(
         self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
@@ -404,9 +442,9 @@ class CudaBackend(Backend):
         top: int,
         out: Array,
     ) -> None:
-        blocks = self._blocks(len(pred), WARPS)
-        with self._lock:
-            self._run(
+        blocks = self.blocks(len(pred), WARPS)
+        with self.lock:
+            self.run(
                 "correct_rows", pred.dtype, blocks, pred, *_labels_or_rows(target), weight,
                 *pred.shape, threshold is not None, threshold or 0.0, top, self._partial,
             )  # fmt: skip
@@ -415,14 +453,14 @@ class CudaBackend(Backend):
     def _add_up(self, blocks: int, factor: float, add: bool, out: Array) -> None:
         """out () = or += factor times the sum of what the blocks left."""
         number = out.reshape(-1)
-        self._run("sum_partials", None, 1, self._partial, blocks, factor, add, number)
+        self.run("sum_partials", None, 1, self._partial, blocks, factor, add, number)
 
     def confusion_counts(
         self, pred: Array, target: Array, weight: Array | None, threshold: float | None, out: Array
     ) -> None:
         rows, classes = pred.shape
         labels, onehot = _labels_or_rows(target)
-        with self._lock:
+        with self.lock:
             guesses = truths = None
             if threshold is None:
                 if self._classes.size < 2 * rows:
@@ -431,26 +469,26 @@ class CudaBackend(Backend):
                 self._by_row(
                     "row_classes", pred, pred, labels, onehot, rows, classes, guesses, truths
                 )
-            self._run(
+            self.run(
                 "class_counts", pred.dtype, classes, guesses, truths, pred, onehot, weight,
                 threshold or 0.0, rows, classes, out,
             )  # fmt: skip
 
     def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
-        self._run(
+        self.run(
             "regression_sums", pred.dtype, pred.shape[1], pred, target, weight, *pred.shape, out
         )
 
     # -- gradients and updates --------------------------------------------------------------
 
     def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
-        with self._lock:
+        with self.lock:
             self._by_element("penalty", param, param, param.size, l1, l2, grad, self._partial)
-            self._add_up(self._blocks(param.size), 1.0, True, loss)
+            self._add_up(self.blocks(param.size), 1.0, True, loss)
 
     def clip_by_global_norm(self, grad: Array, limit: float) -> None:
-        blocks = self._blocks(grad.size)
-        with self._lock:
+        blocks = self.blocks(grad.size)
+        with self.lock:
             self._by_element("sum_squares", grad, grad, grad.size, self._partial)
             self._by_element("scale_to_norm", grad, grad, grad.size, self._partial, blocks, limit)
 
@@ -458,8 +496,8 @@ class CudaBackend(Backend):
         return 0
 
     def _update(self, kernel: str, param: Array, *arguments: Any) -> None:
-        blocks = self._blocks(param.size, 4 * THREADS)
-        self._run(kernel, param.dtype, blocks, *arguments)
+        blocks = self.blocks(param.size, 4 * THREADS)
+        self.run(kernel, param.dtype, blocks, *arguments, self._state())
 
     def sgd_step(
         self,
@@ -473,16 +511,16 @@ class CudaBackend(Backend):
     ) -> None:
         size = param.size
         if velocity is None:
-            self._update("sgd_step", param, param, grad, size, lr, None)
+            self._update("sgd_step", param, param, grad, size, lr)
         else:
             self._update(
-                "momentum_step", param, param, grad, velocity, size, lr, momentum, nesterov, None
+                "momentum_step", param, param, grad, velocity, size, lr, momentum, nesterov
             )
 
     def adagrad_step(
         self, param: Array, grad: Array, cache: Array, lr: float, eps: float, scratch: Array
     ) -> None:
-        self._update("adagrad_step", param, param, grad, cache, param.size, lr, eps, None)
+        self._update("adagrad_step", param, param, grad, cache, param.size, lr, eps)
 
     def rmsprop_step(
         self,
@@ -494,9 +532,7 @@ class CudaBackend(Backend):
         eps: float,
         scratch: Array,
     ) -> None:
-        self._update(
-            "rmsprop_step", param, param, grad, cache, param.size, lr, rho, 1.0 - rho, eps, None
-        )
+        self._update("rmsprop_step", param, param, grad, cache, param.size, lr, rho, 1.0 - rho, eps)
 
     def adam_step(
         self,
@@ -516,7 +552,7 @@ class CudaBackend(Backend):
         rate = lr * root / (1.0 - beta1 ** (step + 1))
         self._update(
             "adam_step", param, param, grad, m, v, param.size, rate, 1.0 - lr * weight_decay, beta1,
-            1.0 - beta1, beta2, 1.0 - beta2, eps * root, weight_decay != 0.0, None,
+            1.0 - beta1, beta2, 1.0 - beta2, eps * root, weight_decay != 0.0,
         )  # fmt: skip
 
 
