@@ -120,8 +120,6 @@ class CudaBackend(Backend):
         return diagnose(Machine())
 
     def make_executor(self, program: Program) -> Executor:
-        if program.python_parts or program.loss is None:
-            return super().make_executor(program)
         from nnbackend.graph_executor import GraphExecutor
 
         return GraphExecutor(program, self)

@@ -1,0 +1,226 @@
+"""Training steps as CUDA graphs: a replayed step does what its launches would have done."""
+
+import shutil
+
+import numpy as np
+import pytest
+from cuda_stand_in import ASCENDING, RANDOM, StandInBackend, build, compiler
+
+import nnbackend as nn
+from nnbackend import training
+from nnbackend.backends._cuda_kernels import STATE_BYTES
+from nnbackend.graph_executor import KEPT, STEPS, GraphExecutor
+from nnbackend.python_executor import PythonExecutor
+
+pytestmark = pytest.mark.skipif(
+    shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
+)
+OPTIMIZERS = {
+    "sgd": lambda: nn.SGD(0.05),
+    "momentum": lambda: nn.SGD(0.05, momentum=0.9, nesterov=True),
+    "adagrad": lambda: nn.AdaGrad(0.05),
+    "rmsprop": lambda: nn.RMSprop(0.01),
+    "adam": lambda: nn.Adam(0.01),
+    "adamw": lambda: nn.AdamW(nn.CosineDecay(0.01, 90), clip_norm=1.0),
+}
+
+
+def deep(backend: nn.Backend, dtype: str = "float32", optimizer: str = "adamw") -> nn.Sequential:
+    """A model with everything in it that a graph could get wrong."""
+    model = nn.Sequential(
+        [
+            nn.Standardize(6),
+            nn.Dense(6, 20, "relu", weight_l2=1e-3, bias_l1=1e-4),
+            nn.BatchNorm(20),
+            nn.Dropout(0.2),
+            nn.Dense(20, 11, "gelu"),
+            nn.LayerNorm(11),
+            nn.Dense(11, 4),
+        ],
+        seed=3, dtype=dtype, backend=backend,
+    )  # fmt: skip
+    model.compile("softmax_cross_entropy", OPTIMIZERS[optimizer](), ["accuracy", "recall"])
+    return model
+
+
+@pytest.fixture
+def rows(rng):
+    return rng.normal(size=(83, 6)), rng.integers(0, 4, 83), rng.uniform(0.5, 2.0, 83)
+
+
+def fit(model: nn.Sequential, rows, epochs: int = 5, batch_size: int = 8) -> list[float]:
+    x, y, weight = rows
+    history = model.fit(x, y, epochs=epochs, batch_size=batch_size, sample_weight=weight, verbose=0)
+    return [*history["loss"], *history["accuracy"], *history["recall"]]
+
+
+def same(one: nn.Sequential, other: nn.Sequential, **tolerance: float) -> None:
+    arrays = other.arrays()
+    for name, array in one.arrays().items():
+        if tolerance:
+            np.testing.assert_allclose(array, arrays[name], **tolerance, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+
+
+def eager(model: nn.Sequential) -> nn.Sequential:
+    """The model, its steps launched one by one."""
+    model.executor = PythonExecutor(model.program, model.backend)
+    return model
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_equal_those_of_numpy(rows, dtype: str, optimizer: str) -> None:
+    graph = deep(StandInBackend(), dtype, optimizer)
+    numpy = deep(nn.get_backend("numpy"), dtype, optimizer)
+    tolerance = {"rtol": 1e-8, "atol": 1e-10} if dtype == "float64" else {"atol": 2e-3}
+    np.testing.assert_allclose(fit(graph, rows, 2), fit(numpy, rows, 2), **tolerance)
+    same(graph, numpy, **tolerance)
+    assert isinstance(graph.executor, GraphExecutor)
+    assert graph.backend.gpu.replays > 0
+
+
+def test_a_replayed_step_is_that_of_its_launches(rows, dtype) -> None:
+    backend = StandInBackend()
+    graph, launched = deep(backend, dtype), eager(deep(backend, dtype))
+    x, y, weight = rows
+    for model in (graph, launched):
+        model.fit(x, y, epochs=3, batch_size=8, sample_weight=weight, verbose=0)
+    same(graph, launched, rtol=1e-6 if dtype == "float32" else 1e-13, atol=1e-7)
+    assert backend.gpu.replays > 0
+
+
+def test_runs_repeat_bit_for_bit_whatever_the_order_of_threads(rows, dtype) -> None:
+    runs = []
+    for order in (ASCENDING, ASCENDING, RANDOM):
+        model = deep(StandInBackend(order=order, multiprocessors=2), dtype)
+        runs.append((fit(model, rows), model))
+    for figures, model in runs[1:]:
+        assert figures == runs[0][0]
+        same(model, runs[0][1])
+
+
+def test_results_do_not_depend_on_the_length_of_a_chunk(rows, monkeypatch) -> None:
+    models = []
+    for seconds in (0.0, 1e-3, 10.0):
+        monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+        models.append(deep(StandInBackend()))
+        fit(models[-1], rows)
+    same(models[0], models[1])
+    same(models[0], models[2])
+
+
+def test_long_runs_take_graphs_of_many_steps(rng) -> None:
+    model = nn.Sequential([nn.Dense(3, 2)], seed=0, backend=StandInBackend())
+    model.compile("mean_squared_error", "sgd")
+    x, y = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
+    source = nn.sources.make_source(model, x, y, None)
+    model.executor.run(source.data, None, 4, model.rates(1), 0)
+    assert model.backend.gpu.replays == 0  # the first step is launched
+    model.executor.run(source.data, None, 4, model.rates(3 * STEPS + 2), 1)
+    assert model.backend.gpu.replays == 3 + 2
+
+
+def test_each_run_reads_its_own_data_rates_and_steps(rng) -> None:
+    """What a captured step must not have kept: arrays, the rate, the number of the update."""
+    models = [
+        nn.Sequential([nn.Dense(3, 5, "tanh"), nn.Dropout(0.3), nn.Dense(5, 2)], seed=1,
+                      dtype="float64", backend=backend)
+        for backend in (StandInBackend(), nn.get_backend("numpy"))
+    ]  # fmt: skip
+    for model in models:
+        model.compile("mean_squared_error", nn.Adam(0.1))
+    for rate, n in ((0.1, 12), (0.01, 12), (0.5, 30), (0.02, 4)):
+        x, y = rng.normal(size=(n, 3)), rng.normal(size=(n, 2))
+        for model in models:
+            model.optimizer.lr = rate
+            model.fit(x, y, epochs=3, batch_size=4, verbose=0)
+        same(*models, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("beta1", 0.1), ("eps", 0.5), ("clip_norm", 1e-3), ("weight_decay", 0.9)]
+)
+def test_settings_changed_between_runs_act(rows, name: str, value: float) -> None:
+    models = [deep(backend, "float64") for backend in (StandInBackend(), nn.get_backend("numpy"))]
+    for model in models:
+        fit(model, rows, 1)
+        setattr(model.optimizer, name, value)
+        fit(model, rows, 2)
+    same(*models, rtol=1e-7, atol=1e-9)
+
+
+def test_every_form_of_a_batch_has_graphs_of_its_own(rng) -> None:
+    models = [
+        nn.Sequential([nn.Dense(3, 4)], seed=1, dtype="float64", backend=backend)
+        for backend in (StandInBackend(), nn.get_backend("numpy"))
+    ]
+    for model in models:
+        model.compile("softmax_cross_entropy", "adam")
+    kinds = [(8, "", ""), (8, "onehot", ""), (8, "", "weighted"), (40, "", ""), (8, "", ""),
+             (7, "onehot", "weighted")]  # fmt: skip
+    for n, onehot, weighted in kinds:
+        x, y = rng.normal(size=(n, 3)), rng.integers(0, 4, n)
+        target = np.eye(4)[y] if onehot else y
+        weight = rng.uniform(size=n) if weighted else None
+        for model in models:
+            model.fit(x, target, sample_weight=weight, epochs=2, batch_size=20,
+                      verbose=0)  # fmt: skip
+        same(*models, rtol=1e-9, atol=1e-11)
+    assert len(models[0].executor._steps) <= KEPT
+
+
+def test_a_gradient_and_an_evaluation_in_between_change_nothing(rows) -> None:
+    x, y, _ = rows
+    one, other = deep(StandInBackend()), deep(StandInBackend())
+    fit(one, rows, 2)
+    fit(other, rows, 1)
+    other.gradient(x[:9], y[:9])
+    other.evaluate(x, y)
+    other.predict(x)
+    fit(other, rows, 1)
+    same(one, other)
+
+
+def test_models_of_ones_own_run_launch_by_launch(rows) -> None:
+    class Half(nn.Layer):
+        def forward(self, x, training=False):
+            return x / 2
+
+        def backward(self, dy):
+            return dy / 2
+
+    model = nn.Sequential([nn.Dense(6, 4), Half()], seed=0, backend=StandInBackend())
+    model.compile("softmax_cross_entropy")
+    assert type(model.executor) is PythonExecutor
+    model.fit(*rows[:2], verbose=0)
+
+
+def test_replays_allocate_nothing_but_the_trace(rows, monkeypatch) -> None:
+    model = deep(StandInBackend())
+    x, y, weight = rows
+    source = nn.sources.make_source(model, x, y, weight)
+    model.executor.run(source.data, None, 83, model.rates(1 + STEPS), 0)
+    shapes, take = [], model.backend.gpu._memory
+
+    def memory(shape, dtype):
+        shapes.append(shape)
+        return take(shape, dtype)
+
+    monkeypatch.setattr(model.backend.gpu, "_memory", memory)
+    model.executor.run(source.data, None, 83, model.rates(STEPS), 1 + STEPS)
+    width = 3 + model.program.n_sums
+    assert sorted(shapes) == sorted([(STEPS, width), (STEPS,), model.executor.record.shape])
+
+
+def test_the_state_is_as_large_as_the_kernels_say(tmp_path) -> None:
+    import ctypes
+
+    extra = "KERNEL measure_state(Size* out) { out[0] = sizeof(StepState); }"
+    library = build(extra, "float", tmp_path / "state.so")
+    out = np.zeros(1, np.int64)
+    values = (ctypes.c_void_p * 1)()
+    pointer = ctypes.c_void_p(out.ctypes.data)
+    values[0] = ctypes.addressof(pointer)
+    library.launch_measure_state(1, 32, 0, 0, values)
+    assert out[0] == STATE_BYTES
