@@ -126,3 +126,12 @@ KERNEL standardize(
         out[i] = (x[i] - (mean ? mean[j] : 0)) * scale[j];
     }
 }
+
+// out = x rounded to bfloat16, to even; NaN stays NaN.
+KERNEL round_to_bf16(const Real* x, Size n, Half* out) {
+    for (Size i = first_index(); i < n; i += index_step()) {
+        Bits number = {(float)x[i]};
+        Word bits = number.word, rounded = bits + 0x7FFFu + (bits >> 16 & 1);
+        out[i] = (Half)(x[i] != x[i] ? 0x7FC0u : rounded >> 16);
+    }
+}

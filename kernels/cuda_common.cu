@@ -7,6 +7,12 @@
 typedef long long Size;
 typedef unsigned int Word;
 typedef unsigned long long Wide;
+typedef unsigned short Half;  // the bits of a bfloat16
+
+union Bits {
+    float number;
+    Word word;
+};
 
 #define KERNEL extern "C" __global__ void
 #define WARP 32

@@ -26,6 +26,8 @@ from nnbackend.python_executor import PythonExecutor, TrainingPlan, add_penaltie
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
 #: before, so that more steps gain nothing.
 STEPS = 16
+#: Bytes of a layer's outputs that inference makes at a time: enough to keep a large GPU busy.
+INFERENCE_BYTES = 1 << 26
 #: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept.
 KEPT = 4
 
@@ -45,6 +47,8 @@ class GraphExecutor(PythonExecutor):
         self.state = zeros(STATE_BYTES, np.dtype(np.uint8))
         self.penalty = zeros(1, _FLOAT64)
         self.statistics = zeros(max(1, program.n_sums), _FLOAT64)
+        widest = max(row.n_outputs for row in program.rows)
+        self.inference_rows = max(1024, INFERENCE_BYTES // (widest * program.dtype.itemsize))
         self._steps: dict[Any, _Steps] = {}
         self._lock = threading.Lock()
 

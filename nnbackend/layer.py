@@ -355,8 +355,8 @@ def as_device_array(backend: Backend, x: Any, dtype: DType) -> Array:
     """
     if type(x) is np.ndarray and x.dtype == dtype:
         return backend.asarray(x, dtype)
-    if not backend.owns(x) and not hasattr(x, "__cuda_array_interface__"):
-        x = np.asarray(x)
+    adopted = backend.adopt(x)
+    x = np.asarray(x) if adopted is None else adopted
     if x.dtype.kind not in "fiub":
         raise DTypeError(
             f"arrays must hold real numbers; received dtype {x.dtype}. "

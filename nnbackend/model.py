@@ -20,7 +20,7 @@ from nnbackend.activations import (
     warn_without_probabilities,
 )
 from nnbackend.backends import get_backend
-from nnbackend.backends.base import Activation, Array, Backend
+from nnbackend.backends.base import Activation, Array, Backend, check_precision
 from nnbackend.callbacks import Callback
 from nnbackend.errors import DataError, DTypeError, ModelBusyError, NNBackendError, ShapeError
 from nnbackend.evaluation import evaluate_source, function_metrics
@@ -77,9 +77,12 @@ class Sequential:
         seed: of initial weights, shuffling and dropout; None draws one and records it.
         dtype: "float32" or "float64".
         backend: a name such as "cuda:1"; None takes the current backend.
+        precision: of products on a GPU. "fp32" multiplies float32 numbers as they are, "tf32"
+            rounds them to ten bits of mantissa and "bf16" to seven, which tensor cores multiply
+            many times as fast; sums, weights and all else stay float32.
 
     Attributes:
-        layers, backend, dtype, seed: as given.
+        layers, backend, dtype, seed, precision: as given.
         loss, optimizer, metrics: as compiled; ``optimizer.lr`` may be changed between steps.
         epoch, step: completed epochs and updates.
         history: the curves of all epochs so far.
@@ -97,6 +100,7 @@ class Sequential:
         seed: int | None = None,
         dtype: str = "float32",
         backend: str | Backend | None = None,
+        precision: str = "fp32",
     ) -> None:
         if isinstance(layers, Layer):
             raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
@@ -108,7 +112,8 @@ class Sequential:
                 )
         self.n_inputs = check_widths(self.layers)
         self.dtype = check_dtype(dtype)
-        self.backend = get_backend(backend)
+        self.precision = self._checked_precision(precision)
+        self.backend = get_backend(backend).at_precision(precision)
         seed = check_seed(seed)
         self.seed: int = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
         init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
@@ -130,6 +135,13 @@ class Sequential:
         for layer in self.layers:
             layer.check_free()
         self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
+
+    def _checked_precision(self, precision: str) -> str:
+        if check_precision(precision) != "fp32" and self.dtype != np.float32:
+            raise DTypeError(
+                f"precision={precision!r} is for models of dtype float32; received {self.dtype}"
+            )
+        return precision
 
     def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
         """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
@@ -519,10 +531,12 @@ class Sequential:
 
     # -- moving, copying, saving ----------------------------------------------------------------
 
-    def to(self, backend: str | Backend) -> Sequential:
+    def to(self, backend: str | Backend, precision: str | None = None) -> Sequential:
         """Move the model, optimizer state included, and return it. Earlier views of parameters
-        stay readable but are no longer linked."""
-        target = get_backend(backend)
+        stay readable but are no longer linked. The precision stays as it is if none is given."""
+        wanted = self.precision if precision is None else self._checked_precision(precision)
+        target = get_backend(backend).at_precision(wanted)
+        self.precision = wanted
         if target is self.backend:
             return self
         with self._training():

@@ -24,9 +24,6 @@ from nnbackend.kernels.codes import Op
 from nnbackend.losses import Loss
 from nnbackend.program import ABSENT, Program, Row
 
-#: Rows that inference handles at a time; results do not depend on it.
-INFERENCE_ROWS = 1024
-
 Forward = Callable[[Array, int], Array]
 Backward = Callable[[Array, Array], Array]
 Inference = Callable[[Array, Array], None]
@@ -37,6 +34,9 @@ class PythonExecutor(Executor):
 
     Runs every model on every backend, those with user-written layers and losses included.
     """
+
+    #: rows that inference handles at a time; results do not depend on it
+    inference_rows = 1024
 
     def __init__(self, program: Program, backend: Backend) -> None:
         self.program, self.backend = program, backend
@@ -133,9 +133,11 @@ class PythonExecutor(Executor):
         total = backend.zeros(METRIC_SUMS + program.n_sums, float64)
         part = backend.zeros(METRIC_SUMS + program.n_sums, float64)
         value = backend.zeros((), float64)
-        pred = backend.zeros((min(len(data.x), INFERENCE_ROWS), program.n_outputs), program.dtype)
-        for start in range(0, len(data.x), INFERENCE_ROWS):
-            block = data.rows(start, start + INFERENCE_ROWS)
+        pred = backend.zeros(
+            (min(len(data.x), self.inference_rows), program.n_outputs), program.dtype
+        )
+        for start in range(0, len(data.x), self.inference_rows):
+            block = data.rows(start, start + self.inference_rows)
             out = pred[: len(block.x)]
             self.predict(block.x, out)
             with np.errstate(all="ignore"):
@@ -147,10 +149,10 @@ class PythonExecutor(Executor):
         return backend.to_numpy(total)
 
     def predict(self, x: Array, out: Array) -> None:
-        for start in range(0, len(x), INFERENCE_ROWS):
+        for start in range(0, len(x), self.inference_rows):
             block, out_block = (
-                x[start : start + INFERENCE_ROWS],
-                out[start : start + INFERENCE_ROWS],
+                x[start : start + self.inference_rows],
+                out[start : start + self.inference_rows],
             )
             idle = self._inference.setdefault(len(block), [])
             try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from nnbackend._checks import check_number
-from nnbackend.backends.base import Array, Backend, DType
+from nnbackend.backends.base import Array, Backend, DType, is_on_gpu
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.executor import Data
 from nnbackend.losses import Loss, LossFunction, function_target
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 HostArray = np.ndarray[Any, Any]
 ClassWeight = Mapping[int, float] | Literal["balanced"]
 
-#: Host data that must be converted is kept on the device whole up to this size, in bytes;
-#: above it, and always for memory-mapped files, it is converted block by block.
+#: Host data that must be converted are converted whole up to this size, in bytes; above it, and
+#: always for memory-mapped files, block by block. A GPU gets data whole if they fit there.
 RESIDENT_BYTES = 1 << 28
 #: Size of such a block, in bytes.
 BLOCK_BYTES = 1 << 25
@@ -52,11 +52,15 @@ class ArraySource:
             self.data = self._to_device(x, target, weight)
 
     def _is_staged(self) -> bool:
-        if isinstance(self.x, np.memmap | _RowSubset):
+        x = self.x
+        if isinstance(x, np.memmap | _RowSubset):
             return True
-        if not isinstance(self.x, np.ndarray) or self.x.dtype == self.dtype:
+        if not isinstance(x, np.ndarray) or (self.backend.owns(x) and x.dtype == self.dtype):
             return False
-        return self.x.size * self.dtype.itemsize > RESIDENT_BYTES
+        size, spare = x.size * self.dtype.itemsize, self.backend.spare_bytes()
+        if spare is not None:
+            return size > spare
+        return x.dtype != self.dtype and size > RESIDENT_BYTES
 
     def _to_device(self, x: Any, target: HostArray, weight: HostArray | None) -> Data:
         asarray = self.backend.asarray
@@ -237,10 +241,16 @@ def one_batch(
     return Data(asarray(x, model.dtype), asarray(target, target.dtype), device_weight)
 
 
+def _on_host(backend: Backend, values: Any) -> Any:
+    """Targets and weights are checked on the host: a copy of what lies on a GPU."""
+    return backend.to_numpy(backend.adopt(values)) if is_on_gpu(values) else values
+
+
 def _checked(
     model: Sequential, x: Any, y: Any, weight: Any
 ) -> tuple[Any, HostArray, HostArray | None]:
     x = check_matrix(model.backend, x, model.n_inputs)
+    y, weight = (_on_host(model.backend, values) for values in (y, weight))
     target = check_target(model.loss, y, model.n_outputs, model.dtype)
     if len(target) != len(x):
         raise ShapeError(
@@ -262,11 +272,9 @@ def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
         raise DTypeError("x must not be a masked array; fill it with x.filled(value)")
     if hasattr(x, "toarray"):
         raise DTypeError("x must be a dense array; received a sparse matrix: pass x.toarray()")
-    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        x = np.asarray(x)
-    if not isinstance(x, np.ndarray) and not backend.owns(x):
-        on_gpu = hasattr(x, "__cuda_array_interface__")
-        x = backend.asarray(x, np.dtype(x.dtype)) if on_gpu else np.asarray(x)
+    if not isinstance(x, np.ndarray):
+        adopted = backend.adopt(x)
+        x = np.asarray(x) if adopted is None else adopted
     if x.dtype.kind not in "fiub":
         raise DTypeError(
             f"x must hold real numbers; received dtype {x.dtype}. Convert it first, for example "

@@ -50,9 +50,15 @@ class Snapshot(NamedTuple):
     epoch: int
 
     @classmethod
-    def take(cls, model: Sequential, step: int, epoch: int) -> Snapshot:
-        arrays = [array.copy() for array in _changing(model.program)]
-        return cls(arrays, step, epoch)
+    def take(
+        cls, model: Sequential, step: int, epoch: int, before: Snapshot | None = None
+    ) -> Snapshot:
+        """``before`` is not needed any more: its memory is used again."""
+        if before is None:
+            return cls([array.copy() for array in _changing(model.program)], step, epoch)
+        for kept, array in zip(before.arrays, _changing(model.program), strict=True):
+            kept[...] = array
+        return cls(before.arrays, step, epoch)
 
     def restore(self, model: Sequential) -> None:
         for array, copy in zip(_changing(model.program), self.arrays, strict=True):
@@ -272,15 +278,17 @@ class Trainer:
     def _finish_steps(
         self, epoch: _Epoch, trace: Trace, source: ArraySource, check_parameters: bool = True
     ) -> None:
-        """Count the steps of a chunk; raise if the loss or a parameter left the numbers."""
+        """Count the steps of a chunk; raise if the loss, or at an epoch's end a parameter, left
+        the numbers."""
         self.model.step += len(trace)
         rows = len(trace) * self.batch_size
-        if epoch.steps_done + len(trace) == -(-source.n_rows // self.batch_size):
+        ends = epoch.steps_done + len(trace) == -(-source.n_rows // self.batch_size)
+        if ends:
             rows -= -source.n_rows % self.batch_size
         self.progress.advance(rows)
         epoch.trace.append(trace)
         good = bool(np.isfinite(trace[:, :METRIC_SUMS]).all())
-        if good and check_parameters:
+        if good and check_parameters and ends:
             good = self._parameters_finite()
         if not good:
             self._fail(source, epoch)
@@ -371,7 +379,8 @@ class Trainer:
         now = time.perf_counter()
         old = now - self.snapshot_time > SNAPSHOT_SECONDS
         if self.snapshot is None or self.looks_on or old:
-            self.snapshot = Snapshot.take(self.model, self.model.step, self.model.epoch)
+            model = self.model
+            self.snapshot = Snapshot.take(model, model.step, model.epoch, self.snapshot)
             self.snapshot_time = now
             self.since_snapshot = []
 

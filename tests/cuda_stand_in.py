@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from nnbackend.backends._cuda_kernels import THREADS, Launch, signatures, source
-from nnbackend.backends.base import Availability
+from nnbackend.backends.base import Availability, is_on_gpu
 from nnbackend.backends.cuda_backend import CudaBackend, Device
-from nnbackend.errors import OutOfMemoryError
+from nnbackend.errors import DeviceError, OutOfMemoryError
 
 SHIM = Path(__file__).parent / "cuda" / "shim.h"
 #: Orders in which the threads of a block run.
@@ -36,7 +36,15 @@ _POISON = 0xFF
 _LIBC = ctypes.CDLL(None, use_errno=True)
 #: The shim has one device.
 _RUNNING = threading.Lock()
-_LETTERS = {"Size": "l", "Word": "u", "Wide": "w", "int": "i", "double": "d", "StepState": "?"}
+_LETTERS = {
+    "Size": "l",
+    "Word": "u",
+    "Wide": "w",
+    "int": "i",
+    "double": "d",
+    "Half": "h",
+    "StepState": "?",
+}
 
 
 class DeviceArray(np.ndarray):
@@ -61,7 +69,12 @@ class CpuDevice(Device):
         return isinstance(x, DeviceArray)
 
     def adopt(self, data: Any) -> Any:
+        if is_on_gpu(data):
+            raise DeviceError(f"a model on {self.name} cannot take an array on a GPU")
         return None
+
+    def free_bytes(self) -> int:
+        return int(min(self.memory, 1 << 40))
 
     def zeros(self, shape: int | Sequence[int], dtype: Any) -> Any:
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -143,16 +156,27 @@ class CpuDevice(Device):
         if failure:
             raise AssertionError(f"{launch.kernel}: {failure.decode()}")
 
-    def product(self, a: Any, b: Any, out: Any, a_t: bool, b_t: bool) -> None:
+    def product(self, a: Any, b: Any, out: Any, a_t: bool, b_t: bool, tf32: bool) -> None:
         assert all(self.owns(x) for x in (a, b, out))
         if self._recorded is not None:
-            self._recorded.append((self.product, (a, b, out, a_t, b_t)))
+            self._recorded.append((self.product, (a, b, out, a_t, b_t, tf32)))
             return
+        left, right = (_as_multiplied(x.view(np.ndarray), tf32) for x in (a, b))
         with np.errstate(all="ignore"):
-            np.matmul(a.T if a_t else a, b.T if b_t else b, out=out)
+            np.matmul(left.T if a_t else left, right.T if b_t else right, out=out)
 
     def synchronize(self) -> None:
         self._not_while_capturing("waiting")
+
+
+def _as_multiplied(x: np.ndarray, tf32: bool) -> np.ndarray:
+    """The numbers that a tensor core multiplies, as float32."""
+    if x.dtype == np.uint16:
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    if tf32 and x.dtype == np.float32:
+        bits = x.view(np.uint32)
+        return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return x
 
 
 def _look_behind(rest: np.ndarray, overruns: list[str], what: str) -> None:
@@ -210,5 +234,11 @@ class StandInBackend(CudaBackend):
     def is_available(cls) -> Availability:
         return Availability(True, devices=("cuda_stand_in:0",))
 
-    def __init__(self, index: int | None = None, **settings: Any) -> None:
-        super().__init__(index, self.device_class(**settings))
+    def __init__(
+        self,
+        index: int | None = None,
+        device: Device | None = None,
+        precision: str = "fp32",
+        **settings: Any,
+    ) -> None:
+        super().__init__(index, device or self.device_class(**settings), precision)

@@ -224,3 +224,19 @@ def test_the_state_is_as_large_as_the_kernels_say(tmp_path) -> None:
     values[0] = ctypes.addressof(pointer)
     library.launch_measure_state(1, 32, 0, 0, values)
     assert out[0] == STATE_BYTES
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_data_that_do_not_fit_come_block_by_block(rng, monkeypatch, shuffle: bool) -> None:
+    x, y = rng.normal(size=(4000, 30)).astype("float32"), rng.integers(0, 3, 4000)
+    monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 15)
+    models = []
+    for memory in (1 << 30, 600_000):  # x takes 480,000 bytes
+        backend = StandInBackend(memory=memory)
+        model = nn.Sequential([nn.Dense(30, 16, "relu"), nn.Dense(16, 3)], seed=0, backend=backend)
+        model.compile("softmax_cross_entropy")
+        source = nn.sources.make_source(model, x, y)
+        assert (source.data is None) == (memory == 600_000)
+        model.fit(x, y, epochs=2, batch_size=64, shuffle=shuffle, verbose=0)
+        models.append(model)
+    same(*models)

@@ -12,11 +12,10 @@ import numpy as np
 
 from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
-from nnbackend.backends.base import Array, DType
+from nnbackend.backends.base import Array, DType, is_on_gpu
 from nnbackend.backends.cuda_backend import Device
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
-_CUDA_MEMORY = 2  # DLDeviceType kDLCUDA
 _REAL = {"float32": "float", "float64": "double"}
 
 
@@ -46,7 +45,7 @@ class CupyDevice(Device):
     def adopt(self, data: Any) -> Array | None:
         if hasattr(data, "__cuda_array_interface__"):
             array = self._cupy.asarray(data)
-        elif hasattr(data, "__dlpack_device__") and data.__dlpack_device__()[0] == _CUDA_MEMORY:
+        elif is_on_gpu(data):
             array = self._cupy.from_dlpack(data)
         else:
             return None
@@ -72,6 +71,11 @@ class CupyDevice(Device):
                 f"choose narrower layers or a smaller batch_size, or keep the data on the host"
             ) from error
 
+    def free_bytes(self) -> int:
+        with self._on() as device:
+            # what CuPy's pool has taken and does not use is free as well
+            return int(device.mem_info[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
+
     def from_host(self, x: np.ndarray[Any, Any]) -> Array:
         out = self.zeros(x.shape, x.dtype)
         with self._on():
@@ -85,7 +89,9 @@ class CupyDevice(Device):
     def launch(self, launch: Launch) -> None:
         with self._on():
             kernel = self._kernel(launch.kernel, launch.dtype)
-            kernel((launch.blocks,), (THREADS,), launch.arguments)
+            # CuPy has no null pointer: its None is no argument at all
+            arguments = tuple(np.uint64(0) if a is None else a for a in launch.arguments)
+            kernel((launch.blocks,), (THREADS,), arguments)
 
     def _kernel(self, name: str, dtype: DType | None) -> Any:
         real = _REAL[dtype.name] if dtype is not None else next(iter(self._programs), "float")
@@ -100,10 +106,10 @@ class CupyDevice(Device):
                 kernel = self._kernels[name, real] = self._programs[real].get_function(name)
         return kernel
 
-    def product(self, a: Array, b: Array, out: Array, a_t: bool, b_t: bool) -> None:
+    def product(self, a: Array, b: Array, out: Array, a_t: bool, b_t: bool, tf32: bool) -> None:
         with self._on():
             stream = self._cupy.cuda.get_current_stream().ptr
-            self._products(a, b, out, a_t, b_t, stream)
+            self._products(a, b, out, a_t, b_t, tf32, stream)
 
     def address(self, x: Array) -> int:
         return int(x.data.ptr)

@@ -34,6 +34,7 @@ _KINDS: dict[str, Any] = {
     "Size": np.int64,
     "Word": np.uint32,
     "Wide": np.uint64,
+    "Half": np.uint16,
     "int": np.int32,
     "double": np.float64,
 }

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from nnbackend.errors import DeviceError, unknown_name
+
 if TYPE_CHECKING:
     from nnbackend.executor import Executor
     from nnbackend.program import Program
@@ -59,6 +61,29 @@ class Availability:
     devices: tuple[str, ...] = ()
 
 
+#: DLPack's number for memory of a CUDA device.
+_DLPACK_CUDA = 2
+
+
+#: Precisions of the numbers that products of float32 matrices multiply; sums are float32 in each,
+#: and so are weights, outputs and everything else.
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def check_precision(precision: str) -> str:
+    """``precision`` if it is one of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    return precision
+
+
+def is_on_gpu(x: Any) -> bool:
+    """Whether ``x`` is an array of some library in the memory of a CUDA device."""
+    if hasattr(x, "__cuda_array_interface__"):
+        return True
+    return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == _DLPACK_CUDA
+
+
 class Backend(ABC):
     """One implementation of the array operations, on one device."""
 
@@ -84,6 +109,22 @@ class Backend(ABC):
     def owns(self, x: object) -> bool:
         """Whether ``x`` is an array on this backend's device."""
 
+    def adopt(self, x: Any) -> Array | None:
+        """``x`` as an array on this backend's device, of its own dtype and without a copy; None
+        for data on the host that have to be copied or converted.
+
+        Raises:
+            DeviceError: ``x`` lies on another device.
+        """
+        if self.owns(x):
+            return x
+        if is_on_gpu(x):
+            raise DeviceError(
+                f"a model on {self.device} takes host arrays; received an array on a GPU. "
+                f"Copy it with .get() or move the model with model.to('cuda')"
+            )
+        return None
+
     @abstractmethod
     def asarray(self, data: Any, dtype: DType) -> Array:
         """A C-contiguous array of ``dtype`` on the device; no copy where none is needed.
@@ -100,9 +141,29 @@ class Backend(ABC):
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
         """A new array of zeros, its start aligned to 64 bytes."""
 
+    def spare_bytes(self) -> int | None:
+        """Bytes that are free for data on the device; None where host arrays are used in place."""
+        return None
+
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until everything that was started has finished."""
+
+    def at_precision(self, precision: str) -> Backend:
+        """This backend with products of float32 matrices in another precision of ``PRECISIONS``.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+            DeviceError: this backend has full precision only.
+        """
+        check_precision(precision)
+        if precision != "fp32":
+            raise DeviceError(
+                f"precision must be 'fp32' on the backend {self.device}; received {precision!r}, "
+                f"which is for GPUs. Take backend='cuda', or move the model with "
+                f"model.to({self.device!r}, precision='fp32')"
+            )
+        return self
 
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
         """Compile what is compiled once on a machine, for these dtypes; nothing by default."""

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nnbackend.backends._cuda_kernels import THREADS, Launch, bind
-from nnbackend.backends.base import Activation, Array, Availability, Backend, DType
+from nnbackend.backends.base import (
+    Activation,
+    Array,
+    Availability,
+    Backend,
+    DType,
+    check_precision,
+)
 from nnbackend.errors import DeviceError
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
@@ -29,7 +36,7 @@ COLUMNS = 8
 #: Blocks for each multiprocessor, at most: as many as can be at work at the same time.
 RESIDENT_BLOCKS = 8
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
-_WORD = np.dtype(np.uint32)
+_WORD, _HALF = np.dtype(np.uint32), np.dtype(np.uint16)
 _MASK = 0xFFFFFFFF
 
 
@@ -61,6 +68,10 @@ class Device(ABC):
         """
 
     @abstractmethod
+    def free_bytes(self) -> int:
+        """Memory that new arrays may take."""
+
+    @abstractmethod
     def from_host(self, x: np.ndarray[Any, Any]) -> Array:
         """A copy of a C-contiguous host array."""
 
@@ -73,8 +84,13 @@ class Device(ABC):
         """Run a kernel on blocks of THREADS threads."""
 
     @abstractmethod
-    def product(self, a: Array, b: Array, out: Array, a_t: bool, b_t: bool) -> None:
-        """out = a b for row-major matrices, of which a, b or both may be taken transposed."""
+    def product(self, a: Array, b: Array, out: Array, a_t: bool, b_t: bool, tf32: bool) -> None:
+        """out = a b for row-major matrices, of which a, b or both may be taken transposed.
+
+        Args:
+            a, b: of out's dtype; or uint16, whose bits are bfloat16 numbers, for a float32 out.
+            tf32: float32 numbers may be rounded to ten bits of mantissa before they are multiplied.
+        """
 
     @abstractmethod
     def address(self, x: Array) -> int:
@@ -98,8 +114,11 @@ class CudaBackend(Backend):
     #: what vectorised loads and cuBLASLt's fastest algorithms want
     alignment: ClassVar[int] = 256
 
-    def __init__(self, index: int | None = None, device: Device | None = None) -> None:
+    def __init__(
+        self, index: int | None = None, device: Device | None = None, precision: str = "fp32"
+    ) -> None:
         super().__init__(index)
+        self.index, self.precision = index, precision
         if device is None:
             from nnbackend.backends._cuda_device import CupyDevice
 
@@ -110,8 +129,18 @@ class CudaBackend(Backend):
         self._partial = device.zeros(RESIDENT_BLOCKS * device.multiprocessors, FLOAT64)
         self._weight_sum = device.zeros(1, FLOAT64)
         self._flag = device.zeros(1, INT32)
-        self._classes = device.zeros(0, INT32)
+        self._scratch: dict[str, list[Array]] = {}
         self._local = threading.local()
+        self._by_precision: dict[str, CudaBackend] = {precision: self}
+
+    def at_precision(self, precision: str) -> Backend:
+        check_precision(precision)
+        with self.lock:
+            if precision not in self._by_precision:
+                other = type(self)(self.index, self.gpu, precision)
+                other._by_precision = self._by_precision
+                self._by_precision[precision] = other
+            return self._by_precision[precision]
 
     @classmethod
     def is_available(cls) -> Availability:
@@ -123,6 +152,15 @@ class CudaBackend(Backend):
         from nnbackend.graph_executor import GraphExecutor
 
         return GraphExecutor(program, self)
+
+    def _scratch_of(self, name: str, size: int, dtype: DType) -> Array:
+        """Memory that lasts from one launch to the next. What was given out once is kept: captured
+        steps go on using it."""
+        given = self._scratch.setdefault(name, [])
+        before = given[-1].size if given else 0
+        if before < size:
+            given.append(self.gpu.zeros(max(size, 2 * before), dtype))
+        return given[-1][:size]
 
     # -- launches -------------------------------------------------------------------------
 
@@ -148,6 +186,20 @@ class CudaBackend(Backend):
         """Blocks for so many items, of which a block takes ``each`` at a time."""
         return max(1, min(-(-items // each), RESIDENT_BLOCKS * self.gpu.multiprocessors))
 
+    def _product(
+        self, a: Array, b: Array, out: Array, a_t: bool = False, b_t: bool = False
+    ) -> None:
+        """out = a b in the backend's precision."""
+        with self.lock:
+            if self.precision == "bf16":
+                a, b = self._in_bf16("a", a), self._in_bf16("b", b)
+            self.gpu.product(a, b, out, a_t, b_t, self.precision == "tf32")
+
+    def _in_bf16(self, name: str, x: Array) -> Array:
+        out = self._scratch_of(f"bf16 {name}", x.size, _HALF)
+        self.run("round_to_bf16", x.dtype, self.blocks(x.size), x, x.size, out)
+        return out.reshape(x.shape)
+
     def _by_element(self, kernel: str, out: Array, *arguments: Any) -> None:
         self.run(kernel, out.dtype, self.blocks(out.size), *arguments)
 
@@ -162,8 +214,11 @@ class CudaBackend(Backend):
     def owns(self, x: object) -> bool:
         return self.gpu.owns(x)
 
+    def adopt(self, x: Any) -> Array | None:
+        return x if self.gpu.owns(x) else self.gpu.adopt(x)
+
     def asarray(self, data: Any, dtype: DType) -> Array:
-        array = data if self.gpu.owns(data) else self.gpu.adopt(data)
+        array = self.adopt(data)
         if array is None:
             with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
                 return self.gpu.from_host(np.asarray(data, dtype=dtype, order="C"))
@@ -180,6 +235,9 @@ class CudaBackend(Backend):
 
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
         return self.gpu.zeros(shape, np.dtype(dtype))
+
+    def spare_bytes(self) -> int | None:
+        return self.gpu.free_bytes() // 2  # the rest is for layers, graphs and other programs
 
     def synchronize(self) -> None:
         self.gpu.synchronize()
@@ -206,7 +264,7 @@ class CudaBackend(Backend):
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
     ) -> None:
-        self.gpu.product(x, w, out, False, False)
+        self._product(x, w, out)
         if act.name == "softmax":
             self._by_row("softmax_forward", out, out, b, *out.shape, out)
         elif b is not None or saved is not None or act.name != "linear":
@@ -238,11 +296,11 @@ class CudaBackend(Backend):
             dz = scratch
             self.activation_backward(act, dy, saved, dz)
         if dw is not None:
-            self.gpu.product(x, dz, dw, True, False)
+            self._product(x, dz, dw, a_t=True)
         if db is not None:
             self._by_column("column_sums", dz, dz, *dz.shape, db)
         if dx is not None:
-            self.gpu.product(dz, w, dx, False, True)
+            self._product(dz, w, dx, b_t=True)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
         if act.name == "softmax":
@@ -461,9 +519,8 @@ class CudaBackend(Backend):
         with self.lock:
             guesses = truths = None
             if threshold is None:
-                if self._classes.size < 2 * rows:
-                    self._classes = self.gpu.zeros(2 * rows, INT32)
-                guesses, truths = self._classes[:rows], self._classes[rows : 2 * rows]
+                both = self._scratch_of("classes", 2 * rows, INT32)
+                guesses, truths = both[:rows], both[rows:]
                 self._by_row(
                     "row_classes", pred, pred, labels, onehot, rows, classes, guesses, truths
                 )

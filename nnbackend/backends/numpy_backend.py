@@ -17,7 +17,7 @@ from nnbackend.backends._elementwise import ACTIVATION_BACKWARD, ACTIVATION_FORW
 from nnbackend.backends._losses import NumpyLosses
 from nnbackend.backends._updates import NumpyUpdates
 from nnbackend.backends.base import Activation, Array, Availability, DType
-from nnbackend.errors import DeviceError, OutOfMemoryError
+from nnbackend.errors import OutOfMemoryError
 from nnbackend.kernels.philox import philox_words
 
 ALIGNMENT = 64
@@ -39,13 +39,9 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
         return isinstance(x, np.ndarray)
 
     def asarray(self, data: Any, dtype: DType) -> Array:
-        if hasattr(data, "__cuda_array_interface__"):
-            raise DeviceError(
-                f"a model on {self.device} takes host arrays; received an array on a GPU. "
-                f"Copy it with .get() or move the model with model.to('cuda')"
-            )
         if type(data) is np.ndarray and data.dtype == dtype and data.flags.c_contiguous:
             return data
+        self.adopt(data)
         with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
             return np.asarray(data, dtype=dtype, order="C")
 

@@ -164,6 +164,7 @@ static void call(void (*kernel)(Arguments...), void** values) {
 template <typename Type> struct Letter { static const char value = '?'; };
 template <> struct Letter<int> { static const char value = 'i'; };
 template <> struct Letter<long long> { static const char value = 'l'; };
+template <> struct Letter<unsigned short> { static const char value = 'h'; };
 template <> struct Letter<unsigned> { static const char value = 'u'; };
 template <> struct Letter<unsigned long long> { static const char value = 'w'; };
 template <> struct Letter<float> { static const char value = 'f'; };
