@@ -15,7 +15,7 @@ from nnbackend.kernels.cpu_compile import compiled, view
 from nnbackend.kernels.cpu_intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 68
+N_FIELDS = 69
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
@@ -30,7 +30,7 @@ N_FIELDS = 68
     # the run
     BATCH_SIZE, BLOCK_ROWS, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,
     LAST_FORWARD, FIRST_TRAINED, LOSS, UPDATE, N_SLOTS, NUMBERS, DROPOUT_KEY,
-    STATISTICS, N_STATISTICS, TRAINS, CLIPS, CHECKS, STATUS, WIDEST, TEAM, NEXT_ROW,
+    STATISTICS, N_STATISTICS, TRAINS, CLIPS, CHECKS, KEEPS, STATUS, WIDEST, TEAM, NEXT_ROW,
     # the step under way: the batch's data, and where its rows lie in ORDER
     STEP, ROWS, ORDER_START, X_BATCH, TARGET_BATCH, LABELS_BATCH, WEIGHT_BATCH,
 ) = range(N_FIELDS)  # fmt: skip

@@ -162,8 +162,9 @@ def update_as_computed(
         )  # fmt: skip
     m_blocks = pieces(last - first, BLOCK_TILES * TILE_ROWS)
     some = max(1, BLOCK // width // TILE_ROWS)
-    # the last gradient of a run stays for the caller
-    at_once = low == 0 and f[c.STEP] + 1 < f[c.FIRST_STEP] + f[c.N_STEPS]
+    # the last gradient of a run stays for the caller, if it is wanted
+    is_last = f[c.STEP] + 1 == f[c.FIRST_STEP] + f[c.N_STEPS]
+    at_once = low == 0 and not (is_last and f[c.KEEPS])
     ahead = vector_at(b_copy + AHEAD_AT, 0, AHEAD_NUMBERS, ONE)
     copy_b(steps, width, b + size * low * width, width, ONE, b_copy, like)
     for mb in range(m_blocks):

@@ -135,10 +135,11 @@ class CompiledExecutor(Executor):
         batch_size: int,
         lr: np.ndarray[Any, np.dtype[np.float64]],
         first_step: int,
+        keep_gradient: bool = True,
     ) -> Trace:
         rows = len(data.x) if order is None else order.shape[1]
         plan = self._plan(min(batch_size, rows))
-        return plan.run(data, order, rows, batch_size, lr, first_step)
+        return plan.run(data, order, rows, batch_size, lr, first_step, keep_gradient)
 
     def step(self, x: Any, y: Any, number: int) -> Array | None:
         plan = self._training
@@ -259,6 +260,7 @@ class _Training:
         batch_size: int,
         lr: np.ndarray[Any, np.dtype[np.float64]] | None,
         first_step: int,
+        keep_gradient: bool = True,
     ) -> Trace:
         """Train, or with no rates only take the gradient of one batch."""
         f, c, program = self.f, self.c, self.program
@@ -275,7 +277,7 @@ class _Training:
         f[c.ORDER], f[c.ORDER_ROWS] = address_of(order), rows
         f[c.BATCH_SIZE], f[c.N_STEPS], f[c.FIRST_STEP] = min(batch_size, rows), steps, first_step
         f[c.RATES], f[c.TRACE] = address_of(rates), address_of(trace)
-        f[c.CHECKS], f[c.STATUS] = 0, 0
+        f[c.CHECKS], f[c.KEEPS], f[c.STATUS] = 0, int(keep_gradient), 0
         self._team[:] = 0
         phase = self._cpu.STEPS if self.parts > 1 else self._cpu.SERIAL
         self._unit.run(self.function, self.address, phase, self.parts)
@@ -323,7 +325,7 @@ class _Training:
         f, c = self.f, self.c
         f[c.BATCH_SIZE] = f[c.ORDER_ROWS] = f[c.N_DATA] = rows
         f[c.LABELS] = f[c.TARGET] = f[c.LABELS_64] = f[c.WEIGHT] = f[c.ORDER] = 0
-        f[c.N_STEPS], f[c.CHECKS] = 1, 1
+        f[c.N_STEPS], f[c.CHECKS], f[c.KEEPS] = 1, 1, 1
         f[c.RATES], f[c.TRACE] = address_of(self.one_rate), address_of(self.one_trace)
         if labels:
             self._own_target = (_INT64, c.LABELS_64)

@@ -47,6 +47,7 @@ class Executor(ABC):
         batch_size: int,
         lr: np.ndarray[Any, np.dtype[np.float64]],
         first_step: int,
+        keep_gradient: bool = True,
     ) -> Trace:
         """Train for ``len(lr)`` steps; parameters, state and slots change in place.
 
@@ -57,6 +58,7 @@ class Executor(ABC):
             batch_size: rows of a step.
             lr: (S,) learning rate of each step.
             first_step: number of updates made before.
+            keep_gradient: the flat gradient has to be that of the last step afterwards.
 
         Returns:
             (S, 3 + n_sums) float64 on the host. Per step: the loss times the weight sum (for

@@ -59,6 +59,7 @@ class GraphExecutor(PythonExecutor):
         batch_size: int,
         lr: np.ndarray[Any, np.dtype[np.float64]],
         first_step: int,
+        keep_gradient: bool = True,
     ) -> Trace:
         backend, gpu = self.backend, self.backend.gpu
         rows = len(data.x) if order is None else order.shape[1]
@@ -127,7 +128,9 @@ class _Steps:
             count -= 1
         for steps in (STEPS, 1):
             while count >= steps:
-                self._graph(steps)()
+                replay = self._graph(steps)
+                with self.backend.lock:  # not between the launches of another thread's operation
+                    replay()
                 count -= steps
 
     def _graph(self, steps: int) -> Callable[[], None]:

@@ -58,6 +58,7 @@ class PythonExecutor(Executor):
         batch_size: int,
         lr: np.ndarray[Any, np.dtype[np.float64]],
         first_step: int,
+        keep_gradient: bool = True,
     ) -> Trace:
         rows = len(data.x) if order is None else order.shape[1]
         steps_per_epoch = -(-rows // batch_size)

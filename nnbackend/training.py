@@ -273,7 +273,10 @@ class Trainer:
             data = source.data
             rows = epoch.order[None, start:stop]
             order = self.program.backend.asarray(rows, np.dtype(np.int64))
-        return self.executor.run(data, order, self.batch_size, rates, epoch.first_step + first)
+        # a gradient that nobody can look at need not be written to memory
+        ends = stop == source.n_rows
+        first_step = epoch.first_step + first
+        return self.executor.run(data, order, self.batch_size, rates, first_step, ends)
 
     def _finish_steps(
         self, epoch: _Epoch, trace: Trace, source: ArraySource, check_parameters: bool = True

@@ -57,9 +57,9 @@ class CpuDevice(Device):
     name = "a stand-in"
 
     def __init__(
-        self, order: int = ASCENDING, multiprocessors: int = 1, memory: float = math.inf
+        self, order: int = ASCENDING, most_blocks: int = 2, memory: float = math.inf
     ) -> None:
-        self.order, self.multiprocessors, self.memory = order, multiprocessors, memory
+        self.order, self.most_blocks, self.memory = order, most_blocks, memory
         self.launches = self.replays = 0
         self._recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
         #: arrays behind whose end somebody wrote
@@ -100,7 +100,8 @@ class CpuDevice(Device):
         start = pages - room
         rest = whole[start + size :]
         array = whole[start : start + size].view(dtype).reshape(shape).view(DeviceArray)
-        weakref.finalize(array, _look_behind, rest, self.overruns, f"{shape} {dtype}")
+        what = f"{shape} {dtype}"
+        weakref.finalize(array, _look_behind, rest, self.overruns, what).atexit = False
         return array
 
     def from_host(self, x: np.ndarray) -> Any:

@@ -93,7 +93,7 @@ def test_a_replayed_step_is_that_of_its_launches(rows, dtype) -> None:
 def test_runs_repeat_bit_for_bit_whatever_the_order_of_threads(rows, dtype) -> None:
     runs = []
     for order in (ASCENDING, ASCENDING, RANDOM):
-        model = deep(StandInBackend(order=order, multiprocessors=2), dtype)
+        model = deep(StandInBackend(order=order, most_blocks=16), dtype)
         runs.append((fit(model, rows), model))
     for figures, model in runs[1:]:
         assert figures == runs[0][0]

@@ -98,7 +98,7 @@ class TestOrder:
     @pytest.mark.parametrize("order", [ASCENDING, DESCENDING, RANDOM])
     @pytest.mark.parametrize("name", CHECKS)
     def test_operations_are_right_in_every_order(self, name: str, order: int, dtype: str) -> None:
-        device = StandInBackend(order=order, multiprocessors=2)
+        device = StandInBackend(order=order, most_blocks=16)
         run_check(device, name, CHECKS[name], dtype, 3)
         gc.collect()
         assert not device.gpu.overruns
@@ -107,7 +107,7 @@ class TestOrder:
     def test_bits_are_equal_in_every_order(self, name: str, dtype: str) -> None:
         traces = []
         for order in (ASCENDING, DESCENDING, RANDOM):
-            device = Recorder(order=order, multiprocessors=2)
+            device = Recorder(order=order, most_blocks=16)
             run_check(device, name, CHECKS[name], dtype, 3)
             traces.append(device.gpu.results)
         for other in traces[1:]:

@@ -60,13 +60,30 @@ def test_an_epoch_that_ends_with_part_of_a_batch_is_one_run(backend, xy, monkeyp
     model = make()
     run, steps = model.executor.run, []
 
-    def count(data, order, batch_size, lr, first_step):
+    def count(data, order, batch_size, lr, *more):
         steps.append(len(lr))
-        return run(data, order, batch_size, lr, first_step)
+        return run(data, order, batch_size, lr, *more)
 
     monkeypatch.setattr(model.executor, "run", count)
     model.fit(*xy, epochs=20, batch_size=10, callbacks=[LookOn()], verbose=0)
     assert steps[-5:] == [11] * 5
+
+
+def test_the_gradient_of_an_epochs_last_step_is_there_afterwards(backend, rng, monkeypatch) -> None:
+    """Large matrices are updated while their gradient is in the cache; nobody sees those before."""
+    monkeypatch.setattr(training, "CHUNK_SECONDS", 0.0)
+    x, y = rng.normal(size=(96, 130)), rng.integers(0, 130, 96)
+    layers = [nn.Dense(130, 130, "tanh"), nn.Dense(130, 130)]
+    model = nn.Sequential(layers, seed=0, dtype="float64")
+    model.compile("softmax_cross_entropy", nn.SGD(0.1))
+    model.fit(x[:64], y[:64], batch_size=32, shuffle=False, verbose=0)
+    before = model.arrays()
+    model.fit(x[64:], y[64:], batch_size=32, shuffle=False, verbose=0)
+    after = model.arrays()
+    for k, layer in enumerate(model.layers):
+        gradient = backend.to_numpy(layer.weight_grad)
+        moved = before[f"layers.{k}.weight"] - after[f"layers.{k}.weight"]
+        np.testing.assert_allclose(moved, 0.1 * gradient, rtol=1e-9, atol=1e-14)
 
 
 class TestSources:

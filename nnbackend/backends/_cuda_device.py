@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +18,20 @@ from nnbackend.backends.base import Array, DType, is_on_gpu
 from nnbackend.backends.cuda_backend import Device
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
+#: Blocks for which a multiprocessor has room: 2048 threads.
+RESIDENT_BLOCKS = 2048 // THREADS
 _REAL = {"float32": "float", "float64": "double"}
+
+
+class _Captured:
+    """A graph, launched on the stream that is current then, in order with everything else."""
+
+    def __init__(self, device: CupyDevice, graph: Any) -> None:
+        self.device, self.graph = device, graph
+
+    def launch(self) -> None:
+        with self.device._on():
+            self.graph.launch()
 
 
 class CupyDevice(Device):
@@ -26,10 +41,13 @@ class CupyDevice(Device):
         self._cupy: Any = importlib.import_module("cupy")
         self.index, self.name = index, f"cuda:{index}"
         runtime = self._cupy.cuda.runtime
-        self.multiprocessors = int(runtime.getDeviceProperties(index)["multiProcessorCount"])
+        processors = int(runtime.getDeviceProperties(index)["multiProcessorCount"])
+        self.most_blocks = RESIDENT_BLOCKS * processors
         self._programs: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
+        self._captured: weakref.WeakSet[_Captured] = weakref.WeakSet()
+        atexit.register(self._forget_graphs)  # after CuPy's own, so that it runs before
         with self._on():
             self._workspace = self._cupy.empty(WORKSPACE, np.uint8)
         self._products = Products(
@@ -121,12 +139,14 @@ class CupyDevice(Device):
                 work()
             finally:
                 graph = stream.end_capture()
-        # a graph is launched on the stream that is current then, in order with everything else
-        return lambda: self._launch_graph(graph)
+        captured = _Captured(self, graph)
+        self._captured.add(captured)
+        return captured.launch
 
-    def _launch_graph(self, graph: Any) -> None:
-        with self._on():
-            graph.launch()
+    def _forget_graphs(self) -> None:
+        """Graphs have to be gone before CuPy takes its leave of CUDA."""
+        for captured in list(self._captured):
+            captured.graph = None
 
     def synchronize(self) -> None:
         with self._on() as device:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 WARPS = THREADS // 32
 #: Columns that a block of kernels/cuda_norms.cu takes.
 COLUMNS = 8
-#: Blocks for each multiprocessor, at most: as many as can be at work at the same time.
-RESIDENT_BLOCKS = 8
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
 _WORD, _HALF = np.dtype(np.uint32), np.dtype(np.uint16)
 _MASK = 0xFFFFFFFF
@@ -44,8 +42,8 @@ class Device(ABC):
     """What the backend asks of one device. Everything is ordered as it was asked for."""
 
     name: str
-    #: processors of the device, each with room for many blocks
-    multiprocessors: int
+    #: blocks of THREADS threads that can be at work at the same time
+    most_blocks: int
 
     @abstractmethod
     def owns(self, x: object) -> bool:
@@ -126,7 +124,7 @@ class CudaBackend(Backend):
         self.gpu = device
         #: held where several launches belong together, as a sum over blocks and what uses it
         self.lock = threading.RLock()
-        self._partial = device.zeros(RESIDENT_BLOCKS * device.multiprocessors, FLOAT64)
+        self._partial = device.zeros(device.most_blocks, FLOAT64)
         self._weight_sum = device.zeros(1, FLOAT64)
         self._flag = device.zeros(1, INT32)
         self._scratch: dict[str, list[Array]] = {}
@@ -184,7 +182,7 @@ class CudaBackend(Backend):
 
     def blocks(self, items: int, each: int = THREADS) -> int:
         """Blocks for so many items, of which a block takes ``each`` at a time."""
-        return max(1, min(-(-items // each), RESIDENT_BLOCKS * self.gpu.multiprocessors))
+        return max(1, min(-(-items // each), self.gpu.most_blocks))
 
     def _product(
         self, a: Array, b: Array, out: Array, a_t: bool = False, b_t: bool = False
