@@ -339,13 +339,15 @@ def info() -> None:
     """
     with user_errors():
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         found = nn.available_backends()
         table = Table("backend", "devices", "state")
         for name, availability in found.items():
             state = "ready" if availability.ok else availability.reason
-            table.add_row(name, ", ".join(availability.devices) or "-", state)
+            # a command such as pip install "nnbackend[cuda12]" is no markup
+            table.add_row(name, ", ".join(availability.devices) or "-", escape(state))
         console = Console()
         versions = f"NumPy {np.__version__}, Python {sys.version.split()[0]}"
         console.print(f"nnbackend {nn.__version__}, {versions}")

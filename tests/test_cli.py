@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import csv
+import importlib.util
 import os
 import re
 import signal
@@ -95,6 +96,13 @@ def test_a_users_error_is_one_clear_message(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_info_says_how_to_install_what_is_missing(tmp_path: Path) -> None:
+    if importlib.util.find_spec("cupy") is not None:
+        pytest.skip("CuPy is installed")
+    done = run("info", cwd=tmp_path, COLUMNS="200")
+    assert 'pip install "nnbackend[cuda12]"' in done.stdout
 
 
 def test_info_names_backends_and_choice(tmp_path: Path) -> None:
