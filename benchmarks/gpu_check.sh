@@ -29,9 +29,9 @@ check() {  # name, seconds, command
 }
 nvidia-smi -q >"$out/device.txt" 2>&1
 check info 60 "$python" -m nnbackend.cli info
-check contract 300 env NN_TEST_BACKENDS=cuda "$python" -m pytest tests/test_conformance.py tests/test_gradients.py
-check golden 400 env NN_TEST_BACKENDS=cuda "$python" -m pytest tests/test_golden.py
-check model 300 env NN_TEST_BACKENDS=cuda "$python" -m pytest tests/test_model.py tests/test_training.py tests/test_bad_input.py
-check gpu 400 "$python" -m pytest -m gpu tests/test_gpu.py
-check bench 300 "$python" -m nnbackend.cli bench --backends numpy,cuda --json "$out/bench.json"
+check contract 240 env NN_TEST_BACKENDS=cuda "$python" -m pytest tests/test_conformance.py tests/test_gradients.py
+check golden 300 env NN_TEST_BACKENDS=cuda "$python" -m pytest tests/test_golden.py
+check model 240 env NN_TEST_BACKENDS=cuda "$python" -m pytest tests/test_model.py tests/test_training.py tests/test_bad_input.py
+check gpu 300 "$python" -m pytest -m gpu tests/test_gpu.py
+check bench 200 "$python" -m nnbackend.cli bench --backends numpy,cuda --json "$out/bench.json"
 [ $failed -eq 0 ] && echo "all GPU checks passed" || { echo "some GPU checks failed; see $out"; exit 1; }
