@@ -216,6 +216,7 @@ class Unit:
         self._folder = folder
         self._lock = threading.RLock()
         self._loaded: dict[str, dict[str, int]] = {}
+        self._entries: dict[str, int] = {}
         self._drivers: dict[str, Any] = {}
         self._calls: dict[int, Any] = {}
 
@@ -232,10 +233,17 @@ class Unit:
 
     def entry(self, file: str) -> int:
         """Address of the first function of a file, compiled if need be."""
-        with self._lock:
-            if file == "fork":
-                get_num_threads()  # starts Numba's threads, which it asks for by name
-            return next(iter(self._load(file).values()))
+        address = self._entries.get(file)
+        if address is None:
+            with self._lock:
+                if file == "fork":
+                    get_num_threads()  # starts Numba's threads, which it asks for by name
+                address = self._entries[file] = next(iter(self._load(file).values()))
+        return address
+
+    def is_loaded(self, file: str) -> bool:
+        """Whether ``entry`` only has to look an address up."""
+        return file in self._entries
 
     def _load(self, file: str) -> dict[str, int]:
         if file not in self._loaded:

@@ -209,9 +209,11 @@ class Runtime:
 
     def entry(self, kind: str, dtype: str) -> int:
         """Address of the function that runs "phase"s or single "operation"s in ``dtype``."""
-        with self._lock:
-            self.compile_files((kind,), (dtype,))
-            return int(self.unit.entry(f"{kind}_{dtype}"))
+        file = f"{kind}_{dtype}"
+        if not self.unit.is_loaded(file):  # each operation asks: it has to be quick
+            with self._lock:
+                self.compile_files((kind,), (dtype,))
+        return int(self.unit.entry(file))
 
     def compile_files(self, kinds: tuple[str, ...], dtypes: tuple[str, ...]) -> None:
         """Compile what is missing, here and, if there are processors for that, in processes beside
