@@ -1,5 +1,6 @@
 // Types and helpers of all kernels. The compiler is told Real, float or double; the codes of
-// activations and losses are written before this file, from kernels/codes.py.
+// activations and losses, and the sizes of blocks, are written before this file by
+// nnbackend/backends/_cuda_kernels.py.
 //
 // What a kernel computes never depends on the order in which blocks or warps run: sums go in a
 // fixed order and there are no atomic operations on numbers.
@@ -18,7 +19,7 @@ union Bits {
 #define WARP 32
 #define EVERY_LANE 0xffffffffu
 // One number for each warp of a block.
-#define SHARED_SUMS __shared__ double sums[32]
+#define SHARED_SUMS __shared__ double sums[WARPS]
 
 // What a captured step reads instead of arguments, since it runs again and again.
 struct StepState {
@@ -72,12 +73,18 @@ __device__ inline double block_sum(double value, double* sums) {
     return total;
 }
 
+// The sum of x, added up by a block.
+template <typename Number>
+__device__ inline double sum_of(const Number* x, Size n, double* sums) {
+    double value = 0;
+    for (Size i = threadIdx.x; i < n; i += blockDim.x) value += x[i];
+    return block_sum(value, sums);
+}
+
 // out = factor sum of partial, added to what is there or not: one block.
 KERNEL sum_partials(const double* partial, Size n, double factor, int add, double* out) {
     SHARED_SUMS;
-    double value = 0;
-    for (Size i = threadIdx.x; i < n; i += blockDim.x) value += partial[i];
-    value = factor * block_sum(value, sums);
+    double value = factor * sum_of(partial, n, sums);
     if (threadIdx.x == 0) out[0] = (add ? out[0] : 0) + value;
 }
 

@@ -6,9 +6,7 @@
 // Sum of the weights: one block.
 KERNEL sum_weights(const Real* weight, Size rows, double* out) {
     SHARED_SUMS;
-    double value = 0;
-    for (Size i = threadIdx.x; i < rows; i += blockDim.x) value += weight[i];
-    value = block_sum(value, sums);
+    double value = sum_of(weight, rows, sums);
     if (threadIdx.x == 0) out[0] = value;
 }
 
@@ -145,9 +143,7 @@ KERNEL finish_loss(
     int code, const double* partial, Size n, const double* weight_sum, Size rows, double* loss
 ) {
     SHARED_SUMS;
-    double value = 0;
-    for (Size i = threadIdx.x; i < n; i += blockDim.x) value += partial[i];
-    value = block_sum(value, sums);
+    double value = sum_of(partial, n, sums);
     if (threadIdx.x == 0)
         *loss = value * loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum);
 }

@@ -3,9 +3,6 @@
 // Where the batch is summed, a block takes COLUMNS columns: its threads stand in rows of COLUMNS,
 // each adds up every (blockDim / COLUMNS)-th row, and the rows of threads are added in order.
 
-#define COLUMNS 8
-#define MOST_THREADS 256
-
 // The sum over the block's threads that have the same column, the same in all of them.
 __device__ inline double column_sum(double value, double* parts) {
     __syncthreads();  // an earlier sum may still be read
@@ -16,7 +13,7 @@ __device__ inline double column_sum(double value, double* parts) {
     return total;
 }
 
-#define SHARED_COLUMNS __shared__ double parts[MOST_THREADS]
+#define SHARED_COLUMNS __shared__ double parts[THREADS]
 
 __device__ inline Size own_column() { return blockIdx.x * (Size)COLUMNS + threadIdx.x % COLUMNS; }
 __device__ inline Size first_row() { return threadIdx.x / COLUMNS; }

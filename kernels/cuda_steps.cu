@@ -68,9 +68,7 @@ KERNEL finish_loss_of_step(
 ) {
     SHARED_SUMS;
     double* trace = (double*)run[RUN_TRACE] + state->index * (3 + n);
-    double value = 0;
-    for (Size i = threadIdx.x; i < blocks; i += blockDim.x) value += partial[i];
-    value = block_sum(value, sums);
+    double value = sum_of(partial, blocks, sums);
     if (threadIdx.x == 0) {
         trace[0] = value;
         trace[1] = 0;

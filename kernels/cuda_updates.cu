@@ -107,9 +107,7 @@ KERNEL sum_squares(const Real* x, Size n, double* partial) {
 // x *= min(1, limit / norm), norm^2 the sum of the blocks' sums; every block adds them up alike.
 KERNEL scale_to_norm(Real* x, Size n, const double* partial, Size blocks, double limit) {
     SHARED_SUMS;
-    double square = 0;
-    for (Size i = threadIdx.x; i < blocks; i += blockDim.x) square += partial[i];
-    double norm = sqrt(block_sum(square, sums));
+    double norm = sqrt(sum_of(partial, blocks, sums));
     if (!(norm > limit)) return;
     const Real factor = (Real)(limit / norm);
     for (Size i = first_index(); i < n; i += index_step()) x[i] *= factor;

@@ -87,17 +87,15 @@ class Machine:
 
 def diagnose(machine: Machine) -> Availability:
     """Whether the cuda backend can run on ``machine``; the first thing that keeps it from that."""
-    found = machine.packages()
+    found, count = machine.packages(), 0
     problem = _package_problem(machine, found)
-    if problem is None:
-        try:
-            problem = _driver_problem(machine, found[0])
-            count = 0 if problem else machine.device_count()
-        except CudaError as error:
-            return Availability(
-                False, f"the cuda backend cannot run: {_device_problem(machine, error)}"
-            )
-        problem = problem or _library_problem(machine, found[0])
+    try:
+        problem = problem or _driver_problem(machine, found[0])
+        if problem is None:
+            count = machine.device_count()
+            problem = _library_problem(machine, found[0])
+    except CudaError as error:
+        problem = _device_problem(machine, error)
     if problem is not None:
         return Availability(False, f"the cuda backend cannot run: {problem}")
     return Availability(True, devices=tuple(f"cuda:{i}" for i in range(count)))

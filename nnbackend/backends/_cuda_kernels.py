@@ -25,8 +25,10 @@ RUN = (
 )  # fmt: skip
 #: Bytes of the StepState of kernels/cuda_common.cu.
 STATE_BYTES = 56
-#: Threads of a block, in every launch.
-THREADS = 256
+#: Threads of a block, in every launch, its warps, and the columns that it takes where it sums over
+#: the batch; the source is told.
+THREADS, COLUMNS = 256, 8
+WARPS = THREADS // 32
 
 _KERNEL = re.compile(r"^KERNEL (\w+)\(([^)]*)\)", re.MULTILINE)
 _ARGUMENT = re.compile(r"(?:const )?(\w+)(\*?) (\w+)")
@@ -66,6 +68,7 @@ def folder() -> Path:
 def source() -> str:
     """The program. ``Real`` is left to the compiler's options."""
     parts = [_codes(names) for names in (ACTIVATIONS, LOSSES, [f"run_{name}" for name in RUN])]
+    parts.append(f"enum {{ THREADS = {THREADS}, WARPS = {WARPS}, COLUMNS = {COLUMNS} }};")
     for name in FILES:
         file = folder() / f"cuda_{name}.cu"
         parts.append(f'#line 1 "{file.name}"\n{file.read_text(encoding="utf-8")}')

@@ -11,6 +11,15 @@ from nnbackend.backends.base import Array, Backend
 STEP_BLOCK = 65536
 
 
+def adam_correction(
+    lr: float, beta1: float, beta2: float, eps: float, step: int
+) -> tuple[float, float]:
+    """Rate and eps with which m and v give Adam's step lr m_hat / (sqrt(v_hat) + eps): both bias
+    corrections moved out of the vectors."""
+    root = (1.0 - beta2 ** (step + 1)) ** 0.5
+    return lr * root / (1.0 - beta1 ** (step + 1)), eps * root
+
+
 class NumpyUpdates(Backend):
     """The contract's gradients and updates over ``self._xp``."""
 
@@ -109,9 +118,7 @@ class NumpyUpdates(Backend):
         scratch: Array,
     ) -> None:
         xp = self._xp
-        # lr m_hat / (sqrt(v_hat) + eps), both corrections moved out of the vectors
-        root = (1.0 - beta2 ** (step + 1)) ** 0.5
-        rate = lr * root / (1.0 - beta1 ** (step + 1))
+        rate, small = adam_correction(lr, beta1, beta2, eps, step)
         for s in slices(param.size, STEP_BLOCK):
             w, g, change = param[s], grad[s], scratch[: s.stop - s.start]
             m_block, v_block = m[s], v[s]
@@ -124,7 +131,7 @@ class NumpyUpdates(Backend):
             v_block += change
             if weight_decay:
                 w *= 1.0 - lr * weight_decay
-            self._scaled_step(w, m_block, v_block, rate, eps * root, change)
+            self._scaled_step(w, m_block, v_block, rate, small, change)
 
     def _scaled_step(
         self, w: Array, g: Array, square: Array, lr: float, eps: float, change: Array

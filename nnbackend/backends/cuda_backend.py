@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from nnbackend.backends._cuda_kernels import THREADS, Launch, bind
+from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, Launch, bind
+from nnbackend.backends._losses_by_name import LossesByName
+from nnbackend.backends._updates import adam_correction
 from nnbackend.backends.base import (
     Activation,
     Array,
@@ -30,12 +32,8 @@ if TYPE_CHECKING:
     from nnbackend.executor import Executor
     from nnbackend.program import Program
 
-WARPS = THREADS // 32
-#: Columns that a block of kernels/cuda_norms.cu takes.
-COLUMNS = 8
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
 _WORD, _HALF = np.dtype(np.uint32), np.dtype(np.uint16)
-_MASK = 0xFFFFFFFF
 
 
 class Device(ABC):
@@ -105,7 +103,7 @@ class Device(ABC):
         """Wait for everything that was asked for."""
 
 
-class CudaBackend(Backend):
+class CudaBackend(LossesByName):
     """CUDA kernels and cuBLAS on one GPU, over CuPy's arrays."""
 
     name: ClassVar[str] = "cuda"
@@ -253,8 +251,8 @@ class CudaBackend(Backend):
             return not self.gpu.to_host(self._flag)[0]
 
     def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
-        words = [number >> shift & _MASK for number, shift in _words(seed, stream)]
         blocks = self.blocks(out.size, 4 * THREADS)
+        words = (*_words(seed, 2), *_words(stream, 3))
         self.run("random_bits", None, blocks, *words, offset // 4, out.size, out)
 
     # -- layers ---------------------------------------------------------------------------
@@ -381,8 +379,8 @@ class CudaBackend(Backend):
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:
         self.run(
-            "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x, seed & _MASK,
-            seed >> 32 & _MASK, stream & (1 << 64) - 1, stream >> 64, self._state(),
+            "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x, *_words(seed, 2),
+            stream & (1 << 64) - 1, stream >> 64, self._state(),
             int(rate * 2.0**32), 1.0 / (1.0 - rate), x.size, out, saved,
         )  # fmt: skip
 
@@ -397,7 +395,7 @@ class CudaBackend(Backend):
 
     # -- losses ---------------------------------------------------------------------------
 
-    def _loss(
+    def _apply_loss(
         self,
         name: str,
         pred: Array,
@@ -433,57 +431,6 @@ class CudaBackend(Backend):
             weight, total, *pred.shape, dpred, self._partial,
         )  # fmt: skip
         return self._partial, blocks, total
-
-    def softmax_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("softmax_cross_entropy", pred, target, weight, dpred, loss)
-
-    def sigmoid_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("sigmoid_cross_entropy", pred, target, weight, dpred, loss)
-
-    def categorical_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("categorical_cross_entropy", pred, target, weight, dpred, loss)
-
-    def binary_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("binary_cross_entropy", pred, target, weight, dpred, loss)
-
-    def mean_squared_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("mean_squared_error", pred, target, weight, dpred, loss)
-
-    def sum_squared_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("sum_squared_error", pred, target, weight, dpred, loss)
-
-    def mean_absolute_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("mean_absolute_error", pred, target, weight, dpred, loss)
-
-    def huber(
-        self,
-        pred: Array,
-        target: Array,
-        weight: Array | None,
-        dpred: Array | None,
-        loss: Array,
-        delta: float,
-    ) -> None:
-        self._loss("huber", pred, target, weight, dpred, loss, delta)
-
-    def poisson(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._loss("poisson", pred, target, weight, dpred, loss)
 
     # -- statistics for metrics -----------------------------------------------------------
 
@@ -601,17 +548,16 @@ class CudaBackend(Backend):
         step: int,
         scratch: Array,
     ) -> None:
-        root = (1.0 - beta2 ** (step + 1)) ** 0.5
-        rate = lr * root / (1.0 - beta1 ** (step + 1))
+        rate, small = adam_correction(lr, beta1, beta2, eps, step)
         self._update(
             "adam_step", param, param, grad, m, v, param.size, rate, 1.0 - lr * weight_decay, beta1,
-            1.0 - beta1, beta2, 1.0 - beta2, eps * root, weight_decay != 0.0,
+            1.0 - beta1, beta2, 1.0 - beta2, small, weight_decay != 0.0,
         )  # fmt: skip
 
 
-def _words(seed: int, stream: int) -> list[tuple[int, int]]:
-    """The words of a key and a stream: a number and how far to shift it."""
-    return [(seed, 0), (seed, 32), (stream, 0), (stream, 32), (stream, 64)]
+def _words(number: int, count: int) -> list[int]:
+    """The lowest words of a number, 32 bits each."""
+    return [number >> 32 * k & 0xFFFFFFFF for k in range(count)]
 
 
 def _labels_or_rows(target: Array) -> tuple[Array | None, Array | None]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from nnbackend.backends._blocks import row_slices
+from nnbackend.backends._losses_by_name import LossesByName
 from nnbackend.backends._numba_runtime import INSTALL, address_of, missing_modules, runtime
+from nnbackend.backends._updates import adam_correction
 from nnbackend.backends.base import Activation, Array, Availability
 from nnbackend.backends.numpy_backend import NumpyBackend
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
@@ -34,7 +36,7 @@ def _signed(bits: int) -> int:
     return bits - (1 << 64) if bits >> 63 else bits
 
 
-class NumbaBackend(NumpyBackend):
+class NumbaBackend(LossesByName, NumpyBackend):
     """Numba on the CPU: compiled kernels, matrix products and threads of its own."""
 
     name: ClassVar[str] = "numba"
@@ -316,57 +318,6 @@ class NumbaBackend(NumpyBackend):
                 (code, 0, address_of(scratch)), numbers, rows,
             )  # fmt: skip
 
-    def softmax_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("softmax_cross_entropy", pred, target, weight, dpred, loss)
-
-    def sigmoid_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("sigmoid_cross_entropy", pred, target, weight, dpred, loss)
-
-    def categorical_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("categorical_cross_entropy", pred, target, weight, dpred, loss)
-
-    def binary_cross_entropy(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("binary_cross_entropy", pred, target, weight, dpred, loss)
-
-    def mean_squared_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("mean_squared_error", pred, target, weight, dpred, loss)
-
-    def sum_squared_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("sum_squared_error", pred, target, weight, dpred, loss)
-
-    def mean_absolute_error(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("mean_absolute_error", pred, target, weight, dpred, loss)
-
-    def huber(
-        self,
-        pred: Array,
-        target: Array,
-        weight: Array | None,
-        dpred: Array | None,
-        loss: Array,
-        delta: float,
-    ) -> None:
-        self._apply_loss("huber", pred, target, weight, dpred, loss, delta)
-
-    def poisson(
-        self, pred: Array, target: Array, weight: Array | None, dpred: Array | None, loss: Array
-    ) -> None:
-        self._apply_loss("poisson", pred, target, weight, dpred, loss)
-
     def count_correct(
         self,
         pred: Array,
@@ -468,10 +419,8 @@ class NumbaBackend(NumpyBackend):
         step: int,
         scratch: Array,
     ) -> None:
-        # both bias corrections moved out of the vectors
-        root = (1.0 - beta2 ** (step + 1)) ** 0.5
-        rate = lr * root / (1.0 - beta1 ** (step + 1))
-        numbers = (1.0 - lr * weight_decay, rate, beta1, beta2, eps * root)
+        rate, small = adam_correction(lr, beta1, beta2, eps, step)
+        numbers = (1.0 - lr * weight_decay, rate, beta1, beta2, small)
         self._over_parameters(self._operation.ADAM_STEP, (param, grad, m, v), numbers)
 
 
