@@ -60,25 +60,33 @@ __device__ inline Real slope(int code, Real saved, Real parameter) {
     }
 }
 
-// out = act(x + bias), all but softmax; z = x + bias is kept where there is a place for it.
+// out = act(x + bias), all but softmax, also rounded; z = x + bias is kept. Each where there is a
+// place for it.
 KERNEL activation_forward(
     const Real* x, const Real* bias, Size n, Size width, int code, Real parameter, Real* kept,
-    Real* out
+    Real* out, Half* rounded
 ) {
     for (Size i = first_index(); i < n; i += index_step()) {
         Real z = x[i];
         if (bias) z += bias[remainder_of(i, width)];
         if (kept) kept[i] = z;
-        out[i] = activate(code, z, parameter);
+        Real y = activate(code, z, parameter);
+        if (out) out[i] = y;
+        if (rounded) rounded[i] = rounded_to_half(y);
     }
 }
 
-// out = dy act'(z), all but softmax.
+// out = dy act'(z), all but softmax, also rounded; what is saved may be rounded, too.
 KERNEL activation_backward(
-    const Real* dy, const Real* saved, Size n, int code, Real parameter, Real* out
+    const Real* dy, const Real* saved, const Half* saved_half, Size n, int code, Real parameter,
+    Real* out, Half* rounded
 ) {
-    for (Size i = first_index(); i < n; i += index_step())
-        out[i] = dy[i] * slope(code, saved[i], parameter);
+    for (Size i = first_index(); i < n; i += index_step()) {
+        Real kept = saved ? saved[i] : from_half(saved_half[i]);
+        Real dz = dy[i] * slope(code, kept, parameter);
+        if (out) out[i] = dz;
+        if (rounded) rounded[i] = rounded_to_half(dz);
+    }
 }
 
 // out = softmax(x + bias) along each row; a warp takes a row.
@@ -127,11 +135,7 @@ KERNEL standardize(
     }
 }
 
-// out = x rounded to bfloat16, to even; NaN stays NaN.
+// out = x rounded to bfloat16.
 KERNEL round_to_bf16(const Real* x, Size n, Half* out) {
-    for (Size i = first_index(); i < n; i += index_step()) {
-        Bits number = {(float)x[i]};
-        Word bits = number.word, rounded = bits + 0x7FFFu + (bits >> 16 & 1);
-        out[i] = (Half)(x[i] != x[i] ? 0x7FC0u : rounded >> 16);
-    }
+    for (Size i = first_index(); i < n; i += index_step()) out[i] = rounded_to_half(x[i]);
 }

@@ -28,8 +28,8 @@ struct StepState {
     double corrected_eps;
     double keep;            // what a decay leaves of a weight
     Wide step;              // updates made before
-    Size start;             // the batch's first place in the order
     Size index;             // of the step in the run: its row of the trace
+    Size stopped;           // 1 from the first loss on that is no finite number: nothing is updated
 };
 
 __device__ inline Size first_index() { return blockIdx.x * (Size)blockDim.x + threadIdx.x; }
@@ -38,6 +38,12 @@ __device__ inline Size index_step() { return gridDim.x * (Size)blockDim.x; }
 __device__ inline Size first_warp() { return first_index() / WARP; }
 __device__ inline Size warp_step() { return index_step() / WARP; }
 __device__ inline int lane() { return threadIdx.x % WARP; }
+
+__device__ inline Real not_a_number() {
+    Bits bits;
+    bits.word = 0x7FC00000u;
+    return (Real)bits.number;
+}
 
 // i % n, by the short division where that serves.
 __device__ inline Size remainder_of(Size i, Size n) {
@@ -48,6 +54,19 @@ __device__ inline Size remainder_of(Size i, Size n) {
 __device__ inline Real at_least(Real x, Real low) { return x < low ? low : x; }
 __device__ inline Real at_most(Real x, Real high) { return x > high ? high : x; }
 __device__ inline Real larger(Real a, Real b) { return a > b || a != a ? a : b; }
+
+// x rounded to bfloat16, to even; NaN stays NaN.
+__device__ inline Half rounded_to_half(Real x) {
+    Bits number = {(float)x};
+    Word bits = number.word, rounded = bits + 0x7FFFu + (bits >> 16 & 1);
+    return (Half)(x != x ? 0x7FC0u : rounded >> 16);
+}
+
+__device__ inline Real from_half(Half x) {
+    Bits number;
+    number.word = (Word)x << 16;
+    return (Real)number.number;
+}
 
 template <typename Number>
 __device__ inline Number warp_sum(Number value) {
@@ -60,6 +79,29 @@ __device__ inline Real warp_largest(Real value) {
     for (int distance = WARP / 2; distance; distance /= 2)
         value = larger(value, __shfl_xor_sync(EVERY_LANE, value, distance));
     return value;
+}
+
+// The place of the largest element of a row, the first of equals; of the first NaN, if there is one.
+__device__ inline Size row_argmax(const Real* row, Size width) {
+    Real best = 0;
+    Size place = -1;
+    for (Size j = lane(); j < width; j += WARP)
+        if (place < 0 || row[j] > best || (row[j] != row[j] && best == best)) {
+            best = row[j];
+            place = j;
+        }
+    for (int distance = WARP / 2; distance; distance /= 2) {
+        Real other = __shfl_xor_sync(EVERY_LANE, best, distance);
+        Size there = __shfl_xor_sync(EVERY_LANE, place, distance);
+        bool mine_nan = best != best, other_nan = other != other;
+        bool equal = other == best || (mine_nan && other_nan);
+        bool better = !equal && (other_nan || (!mine_nan && other > best));
+        if (there >= 0 && (place < 0 || better || (equal && there < place))) {
+            best = other;
+            place = there;
+        }
+    }
+    return place;
 }
 
 // The sum over a block, the same in all its threads.

@@ -21,6 +21,18 @@ __device__ inline Real clip_probability(Real p) {
     return at_most(at_least(p, CLIP), (Real)1 - CLIP);
 }
 
+// A row of the loss's gradient, and the same rounded; each where there is a place for it.
+struct Gradient {
+    Real* number;
+    Half* rounded;
+
+    __device__ inline bool wanted() const { return number || rounded; }
+    __device__ inline void put(Size j, Real value) const {
+        if (number) number[j] = value;
+        if (rounded) rounded[j] = rounded_to_half(value);
+    }
+};
+
 // A loss that is a sum over outputs, for one of them.
 __device__ inline Real output_loss(int code, Real p, Real t, Real parameter, Real* derivative) {
     const Real one = 1;
@@ -53,7 +65,7 @@ __device__ inline Real output_loss(int code, Real p, Real t, Real parameter, Rea
 
 // -sum of t log softmax(p) over a row, and its gradient times own; label < 0 where rows of t are.
 __device__ inline double softmax_row(
-    const Real* pred, const Real* target, Size label, Size outputs, double own, Real* dpred
+    const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
 ) {
     Real largest = pred[0], total = 0, shifted = 0, target_sum = label >= 0 ? 1 : 0;
     for (Size j = lane(); j < outputs; j += WARP) largest = larger(largest, pred[j]);
@@ -73,11 +85,11 @@ __device__ inline double softmax_row(
     } else {
         shifted = pred[label] - largest;
     }
-    if (dpred) {
+    if (dpred.wanted()) {
         Real factor = (Real)own, share = target_sum / total;
         for (Size j = lane(); j < outputs; j += WARP) {
             Real t = label < 0 ? target[j] : (Real)(j == label);
-            dpred[j] = (exp(pred[j] - largest) * share - t) * factor;
+            dpred.put(j, (exp(pred[j] - largest) * share - t) * factor);
         }
     }
     return target_sum * log(total) - shifted;
@@ -85,14 +97,14 @@ __device__ inline double softmax_row(
 
 // -sum of t log p over a row of probabilities, likewise.
 __device__ inline double categorical_row(
-    const Real* pred, const Real* target, Size label, Size outputs, double own, Real* dpred
+    const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
 ) {
     Real value = 0, factor = (Real)own;
     for (Size j = lane(); j < outputs; j += WARP) {
         Real p = clip_probability(pred[j]);
         Real t = label < 0 ? target[j] : (Real)(j == label);
         if (label < 0 || j == label) value -= t * log(p);
-        if (dpred) dpred[j] = label < 0 || j == label ? -t / p * factor : 0;
+        dpred.put(j, label < 0 || j == label ? -t / p * factor : 0);
     }
     return warp_sum(value);
 }
@@ -100,42 +112,55 @@ __device__ inline double categorical_row(
 // A mean (or sum) over the outputs of a row, likewise.
 __device__ inline double output_row(
     int code, const Real* pred, const Real* target, Size outputs, Real parameter, double own,
-    Real* dpred
+    Gradient dpred
 ) {
     double share = code == SUM_SQUARED_ERROR ? 1 : 1.0 / (double)outputs;
     Real value = 0, factor = (Real)(own * share);
     for (Size j = lane(); j < outputs; j += WARP) {
         Real derivative;
         value += output_loss(code, pred[j], target[j], parameter, &derivative);
-        if (dpred) dpred[j] = derivative * factor;
+        dpred.put(j, derivative * factor);
     }
     return warp_sum(value) * share;
 }
 
-// partial[block] = sum of w_i l_i over the block's rows; dpred, if wanted, the loss's gradient.
+// partial[block] = sum of w_i l_i over the block's rows, hits[block] = sum of w_i over those whose
+// class is guessed right; dpred the loss's gradient, also rounded. All but partial if wanted. A
+// label that is no class makes the loss NaN.
 KERNEL loss_rows(
     int code, Real parameter, const Real* pred, const int* labels, const Real* target,
     const Real* weight, const double* weight_sum, Size rows, Size outputs, Real* dpred,
-    double* partial
+    Half* rounded, double* hits, double* partial
 ) {
     SHARED_SUMS;
-    double scale = loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum), total = 0;
+    double scale = loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum), total = 0, right = 0;
     for (Size row = first_warp(); row < rows; row += warp_step()) {
         const Real* p = pred + row * outputs;
         const Real* t = target ? target + row * outputs : 0;
-        Real* d = dpred ? dpred + row * outputs : 0;
+        Gradient d = {dpred ? dpred + row * outputs : 0, rounded ? rounded + row * outputs : 0};
         Size label = labels ? labels[row] : -1;
         double w = weight ? (double)weight[row] : 1, value;
-        if (code == SOFTMAX_CROSS_ENTROPY)
+        if (labels && (label < 0 || label >= outputs)) {
+            for (Size j = lane(); j < outputs; j += WARP) d.put(j, not_a_number());
+            value = not_a_number();
+        } else if (code == SOFTMAX_CROSS_ENTROPY) {
             value = softmax_row(p, t, label, outputs, w * scale, d);
-        else if (code == CATEGORICAL_CROSS_ENTROPY)
+        } else if (code == CATEGORICAL_CROSS_ENTROPY) {
             value = categorical_row(p, t, label, outputs, w * scale, d);
-        else
+        } else {
             value = output_row(code, p, t, outputs, parameter, w * scale, d);
+        }
+        if (hits) {
+            bool hit = row_argmax(p, outputs) == (labels ? label : row_argmax(t, outputs));
+            if (lane() == 0 && hit) right += w;
+        }
         if (lane() == 0) total += w * value;
     }
     total = block_sum(total, sums);
     if (threadIdx.x == 0) partial[blockIdx.x] = total;
+    if (!hits) return;
+    right = block_sum(right, sums);
+    if (threadIdx.x == 0) hits[blockIdx.x] = right;
 }
 
 // loss = scale times the sum of the blocks' sums: one block.

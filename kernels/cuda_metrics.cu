@@ -1,28 +1,5 @@
 // The sums behind metrics, float64.
 
-// The place of the largest element of a row, the first of equals; of the first NaN, if there is one.
-__device__ inline Size row_argmax(const Real* row, Size width) {
-    Real best = 0;
-    Size place = -1;
-    for (Size j = lane(); j < width; j += WARP)
-        if (place < 0 || row[j] > best || (row[j] != row[j] && best == best)) {
-            best = row[j];
-            place = j;
-        }
-    for (int distance = WARP / 2; distance; distance /= 2) {
-        Real other = __shfl_xor_sync(EVERY_LANE, best, distance);
-        Size there = __shfl_xor_sync(EVERY_LANE, place, distance);
-        bool mine_nan = best != best, other_nan = other != other;
-        bool equal = other == best || (mine_nan && other_nan);
-        bool better = !equal && (other_nan || (!mine_nan && other > best));
-        if (there >= 0 && (place < 0 || better || (equal && there < place))) {
-            best = other;
-            place = there;
-        }
-    }
-    return place;
-}
-
 // partial[block] = sum of w_i [row i is right]: within the ``top`` largest, or, by threshold, the
 // share of outputs that agree.
 KERNEL correct_rows(

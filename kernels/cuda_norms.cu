@@ -19,13 +19,14 @@ __device__ inline Size own_column() { return blockIdx.x * (Size)COLUMNS + thread
 __device__ inline Size first_row() { return threadIdx.x / COLUMNS; }
 __device__ inline Size row_step() { return blockDim.x / COLUMNS; }
 
-// out[j] = sum of x[:, j].
-KERNEL column_sums(const Real* x, Size rows, Size width, Real* out) {
+// out[j] = sum of x[:, j], of numbers as they are or rounded.
+KERNEL column_sums(const Real* x, const Half* rounded, Size rows, Size width, Real* out) {
     SHARED_COLUMNS;
     Size j = own_column();
     double value = 0;
     if (j < width)
-        for (Size i = first_row(); i < rows; i += row_step()) value += x[i * width + j];
+        for (Size i = first_row(); i < rows; i += row_step())
+            value += x ? x[i * width + j] : from_half(rounded[i * width + j]);
     value = column_sum(value, parts);
     if (j < width && first_row() == 0) out[j] = (Real)value;
 }

@@ -9,9 +9,13 @@ __device__ inline bool in_fours(const void* a, const void* b, const void* c, con
     return (((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four)) == 0;
 }
 
-// UPDATE(w, g, m, v) for each place of up to four vectors; those that are not there are null.
+// UPDATE(w, g, m, v) for each place of up to four vectors; those that are not there are null. The
+// new w goes to ``rounded`` as well, if that is there.
 template <typename Update>
-__device__ inline void for_each(Real* w, Real* g, Real* m, Real* v, Size n, Update update) {
+__device__ inline void for_each(
+    Real* w, Real* g, Real* m, Real* v, Half* rounded, Size n, const StepState* state, Update update
+) {
+    if (state && state->stopped) return;
     Size fours = in_fours(w, g, m, v) ? n / 4 : 0;
     Real none = 0;
     for (Size i = first_index(); i < fours; i += index_step()) {
@@ -22,33 +26,38 @@ __device__ inline void for_each(Real* w, Real* g, Real* m, Real* v, Size n, Upda
         ((Four*)w)[i] = a;
         if (m) ((Four*)m)[i] = c;
         if (v) ((Four*)v)[i] = d;
+        if (rounded)
+            for (int k = 0; k < 4; k++) rounded[4 * i + k] = rounded_to_half(a.at[k]);
     }
-    for (Size i = 4 * fours + first_index(); i < n; i += index_step())
+    for (Size i = 4 * fours + first_index(); i < n; i += index_step()) {
         update(w[i], g[i], m ? m[i] : none, v ? v[i] : none);
+        if (rounded) rounded[i] = rounded_to_half(w[i]);
+    }
 }
 
-KERNEL sgd_step(Real* w, Real* g, Size n, double rate, const StepState* state) {
+KERNEL sgd_step(Real* w, Real* g, Size n, double rate, Half* rounded, const StepState* state) {
     const Real lr = (Real)(state ? state->rate : rate);
-    for_each(w, g, 0, 0, n, [=](Real& w, Real& g, Real&, Real&) { w -= lr * g; });
+    for_each(w, g, 0, 0, rounded, n, state, [=](Real& w, Real& g, Real&, Real&) { w -= lr * g; });
 }
 
 // v = momentum v - lr g;  w += v, or momentum v - lr g.
 KERNEL momentum_step(
     Real* w, Real* g, Real* velocity, Size n, double rate, Real momentum, int nesterov,
-    const StepState* state
+    Half* rounded, const StepState* state
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
-    for_each(w, g, velocity, 0, n, [=](Real& w, Real& g, Real& v, Real&) {
+    for_each(w, g, velocity, 0, rounded, n, state, [=](Real& w, Real& g, Real& v, Real&) {
         v = momentum * v - lr * g;
         w += nesterov ? momentum * v - lr * g : v;
     });
 }
 
 KERNEL adagrad_step(
-    Real* w, Real* g, Real* cache, Size n, double rate, Real eps, const StepState* state
+    Real* w, Real* g, Real* cache, Size n, double rate, Real eps, Half* rounded,
+    const StepState* state
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
-    for_each(w, g, cache, 0, n, [=](Real& w, Real& g, Real& c, Real&) {
+    for_each(w, g, cache, 0, rounded, n, state, [=](Real& w, Real& g, Real& c, Real&) {
         c += g * g;
         w -= lr * g / (sqrt(c) + eps);
     });
@@ -56,10 +65,10 @@ KERNEL adagrad_step(
 
 KERNEL rmsprop_step(
     Real* w, Real* g, Real* cache, Size n, double rate, Real rho, Real rest, Real eps,
-    const StepState* state
+    Half* rounded, const StepState* state
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
-    for_each(w, g, cache, 0, n, [=](Real& w, Real& g, Real& c, Real&) {
+    for_each(w, g, cache, 0, rounded, n, state, [=](Real& w, Real& g, Real& c, Real&) {
         c = rho * c + rest * (g * g);
         w -= lr * g / (sqrt(c) + eps);
     });
@@ -69,12 +78,12 @@ KERNEL rmsprop_step(
 // multiplied by ``keep`` first.
 KERNEL adam_step(
     Real* w, Real* g, Real* m, Real* v, Size n, double rate, double keep, Real beta1, Real rest1,
-    Real beta2, Real rest2, double eps, int decays, const StepState* state
+    Real beta2, Real rest2, double eps, int decays, Half* rounded, const StepState* state
 ) {
     const Real lr = (Real)(state ? state->corrected_rate : rate);
     const Real small = (Real)(state ? state->corrected_eps : eps);
     const Real kept = (Real)(!decays ? 1 : state ? state->keep : keep);
-    for_each(w, g, m, v, n, [=](Real& w, Real& g, Real& m, Real& v) {
+    for_each(w, g, m, v, rounded, n, state, [=](Real& w, Real& g, Real& m, Real& v) {
         m = beta1 * m + rest1 * g;
         v = beta2 * v + rest2 * (g * g);
         w = w * kept - lr * m / (sqrt(v) + small);

@@ -39,6 +39,8 @@ class Data(NamedTuple):
 class Executor(ABC):
     """Runs many steps of a Program without coming back to the caller between layers."""
 
+    program: Program
+
     @abstractmethod
     def run(
         self,
@@ -64,6 +66,13 @@ class Executor(ABC):
             (S, 3 + n_sums) float64 on the host. Per step: the loss times the weight sum (for
             losses that sum: the loss), the penalty, the sum of weights, the metrics' sums.
         """
+
+    def train_on(self, data: Data, rate: float, number: int) -> Array:
+        """One update on these rows, and its loss with penalties, 0-d float64 on the device.
+        ``number`` is the number of updates made before."""
+        trace = self.run(data, None, len(data.x), np.array([rate]), number)
+        loss = np.array(total_loss(self.program, trace[0]))
+        return self.program.backend.asarray(loss, loss.dtype)
 
     def step(self, x: Any, y: Any, number: int) -> Array | None:
         """One update straight from a caller's arrays, and its loss with penalties, 0-d float64.

@@ -1,4 +1,4 @@
-"""The executor of the CUDA backend: training steps captured once, replayed as CUDA graphs.
+"""The executor of the CUDA backend: steps and inference captured once, replayed as CUDA graphs.
 
 A step is the same sequence of launches every time. What changes lies on the device: an array of
 addresses and sizes says where this run's data are, and the step's first kernel moves on from one
@@ -10,33 +10,41 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES
 from nnbackend.backends.base import Array
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda_backend import HALF, CudaBackend
+from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor import METRIC_SUMS, Data, Trace
+from nnbackend.graph_plan import GraphPlan
 from nnbackend.losses import Loss
+from nnbackend.metrics import Statistic
 from nnbackend.optimizers import Adam
 from nnbackend.program import Program
-from nnbackend.python_executor import PythonExecutor, TrainingPlan, add_penalties
+from nnbackend.python_executor import PythonExecutor, add_penalties
 
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
 #: before, so that more steps gain nothing.
 STEPS = 16
 #: Bytes of a layer's outputs that inference makes at a time: enough to keep a large GPU busy.
 INFERENCE_BYTES = 1 << 26
-#: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept.
+#: Kinds of steps (batch sizes, forms of targets, optimizer settings) and sizes of inference whose
+#: graphs are kept.
 KEPT = 4
 
 _FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
-_WORD = np.dtype(np.uint32)
+_INT32, _WORD = np.dtype(np.int32), np.dtype(np.uint32)
+#: The one statistic that the loss's kernel counts on its way.
+_HITS = ("correct", None, 1)
+Kept = TypeVar("Kept")
 
 
 class GraphExecutor(PythonExecutor):
-    """Trains by replaying graphs; single gradients and inference are launched one by one."""
+    """Trains and predicts by replaying graphs; single gradients are launched one by one."""
 
     backend: CudaBackend
 
@@ -47,10 +55,17 @@ class GraphExecutor(PythonExecutor):
         self.state = zeros(STATE_BYTES, np.dtype(np.uint8))
         self.penalty = zeros(1, _FLOAT64)
         self.statistics = zeros(max(1, program.n_sums), _FLOAT64)
+        #: the parameters as products of precision bf16 read them
+        self.rounded: Array | None = None
+        if backend.precision == "bf16":
+            self.rounded = zeros(program.storage.parameters.size, HALF)
         widest = max(row.n_outputs for row in program.rows)
         self.inference_rows = max(1024, INFERENCE_BYTES // (widest * program.dtype.itemsize))
         self._steps: dict[Any, _Steps] = {}
+        self._inferences: dict[int, _Inference] = {}
         self._lock = threading.Lock()
+
+    # -- training ---------------------------------------------------------------------------------
 
     def run(
         self,
@@ -61,101 +76,203 @@ class GraphExecutor(PythonExecutor):
         first_step: int,
         keep_gradient: bool = True,
     ) -> Trace:
-        backend, gpu = self.backend, self.backend.gpu
+        backend = self.backend
         rows = len(data.x) if order is None else order.shape[1]
         batch = min(batch_size, rows)
         with self._lock:
             trace = backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), _FLOAT64)
             rates = backend.asarray(lr, _FLOAT64)
-            arrays = (data.x, data.target, data.weight, order, rates, trace)
-            values = [0 if a is None else gpu.address(a) for a in arrays]
-            numbers = np.array([*values, first_step, 0, rows, batch], dtype=np.int64)
-            self.record[...] = backend.asarray(numbers, _INT64)
-            for size, count in self._sequence(rows, batch, len(lr)):
-                self._steps_of(size, batch, data).advance(count)
+            self._begin(data, order, rates, 0.0, trace, None, first_step, rows, batch)
+            for size, count in _sizes(rows, batch, len(lr)):
+                self._steps_of(size, data).advance(count)
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
 
-    def _sequence(self, rows: int, batch: int, steps: int) -> Iterator[tuple[int, int]]:
-        """Sizes of the batches to come, each with how many follow each other."""
-        full, rest = divmod(rows, batch)
-        if not rest:
-            yield batch, steps
-            return
-        while steps > 0:
-            yield batch, min(full, steps)
-            if steps > full:
-                yield rest, 1
-            steps -= full + 1
+    def train_on(self, data: Data, rate: float, number: int) -> Array:
+        """Nobody waits: the loss is there when it is read."""
+        rows = len(data.x)
+        with self._lock:
+            loss = self.backend.zeros((), _FLOAT64)
+            self._begin(data, None, None, rate, None, loss, number, rows, rows)
+            self._steps_of(rows, data).advance(1)
+            return loss
 
-    def _steps_of(self, size: int, batch: int, data: Data) -> _Steps:
+    def step(self, x: Any, y: Any, number: int) -> Array | None:
+        """Arrays that lie on the device already are not looked through. A label that is no class,
+        or x that is not finite, makes the loss NaN, and the update is left out."""
+        program, optimizer = self.program, self.program.optimizer
+        if optimizer is None or program.couples_rows or not self._steps:
+            return None  # the first step is one that is checked
+        if not self._fits(x, program.dtype, 2) or x.shape[1] != program.n_inputs or not len(x):
+            return None
+        loss = program.loss
+        labels = isinstance(loss, Loss) and loss.probabilities and loss.threshold is None
+        if not (self._fits(y, _INT32, 1) if labels else self._fits(y, program.dtype, 2)):
+            return None
+        if len(y) != len(x) or (not labels and y.shape[1] != program.n_outputs):
+            return None
+        if len(optimizer.slots) != len(program.slots):
+            return None
+        rate = float(optimizer.rates(number, 1)[0])
+        return self.train_on(Data(x, y, None), rate, number)
+
+    def _fits(self, x: Any, dtype: np.dtype[Any], axes: int) -> bool:
+        return self.backend.owns(x) and x.dtype == dtype and x.ndim == axes and x.flags.c_contiguous
+
+    def _begin(
+        self,
+        data: Data,
+        order: Array | None,
+        rates: Array | None,
+        rate: float,
+        trace: Array | None,
+        loss: Array | None,
+        first_step: int,
+        rows: int,
+        batch: int,
+    ) -> None:
+        """Say on the device what the steps to come are to work on."""
+        backend, address = self.backend, self.backend.gpu.address
+        arrays = (data.x, data.target, data.weight, order, rates, trace, loss)
+        places = [0 if array is None else address(array) for array in arrays]
+        with backend.lock:
+            backend.run(
+                "begin_run", None, 1, *places, first_step, rows, batch, rate, self.record,
+                self.state,
+            )  # fmt: skip
+        self._round_parameters()
+
+    def _round_parameters(self) -> None:
+        """Parameters may have been set since they were used last."""
+        if self.rounded is not None:
+            self.backend.round_to_bf16(self.program.storage.parameters, self.rounded)
+
+    def _steps_of(self, size: int, data: Data) -> _Steps:
         optimizer = self.program.optimizer
         settings = () if optimizer is None else tuple(
             (name, value) for name, value in sorted(vars(optimizer).items()) if name != "lr"
         )  # fmt: skip
         key = (size, data.target.shape[1:], data.weight is None, settings)
-        plan = self.plan(size, batch)
-        steps = self._steps.pop(key, None)
-        if steps is None or steps.plan.workspace is not plan.workspace:
-            steps = _Steps(self, plan, data)
-        self._steps[key] = steps
-        if len(self._steps) > KEPT:
-            del self._steps[next(iter(self._steps))]
-        return steps
+        return self._kept(self._steps, key, partial(_Steps, self, size, data))
+
+    def _kept(self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept]) -> Kept:
+        """What was made for ``key``, the one that was not used for longest making room."""
+        value = found.pop(key, None)
+        if value is None:
+            if len(found) >= KEPT:
+                del found[next(iter(found))]
+            try:
+                value = make()
+            except OutOfMemoryError:
+                # graphs of other sizes hold memory of their own
+                self._steps.clear()
+                self._inferences.clear()
+                value = make()
+        found[key] = value
+        return value
+
+    # -- inference --------------------------------------------------------------------------------
+
+    def predict(self, x: Array, out: Array) -> None:
+        with self._lock:
+            self._round_parameters()
+            for start in range(0, len(x), self.inference_rows):
+                part = slice(start, start + self.inference_rows)
+                rows = len(x[part])
+                inference = self._kept(self._inferences, rows, partial(_Inference, self, rows))
+                inference.run(x[part], out[part])
 
 
-class _Steps:
-    """A training step with batches of one size and form, as launches and as graphs of them."""
+def _sizes(rows: int, batch: int, steps: int) -> Iterator[tuple[int, int]]:
+    """Sizes of the batches to come, each with how many follow each other."""
+    full, rest = divmod(rows, batch)
+    if not rest:
+        yield batch, steps
+        return
+    while steps > 0:
+        yield batch, min(full, steps)
+        if steps > full:
+            yield rest, 1
+        steps -= full + 1
 
-    def __init__(self, executor: GraphExecutor, plan: TrainingPlan, data: Data) -> None:
-        self.executor, self.plan = executor, plan
-        self.program, self.backend = executor.program, executor.backend
-        rows, zeros, dtype = plan.rows, self.backend.zeros, executor.program.dtype
-        self.batch = Data(
-            plan.workspace.x[:rows],
-            zeros((rows, *data.target.shape[1:]), data.target.dtype),
-            None if data.weight is None else zeros(rows, dtype),
-        )
+
+class _Graphs:
+    """The same launches again and again: the first time one by one, then as graphs of them."""
+
+    def __init__(self, backend: CudaBackend, launch: Callable[[], None]) -> None:
+        self.backend, self.launch = backend, launch
         self._graphs: dict[int, Callable[[], None]] = {}
         self._is_warm = False
 
-    def advance(self, count: int) -> None:
-        """The next ``count`` steps of the run. The first ones ever are launched one by one, which
-        compiles and allocates what they need."""
-        if count and not self._is_warm:
-            self._launch()
-            self._is_warm = True
-            count -= 1
-        for steps in (STEPS, 1):
-            while count >= steps:
-                replay = self._graph(steps)
-                with self.backend.lock:  # not between the launches of another thread's operation
-                    replay()
-                count -= steps
+    def run(self, count: int) -> None:
+        """Launch everything ``count`` times. The first time ever compiles and allocates what is
+        needed, which cannot be captured."""
+        with self.backend.lock:  # not between the launches of another thread's operation
+            if count and not self._is_warm:
+                self.launch()
+                self._is_warm = True
+                count -= 1
+            for times in (STEPS, 1):
+                while count >= times:
+                    self._graph(times)()
+                    count -= times
 
-    def _graph(self, steps: int) -> Callable[[], None]:
-        if steps not in self._graphs:
+    def _graph(self, times: int) -> Callable[[], None]:
+        if times not in self._graphs:
 
             def work() -> None:
-                for _ in range(steps):
-                    self._launch()
+                for _ in range(times):
+                    self.launch()
 
-            self._graphs[steps] = self.backend.gpu.capture(work)
-        return self._graphs[steps]
+            self._graphs[times] = self.backend.gpu.capture(work)
+        return self._graphs[times]
+
+
+class _Inference:
+    """Outputs for so many rows, copied into arrays of the graph's own and out of them."""
+
+    def __init__(self, executor: GraphExecutor, rows: int) -> None:
+        self.backend = executor.backend
+        self.plan = GraphPlan(executor.program, self.backend, rows, False, executor.rounded)
+        self._graphs = _Graphs(self.backend, self._launch)
+
+    def run(self, x: Array, out: Array) -> None:
+        own = self.plan.x
+        with self.backend.lock:
+            if own.real is not None:
+                own.real[...] = x
+            if own.half is not None:
+                self.backend.round_to_bf16(x, own.half)
+            self._graphs.run(1)
+            out[...] = self.plan.pred
+
+    def _launch(self) -> None:
+        for forward in self.plan.forward:
+            forward()
+
+
+class _Steps:
+    """A training step with batches of one size and form."""
+
+    def __init__(self, executor: GraphExecutor, rows: int, data: Data) -> None:
+        self.executor, self.program = executor, executor.program
+        self.backend, dtype = executor.backend, executor.program.dtype
+        zeros = self.backend.zeros
+        self.plan = GraphPlan(self.program, self.backend, rows, True, executor.rounded)
+        self.target = zeros((rows, *data.target.shape[1:]), data.target.dtype)
+        self.weight = None if data.weight is None else zeros(rows, dtype)
+        self.advance = _Graphs(self.backend, self._launch).run
 
     def _launch(self) -> None:
         """All launches of a step."""
         executor, plan, program = self.executor, self.plan, self.program
-        with self.backend.lock, self.backend.from_state(executor.state):
+        with self.backend.from_state(executor.state, program.storage.parameters, executor.rounded):
             self._begin()
-            x, inputs = self.batch.x, []
             for forward in plan.forward:
-                inputs.append(x)
-                x = forward(x, 0)
-            dy = plan.dpred
-            self._measure(x, dy)
-            for index in range(len(inputs) - 1, plan.first_trained - 1, -1):
-                dy = plan.backward[index](inputs[index], dy)
+                forward()
+            self._measure()
+            plan.backward()
+            self.backend.gpu.join()
             if program.penalties:
                 add_penalties(program, True, executor.penalty)
                 self.backend.run(
@@ -165,35 +282,50 @@ class _Steps:
             executor.update(0.0, 0)
 
     def _begin(self) -> None:
-        executor, backend, batch = self.executor, self.backend, self.batch
+        """The step's number and rate, and its rows."""
+        executor, backend, plan = self.executor, self.backend, self.plan
         optimizer = self.program.optimizer
         is_adam = isinstance(optimizer, Adam)
         beta1, beta2 = (optimizer.beta1, optimizer.beta2) if isinstance(optimizer, Adam) else (0, 0)
         eps, decay = getattr(optimizer, "eps", 0.0), getattr(optimizer, "decay", 0.0)
-        backend.run(
-            "begin_step", None, 1, executor.record, is_adam, beta1, beta2, eps, decay,
-            executor.penalty, executor.state,
-        )  # fmt: skip
-        arrays = [None if a is None else a.reshape(-1).view(_WORD) for a in batch]
-        rows = len(batch.x)
-        words = [0 if a is None else a.size // rows for a in arrays]
-        blocks = backend.blocks(rows * sum(words))
-        backend.run(
-            "gather_batch", None, blocks, executor.record, executor.state, rows, *words, *arrays
+        x, half, *rest = (
+            None if a is None else a.reshape(-1) for a in (*plan.x, self.target, self.weight)
         )
+        x, target, weight = (None if a is None else a.view(_WORD) for a in (x, *rest))
+        columns = self.program.n_inputs * self.program.dtype.itemsize // _WORD.itemsize
+        sizes = (columns, *(0 if a is None else a.size // plan.rows for a in (target, weight)))
+        backend.run(
+            "begin_step", None, backend.blocks(plan.rows * sum(sizes)), executor.record, is_adam,
+            beta1, beta2, eps, decay, executor.penalty, plan.rows, *sizes, x, half, target, weight,
+            executor.state,
+        )  # fmt: skip
 
-    def _measure(self, pred: Array, dpred: Array) -> None:
-        """Statistics, then the loss and its gradient, whose parts stay for the step's end."""
-        backend, executor, batch = self.backend, self.executor, self.batch
-        start = 0
+    def _measure(self) -> None:
+        """Statistics, then the loss and its gradient; what is added up over the batch for the
+        trace runs beside the backward pass."""
+        backend, executor, plan = self.backend, self.executor, self.plan
+        start, hits_place = 0, -1
         for statistic in self.program.statistics:
-            out = executor.statistics[start : start + statistic.size]
-            statistic.collect(backend, pred, batch.target, batch.weight, out)
+            if hits_place < 0 and _counts_hits(statistic):
+                hits_place = start
+            else:
+                out = executor.statistics[start : start + statistic.size]
+                statistic.collect(backend, plan.pred, self.target, self.weight, out)
             start += statistic.size
         loss = cast(Loss, self.program.loss)
         parameter = (*loss.parameters, 0.0)[0]
-        partial = backend.sum_loss(loss.name, pred, batch.target, batch.weight, dpred, parameter)
-        backend.run(
-            "finish_loss_of_step", None, 1, executor.record, executor.state, *partial, len(pred),
-            executor.statistics, self.program.n_sums,
+        dpred, rounded = plan.dpred
+        sums = backend.sum_loss(
+            loss.name, plan.pred, self.target, self.weight, dpred, parameter, rounded,
+            hits_place >= 0,
         )  # fmt: skip
+        with backend.gpu.beside():
+            backend.run(
+                "finish_loss_of_step", self.program.dtype, 1, executor.record, not loss.summed,
+                sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows, max(hits_place, 0),
+                executor.statistics, self.program.n_sums, executor.state,
+            )  # fmt: skip
+
+
+def _counts_hits(statistic: Statistic) -> bool:
+    return (statistic.kind, statistic.threshold, statistic.top) == _HITS

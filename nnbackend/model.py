@@ -24,7 +24,7 @@ from nnbackend.backends.base import Activation, Array, Backend, check_precision
 from nnbackend.callbacks import Callback
 from nnbackend.errors import DataError, DTypeError, ModelBusyError, NNBackendError, ShapeError
 from nnbackend.evaluation import evaluate_source, function_metrics
-from nnbackend.executor import Executor, total_loss
+from nnbackend.executor import Executor
 from nnbackend.history import History
 from nnbackend.layer import Layer
 from nnbackend.layers import Dense, Standardize, check_batch_norm_rows
@@ -61,7 +61,6 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 
 BUSY = "this model is being trained by another thread; wait for it, or train a copy.deepcopy(model)"
-_FLOAT64 = np.dtype(np.float64)
 #: The most rows, and bytes of them, that predict brings to the device at a time.
 PREDICT_ROWS, PREDICT_BYTES = 1 << 16, 1 << 26
 
@@ -389,8 +388,7 @@ class Sequential:
         data = one_batch(self, x, y, sample_weight)
         self._check_adapted()
         self.check_batch(len(data.x))
-        trace = self.executor.run(data, None, len(data.x), self.rates(1), self.step)
-        return self.backend.asarray(np.array(total_loss(self.program, trace[0])), _FLOAT64)
+        return self.executor.train_on(data, float(self.rates(1)[0]), self.step)
 
     def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """Loss with penalties of one batch, its gradient left in ``layer.weight_grad`` and so

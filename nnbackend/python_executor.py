@@ -259,7 +259,14 @@ class TrainingPlan:
             if row.needs_dx:
                 buffer = workspace.gradients[(len(program.rows) - row.layer) % 2]
                 dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
-            forward, backward = _bind(program, workspace, row, rows, dx)
+            out = workspace.part(row.output, rows, row.n_outputs)
+            saved = None
+            if row.saved != ABSENT:
+                start, shape = row.saved * workspace.capacity, saved_shape(row, rows)
+                saved = workspace.flat[start : start + shape[0] * shape[1]].reshape(shape)
+            forward, backward = bind_row(
+                program, row, out, saved, dx, lambda: workspace.moves_statistics
+            )
             self.forward.append(forward)
             self.backward.append(backward)
         trained = [row.layer for row in program.rows if row.trainable]
@@ -297,19 +304,34 @@ class TrainingPlan:
         trace[PENALTY] = self.penalty
 
 
-def _bind(
-    program: Program, workspace: Workspace, row: Row, rows: int, dx: Array | None
+def saved_shape(row: Row, rows: int) -> tuple[int, int]:
+    """Of what a row keeps for its backward pass, for so many rows of the batch."""
+    if row.op == Op.BATCH_NORM:
+        return 2, row.n_outputs
+    return (2, rows) if row.op == Op.LAYER_NORM else (rows, row.n_outputs)
+
+
+def bind_row(
+    program: Program,
+    row: Row,
+    out: Array,
+    saved: Array | None,
+    dx: Array | None,
+    moves_statistics: Callable[[], bool] = lambda: True,
 ) -> tuple[Forward, Backward]:
-    """A row's forward and backward as functions over fixed buffers."""
+    """A row's forward and backward as functions over fixed buffers.
+
+    Args:
+        out: (rows, n_outputs).
+        saved: of ``saved_shape``; None where the row keeps nothing.
+        dx: (rows, n_inputs); None where it is not needed.
+        moves_statistics: whether a forward pass moves running statistics.
+    """
     backend = program.backend
     if row.op == Op.PYTHON:
         return _bind_python(program, row, dx)
     numbers = [float(f) for f in program.floats[row.layer]]
     act = Activation(NAMES[row.activation], numbers[0])
-    out = workspace.part(row.output, rows, row.n_outputs)
-    saved = None
-    if row.saved != ABSENT and row.op in (Op.DENSE, Op.DROPOUT):
-        saved = workspace.part(row.saved, rows, row.n_outputs)
     (p0, p1), (s0, s1) = row_arrays(program, row)
     d0, d1 = row_gradients(program, row)
 
@@ -351,28 +373,24 @@ def _bind(
         momentum, eps = numbers[:2]
         # what a gradient moves instead of the model's running statistics
         unmoved = backend.zeros((2, row.n_outputs), program.dtype)
-        start = row.saved * workspace.capacity
-        statistics = workspace.flat[start : start + 2 * row.n_outputs].reshape(2, row.n_outputs)
 
         def forward(x: Array, step: int) -> Array:
-            moved = (s0, s1) if workspace.moves_statistics else (unmoved[0], unmoved[1])
-            backend.batch_norm_forward(x, p0, p1, *moved, momentum, eps, out, statistics)
+            moved = (s0, s1) if moves_statistics() else (unmoved[0], unmoved[1])
+            backend.batch_norm_forward(x, p0, p1, *moved, momentum, eps, out, saved)
             return out
 
         def backward(x: Array, dy: Array) -> Array:
-            backend.batch_norm_backward(dy, x, p0, statistics, d0, d1, dx)
+            backend.batch_norm_backward(dy, x, p0, saved, d0, d1, dx)
             return dx
 
     elif row.op == Op.LAYER_NORM:
-        start = row.saved * workspace.capacity
-        statistics = workspace.flat[start : start + 2 * rows].reshape(2, rows)
 
         def forward(x: Array, step: int) -> Array:
-            backend.layer_norm_forward(x, p0, p1, numbers[0], out, statistics)
+            backend.layer_norm_forward(x, p0, p1, numbers[0], out, saved)
             return out
 
         def backward(x: Array, dy: Array) -> Array:
-            backend.layer_norm_backward(dy, x, p0, statistics, d0, d1, dx)
+            backend.layer_norm_backward(dy, x, p0, saved, d0, d1, dx)
             return dx
 
     else:  # Op.STANDARDIZE
@@ -438,7 +456,7 @@ class _InferencePlan:
 
     def __init__(self, program: Program, backend: Backend, rows: int) -> None:
         used = [row for row in program.rows if row.op != Op.DROPOUT]
-        self.functions = [_bind_inference(program, row) for row in used]
+        self.functions = [bind_inference(program, row) for row in used]
         widest = max(row.n_outputs for row in used)
         buffers = [backend.zeros(rows * widest, program.dtype) for _ in "ab"[: len(used) - 1]]
         self.outputs = [
@@ -452,7 +470,7 @@ class _InferencePlan:
             x = buffer
 
 
-def _bind_inference(program: Program, row: Row) -> Inference:
+def bind_inference(program: Program, row: Row) -> Inference:
     """A row's inference as a function (x, out)."""
     backend = program.backend
     numbers = [float(f) for f in program.floats[row.layer]]

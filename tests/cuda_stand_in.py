@@ -1,7 +1,9 @@
 """A CUDA device on the CPU: the same kernels, built as C++ behind ``cuda/shim.h``.
 
-It runs what a GPU would be asked to run, with arrays in memory that ends at a guard page. What it
-cannot show: tensor cores, reduced precision, streams that run side by side, and time.
+It runs what a GPU would be asked to run, with arrays in memory that ends at a guard page. What may
+run beside other work runs at once or as late as possible, so that a missing wait shows. Products
+and their epilogues are NumPy's. What it cannot show: tensor cores, what cuBLASLt makes of an
+epilogue, work that really runs at the same time, and time.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, signatures, source
+from nnbackend.backends._cuda_products import MASK_BITS, Epilogue, Product
+from nnbackend.backends._device import Device
 from nnbackend.backends.base import Availability, is_on_gpu
-from nnbackend.backends.cuda_backend import CudaBackend, Device
+from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 SHIM = Path(__file__).parent / "cuda" / "shim.h"
@@ -52,16 +58,34 @@ class DeviceArray(np.ndarray):
 
 
 class CpuDevice(Device):
-    """Runs launches at once, in a chosen order of threads."""
+    """Runs launches at once, in a chosen order of threads.
+
+    Args:
+        order: of the threads of a block.
+        late: what may run beside runs when it is waited for, not at once.
+        epilogues: what its products can do; asked which of several ways is the fastest, it takes
+            the one with the fewest launches, or with ``slow_epilogues`` the one with the most.
+    """
 
     name = "a stand-in"
 
     def __init__(
-        self, order: int = ASCENDING, most_blocks: int = 2, memory: float = math.inf
+        self,
+        order: int = ASCENDING,
+        most_blocks: int = 2,
+        memory: float = math.inf,
+        late: bool = False,
+        epilogues: Sequence[Epilogue] = tuple(Epilogue),
+        slow_epilogues: bool = False,
     ) -> None:
         self.order, self.most_blocks, self.memory = order, most_blocks, memory
+        self.late, self.epilogues, self.slow_epilogues = late, epilogues, slow_epilogues
+        self.choices = Choices("a stand-in")
         self.launches = self.replays = 0
+        self.epilogues_done: set[Epilogue] = set()
         self._recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._beside = False
+        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         #: arrays behind whose end somebody wrote
         self.overruns: list[str] = []
 
@@ -120,6 +144,7 @@ class CpuDevice(Device):
         self._recorded = recorded = []
         try:
             work()
+            assert not self._waiting, "what runs beside was not joined"
         finally:
             self._recorded = None
 
@@ -133,10 +158,39 @@ class CpuDevice(Device):
     def _not_while_capturing(self, what: str) -> None:
         assert self._recorded is None, f"{what} cannot be captured"
 
+    def _do(self, what: Callable[..., None], *arguments: Any) -> None:
+        """Now, when it is waited for, or as part of a graph."""
+        if self._beside and self.late:
+            self._waiting.append((what, arguments))
+        elif self._recorded is not None:
+            self._recorded.append((what, arguments))
+        else:
+            what(*arguments)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        assert not self._beside
+        self._beside = True
+        try:
+            yield
+        finally:
+            self._beside = False
+
+    def join(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for what, arguments in waiting:
+            self._do(what, *arguments)
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        before = self.launches
+        work()
+        count = self.launches - before
+        return 1 / count if self.slow_epilogues else count
+
     def launch(self, launch: Launch) -> None:
-        if self._recorded is not None:
-            self._recorded.append((self.launch, (launch,)))
-            return
+        self._do(self._launch, launch)
+
+    def _launch(self, launch: Launch) -> None:
         self.launches += 1
         kept, values = [], (ctypes.c_void_p * len(launch.arguments))()
         for i, (argument, value) in enumerate(
@@ -157,17 +211,70 @@ class CpuDevice(Device):
         if failure:
             raise AssertionError(f"{launch.kernel}: {failure.decode()}")
 
-    def product(self, a: Any, b: Any, out: Any, a_t: bool, b_t: bool, tf32: bool) -> None:
-        assert all(self.owns(x) for x in (a, b, out))
-        if self._recorded is not None:
-            self._recorded.append((self.product, (a, b, out, a_t, b_t, tf32)))
-            return
+    def can(self, product: Product) -> bool:
+        _check(product)
+        return product.epilogue in self.epilogues
+
+    def product(self, product: Product) -> None:
+        assert self.can(product)
+        self._do(self._multiply, product)
+
+    def _multiply(self, product: Product) -> None:
+        a, b, out, a_t, b_t, tf32, epilogue, vector, mask = product
+        assert all(self.owns(x) for x in (a, b, out, vector, mask) if x is not None)
+        self.launches += 1
+        self.epilogues_done.add(epilogue)
         left, right = (_as_multiplied(x.view(np.ndarray), tf32) for x in (a, b))
+        right = right.T if b_t else right
         with np.errstate(all="ignore"):
-            np.matmul(left.T if a_t else left, right.T if b_t else right, out=out)
+            sums = np.matmul(left.T if a_t else left, right)
+            if epilogue in (Epilogue.BIAS, Epilogue.RELU, Epilogue.RELU_MASK):
+                sums += _as_multiplied(vector.view(np.ndarray), False)
+            if epilogue in (Epilogue.RELU, Epilogue.RELU_MASK):
+                sums = np.maximum(sums, 0)
+        bits = None if mask is None else mask.view(np.ndarray)
+        if epilogue is Epilogue.RELU_MASK:
+            whole = np.zeros((len(sums), 8 * bits.shape[1]), bool)
+            whole[:, : sums.shape[1]] = sums > 0
+            bits[...] = np.packbits(whole, axis=1)
+        if epilogue is Epilogue.RELU_GRADIENT:
+            sums = np.where(np.unpackbits(bits, axis=1)[:, : sums.shape[1]], sums, 0)
+        if epilogue is Epilogue.COLUMN_SUMS:
+            vector.view(np.ndarray)[...] = right.sum(axis=0, dtype=np.float64)
+        out.view(np.ndarray)[...] = to_half(sums) if out.dtype == np.uint16 else sums
 
     def synchronize(self) -> None:
         self._not_while_capturing("waiting")
+
+
+def _check(product: Product) -> None:
+    """What cuBLASLt asks of a product's arrays."""
+    a, b, out, a_t, b_t, _, epilogue, vector, mask = product
+    rows, inner = a.shape[::-1] if a_t else a.shape
+    same, columns = b.shape[::-1] if b_t else b.shape
+    assert (rows, columns) == out.shape
+    assert inner == same
+    assert a.dtype == b.dtype
+    assert out.dtype in ([np.uint16, np.float32] if a.dtype == np.uint16 else [a.dtype])
+    assert all(x.flags.c_contiguous for x in (a, b, out))
+    needs_vector = epilogue not in (Epilogue.PLAIN, Epilogue.RELU_GRADIENT)
+    assert (vector is not None) == needs_vector
+    if vector is not None:
+        assert vector.shape == (columns,)
+        assert vector.dtype == out.dtype
+    needs_mask = epilogue in (Epilogue.RELU_MASK, Epilogue.RELU_GRADIENT)
+    assert (mask is not None) == needs_mask
+    if mask is not None:
+        assert mask.shape[0] == rows
+        assert 8 * mask.shape[1] >= columns
+        assert 8 * mask.shape[1] % MASK_BITS == 0
+
+
+def to_half(x: np.ndarray) -> np.ndarray:
+    """The bits of the nearest bfloat16 numbers."""
+    bits = x.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
 
 
 def _as_multiplied(x: np.ndarray, tf32: bool) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import ctypes
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ import pytest
 import nnbackend as nn
 from nnbackend.backends import _cuda_device
 from nnbackend.backends._cublas import WORKSPACE, Products
+from nnbackend.backends._cublaslt import LtProducts
 from nnbackend.backends._cuda_kernels import THREADS, bind
+from nnbackend.backends._cuda_products import Epilogue, Product
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -88,7 +91,7 @@ def _float(x: np.ndarray) -> np.ndarray:
 
 def products_of(library: FakeCublas) -> Products:
     products = object.__new__(Products)
-    products._library, products._handle, products._workspace = library, lambda: 77, 1234
+    products._library, products._handle = library, lambda: 77
     return products
 
 
@@ -107,7 +110,7 @@ def test_row_major_products_in_every_form(rng, a_t: bool, b_t: bool, kind: str) 
     out = fake(np.full((5, 3), np.nan, dtype))
     library = FakeCublas()
     left, right = (fake(np.ascontiguousarray(x.T if t else x)) for x, t in ((a, a_t), (b, b_t)))
-    products_of(library)(left, right, out, a_t, b_t, False, 99)
+    products_of(library)(Product(left, right, out, a_t, b_t), 99, 1234)
     np.testing.assert_allclose(out.view(np.ndarray), expected, rtol=1e-5)
     # setting the stream resets the workspace
     assert library.calls == ["stream 99", f"workspace 1234 {WORKSPACE}", "product 77"]
@@ -118,14 +121,186 @@ def test_tf32_is_asked_for_by_its_own_compute_type() -> None:
     library = FakeCublas()
     for dtype, asked in (("float32", 77), ("float64", 70)):
         x = fake(np.ones((2, 2), dtype))
-        products_of(library)(x, x, fake(np.ones((2, 2), dtype)), False, False, True, 0)
+        product = Product(x, x, fake(np.ones((2, 2), dtype)), tf32=True)
+        products_of(library)(product, 0, 0)
         assert library.compute[-1] == asked
 
 
 def test_what_cublas_refuses_is_an_error() -> None:
     x = fake(np.ones((2, 2), "float32"))
     with pytest.raises(nn.NNBackendError, match="cublasGemmEx answers with cublasStatus_t 13"):
-        products_of(FakeCublas(13))(x, x, fake(np.ones((2, 2), "float32")), False, False, False, 0)
+        products_of(FakeCublas(13))(Product(x, x, fake(np.ones((2, 2), "float32"))), 0, 0)
+
+
+# -- cuBLASLt -------------------------------------------------------------------------------------
+
+
+class FakeCublasLt:
+    """As much of cuBLASLt as is asked of it, on host memory and as cublasLt.h documents it; its
+    algorithms are numbers that say which search found them."""
+
+    #: bytes of the attributes that are set
+    SIZES: ClassVar = {
+        "MatmulDesc": {3: 4, 4: 4, 7: 4, 8: 8, 11: 8, 12: 8},
+        "MatmulPreference": {1: 8, 3: 4, 5: 4, 6: 4, 7: 4, 8: 4},
+    }
+
+    def __init__(self, finds: bool = True) -> None:
+        self.finds, self.objects, self.searches = finds, {}, 0
+        self.matmuls: list[tuple] = []
+
+    def _create(self, out, **content) -> int:
+        key = len(self.objects) + 1
+        self.objects[key] = content
+        ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = key
+        return 0
+
+    def cublasLtMatmulDescCreate(self, out, compute, scale) -> int:  # noqa: N802
+        return self._create(out, compute=compute, scale=scale)
+
+    def cublasLtMatrixLayoutCreate(self, out, kind, rows, columns, leading) -> int:  # noqa: N802
+        return self._create(out, kind=kind, rows=rows.value, columns=columns.value,
+                            leading=leading.value)  # fmt: skip
+
+    def cublasLtMatmulPreferenceCreate(self, out) -> int:  # noqa: N802
+        return self._create(out)
+
+    def cublasLtMatmulPreferenceDestroy(self, what) -> int:  # noqa: N802
+        del self.objects[what.value]
+        return 0
+
+    def _set(self, kind: str, what, attribute, buffer, size) -> int:
+        assert size.value == self.SIZES[kind][attribute]
+        number = {4: ctypes.c_int32, 8: ctypes.c_int64}[size.value]
+        self.objects[what.value][attribute] = ctypes.cast(buffer, ctypes.POINTER(number))[0]
+        return 0
+
+    def cublasLtMatmulDescSetAttribute(self, *arguments) -> int:  # noqa: N802
+        return self._set("MatmulDesc", *arguments)
+
+    def cublasLtMatmulPreferenceSetAttribute(self, *arguments) -> int:  # noqa: N802
+        return self._set("MatmulPreference", *arguments)
+
+    def cublasLtMatmulAlgoGetHeuristic(  # noqa: N802
+        self, handle, descriptor, a, b, c, d, preference, wanted, results, count
+    ) -> int:
+        assert wanted == 1
+        preferred = self.objects[preference.value]
+        assert preferred[1] == WORKSPACE
+        assert preferred[3] == 6  # sums in place come in no fixed order
+        assert all(
+            preferred[attribute] in (4, 8, 16, 32, 64, 128, 256) for attribute in range(5, 9)
+        )
+        self.searches += 1
+        results._obj.algorithm[0] = self.searches
+        results._obj.workspace = 4096
+        count._obj.value = int(self.finds)
+        return 0 if self.finds else 15  # CUBLAS_STATUS_NOT_SUPPORTED
+
+    def cublasLtMatmul(  # noqa: N802
+        self, handle, descriptor, alpha, a, layout_a, b, layout_b, beta, c, layout_c, d, layout_d,
+        algorithm, workspace, size, stream,
+    ) -> int:  # fmt: skip
+        told = self.objects[descriptor.value]
+        self.matmuls.append((algorithm._obj[0], workspace.value, size.value, stream.value))
+        assert (alpha._obj.value, beta._obj.value) == (1.0, 0.0)
+        left, right, out = (
+            self._matrix(*pair) for pair in ((a, layout_a), (b, layout_b), (d, layout_d))
+        )
+        left, right = (_float(x.T if told[k] else x) for x, k in ((left, 3), (right, 4)))
+        sums, epilogue = left @ right, told[7]
+        rows = len(sums)
+        vector = mask = None
+        if 8 in told:
+            vector = np.ctypeslib.as_array((ctypes.c_float * rows).from_address(told[8]))
+        if 11 in told:
+            assert told[12] % 128 == 0
+            assert told[12] >= rows
+            bytes_ = (ctypes.c_uint8 * (told[12] // 8 * out.shape[1])).from_address(told[11])
+            mask = np.ctypeslib.as_array(bytes_).reshape(out.shape[1], -1)
+        if epilogue & 4 and epilogue < 256:
+            sums = sums + vector[:, None]
+        if epilogue & 2 and epilogue < 256:
+            sums = np.maximum(sums, 0)
+            if epilogue & 128:
+                bits = np.zeros((out.shape[1], told[12]), bool)
+                bits[:, :rows] = sums.T > 0
+                mask[...] = np.packbits(bits, axis=1, bitorder="little")
+        if epilogue == 136:
+            bits = np.unpackbits(mask, axis=1, bitorder="little")
+            sums = np.where(bits[:, :rows].T, sums, 0)
+        if epilogue == 256:
+            vector[...] = left.sum(axis=1)
+        out[...] = sums
+        return 0
+
+    def _matrix(self, address, layout) -> np.ndarray:
+        told = self.objects[layout.value]
+        leading = ctypes.c_int(told["leading"])
+        return _columns(address, told["kind"], leading, (told["rows"], told["columns"]))
+
+
+def lt_products_of(library: FakeCublasLt) -> LtProducts:
+    products = object.__new__(LtProducts)
+    products._library, products._plans, products._handle = library, {}, ctypes.c_void_p(7)
+    return products
+
+
+@pytest.mark.parametrize("a_t", [False, True])
+@pytest.mark.parametrize("b_t", [False, True])
+@pytest.mark.parametrize("epilogue", Epilogue)
+def test_epilogues_of_row_major_products(rng, a_t: bool, b_t: bool, epilogue: Epilogue) -> None:
+    a, b = (rng.normal(size=shape).astype("float32") for shape in ((5, 7), (7, 3)))
+    vector, bits = rng.normal(size=3).astype("float32"), rng.integers(0, 2, (5, 128), np.uint8)
+    bits[:, 3:] = 0
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    plain = a @ b
+    expected = {
+        Epilogue.BIAS: plain + vector,
+        Epilogue.RELU: np.maximum(plain + vector, 0),
+        Epilogue.RELU_MASK: np.maximum(plain + vector, 0),
+        Epilogue.RELU_GRADIENT: plain * bits[:, :3],
+    }.get(epilogue, plain)
+    left, right = (fake(np.ascontiguousarray(x.T if t else x)) for x, t in ((a, a_t), (b, b_t)))
+    out, own_vector, mask = fake(np.full((5, 3), np.nan, "float32")), fake(vector), fake(packed)
+    product = Product(
+        left, right, out, a_t, b_t, False, epilogue,
+        None if epilogue in (Epilogue.PLAIN, Epilogue.RELU_GRADIENT) else own_vector,
+        mask if epilogue in (Epilogue.RELU_MASK, Epilogue.RELU_GRADIENT) else None,
+    )  # fmt: skip
+    library = FakeCublasLt()
+    lt_products_of(library)(product, 99, 1234)
+    np.testing.assert_allclose(out.view(np.ndarray), expected, rtol=1e-5, atol=1e-6)
+    if epilogue is Epilogue.COLUMN_SUMS:
+        np.testing.assert_allclose(own_vector.view(np.ndarray), b.sum(axis=0), rtol=1e-5)
+    if epilogue is Epilogue.RELU_MASK:
+        found = np.unpackbits(mask.view(np.ndarray), axis=1, bitorder="little")[:, :3]
+        np.testing.assert_array_equal(found, expected > 0)
+    assert library.matmuls == [(1, 1234, 4096, 99)]
+
+
+def test_an_algorithm_is_searched_once_for_a_form_and_addresses_may_change(rng) -> None:
+    library = FakeCublasLt()
+    products = lt_products_of(library)
+    arrays = [rng.normal(size=(8, 8)).astype("float32") for _ in range(4)]
+    for a, b in ((0, 1), (2, 3), (1, 2)):
+        out, bias = fake(np.zeros((8, 8), "float32")), fake(np.ones(8, "float32"))
+        left, right = fake(arrays[a]), fake(arrays[b])
+        product = Product(left, right, out, epilogue=Epilogue.BIAS, vector=bias)
+        before = library.searches
+        products(product, 0, 0)
+        np.testing.assert_allclose(out.view(np.ndarray), arrays[a] @ arrays[b] + 1, rtol=1e-5)
+        assert products.can(product)
+        assert library.searches <= before + 1
+    assert library.searches == len(products._plans)
+
+
+def test_what_cublaslt_cannot_do_is_found_before_it_is_asked() -> None:
+    products = lt_products_of(FakeCublasLt(finds=False))
+    product = Product(*(fake(np.ones((2, 2), "float32")) for _ in range(3)))
+    assert not products.can(product)
+    with pytest.raises(nn.NNBackendError, match="no algorithm"):
+        products(product, 0, 0)
 
 
 # -- CuPy -----------------------------------------------------------------------------------------
@@ -157,6 +332,24 @@ class FakeContext:
         self.log.append("end")
         return SimpleNamespace(launch=lambda: self.log.append("launch"))
 
+    def wait_event(self, event) -> None:
+        self.log.append(f"{self.name} waits for {event.recorded}")
+
+
+class FakeEvent:
+    """Remembers which stream it was recorded on."""
+
+    recorded = ""
+
+    def __init__(self, disable_timing: bool = False) -> None:
+        self.timed = not disable_timing
+
+    def record(self, stream=None) -> None:
+        self.recorded = "" if stream is None else stream.name
+
+    def synchronize(self) -> None:
+        pass
+
 
 class FakeCupy:
     """The few functions of CuPy that the device class calls, each noted."""
@@ -166,11 +359,17 @@ class FakeCupy:
     def __init__(self) -> None:
         self.log: list = []
         log = self.log
+        main = FakeContext(log, "main")
+        main.ptr = 9
         self.cuda = SimpleNamespace(
-            runtime=SimpleNamespace(getDeviceProperties=lambda i: {"multiProcessorCount": 3}),
+            runtime=SimpleNamespace(
+                getDeviceProperties=lambda i: {"multiProcessorCount": 3, "name": b"A GPU"}
+            ),
             Device=lambda i: FakeContext(log, f"device {i}"),
-            Stream=lambda non_blocking: FakeContext(log, "stream"),
-            get_current_stream=lambda: SimpleNamespace(ptr=5),
+            Stream=lambda non_blocking: FakeContext(log, "side"),
+            Event=FakeEvent,
+            get_elapsed_time=lambda start, stop: 4.0,
+            get_current_stream=lambda: main,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             device=SimpleNamespace(get_cublas_handle=lambda: 1),
         )
@@ -205,7 +404,9 @@ class FakeCupy:
 def cupy(monkeypatch) -> FakeCupy:
     fake_cupy = FakeCupy()
     monkeypatch.setattr(_cuda_device.importlib, "import_module", lambda name: fake_cupy)
-    monkeypatch.setattr(_cuda_device, "Products", lambda handle, workspace: None)
+    monkeypatch.setattr(_cuda_device, "Products", lambda handle: None)
+    monkeypatch.setattr(_cuda_device, "make_lt_products", lambda: None)
+    monkeypatch.setenv("CUPY_CACHE_DIR", "somewhere")
     return fake_cupy
 
 
@@ -217,13 +418,13 @@ def device(cupy) -> _cuda_device.CupyDevice:
 def test_kernels_are_compiled_once_for_a_dtype_and_get_typed_arguments(cupy, device) -> None:
     x = fake(np.ones(4, np.float32))
     for _ in range(2):
-        device.launch(bind("activation_backward", FLOAT32, 7, (x, x, 4, 1, 0.5, x)))
+        device.launch(bind("activation_backward", FLOAT32, 7, (x, x, None, 4, 1, 0.5, x, None)))
     assert [entry for entry in cupy.log if entry[0] == "compile"] == [
         ("compile", ("-std=c++17", "-DReal=float"))
     ]
     name, grid, block, arguments = cupy.log[-1]
     assert (name, grid, block) == ("activation_backward", (7,), (THREADS,))
-    assert [type(value) for value in arguments[2:5]] == [np.int64, np.int32, np.float32]
+    assert [type(value) for value in arguments[3:6]] == [np.int64, np.int32, np.float32]
 
 
 def test_an_address_that_is_not_there_is_eight_zero_bytes(cupy, device) -> None:
@@ -287,3 +488,45 @@ def test_a_capture_ends_whatever_happens_and_is_forgotten_at_exit(cupy, device) 
     assert cupy.log[-2:] == ["begin", "end"]
     device._forget_graphs()
     assert all(captured.graph is None for captured in device._captured)
+
+
+def test_what_runs_beside_waits_for_what_was_before_and_is_waited_for(cupy, device) -> None:
+    with device.beside():
+        cupy.log.append("work")
+    device.join()
+    assert cupy.log == ["side waits for main", "work", "main waits for side"]
+
+
+def test_work_is_timed_as_a_part_of_a_graph(cupy, device) -> None:
+    seconds = device.seconds(lambda: cupy.log.append("work"))
+    repeats = _cuda_device.TIMED_REPEATS
+    assert seconds == pytest.approx(4e-3 / repeats)
+    assert cupy.log[: repeats + 3] == ["work", "begin", *["work"] * repeats, "end"]
+
+
+def test_products_fall_back_where_cublaslt_has_none(cupy, device) -> None:
+    done = []
+    device._products = lambda product, stream, workspace: done.append(("gemm", stream))
+    plain = Product(*(fake(np.ones((2, 2), "float32")) for _ in range(3)))
+    with_bias = plain._replace(epilogue=Epilogue.BIAS, vector=fake(np.ones(2, "float32")))
+    assert device.can(plain)
+    assert not device.can(with_bias)
+    device.product(plain)
+
+    class Lt:
+        def can(self, product) -> bool:
+            return product.epilogue is Epilogue.BIAS
+
+        def __call__(self, product, stream, workspace) -> None:
+            done.append(("lt", stream))
+
+    device._lt = Lt()
+    assert device.can(with_bias)
+    device.product(with_bias)
+    device.product(plain)
+    assert done == [("gemm", 9), ("lt", 9), ("gemm", 9)]
+
+
+def test_choices_hold_for_a_gpu_and_its_library(device) -> None:
+    assert device.choices.kind == "A GPU, cublasGemmEx"
+    assert device.choices.path.parts == ("somewhere", "nnbackend-choices.json")

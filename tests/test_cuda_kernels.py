@@ -60,11 +60,13 @@ class TestLaunches:
 
     def test_numbers_get_the_type_that_the_kernel_says(self) -> None:
         x = np.zeros(5, np.float32)
-        launch = bind("activation_backward", FLOAT32, 1, (x, x, 5, 2, 0.25, x))
+        launch = bind("activation_backward", FLOAT32, 1, (x, x, None, 5, 2, 0.25, x, None))
         kinds = [type(value) for value in launch.arguments]
-        assert kinds == [np.ndarray, np.ndarray, np.int64, np.int32, np.float32, np.ndarray]
-        wide = bind("activation_backward", np.dtype("float64"), 1, (None, None, 5, 2, 0.25, None))
-        assert type(wide.arguments[4]) is np.float64
+        array, absent = np.ndarray, type(None)
+        assert kinds == [array, array, absent, np.int64, np.int32, np.float32, array, absent]
+        arguments = (None, None, None, 5, 2, 0.25, None, None)
+        wide = bind("activation_backward", np.dtype("float64"), 1, arguments)
+        assert type(wide.arguments[5]) is np.float64
 
     @pytest.mark.parametrize(
         ("x", "message"),

@@ -5,21 +5,29 @@ from __future__ import annotations
 import atexit
 import importlib
 import math
+import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnbackend.backends._cublas import WORKSPACE, Products
+from nnbackend.backends._cublaslt import LtProducts
+from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
+from nnbackend.backends._cuda_products import Epilogue, Product
+from nnbackend.backends._device import Device
 from nnbackend.backends.base import Array, DType, is_on_gpu
-from nnbackend.backends.cuda_backend import Device
-from nnbackend.errors import DeviceError, OutOfMemoryError
+from nnbackend.errors import DeviceError, NNBackendError, OutOfMemoryError
 
 #: Blocks for which a multiprocessor has room: 2048 threads.
 RESIDENT_BLOCKS = 2048 // THREADS
+#: How often work is done to measure it, in one graph, and how many graphs are tried.
+TIMED_REPEATS, TIMED_TRIALS = 8, 5
 _REAL = {"float32": "float", "float64": "double"}
 
 
@@ -35,24 +43,27 @@ class _Captured:
 
 
 class CupyDevice(Device):
-    """One GPU. Everything runs on CuPy's current stream, in the order in which it was asked for."""
+    """One GPU. Everything runs on CuPy's current stream, in the order in which it was asked for;
+    what runs beside, on a stream of our own."""
 
     def __init__(self, index: int) -> None:
         self._cupy: Any = importlib.import_module("cupy")
         self.index, self.name = index, f"cuda:{index}"
-        runtime = self._cupy.cuda.runtime
-        processors = int(runtime.getDeviceProperties(index)["multiProcessorCount"])
-        self.most_blocks = RESIDENT_BLOCKS * processors
+        properties = self._cupy.cuda.runtime.getDeviceProperties(index)
+        self.most_blocks = RESIDENT_BLOCKS * int(properties["multiProcessorCount"])
         self._programs: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
         self._captured: weakref.WeakSet[_Captured] = weakref.WeakSet()
         atexit.register(self._forget_graphs)  # after CuPy's own, so that it runs before
         with self._on():
-            self._workspace = self._cupy.empty(WORKSPACE, np.uint8)
-        self._products = Products(
-            self._cupy.cuda.device.get_cublas_handle, self._workspace.data.ptr
-        )
+            # products that run beside each other must not share a workspace
+            self._workspaces = [self._cupy.empty(WORKSPACE, np.uint8) for _ in range(2)]
+            self._side = self._cupy.cuda.Stream(non_blocking=True)
+            self._lt = make_lt_products()
+        self._products = Products(self._cupy.cuda.device.get_cublas_handle)
+        library = "cublasGemmEx" if self._lt is None else f"cuBLASLt {self._lt.version}"
+        self.choices = Choices(f"{properties['name'].decode()}, {library}", choices_path())
 
     def _on(self) -> Any:
         return self._cupy.cuda.Device(self.index)
@@ -124,10 +135,57 @@ class CupyDevice(Device):
                 kernel = self._kernels[name, real] = self._programs[real].get_function(name)
         return kernel
 
-    def product(self, a: Array, b: Array, out: Array, a_t: bool, b_t: bool, tf32: bool) -> None:
+    def can(self, product: Product) -> bool:
+        with self._on():
+            if self._lt is not None and self._lt.can(product):
+                return True
+        return product.epilogue is Epilogue.PLAIN
+
+    def product(self, product: Product) -> None:
         with self._on():
             stream = self._cupy.cuda.get_current_stream().ptr
-            self._products(a, b, out, a_t, b_t, tf32, stream)
+            workspace = self._workspaces[stream == self._side.ptr].data.ptr
+            if self._lt is not None and self._lt.can(product):
+                self._lt(product, stream, workspace)
+            else:
+                self._products(product, stream, workspace)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        with self._on():
+            self._let_wait(self._side, self._cupy.cuda.get_current_stream())
+            with self._side:
+                yield
+
+    def join(self) -> None:
+        with self._on():
+            self._let_wait(self._cupy.cuda.get_current_stream(), self._side)
+
+    def _let_wait(self, one: Any, other: Any) -> None:
+        """``one`` goes on when ``other`` has done what it was asked for so far."""
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(other)
+        one.wait_event(event)
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        work()  # whatever happens for the first time must not be captured
+
+        def repeat() -> None:
+            for _ in range(TIMED_REPEATS):
+                work()
+
+        replay, milliseconds = self.capture(repeat), []
+        cuda = self._cupy.cuda
+        with self._on():
+            replay()
+            for _ in range(TIMED_TRIALS):
+                start, stop = cuda.Event(), cuda.Event()
+                start.record()
+                replay()
+                stop.record()
+                stop.synchronize()
+                milliseconds.append(float(cuda.get_elapsed_time(start, stop)))
+        return min(milliseconds) / 1e3 / TIMED_REPEATS
 
     def address(self, x: Array) -> int:
         return int(x.data.ptr)
@@ -151,3 +209,17 @@ class CupyDevice(Device):
     def synchronize(self) -> None:
         with self._on() as device:
             device.synchronize()
+
+
+def choices_path() -> Path:
+    """Beside the kernels that CuPy keeps."""
+    folder = os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache"
+    return Path(folder).expanduser() / "nnbackend-choices.json"
+
+
+def make_lt_products() -> LtProducts | None:
+    """cuBLASLt, or None where it cannot be had."""
+    try:
+        return LtProducts()
+    except (OSError, NNBackendError):
+        return None

@@ -19,9 +19,11 @@ from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
 FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
 #: What a run of captured steps reads from an int64 array: addresses, 0 for what is not there, the
-#: number of updates made before, the step in the run, rows of an epoch and of a batch.
+#: number of updates made before, the step in the run, rows of an epoch and of a batch, and the rate
+#: (as a double) where there are no rates.
 RUN = (
-    "x", "target", "weight", "order", "rates", "trace", "first_step", "index", "rows", "batch",
+    "x", "target", "weight", "order", "rates", "trace", "loss", "first_step", "index", "rows",
+    "batch", "rate",
 )  # fmt: skip
 #: Bytes of the StepState of kernels/cuda_common.cu.
 STATE_BYTES = 56

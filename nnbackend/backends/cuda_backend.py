@@ -1,20 +1,20 @@
 """The CUDA backend: the contract's operations as launches of kernels and matrix products.
 
-What it asks of a device is the small class ``Device``; ``_cuda_device.CupyDevice`` is it over CuPy,
-and the tests bring one that runs the same kernels on the CPU.
+What it asks of a GPU is the small class ``_device.Device``.
 """
 
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, Launch, bind
+from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, bind
+from nnbackend.backends._cuda_products import Product
+from nnbackend.backends._device import Device
 from nnbackend.backends._losses_by_name import LossesByName
 from nnbackend.backends._updates import adam_correction
 from nnbackend.backends.base import (
@@ -33,74 +33,26 @@ if TYPE_CHECKING:
     from nnbackend.program import Program
 
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
-_WORD, _HALF = np.dtype(np.uint32), np.dtype(np.uint16)
+#: Bits of bfloat16 numbers.
+HALF = np.dtype(np.uint16)
+BYTE = np.dtype(np.uint8)
+_WORD = np.dtype(np.uint32)
 
 
-class Device(ABC):
-    """What the backend asks of one device. Everything is ordered as it was asked for."""
+class LossSums(NamedTuple):
+    """Sums over a batch in parts, one of each block. Valid until the next operation.
 
-    name: str
-    #: blocks of THREADS threads that can be at work at the same time
-    most_blocks: int
+    Attributes:
+        loss: of the weighted losses of rows.
+        hits: of the weights of rows whose class is guessed right; None if they were not wanted.
+        blocks: number of parts.
+        weight: (1,) sum of the weights; None for ones.
+    """
 
-    @abstractmethod
-    def owns(self, x: object) -> bool:
-        """Whether ``x`` is an array on this device."""
-
-    @abstractmethod
-    def adopt(self, data: Any) -> Array | None:
-        """An array that another library keeps on a GPU, without a copy; None for host data.
-
-        Raises:
-            DeviceError: it lies on another device.
-        """
-
-    @abstractmethod
-    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
-        """A new array of zeros.
-
-        Raises:
-            OutOfMemoryError: with the bytes asked for, and those that are free.
-        """
-
-    @abstractmethod
-    def free_bytes(self) -> int:
-        """Memory that new arrays may take."""
-
-    @abstractmethod
-    def from_host(self, x: np.ndarray[Any, Any]) -> Array:
-        """A copy of a C-contiguous host array."""
-
-    @abstractmethod
-    def to_host(self, x: Array) -> np.ndarray[Any, Any]:
-        """A copy on the host; waits for it."""
-
-    @abstractmethod
-    def launch(self, launch: Launch) -> None:
-        """Run a kernel on blocks of THREADS threads."""
-
-    @abstractmethod
-    def product(self, a: Array, b: Array, out: Array, a_t: bool, b_t: bool, tf32: bool) -> None:
-        """out = a b for row-major matrices, of which a, b or both may be taken transposed.
-
-        Args:
-            a, b: of out's dtype; or uint16, whose bits are bfloat16 numbers, for a float32 out.
-            tf32: float32 numbers may be rounded to ten bits of mantissa before they are multiplied.
-        """
-
-    @abstractmethod
-    def address(self, x: Array) -> int:
-        """Where an array's numbers lie."""
-
-    @abstractmethod
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What ``work`` asks for, which is not done now: a function that does it all at once, any
-        number of times, with the same arrays and numbers. ``work`` must only launch and multiply,
-        and nothing for the first time."""
-
-    @abstractmethod
-    def synchronize(self) -> None:
-        """Wait for everything that was asked for."""
+    loss: Array
+    hits: Array | None
+    blocks: int
+    weight: Array | None
 
 
 class CudaBackend(LossesByName):
@@ -123,6 +75,7 @@ class CudaBackend(LossesByName):
         #: held where several launches belong together, as a sum over blocks and what uses it
         self.lock = threading.RLock()
         self._partial = device.zeros(device.most_blocks, FLOAT64)
+        self._hits = device.zeros(device.most_blocks, FLOAT64)
         self._weight_sum = device.zeros(1, FLOAT64)
         self._flag = device.zeros(1, INT32)
         self._scratch: dict[str, list[Array]] = {}
@@ -161,18 +114,29 @@ class CudaBackend(LossesByName):
     # -- launches -------------------------------------------------------------------------
 
     @contextmanager
-    def from_state(self, state: Array) -> Iterator[None]:
+    def from_state(
+        self, state: Array, parameters: Array, rounded: Array | None = None
+    ) -> Iterator[None]:
         """Inside, on this thread, optimizer steps and dropout take what changes from step to step,
         the rate and the step's number, from a StepState on the device, not from their arguments.
+        What is updated, a part of ``parameters``, goes to the same part of ``rounded`` in bfloat16.
         """
-        self._local.state = state
+        self._local.state, self._local.parameters = state, parameters
+        self._local.rounded = rounded
         try:
             yield
         finally:
-            self._local.state = None
+            self._local.state = self._local.rounded = None
 
     def _state(self) -> Array | None:
         return getattr(self._local, "state", None)
+
+    def _rounded_part(self, param: Array) -> Array | None:
+        rounded = getattr(self._local, "rounded", None)
+        if rounded is None:
+            return None
+        start = self.gpu.address(param) - self.gpu.address(self._local.parameters)
+        return rounded[start // param.itemsize :][: param.size]
 
     def run(self, kernel: str, dtype: DType | None, blocks: int, *arguments: Any) -> None:
         """Launch a kernel; no dtype where it is the same for all."""
@@ -182,6 +146,19 @@ class CudaBackend(LossesByName):
         """Blocks for so many items, of which a block takes ``each`` at a time."""
         return max(1, min(-(-items // each), self.gpu.most_blocks))
 
+    def fastest(self, question: str, ways: Mapping[str, Callable[[], None]]) -> str:
+        """The name of the quickest of several ways to do the same. The question says all that the
+        answer depends on: it is measured once for a kind of device."""
+        if len(ways) == 1:
+            return next(iter(ways))
+        answer = self.gpu.choices.get(question)
+        if answer is None or answer not in ways:
+            with self.lock:
+                seconds = {name: self.gpu.seconds(work) for name, work in ways.items()}
+            answer = min(seconds, key=lambda name: seconds[name])
+            self.gpu.choices.keep(question, answer)
+        return answer
+
     def _product(
         self, a: Array, b: Array, out: Array, a_t: bool = False, b_t: bool = False
     ) -> None:
@@ -189,12 +166,16 @@ class CudaBackend(LossesByName):
         with self.lock:
             if self.precision == "bf16":
                 a, b = self._in_bf16("a", a), self._in_bf16("b", b)
-            self.gpu.product(a, b, out, a_t, b_t, self.precision == "tf32")
+            self.gpu.product(Product(a, b, out, a_t, b_t, self.precision == "tf32"))
 
     def _in_bf16(self, name: str, x: Array) -> Array:
-        out = self._scratch_of(f"bf16 {name}", x.size, _HALF)
+        out = self._scratch_of(f"bf16 {name}", x.size, HALF).reshape(x.shape)
+        self.round_to_bf16(x, out)
+        return out
+
+    def round_to_bf16(self, x: Array, out: Array) -> None:
+        """The bits of the nearest bfloat16 numbers, into an ``out`` of HALF."""
         self.run("round_to_bf16", x.dtype, self.blocks(x.size), x, x.size, out)
-        return out.reshape(x.shape)
 
     def _by_element(self, kernel: str, out: Array, *arguments: Any) -> None:
         self.run(kernel, out.dtype, self.blocks(out.size), *arguments)
@@ -202,8 +183,8 @@ class CudaBackend(LossesByName):
     def _by_row(self, kernel: str, x: Array, *arguments: Any) -> None:
         self.run(kernel, x.dtype, self.blocks(len(x), WARPS), *arguments)
 
-    def _by_column(self, kernel: str, x: Array, *arguments: Any) -> None:
-        self.run(kernel, x.dtype, -(-x.shape[1] // COLUMNS), *arguments)
+    def _by_column(self, kernel: str, like: Array, width: int, *arguments: Any) -> None:
+        self.run(kernel, like.dtype, -(-width // COLUMNS), *arguments)
 
     # -- arrays ---------------------------------------------------------------------------
 
@@ -262,18 +243,35 @@ class CudaBackend(LossesByName):
     ) -> None:
         self._product(x, w, out)
         if act.name == "softmax":
-            self._by_row("softmax_forward", out, out, b, *out.shape, out)
+            self.softmax(out, b, out)
         elif b is not None or saved is not None or act.name != "linear":
             self._activate(act, out, b, saved, out)
 
     def _activate(
         self, act: Activation, x: Array, bias: Array | None, kept: Array | None, out: Array
     ) -> None:
+        self.bias_and_activation(act, x, bias, kept, out, None)
+
+    def softmax(self, x: Array, bias: Array | None, out: Array) -> None:
+        """out = softmax(x + bias) of each row; may be x."""
+        self._by_row("softmax_forward", x, x, bias, *x.shape, out)
+
+    def bias_and_activation(
+        self,
+        act: Activation,
+        x: Array,
+        bias: Array | None,
+        kept: Array | None,
+        out: Array | None,
+        rounded: Array | None,
+    ) -> None:
+        """kept = x + bias, out = act(x + bias), all but softmax, and ``out`` in bfloat16; each
+        where there is a place for it."""
         code, parameter = ACTIVATIONS.index(act.name), act.parameter
-        width = out.shape[1]
         self._by_element(
-            "activation_forward", out, x, bias, out.size, width, code, parameter, kept, out
-        )
+            "activation_forward", x, x, bias, x.size, x.shape[1], code, parameter, kept, out,
+            rounded,
+        )  # fmt: skip
 
     def dense_backward(
         self,
@@ -294,13 +292,13 @@ class CudaBackend(LossesByName):
         if dw is not None:
             self._product(x, dz, dw, a_t=True)
         if db is not None:
-            self._by_column("column_sums", dz, dz, *dz.shape, db)
+            self.column_sums(dz, db)
         if dx is not None:
             self._product(dz, w, dx, b_t=True)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
         if act.name == "softmax":
-            self._by_row("softmax_forward", x, x, None, *x.shape, out)
+            self.softmax(x, None, out)
         else:
             self._activate(act, x, None, None, out)
 
@@ -308,9 +306,22 @@ class CudaBackend(LossesByName):
         if act.name == "softmax":
             self._by_row("softmax_backward", dy, dy, saved, *dy.shape, out)
             return
-        kept = dy if act.name == "linear" else saved
+        self.slope_times(act, dy, dy if act.name == "linear" else saved, out, None)
+
+    def slope_times(
+        self, act: Activation, dy: Array, saved: Array, out: Array | None, rounded: Array | None
+    ) -> None:
+        """out = dy act'(z), all but softmax, and ``out`` in bfloat16; ``saved`` may be so, too."""
         code, parameter = ACTIVATIONS.index(act.name), act.parameter
-        self._by_element("activation_backward", out, dy, kept, dy.size, code, parameter, out)
+        kept = (None, saved) if saved.dtype == HALF else (saved, None)
+        self._by_element(
+            "activation_backward", dy, dy, *kept, dy.size, code, parameter, out, rounded
+        )
+
+    def column_sums(self, x: Array, out: Array) -> None:
+        """out (N,) = sums of the columns of x (B, N), which may be bfloat16."""
+        forms = (None, x) if x.dtype == HALF else (x, None)
+        self._by_column("column_sums", out, x.shape[1], *forms, *x.shape, out)
 
     def batch_norm_forward(
         self,
@@ -325,8 +336,8 @@ class CudaBackend(LossesByName):
         saved: Array,
     ) -> None:
         self._by_column(
-            "batch_norm_forward", x, x, gamma, beta, running_mean, running_var, momentum, eps,
-            *x.shape, out, saved,
+            "batch_norm_forward", x, x.shape[1], x, gamma, beta, running_mean, running_var,
+            momentum, eps, *x.shape, out, saved,
         )  # fmt: skip
 
     def batch_norm_inference(
@@ -354,7 +365,9 @@ class CudaBackend(LossesByName):
         dbeta: Array,
         dx: Array | None,
     ) -> None:
-        self._by_column("batch_norm_backward", x, dy, x, gamma, saved, *x.shape, dgamma, dbeta, dx)
+        self._by_column(
+            "batch_norm_backward", x, x.shape[1], dy, x, gamma, saved, *x.shape, dgamma, dbeta, dx
+        )
 
     def layer_norm_forward(
         self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
@@ -371,7 +384,9 @@ class CudaBackend(LossesByName):
         dbeta: Array,
         dx: Array | None,
     ) -> None:
-        self._by_column("layer_norm_parameters", x, dy, x, saved, *x.shape, dgamma, dbeta)
+        self._by_column(
+            "layer_norm_parameters", x, x.shape[1], dy, x, saved, *x.shape, dgamma, dbeta
+        )
         if dx is not None:
             self._by_row("layer_norm_data", x, dy, x, gamma, saved, *x.shape, dx)
 
@@ -406,9 +421,12 @@ class CudaBackend(LossesByName):
         parameter: float = 0.0,
     ) -> None:
         with self.lock:
-            partial = self.sum_loss(name, pred, target, weight, dpred, parameter)
+            sums = self.sum_loss(name, pred, target, weight, dpred, parameter)
             code, value = LOSSES.index(name), loss.reshape(-1)
-            self.run("finish_loss", pred.dtype, 1, code, *partial, len(pred), value)
+            self.run(
+                "finish_loss", pred.dtype, 1, code, sums.loss, sums.blocks, sums.weight, len(pred),
+                value,
+            )  # fmt: skip
 
     def sum_loss(
         self,
@@ -418,19 +436,21 @@ class CudaBackend(LossesByName):
         weight: Array | None,
         dpred: Array | None,
         parameter: float = 0.0,
-    ) -> tuple[Array, int, Array | None]:
-        """The loss's gradient, and its sum over the rows in parts: where they lie, their number,
-        and where the sum of the weights lies, None for ones. Valid until the next operation."""
+        rounded: Array | None = None,
+        count_hits: bool = False,
+    ) -> LossSums:
+        """The loss's gradient, which may be wanted in bfloat16, too, and its sum over the rows."""
         code, rows, total = LOSSES.index(name), len(pred), None
+        hits = self._hits if count_hits else None
         blocks = self.blocks(rows, WARPS)
         if weight is not None:
             total = self._weight_sum
             self.run("sum_weights", pred.dtype, 1, weight, rows, total)
         self.run(
             "loss_rows", pred.dtype, blocks, code, parameter, pred, *_labels_or_rows(target),
-            weight, total, *pred.shape, dpred, self._partial,
+            weight, total, *pred.shape, dpred, rounded, hits, self._partial,
         )  # fmt: skip
-        return self._partial, blocks, total
+        return LossSums(self._partial, hits, blocks, total)
 
     # -- statistics for metrics -----------------------------------------------------------
 
@@ -497,7 +517,8 @@ class CudaBackend(LossesByName):
 
     def _update(self, kernel: str, param: Array, *arguments: Any) -> None:
         blocks = self.blocks(param.size, 4 * THREADS)
-        self.run(kernel, param.dtype, blocks, *arguments, self._state())
+        rounded = self._rounded_part(param)
+        self.run(kernel, param.dtype, blocks, *arguments, rounded, self._state())
 
     def sgd_step(
         self,

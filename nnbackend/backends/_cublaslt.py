@@ -1,0 +1,193 @@
+"""Matrix products by cuBLASLt through ctypes, with bias, ReLU and their gradients on the way.
+
+cuBLASLt counts in columns: a row-major out = a b is asked for as out^T = b^T a^T, so that a bias
+for each column of ``out`` is the bias for each row that cuBLASLt knows. Numbers are those of
+cublasLt.h and library_types.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.backends._cublas import COMPUTE, KINDS, SCALARS, TF32, WORKSPACE
+from nnbackend.backends._cuda_products import Epilogue, Product
+from nnbackend.backends.base import Array
+from nnbackend.errors import NNBackendError
+
+#: cublasLtEpilogue_t
+EPILOGUES = {
+    Epilogue.PLAIN: 1,
+    Epilogue.BIAS: 4,
+    Epilogue.RELU: 2 | 4,
+    Epilogue.RELU_MASK: 2 | 4 | 128,
+    Epilogue.RELU_GRADIENT: 8 | 128,
+    Epilogue.COLUMN_SUMS: 256,
+}
+#: cublasLtMatmulDescAttributes_t
+TRANSPOSED_A, TRANSPOSED_B, EPILOGUE, VECTOR, MASK, MASK_LD = 3, 4, 7, 8, 11, 12
+#: cublasLtMatmulPreferenceAttributes_t
+MOST_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
+#: cublasLtReductionScheme_t without the one that adds in place, in whatever order blocks arrive.
+IN_ORDER = 2 | 4
+#: Bytes of the opaque descriptors, and of a cublasLtMatmulAlgo_t.
+_DESCRIPTOR, _LAYOUT, _PREFERENCE, _ALGORITHM = 256, 64, 64, 64
+#: Largest alignment that makes a difference, bytes.
+_ALIGNMENT = 256
+
+
+class _Result(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t"""
+
+    _fields_ = [
+        ("algorithm", ctypes.c_uint64 * (_ALGORITHM // 8)),
+        ("workspace", ctypes.c_size_t),
+        ("state", ctypes.c_int),
+        ("waves", ctypes.c_float),
+        ("reserved", ctypes.c_int * 4),
+    ]
+
+
+class _Plan(NamedTuple):
+    """How products of one form are done."""
+
+    descriptor: ctypes.c_void_p
+    layouts: tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    algorithm: Any
+    workspace: int
+    scalars: tuple[Any, Any]
+
+
+class LtProducts:
+    """Products on one device, on any of its streams. Not to be called by two threads at once."""
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            OSError, NNBackendError: the library cannot be loaded or cannot start.
+        """
+        pathfinder: Any = importlib.import_module("cuda.pathfinder")
+        self._library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
+        self._library.cublasLtGetVersion.restype = ctypes.c_size_t
+        self._plans: dict[tuple[Any, ...], _Plan | None] = {}
+        self._handle = ctypes.c_void_p()
+        self._check("cublasLtCreate", ctypes.byref(self._handle))
+
+    @property
+    def version(self) -> int:
+        return int(self._library.cublasLtGetVersion())
+
+    def can(self, product: Product) -> bool:
+        """Whether there is an algorithm for products of this form; finds it, which must not
+        happen during a capture."""
+        return self._plan(product) is not None
+
+    def __call__(self, product: Product, stream: int, workspace: int) -> None:
+        """
+        Args:
+            workspace: address of WORKSPACE bytes that nothing else on another stream uses.
+        """
+        plan = self._plan(product)
+        if plan is None:
+            raise NNBackendError(f"cuBLASLt has no algorithm for {_form(product)}")
+        self._point(plan.descriptor, product)
+        one, zero = plan.scalars
+        a, b, out = (ctypes.c_void_p(x.data.ptr) for x in (product.b, product.a, product.out))
+        layout_a, layout_b, layout_out = plan.layouts
+        self._check(
+            "cublasLtMatmul", self._handle, plan.descriptor, ctypes.byref(one), a, layout_a, b,
+            layout_b, ctypes.byref(zero), out, layout_out, out, layout_out,
+            ctypes.byref(plan.algorithm), ctypes.c_void_p(workspace),
+            ctypes.c_size_t(plan.workspace), ctypes.c_void_p(stream),
+        )  # fmt: skip
+
+    def _plan(self, product: Product) -> _Plan | None:
+        form = _form(product)
+        if form not in self._plans:
+            self._plans[form] = self._find(product)
+        return self._plans[form]
+
+    def _find(self, product: Product) -> _Plan | None:
+        """The library's first choice among algorithms that add up in a fixed order."""
+        out = product.out.dtype.name
+        scalar = "float32" if out == "uint16" else out
+        rounds = product.tf32 and product.a.dtype == np.float32
+        compute = TF32 if rounds else COMPUTE[scalar]
+        descriptor = self._new("cublasLtMatmulDesc", compute, KINDS[scalar])
+        for attribute, transposed in ((TRANSPOSED_A, product.b_t), (TRANSPOSED_B, product.a_t)):
+            self._set("MatmulDesc", descriptor, attribute, ctypes.c_int32(transposed))
+        epilogue = ctypes.c_uint32(EPILOGUES[product.epilogue])
+        self._set("MatmulDesc", descriptor, EPILOGUE, epilogue)
+        self._point(descriptor, product)  # the search looks at how the addresses are aligned
+        a, b, c = (self._layout(x) for x in (product.b, product.a, product.out))
+        preference = self._new("cublasLtMatmulPreference")
+        self._set("MatmulPreference", preference, MOST_WORKSPACE, ctypes.c_uint64(WORKSPACE))
+        self._set("MatmulPreference", preference, REDUCTIONS, ctypes.c_uint32(IN_ORDER))
+        arrays = (product.b, product.a, product.out, product.out)
+        for attribute, array in zip(ALIGNMENTS, arrays, strict=True):
+            aligned = ctypes.c_uint32(_aligned(array))
+            self._set("MatmulPreference", preference, attribute, aligned)
+        result, count = _Result(), ctypes.c_int()
+        status = self._library.cublasLtMatmulAlgoGetHeuristic(
+            self._handle, descriptor, a, b, c, c, preference, 1, ctypes.byref(result),
+            ctypes.byref(count),
+        )  # fmt: skip
+        self._check("cublasLtMatmulPreferenceDestroy", preference)
+        if status or not count.value or result.state:
+            return None
+        number = SCALARS[scalar]
+        scalars = (number(1.0), number(0.0))
+        return _Plan(descriptor, (a, b, c), result.algorithm, result.workspace, scalars)
+
+    def _point(self, descriptor: ctypes.c_void_p, product: Product) -> None:
+        for attribute, array in ((VECTOR, product.vector), (MASK, product.mask)):
+            if array is not None:
+                address = ctypes.c_void_p(array.data.ptr)
+                self._set("MatmulDesc", descriptor, attribute, address)
+        if product.mask is not None:
+            bits = ctypes.c_int64(8 * product.mask.shape[1])
+            self._set("MatmulDesc", descriptor, MASK_LD, bits)
+
+    def _layout(self, x: Array) -> ctypes.c_void_p:
+        """A row-major matrix is a column-major one with its sides exchanged."""
+        rows, columns = x.shape
+        size = ctypes.c_uint64
+        return self._new(
+            "cublasLtMatrixLayout", KINDS[x.dtype.name], size(columns), size(rows),
+            ctypes.c_int64(columns),
+        )  # fmt: skip
+
+    def _new(self, kind: str, *arguments: Any) -> ctypes.c_void_p:
+        created = ctypes.c_void_p()
+        self._check(f"{kind}Create", ctypes.byref(created), *arguments)
+        return created
+
+    def _set(self, kind: str, what: ctypes.c_void_p, attribute: int, value: Any) -> None:
+        self._check(
+            f"cublasLt{kind}SetAttribute", what, attribute, ctypes.byref(value),
+            ctypes.c_size_t(ctypes.sizeof(value)),
+        )  # fmt: skip
+
+    def _check(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status:
+            raise NNBackendError(f"{function} answers with cublasStatus_t {status}")
+
+
+def _aligned(x: Array) -> int:
+    """The largest power of two that divides the address, as far as it makes a difference."""
+    address = int(x.data.ptr)
+    return min(address & -address, _ALIGNMENT)
+
+
+def _form(product: Product) -> tuple[Any, ...]:
+    """All that an algorithm is chosen by."""
+    a, b, out = product.a, product.b, product.out
+    arrays = (a, b, out, product.vector, product.mask)
+    aligned = tuple(0 if x is None else _aligned(x) for x in arrays)
+    kinds = tuple("" if x is None else x.dtype.name for x in arrays)
+    flags = (product.a_t, product.b_t, product.tf32, product.epilogue.value)
+    return (*a.shape, *b.shape, *out.shape, *flags, *kinds, *aligned)

@@ -1,0 +1,61 @@
+"""Matrix products as the CUDA backend asks a device for them, with what may be done on the way."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from nnbackend.backends.base import Array
+
+
+class Epilogue(Enum):
+    """What is done to a product's numbers before they are written.
+
+    ``vector`` and ``mask`` are the product's; the mask holds a bit for each number of ``out``, its
+    rows are a multiple of MASK_BITS wide.
+    """
+
+    #: nothing
+    PLAIN = "plain"
+    #: out = a b + vector
+    BIAS = "bias"
+    #: out = relu(a b + vector)
+    RELU = "relu"
+    #: the same; the mask says where the result is above 0
+    RELU_MASK = "relu with mask"
+    #: out = a b where the mask says so, 0 elsewhere
+    RELU_GRADIENT = "relu gradient"
+    #: out = a b, and vector = the column sums of b, taken as it is multiplied
+    COLUMN_SUMS = "column sums"
+
+
+#: Rows of a mask are this many bits wide, or a multiple of it.
+MASK_BITS = 128
+
+
+class Product(NamedTuple):
+    """out (M, N) = a (M, K) b (K, N) for row-major matrices.
+
+    Attributes:
+        a, b: of out's dtype; or uint16, whose bits are bfloat16 numbers, for an ``out`` of float32
+            or of uint16.
+        a_t, b_t: the matrix is stored transposed.
+        tf32: float32 numbers may be rounded to ten bits of mantissa before they are multiplied.
+        vector: (N,) of out's dtype; what the epilogue adds to each row, or where it leaves sums.
+        mask: (M, N / 8 rounded up to MASK_BITS / 8) uint8.
+    """
+
+    a: Array
+    b: Array
+    out: Array
+    a_t: bool = False
+    b_t: bool = False
+    tf32: bool = False
+    epilogue: Epilogue = Epilogue.PLAIN
+    vector: Array | None = None
+    mask: Array | None = None
+
+
+def mask_width(columns: int) -> int:
+    """Bytes of a mask's row."""
+    return -(-columns // MASK_BITS) * MASK_BITS // 8

@@ -1,0 +1,101 @@
+"""What the CUDA backend asks of one GPU.
+
+``_cuda_device.CupyDevice`` is it over CuPy; the tests bring one that runs the same kernels on the
+CPU.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from nnbackend.backends._cuda_choices import Choices
+from nnbackend.backends._cuda_kernels import Launch
+from nnbackend.backends._cuda_products import Product
+from nnbackend.backends.base import Array, DType
+
+
+class Device(ABC):
+    """What the backend asks of one device. Everything is ordered as it was asked for, but for what
+    is asked for ``beside``."""
+
+    name: str
+    #: which of several ways are the fastest here
+    choices: Choices
+    #: blocks of THREADS threads that can be at work at the same time
+    most_blocks: int
+
+    @abstractmethod
+    def owns(self, x: object) -> bool:
+        """Whether ``x`` is an array on this device."""
+
+    @abstractmethod
+    def adopt(self, data: Any) -> Array | None:
+        """An array that another library keeps on a GPU, without a copy; None for host data.
+
+        Raises:
+            DeviceError: it lies on another device.
+        """
+
+    @abstractmethod
+    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
+        """A new array of zeros.
+
+        Raises:
+            OutOfMemoryError: with the bytes asked for, and those that are free.
+        """
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Memory that new arrays may take."""
+
+    @abstractmethod
+    def from_host(self, x: np.ndarray[Any, Any]) -> Array:
+        """A copy of a C-contiguous host array."""
+
+    @abstractmethod
+    def to_host(self, x: Array) -> np.ndarray[Any, Any]:
+        """A copy on the host; waits for it."""
+
+    @abstractmethod
+    def launch(self, launch: Launch) -> None:
+        """Run a kernel on blocks of THREADS threads."""
+
+    @abstractmethod
+    def can(self, product: Product) -> bool:
+        """Whether there is a way to do the product's epilogue with it."""
+
+    @abstractmethod
+    def product(self, product: Product) -> None:
+        """Multiply."""
+
+    @abstractmethod
+    def beside(self) -> AbstractContextManager[None]:
+        """What is asked for inside waits for everything before, and may run beside what is asked
+        for afterwards, until ``join``."""
+
+    @abstractmethod
+    def join(self) -> None:
+        """What is asked for from now on waits for what runs beside."""
+
+    @abstractmethod
+    def seconds(self, work: Callable[[], None]) -> float:
+        """How long the device takes for ``work``, which must be fit to be captured."""
+
+    @abstractmethod
+    def address(self, x: Array) -> int:
+        """Where an array's numbers lie."""
+
+    @abstractmethod
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What ``work`` asks for, which is not done now: a function that does it all at once, any
+        number of times, with the same arrays and numbers. ``work`` must only launch and multiply,
+        and nothing for the first time."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait for everything that was asked for."""

@@ -1,0 +1,359 @@
+"""A program's rows as launches over fixed arrays, for batches of one size: what a graph holds.
+
+Around a dense layer's product there is a choice: a bias, a ReLU and their gradients can be kernels
+of their own, or part of the product. What is possible here is timed, and the fastest is taken. With
+precision bf16, matrices that only products read are bfloat16 from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from nnbackend.activations import NAMES
+from nnbackend.backends._cuda_products import Epilogue, Product, mask_width
+from nnbackend.backends.base import LINEAR, Activation, Array
+from nnbackend.backends.cuda_backend import BYTE, HALF, CudaBackend
+from nnbackend.kernels.codes import Op
+from nnbackend.program import ABSENT, Program, Row
+from nnbackend.python_executor import (
+    bind_inference,
+    bind_row,
+    row_arrays,
+    row_gradients,
+    saved_shape,
+)
+
+Work = Callable[[], None]
+
+
+class Matrix(NamedTuple):
+    """A matrix between two rows: as numbers, as bfloat16 bits, or both."""
+
+    real: Array | None
+    half: Array | None
+
+    @property
+    def operand(self) -> Array:
+        """What a product reads."""
+        return self.real if self.half is None else self.half
+
+
+NOTHING = Matrix(None, None)
+
+
+class GraphPlan:
+    """Forward and, for training, backward.
+
+    Attributes:
+        x: (B, I) the batch, to be filled.
+        pred: (B, O) the outputs.
+        dpred: the gradient of the loss, to be filled; NOTHING where nothing is trained.
+        forward: the launches, in order.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        backend: CudaBackend,
+        rows: int,
+        training: bool,
+        rounded: Array | None,
+    ) -> None:
+        """
+        Args:
+            rounded: the flat parameters as bfloat16; None for products of numbers as they are.
+        """
+        self.program, self.backend, self.gpu = program, backend, backend.gpu
+        self.rows, self.training, self.rounded = rows, training, rounded
+        self.table = [row for row in program.rows if training or row.op != Op.DROPOUT]
+        trained = [i for i, row in enumerate(self.table) if training and row.trainable]
+        #: rows above this one take part in the backward pass
+        self.lowest = trained[0] if trained else len(self.table)
+        self.values = [self._value(i) for i in range(len(self.table) + 1)]
+        self.dy = [self._gradient(i) for i in range(len(self.table))]
+        self.dz = [self._before_activation(i) for i in range(len(self.table))]
+        #: what goes into an activation whose slope is found from it
+        self.kept = [self._kept_input(i) for i in range(len(self.table))]
+        self._sums = self._scratch()
+        self.x, self.pred, self.dpred = self.values[0], self.values[-1].real, self.dy[-1]
+        self.forward: list[Work] = []
+        self._down: list[Work] = []
+        for i, row in enumerate(self.table):
+            forward, down = self._bind_dense(i) if row.op == Op.DENSE else self._bind_other(i)
+            self.forward.append(forward)
+            self._down.append(down)
+        self._weights = [self._bind_weights(i) for i in range(len(self.table))]
+
+    def backward(self) -> None:
+        """Gradients of all parameters from ``dpred``. Those of weights run beside what leads on to
+        lower rows; the caller joins them."""
+        for i in range(len(self.table) - 1, self.lowest - 1, -1):
+            self._down[i]()
+            weights = self._weights[i]
+            if weights is None:
+                continue
+            if i == self.lowest:
+                weights()
+            else:
+                with self.gpu.beside():
+                    weights()
+
+    # -- arrays -----------------------------------------------------------------------------------
+
+    def _zeros(self, columns: int, half: bool = False) -> Array:
+        return self.backend.zeros((self.rows, columns), HALF if half else self.program.dtype)
+
+    def _is_dense(self, i: int) -> bool:
+        return 0 <= i < len(self.table) and self.table[i].op == Op.DENSE
+
+    def _activation(self, i: int) -> Activation:
+        row = self.table[i]
+        return Activation(NAMES[row.activation], float(self.program.floats[row.layer][0]))
+
+    def _value(self, i: int) -> Matrix:
+        """What row ``i`` reads; behind the last row, the outputs."""
+        columns = self.table[i].n_inputs if i < len(self.table) else self.table[-1].n_outputs
+        half = self.rounded is not None and self._is_dense(i)
+        # kernels of other layers, and softmax, know real numbers only
+        needs_real = i > 0 and (
+            not self._is_dense(i - 1) or self._activation(i - 1).name == "softmax"
+        )
+        real = self._zeros(columns) if needs_real or not half else None
+        return Matrix(real, self._zeros(columns, True) if half else None)
+
+    def _gradient(self, i: int) -> Matrix:
+        """The gradient of row ``i``'s outputs."""
+        if i < self.lowest:
+            return NOTHING
+        columns = self.table[i].n_outputs
+        half = self.rounded is not None and self._is_dense(i) and self._activation(i) == LINEAR
+        from_kernel = i + 1 < len(self.table) and not self._is_dense(i + 1)
+        real = self._zeros(columns) if from_kernel or not half else None
+        return Matrix(real, self._zeros(columns, True) if half else None)
+
+    def _before_activation(self, i: int) -> Matrix:
+        """The gradient before a dense row's activation, which its products read."""
+        dy = self.dy[i]
+        if dy is NOTHING or not self._is_dense(i) or dy.half is not None or self.rounded is None:
+            return dy
+        return Matrix(dy.real, self._zeros(self.table[i].n_outputs, True))
+
+    def _kept_input(self, i: int) -> Array | None:
+        saves = self.backend.activation_saves(self._activation(i)) if self._is_dense(i) else ""
+        return (
+            self._zeros(self.table[i].n_outputs) if i >= self.lowest and saves == "input" else None
+        )
+
+    def _scratch(self) -> Array:
+        """Room for sums that become bfloat16 when their bias is added."""
+        widths = [
+            row.n_outputs for i, row in enumerate(self.table)
+            if row.op == Op.DENSE and self.values[i + 1].real is None
+        ]  # fmt: skip
+        size = self.rows * max(widths, default=0)
+        return self.backend.zeros(size, self.program.dtype) if size else None
+
+    def _weight(self, row: Row) -> Array:
+        (weight, _), _ = row_arrays(self.program, row)
+        return self._twin(row.parameter_0, weight)
+
+    def _twin(self, offset: int, real: Array) -> Array:
+        """A parameter as products read it."""
+        if self.rounded is None:
+            return real
+        return self.rounded[offset : offset + real.size].reshape(real.shape)
+
+    def _product(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        a_t: bool = False,
+        b_t: bool = False,
+        epilogue: Epilogue = Epilogue.PLAIN,
+        vector: Array = None,
+        mask: Array = None,
+    ) -> Product:
+        tf32 = self.backend.precision == "tf32"
+        return Product(a, b, out, a_t, b_t, tf32, epilogue, vector, mask)
+
+    # -- dense rows -------------------------------------------------------------------------------
+
+    def _bind_dense(self, i: int) -> tuple[Work, Work]:
+        """The fastest of the ways forward, together with the gradient that comes back."""
+        separate, down = self._forward(i), self._gradient_from_above(i)
+        ways: dict[str, tuple[Work, Work]] = {"separate": (separate, down)}
+        fused = self._fused(i)
+        if fused is not None and self.gpu.can(fused):
+            ways["fused"] = (self._multiply(fused), down)
+        if fused is not None and fused.epilogue is Epilogue.RELU:
+            masked = self._masked(i, fused)
+            if masked is not None and all(self.gpu.can(product) for product in masked):
+                forward, back = masked
+                ways["masked"] = (self._multiply(forward), self._multiply(back))
+        timed = {
+            name: _both(*pair) if self._leads_down(i) else pair[0] for name, pair in ways.items()
+        }
+        return ways[self._fastest("dense", i, timed)]
+
+    def _leads_down(self, i: int) -> bool:
+        """Whether a product of the dense row above makes the gradient of this one."""
+        return i >= self.lowest and self._is_dense(i + 1)
+
+    def _forward(self, i: int) -> Work:
+        """A product, then a kernel for bias and activation."""
+        row, backend, out = self.table[i], self.backend, self.values[i + 1]
+        act, x, weight = self._activation(i), self.values[i].operand, self._weight(row)
+        (_, bias), _ = row_arrays(self.program, row)
+        kept = self.kept[i]
+        if act == LINEAR and bias is None:
+            return self._multiply(self._product(x, weight, out.operand))
+        sums = out.real
+        if sums is None:
+            sums = self._sums[: self.rows * row.n_outputs].reshape(self.rows, row.n_outputs)
+        product = self._product(x, weight, sums)
+
+        def forward() -> None:
+            self.gpu.product(product)
+            if act.name == "softmax":
+                backend.softmax(sums, bias, out.real)
+                if out.half is not None:
+                    backend.round_to_bf16(out.real, out.half)
+            else:
+                backend.bias_and_activation(act, sums, bias, kept, out.real, out.half)
+
+        return forward
+
+    def _fused(self, i: int) -> Product | None:
+        """Everything in a product, where there is an epilogue that does it."""
+        row, out, act = self.table[i], self.values[i + 1], self._activation(i)
+        (_, bias), _ = row_arrays(self.program, row)
+        epilogue = {"linear": Epilogue.BIAS, "relu": Epilogue.RELU}.get(act.name)
+        if bias is None or epilogue is None:
+            return None
+        vector = bias if out.half is None else self._twin(row.parameter_1, bias)
+        x, weight = self.values[i].operand, self._weight(row)
+        return self._product(x, weight, out.operand, epilogue=epilogue, vector=vector)
+
+    def _masked(self, i: int, fused: Product) -> tuple[Product, Product] | None:
+        """A mask that says where a ReLU lets through, and its use in the product that comes back.
+        The bits of one number in eight bytes are read instead of the outputs."""
+        if not self._leads_down(i):
+            return None
+        mask = self.backend.zeros((self.rows, mask_width(self.table[i].n_outputs)), BYTE)
+        forward = fused._replace(epilogue=Epilogue.RELU_MASK, mask=mask)
+        back = self._from_above(i, self.dz[i].operand)
+        return forward, back._replace(epilogue=Epilogue.RELU_GRADIENT, mask=mask)
+
+    def _from_above(self, i: int, out: Array) -> Product:
+        """What the dense row above hands down to row ``i``."""
+        above = self.dz[i + 1].operand
+        return self._product(above, self._weight(self.table[i + 1]), out, b_t=True)
+
+    def _gradient_from_above(self, i: int) -> Work:
+        """Makes the gradient before row ``i``'s activation."""
+        if i < self.lowest:
+            return _nothing
+        backend, act, dy, dz = self.backend, self._activation(i), self.dy[i], self.dz[i]
+        product = None
+        if self._leads_down(i):
+            product = self._from_above(i, dy.operand if dy.real is None else dy.real)
+        rounds = product is None and i + 1 < len(self.table)  # a kernel wrote dy in real numbers
+        saved = self.values[i + 1] if self.kept[i] is None else Matrix(self.kept[i], None)
+        out = dz.real if dz.half is None else None
+
+        def down() -> None:
+            if product is not None:
+                self.gpu.product(product)
+            if act.name == "softmax":
+                backend.activation_backward(act, dy.real, saved.real, dy.real)
+                if dz.half is not None:
+                    backend.round_to_bf16(dy.real, dz.half)
+            elif act != LINEAR:
+                backend.slope_times(act, dy.real, saved.operand, out, dz.half)
+            elif rounds and dz.half is not None:
+                backend.round_to_bf16(dy.real, dz.half)
+
+        return down
+
+    def _bind_weights(self, i: int) -> Work | None:
+        """The gradients of a dense row's weight and bias."""
+        row = self.table[i]
+        if i < self.lowest or row.op != Op.DENSE or not row.trainable:
+            return None
+        dw, db = row_gradients(self.program, row)
+        dz = self.dz[i].operand
+        product = self._product(self.values[i].operand, dz, dw, a_t=True)
+        if db is None:
+            return self._multiply(product)
+
+        def separate() -> None:
+            self.gpu.product(product)
+            self.backend.column_sums(dz, db)
+
+        ways = {"separate": separate}
+        fused = product._replace(epilogue=Epilogue.COLUMN_SUMS, vector=db)
+        if self.gpu.can(fused):
+            ways["fused"] = self._multiply(fused)
+        return ways[self._fastest("weights", i, ways)]
+
+    def _multiply(self, product: Product) -> Work:
+        return lambda: self.gpu.product(product)
+
+    def _fastest(self, what: str, i: int, ways: Mapping[str, Work]) -> str:
+        """The name of the way that takes the least time here."""
+        widths = [self.table[i].n_inputs, self.table[i].n_outputs]
+        if what == "dense" and self._leads_down(i):
+            widths.append(self.table[i + 1].n_outputs)
+        numbers = f"{self.program.dtype} {self.backend.precision}"
+        question = f"{what} {numbers} {self._activation(i).name} {self.rows} {widths} {[*ways]}"
+        return self.backend.fastest(question, ways)
+
+    # -- other rows -------------------------------------------------------------------------------
+
+    def _bind_other(self, i: int) -> tuple[Work, Work]:
+        program, row, backend = self.program, self.table[i], self.backend
+        x, out = self.values[i], self.values[i + 1]
+        if not self.training:
+            infer = bind_inference(program, row)
+            run: Work = lambda: infer(x.real, out.real)  # noqa: E731
+            return self._then_round(run, out), _nothing
+        saved = None
+        if row.saved != ABSENT:
+            saved = backend.zeros(saved_shape(row, self.rows), program.dtype)
+        dx, dy = None, self.dy[i]
+        if i > self.lowest:
+            # what a dense row below needs before its own kernel
+            dx = self.dy[i - 1].real
+        forward, backward = bind_row(program, row, out.real, saved, dx)
+        product = None
+        if self._leads_down(i):
+            product = self._from_above(i, self.dy[i].real)
+
+        def down() -> None:
+            if product is not None:
+                self.gpu.product(product)
+            backward(x.real, dy.real)
+
+        return self._then_round(lambda: forward(x.real, 0), out), down
+
+    def _then_round(self, run: Callable[[], object], out: Matrix) -> Work:
+        def work() -> None:
+            run()
+            if out.half is not None:
+                self.backend.round_to_bf16(out.real, out.half)
+
+        return work
+
+
+def _both(forward: Work, down: Work) -> Work:
+    def work() -> None:
+        forward()
+        down()
+
+    return work
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,186 @@
+"""How a graph's launches are planned: what is part of a product, beside another, in bfloat16.
+
+Whatever way is taken, training has to be that of launches one by one.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from cuda_stand_in import StandInBackend, compiler
+
+import nnbackend as nn
+from nnbackend.backends._cuda_choices import Choices
+from nnbackend.backends._cuda_products import Epilogue
+from nnbackend.python_executor import PythonExecutor
+
+pytestmark = pytest.mark.skipif(
+    shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
+)
+BIASES = (Epilogue.PLAIN, Epilogue.BIAS, Epilogue.RELU)
+EPILOGUES = {"none": (Epilogue.PLAIN,), "biases": BIASES, "all": tuple(Epilogue)}
+MODELS = {
+    "relu": lambda: [nn.Dense(6, 9, "relu"), nn.Dense(9, 7, "relu"), nn.Dense(7, 4)],
+    "linear": lambda: [nn.Dense(6, 9), nn.Dense(9, 7, "relu"), nn.Dense(7, 4, "relu")],
+    "no bias": lambda: [
+        nn.Dense(6, 9, "relu", bias=False), nn.Dense(9, 7, bias=False), nn.Dense(7, 4, bias=False),
+    ],
+    "curved": lambda: [
+        nn.Dense(6, 9, "gelu"), nn.Dense(9, 9, "tanh"), nn.Dense(9, 7, "silu"), nn.Dense(7, 4),
+    ],
+    "softmax inside": lambda: [nn.Dense(6, 9, "softmax"), nn.Dense(9, 4)],
+    "norms between": lambda: [
+        nn.Standardize(6), nn.Dense(6, 9), nn.BatchNorm(9), nn.ReLU(), nn.Dense(9, 8, "relu"),
+        nn.LayerNorm(8), nn.Dense(8, 7), nn.Dropout(0.3), nn.Dense(7, 4),
+    ],
+    "frozen": lambda: [
+        nn.Dense(6, 9, "relu", trainable=False), nn.Dense(9, 8, "relu"),
+        nn.Dense(8, 8, "relu", trainable=False), nn.Dense(8, 4),
+    ],
+    "nothing to train": lambda: [nn.Dense(6, 4, trainable=False)],
+    "penalties": lambda: [
+        nn.Dense(6, 9, "relu", weight_l2=1e-2, bias_l1=1e-2), nn.Dense(9, 4, weight_l1=1e-3),
+    ],
+}  # fmt: skip
+
+
+def model_of(layers: str, device: StandInBackend, precision: str = "fp32", dtype: str = "float32",
+             loss: str = "softmax_cross_entropy") -> nn.Sequential:  # fmt: skip
+    model = nn.Sequential(MODELS[layers](), seed=4, dtype=dtype, backend=device,
+                          precision=precision)  # fmt: skip
+    model.compile(loss, nn.AdamW(0.01), ["accuracy"] if "softmax" in loss else ["mae"])
+    return model
+
+
+def eager(model: nn.Sequential) -> nn.Sequential:
+    model.executor = PythonExecutor(model.program, model.backend)
+    return model
+
+
+def train(model: nn.Sequential, rng, labels: bool = True, epochs: int = 3) -> list[float]:
+    x = rng.normal(size=(50, 6))
+    y = rng.integers(0, 4, 50) if labels else rng.normal(size=(50, 4))
+    model.fit(x, y, epochs=epochs, batch_size=12, verbose=0)
+    return [*model.history["loss"], *model.evaluate(x, y).values(), *model.predict(x).ravel()]
+
+
+@pytest.fixture
+def fresh():
+    return lambda: np.random.default_rng(77)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("epilogues", EPILOGUES)
+@pytest.mark.parametrize("layers", MODELS)
+def test_every_way_trains_as_launches_one_by_one_do(fresh, layers, epilogues, late, dtype) -> None:
+    settings = {"epilogues": EPILOGUES[epilogues], "late": late}
+    planned = model_of(layers, StandInBackend(**settings), dtype=dtype)
+    launched = eager(model_of(layers, StandInBackend(), dtype=dtype))
+    tolerance = 1e-11 if dtype == "float64" else 1e-4
+    found, expected = train(planned, fresh()), train(launched, fresh())
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    arrays = launched.arrays()
+    for name, array in planned.arrays().items():
+        np.testing.assert_allclose(array, arrays[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("slow_epilogues", [False, True])
+@pytest.mark.parametrize("layers", MODELS)
+def test_bfloat16_between_layers_is_as_good_as_rounding_each_operand(
+    fresh, layers, slow_epilogues
+) -> None:
+    """One step, since training amplifies what rounding does."""
+    models = [
+        model_of(layers, StandInBackend(slow_epilogues=slow_epilogues, late=True), "bf16"),
+        eager(model_of(layers, StandInBackend(), "bf16")),
+        eager(model_of(layers, StandInBackend())),
+    ]
+    x, y = fresh().normal(size=(50, 6)), fresh().integers(0, 4, 50)
+    for model in models:
+        model.compile("softmax_cross_entropy", nn.SGD(1.0))
+        model.fit(x, y, batch_size=50, shuffle=False, verbose=0)
+    found, expected, exact = (model.arrays() for model in models)
+    for name, truth in exact.items():
+        allowed = 2.5 * np.abs(expected[name] - truth).max() + 5e-4
+        assert np.abs(found[name] - truth).max() <= allowed, name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_losses_over_numbers_hand_their_gradient_down(fresh, precision: str) -> None:
+    for layers in ("relu", "linear", "curved"):
+        models = [
+            model_of(layers, StandInBackend(late=True), precision, loss="mean_squared_error"),
+            eager(model_of(layers, StandInBackend(), precision, loss="mean_squared_error")),
+        ]
+        found, expected = (train(model, fresh(), labels=False) for model in models)
+        tolerance = 1e-4 if precision == "fp32" else 0.05
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_the_fastest_way_is_taken_and_remembered(fresh) -> None:
+    fast, slow = StandInBackend(), StandInBackend(slow_epilogues=True)
+    for device in (fast, slow):
+        train(model_of("relu", device), fresh())
+        device.gpu.epilogues_done.clear()
+        train(model_of("relu", device), fresh())  # asks nothing any more
+    assert fast.gpu.epilogues_done == set(Epilogue) - {Epilogue.PLAIN, Epilogue.RELU} | {
+        Epilogue.RELU  # where no gradient comes back: inference
+    }
+    assert slow.gpu.epilogues_done == {Epilogue.PLAIN}
+
+
+def test_bfloat16_rounds_nothing_between_dense_layers(fresh, monkeypatch) -> None:
+    """One pass over the parameters at the beginning of a run, none in a step."""
+    device = StandInBackend()
+    launched, launch = [], device.gpu._launch
+    monkeypatch.setattr(
+        device.gpu, "_launch", lambda each: (launched.append(each.kernel), launch(each))
+    )
+    model = model_of("relu", device, "bf16")
+    train(model, fresh())
+    launched.clear()
+    x, y = fresh().normal(size=(48, 6)), fresh().integers(0, 4, 48)
+    source = nn.sources.make_source(model, x, y)
+    model.executor.run(source.data, None, 12, model.rates(8), model.step)
+    assert launched.count("begin_step") == 8
+    assert launched.count("round_to_bf16") == 1
+
+
+def test_parameters_set_from_outside_reach_bfloat16_products(fresh) -> None:
+    model = model_of("relu", StandInBackend(), "bf16")
+    x = fresh().normal(size=(5, 6))
+    model.predict(x)
+    for layer in model.layers:
+        layer.weight = np.zeros(layer.weight.shape)
+        layer.bias = np.full(layer.bias.shape, 0.5)
+    np.testing.assert_array_equal(model.predict(x), 0.5)
+
+
+class TestChoices:
+    def test_they_are_kept_for_later_processes(self, tmp_path) -> None:
+        path = tmp_path / "new" / "choices.json"
+        Choices("one", path).keep("question", "answer")
+        Choices("other", path).keep("question", "else")
+        assert Choices("one", path).get("question") == "answer"
+        assert Choices("other", path).get("question") == "else"
+        assert Choices("third", path).get("question") is None
+        assert json.loads(path.read_text()) == {
+            "one": {"question": "answer"}, "other": {"question": "else"},
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("content", ["", "[1]", '{"one": 3}', "\x00"])
+    def test_a_broken_file_is_one_without_answers(self, tmp_path, content: str) -> None:
+        path = tmp_path / "choices.json"
+        path.write_text(content)
+        choices = Choices("one", path)
+        assert choices.get("question") is None
+        choices.keep("question", "answer")
+        assert Choices("one", path).get("question") == "answer"
+
+    def test_a_folder_that_cannot_be_written_keeps_them_in_memory(self, tmp_path) -> None:
+        blocked = tmp_path / "file"
+        blocked.write_text("")
+        choices = Choices("one", blocked / "choices.json")
+        choices.keep("question", "answer")
+        assert choices.get("question") == "answer"
