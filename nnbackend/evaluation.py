@@ -27,7 +27,7 @@ def evaluate_source(model: Sequential, source: Source) -> dict[str, float]:
         penalty = float(part[PENALTY])
         totals += part
         if functions:
-            kept.append((block.target, model(block.x)))
+            kept.append((model.backend.to_numpy(block.target), model(block.x)))
     loss_sum, _, weight_sum = totals[:METRIC_SUMS]
     figures = figures_of(
         model.program, float(loss_sum), penalty, float(weight_sum), totals[METRIC_SUMS:]
@@ -38,7 +38,8 @@ def evaluate_source(model: Sequential, source: Source) -> dict[str, float]:
 def function_metrics(model: Sequential, source: Source) -> dict[str, float]:
     """The metrics that are functions, over the training data."""
     functions = [m for m in model.metrics if not isinstance(m, Metric)]
-    kept = [(block.target, model(block.x)) for block in source.blocks()]
+    to_numpy = model.backend.to_numpy
+    kept = [(to_numpy(block.target), model(block.x)) for block in source.blocks()]
     return _function_values(model, kept, functions)
 
 

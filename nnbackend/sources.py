@@ -6,15 +6,17 @@ Everything is checked here, before a model is touched; what leaves is ready for 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from nnbackend._checks import check_number
-from nnbackend.backends.base import Array, Backend, DType, is_on_gpu
+from nnbackend.backends.base import Array, Backend, DType, Uploads, is_on_gpu
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.executor import Data
 from nnbackend.losses import Loss, LossFunction, function_target
+from nnbackend.prefetch import BlocksAhead
 
 if TYPE_CHECKING:
     from nnbackend.model import Sequential
@@ -48,6 +50,7 @@ class ArraySource:
         self.x, self.target, self.weight = x, target, weight
         self.n_rows = len(x)
         self.data: Data | None = None
+        self._uploads: Uploads | None = None
         if not self._is_staged():
             self.data = self._to_device(x, target, weight)
 
@@ -64,12 +67,14 @@ class ArraySource:
 
     def _to_device(self, x: Any, target: HostArray, weight: HostArray | None) -> Data:
         asarray = self.backend.asarray
-        target_dtype = self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
         return Data(
             asarray(x, self.dtype),
-            asarray(target, target_dtype),
+            asarray(target, self._target_dtype(target)),
             None if weight is None else asarray(weight, self.dtype),
         )
+
+    def _target_dtype(self, target: HostArray) -> DType:
+        return self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
 
     @property
     def block_rows(self) -> int:
@@ -85,10 +90,30 @@ class ArraySource:
         weight = None if self.weight is None else self.weight[rows]
         return self._to_device(read_rows(self.x, rows), self.target[rows], weight)
 
+    def host_block(self, rows: slice | HostArray) -> list[tuple[HostArray, DType]]:
+        """Some rows of x, the targets and, if there are any, the weights, on the host as they are,
+        each with the dtype that it has on the device."""
+        arrays = [
+            (read_rows(self.x, rows), self.dtype),
+            (self.target[rows], self._target_dtype(self.target)),
+        ]
+        if self.weight is not None:
+            arrays.append((self.weight[rows], self.dtype))
+        return arrays
+
+    def uploads(self) -> Uploads | None:
+        """What brings blocks to the device while it works, if that is worth while here."""
+        if self.data is None and self._uploads is None:
+            self._uploads = self.backend.make_uploads()
+        return self._uploads
+
     def blocks(self) -> Iterator[Data]:
-        """All rows in order."""
-        for start in range(0, self.n_rows, self.block_rows):
-            yield self.block(slice(start, min(start + self.block_rows, self.n_rows)))
+        """All rows in order; a block is valid until the next one is asked for."""
+        starts = range(0, self.n_rows, self.block_rows)
+        parts = [slice(start, min(start + self.block_rows, self.n_rows)) for start in starts]
+        with BlocksAhead.of(self) as ahead:
+            for rows, then in zip_longest(parts, parts[1:]):
+                yield ahead.get(rows, then)
 
     def multiply_weights(self, factors: HostArray) -> None:
         """Multiply the rows' weights by these, (N,)."""

@@ -25,6 +25,7 @@ from nnbackend.executor import (
 )
 from nnbackend.history import History
 from nnbackend.metrics import metric_name
+from nnbackend.prefetch import BlocksAhead
 from nnbackend.program import Program
 from nnbackend.progress import Progress
 from nnbackend.sources import ArraySource, BatchSource, Source
@@ -192,24 +193,29 @@ class Trainer:
             self._train_epochs(source, count, steps_per_epoch)
             return
         (epoch,), _ = self._begin_epochs(source, 1, steps_per_epoch)
-        while epoch.steps_done < steps_per_epoch:
-            steps = min(
-                self.chunk_steps,
-                self._most_trace_steps(),
-                -(-source.block_rows // self.batch_size),
-                steps_per_epoch - epoch.steps_done,
-            )
-            rates = self.model.rates(steps)
-            epoch.rates.append(rates)
-            start = time.perf_counter()
-            trace = self._execute(source, epoch, epoch.steps_done, rates)
-            self._adapt_chunk(steps, time.perf_counter() - start)
-            self._finish_steps(epoch, trace, source)
-            if self.interrupt.requested and epoch.steps_done < steps_per_epoch:
-                self.history.stopped = "interrupted"
-                self._forget(source, epoch)
-                return
+        with BlocksAhead.of(source) as blocks:
+            steps = self._next_steps(source, steps_per_epoch)
+            while epoch.steps_done < steps_per_epoch:
+                # decided now, so that its block can be fetched meanwhile
+                left = steps_per_epoch - epoch.steps_done - steps
+                then = self._next_steps(source, left)
+                rates = self.model.rates(steps)
+                epoch.rates.append(rates)
+                start = time.perf_counter()
+                trace = self._execute(blocks, epoch, epoch.steps_done, rates, then)
+                self._adapt_chunk(steps, time.perf_counter() - start)
+                self._finish_steps(epoch, trace, source)
+                if self.interrupt.requested and epoch.steps_done < steps_per_epoch:
+                    self.history.stopped = "interrupted"
+                    self._forget(source, epoch)
+                    return
+                steps = then if source.data is None else self._next_steps(source, left)
         self._end_epoch(epoch, self.epoch_figures(np.concatenate(epoch.trace)))
+
+    def _next_steps(self, source: ArraySource, left: int) -> int:
+        """Steps of the next chunk, of those that are left in an epoch."""
+        fitting = -(-source.block_rows // self.batch_size)
+        return min(self.chunk_steps, self._most_trace_steps(), fitting, left)
 
     def _train_epochs(self, source: ArraySource, count: int, steps_per_epoch: int) -> None:
         """Several whole epochs in one run of the executor."""
@@ -259,20 +265,26 @@ class Trainer:
         return epochs, orders
 
     def _execute(
-        self, source: ArraySource, epoch: _Epoch, first: int, rates: np.ndarray[Any, Any]
+        self,
+        blocks: BlocksAhead,
+        epoch: _Epoch,
+        first: int,
+        rates: np.ndarray[Any, Any],
+        then: int = 0,
     ) -> Trace:
-        """Steps of an epoch from number ``first`` on, one for each rate."""
+        """Steps of an epoch from number ``first`` on, one for each rate; ``then`` more follow."""
+        source = blocks.source
         start = first * self.batch_size
         stop = min(start + len(rates) * self.batch_size, source.n_rows)
-        order = None
+        end = min(stop + then * self.batch_size, source.n_rows)
+        order, rows, following = None, slice(start, stop), slice(stop, end)
         if epoch.order is None:
-            data = source.block(slice(start, stop))
+            data = blocks.get(rows, following if then else None)
         elif source.data is None:
-            data = source.block(epoch.order[start:stop])
+            data = blocks.get(epoch.order[rows], epoch.order[following] if then else None)
         else:
             data = source.data
-            rows = epoch.order[None, start:stop]
-            order = self.program.backend.asarray(rows, np.dtype(np.int64))
+            order = self.program.backend.asarray(epoch.order[None, rows], np.dtype(np.int64))
         # a gradient that nobody can look at need not be written to memory
         ends = stop == source.n_rows
         first_step = epoch.first_step + first
@@ -396,12 +408,13 @@ class Trainer:
         """Undo an epoch that was interrupted, so that the model stands where its history ends
         and can be trained on as if nothing had happened."""
         self._restore_snapshot()
+        blocks = BlocksAhead(source)
         for epoch in self.since_snapshot:
             if epoch is unfinished:
                 break
             rates = np.concatenate(epoch.rates)
             for first in range(0, len(rates), self.chunk_steps):
-                self._execute(source, epoch, first, rates[first : first + self.chunk_steps])
+                self._execute(blocks, epoch, first, rates[first : first + self.chunk_steps])
         self.model.step, self.model.epoch = unfinished.first_step, unfinished.number
         self._restore_generator(unfinished)
 
@@ -430,9 +443,9 @@ class Trainer:
 
     def _train_again(self, source: ArraySource, epoch: _Epoch) -> int | None:
         """Repeat an epoch step by step; the first bad step, counted from 1, or None."""
-        rates = np.concatenate(epoch.rates)
+        rates, blocks = np.concatenate(epoch.rates), BlocksAhead(source)
         for step in range(len(rates)):
-            trace = self._execute(source, epoch, step, rates[step : step + 1])
+            trace = self._execute(blocks, epoch, step, rates[step : step + 1])
             if not np.isfinite(trace[:, :METRIC_SUMS]).all() or not self._parameters_finite():
                 return step + 1
         return None

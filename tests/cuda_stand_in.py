@@ -30,7 +30,7 @@ from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, signatures, source
 from nnbackend.backends._cuda_products import MASK_BITS, Epilogue, Product
 from nnbackend.backends._device import Device
-from nnbackend.backends.base import Availability, is_on_gpu
+from nnbackend.backends.base import Availability, Uploads, is_on_gpu
 from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
@@ -132,6 +132,9 @@ class CpuDevice(Device):
         array = self._memory(x.shape, x.dtype)
         array.view(np.ndarray)[...] = x
         return array
+
+    def make_uploads(self) -> Uploads:
+        return CpuUploads(self)
 
     def to_host(self, x: Any) -> np.ndarray:
         self._not_while_capturing("a copy to the host")
@@ -330,6 +333,36 @@ def program(dtype: np.dtype[Any]) -> ctypes.CDLL:
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{real}-{key}.so"
     return ctypes.CDLL(str(path)) if path.exists() else build("", real, path)
+
+
+class CpuUploads(Uploads):
+    """Uploads that arrive when they are waited for, and not a moment before; what was in a slot is
+    poisoned when the next upload to it begins."""
+
+    def __init__(self, device: CpuDevice) -> None:
+        self.device = device
+        self.started = 0
+        self._slots: dict[int, list[tuple[Any, np.ndarray]]] = {}
+        self._released: set[int] = set(range(self.SLOTS))
+
+    def start(self, arrays: Sequence[tuple[np.ndarray, Any]], slot: int) -> list[Any]:
+        assert slot in self._released, "the slot is in use"
+        self._released.remove(slot)
+        self.started += 1
+        for array, _ in self._slots.get(slot, ()):
+            array.view(np.ndarray).view(np.uint8)[...] = _POISON
+        found = [self.device._memory(x.shape, dtype) for x, dtype in arrays]
+        self._slots[slot] = [
+            (array, x.astype(dtype)) for array, (x, dtype) in zip(found, arrays, strict=True)
+        ]
+        return found
+
+    def arrive(self, slot: int) -> None:
+        for array, x in self._slots[slot]:
+            array.view(np.ndarray)[...] = x
+
+    def release(self, slot: int) -> None:
+        self._released.add(slot)
 
 
 class StandInBackend(CudaBackend):

@@ -13,6 +13,7 @@ from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import LtProducts
 from nnbackend.backends._cuda_kernels import THREADS, bind
 from nnbackend.backends._cuda_products import Epilogue, Product
+from nnbackend.backends.cuda_backend import ALIGNMENT
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -351,6 +352,14 @@ class FakeEvent:
         pass
 
 
+class PinnedMemory(np.ndarray):
+    """Has a buffer and an address, as CuPy's."""
+
+    @property
+    def ptr(self) -> int:
+        return self.ctypes.data
+
+
 class FakeCupy:
     """The few functions of CuPy that the device class calls, each noted."""
 
@@ -363,8 +372,11 @@ class FakeCupy:
         main.ptr = 9
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
-                getDeviceProperties=lambda i: {"multiProcessorCount": 3, "name": b"A GPU"}
+                getDeviceProperties=lambda i: {"multiProcessorCount": 3, "name": b"A GPU"},
+                memcpyAsync=self.copy,
+                memcpyHostToDevice=1,
             ),
+            alloc_pinned_memory=lambda size: np.full(size, 255, np.uint8).view(PinnedMemory),
             Device=lambda i: FakeContext(log, f"device {i}"),
             Stream=lambda non_blocking: FakeContext(log, "side"),
             Event=FakeEvent,
@@ -373,6 +385,10 @@ class FakeCupy:
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             device=SimpleNamespace(get_cublas_handle=lambda: 1),
         )
+
+    def copy(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
+        self.log.append(("copy", kind, stream))
+        ctypes.memmove(to, source, size)
 
     def empty(self, size, dtype):
         return fake(np.empty(size, dtype))
@@ -530,3 +546,22 @@ def test_products_fall_back_where_cublaslt_has_none(cupy, device) -> None:
 def test_choices_hold_for_a_gpu_and_its_library(device) -> None:
     assert device.choices.kind == "A GPU, cublasGemmEx"
     assert device.choices.path.parts == ("somewhere", "nnbackend-choices.json")
+
+
+def test_uploads_go_through_pinned_memory_and_wait_for_their_slot(cupy, device) -> None:
+    uploads = device.make_uploads()
+    x, y = np.arange(12).reshape(4, 3), np.array([1, 2, 3, 0])
+    wide = np.arange(300.0).reshape(100, 3)
+    for arrays in ([(x, FLOAT32), (y, np.dtype(np.int32))], [(wide, FLOAT32)]):
+        cupy.log.clear()
+        uploads.release(1)
+        found = uploads.start(arrays, 1)
+        uploads.arrive(1)
+        for (values, dtype), array in zip(arrays, found, strict=True):
+            assert array.dtype == dtype
+            np.testing.assert_array_equal(array.view(np.ndarray), values)
+            assert array.ctypes.data % ALIGNMENT == found[0].ctypes.data % ALIGNMENT
+        # it grows when the first copy is done, and the new memory is ready
+        assert cupy.log == [
+            "synchronize", "side waits for main", ("copy", 1, 5), "main waits for side",
+        ]  # fmt: skip

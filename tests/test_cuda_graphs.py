@@ -227,16 +227,163 @@ def test_the_state_is_as_large_as_the_kernels_say(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_data_that_do_not_fit_come_block_by_block(rng, monkeypatch, shuffle: bool) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_data_that_do_not_fit_come_block_by_block(rng, monkeypatch, shuffle, weighted) -> None:
+    """The next block is on its way while one is in use, and gives way to nothing too early."""
     x, y = rng.normal(size=(4000, 30)).astype("float32"), rng.integers(0, 3, 4000)
+    weight = rng.uniform(size=4000) if weighted else None
     monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 15)
-    models = []
+    models, figures = [], []
     for memory in (1 << 30, 600_000):  # x takes 480,000 bytes
         backend = StandInBackend(memory=memory)
         model = nn.Sequential([nn.Dense(30, 16, "relu"), nn.Dense(16, 3)], seed=0, backend=backend)
-        model.compile("softmax_cross_entropy")
+        model.compile("softmax_cross_entropy", metrics=["accuracy", own_accuracy])
         source = nn.sources.make_source(model, x, y)
         assert (source.data is None) == (memory == 600_000)
-        model.fit(x, y, epochs=2, batch_size=64, shuffle=shuffle, verbose=0)
+        assert (source.uploads() is None) == (memory != 600_000)
+        model.fit(x, y, epochs=2, batch_size=64, shuffle=shuffle, sample_weight=weight, verbose=0)
         models.append(model)
+        figures.append(model.evaluate(x, y))
     same(*models)
+    assert figures[0] == pytest.approx(figures[1])
+    assert figures[0]["own_accuracy"] == pytest.approx(figures[0]["accuracy"])
+
+
+def own_accuracy(y_true, y_pred) -> float:
+    return float((y_pred.argmax(axis=1) == y_true).mean())
+
+
+def test_an_interrupted_epoch_of_streamed_data_is_undone(rng, monkeypatch) -> None:
+    monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 15)
+    x, y = rng.normal(size=(4000, 30)).astype("float32"), rng.integers(0, 3, 4000)
+    model = nn.Sequential([nn.Dense(30, 3)], seed=0, backend=StandInBackend(memory=600_000))
+    model.compile("softmax_cross_entropy")
+    before = model.arrays()
+    run, calls = model.executor.run, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(*arguments)
+
+    monkeypatch.setattr(model.executor, "run", interrupted)
+    assert model.fit(x, y, batch_size=64, verbose=0).stopped == "interrupted"
+    for name, array in model.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+class TestSingleSteps:
+    """``train_step`` on arrays that lie on the device: nobody looks through them, nobody waits."""
+
+    def model(self, device: StandInBackend, loss: str = "softmax_cross_entropy"):
+        model = nn.Sequential([nn.Dense(6, 8, "relu", weight_l2=1e-3), nn.Dense(8, 4)], seed=0,
+                              backend=device)  # fmt: skip
+        model.compile(loss, nn.Adam(0.01))
+        return model
+
+    def arrays(self, rng, device, labels: bool = True):
+        y = rng.integers(0, 4, 12) if labels else rng.normal(size=(12, 4))
+        x = device.asarray(rng.normal(size=(12, 6)), np.dtype("float32"))
+        return x, device.asarray(y, np.dtype("int32" if labels else "float32"))
+
+    @pytest.mark.parametrize("labels", [True, False])
+    def test_they_do_what_steps_on_host_arrays_do(self, rng, labels: bool) -> None:
+        loss = "softmax_cross_entropy" if labels else "mean_squared_error"
+        device = StandInBackend(late=True)
+        quick, checked = self.model(device, loss), self.model(device, loss)
+        for _ in range(4):
+            x, y = self.arrays(rng, device, labels)
+            one = quick.train_step(x, y)
+            other = checked.train_step(device.to_numpy(x), device.to_numpy(y))
+            assert one.shape == ()
+            assert float(device.to_numpy(one)) == float(device.to_numpy(other))
+        same(quick, checked)
+
+    def test_the_first_is_checked_and_the_others_wait_for_nothing(self, rng, monkeypatch) -> None:
+        device = StandInBackend()
+        model = self.model(device)
+        x, y = self.arrays(rng, device)
+        model.train_step(x, y)
+        copies = []
+        to_host = device.gpu.to_host
+        monkeypatch.setattr(device.gpu, "to_host", lambda a: (copies.append(a), to_host(a))[1])
+        losses = [model.train_step(x, y) for _ in range(3)]
+        assert not copies
+        values = [float(device.to_numpy(loss)) for loss in losses]
+        assert values == sorted(values, reverse=True)
+
+    @pytest.mark.parametrize("spoilt", ["label", "negative label", "x"])
+    def test_what_is_no_number_or_no_class_changes_nothing(self, rng, spoilt: str) -> None:
+        device = StandInBackend(late=True)
+        model = self.model(device)
+        x, y = self.arrays(rng, device)
+        model.train_step(x, y)
+        before = model.arrays()
+        bad_x, bad_y = x.copy(), y.copy()
+        if spoilt == "x":
+            bad_x[3, 2] = np.nan
+        else:
+            bad_y[5] = -1 if "negative" in spoilt else 4
+        assert np.isnan(float(device.to_numpy(model.train_step(bad_x, bad_y))))
+        for name, array in model.arrays().items():
+            np.testing.assert_array_equal(array, before[name])
+        assert np.isfinite(float(device.to_numpy(model.train_step(x, y))))
+        assert not np.array_equal(model.arrays()["layers.0.weight"], before["layers.0.weight"])
+
+    def test_arrays_of_another_form_are_checked(self, rng) -> None:
+        device = StandInBackend()
+        model = self.model(device)
+        x, y = self.arrays(rng, device)
+        model.train_step(x, y)
+        with pytest.raises(nn.ShapeError):
+            model.train_step(x[:, :5], y)
+        with pytest.raises(nn.ShapeError):
+            model.train_step(x, y[:5])
+
+
+class TestInference:
+    """Outputs of any number of rows come from graphs, of which a few are kept."""
+
+    def test_outputs_are_those_of_numpy(self, rng, dtype: str) -> None:
+        models = [deep(backend, dtype) for backend in (StandInBackend(), nn.get_backend("numpy"))]
+        fitted = rng.normal(size=(83, 6)), rng.integers(0, 4, 83)
+        for model in models:
+            model.layers[0].adapt(fitted[0])
+        for rows in (1, 5, 1, 300, 7, 8, 9, 1):
+            x = rng.normal(size=(rows, 6))
+            for _ in range(2):
+                found, expected = (model.predict(x) for model in models)
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert len(models[0].executor._inferences) == KEPT
+        assert models[0].backend.gpu.replays > 0
+
+    def test_they_follow_the_parameters(self, rng) -> None:
+        model = nn.Sequential([nn.Dense(3, 2)], seed=0, backend=StandInBackend())
+        x = rng.normal(size=(4, 3))
+        for factor in (1.0, 2.0, 3.0):
+            model.layers[0].weight = np.ones((3, 2)) * factor
+            np.testing.assert_allclose(
+                model.predict(x), factor * x.sum(axis=1, keepdims=True) * [1, 1], rtol=1e-5
+            )
+
+
+def test_graphs_of_other_sizes_give_way_when_memory_runs_out(rng, monkeypatch) -> None:
+    model = nn.Sequential([nn.Dense(6, 4)], seed=0, backend=StandInBackend())
+    model.compile("softmax_cross_entropy")
+    x, y = rng.normal(size=(40, 6)), rng.integers(0, 4, 40)
+    model.fit(x, y, batch_size=20, verbose=0)
+    model.predict(x)
+    gpu, take, refused = model.backend.gpu, model.backend.gpu._memory, []
+
+    def memory(shape, dtype):
+        if not refused and len(model.executor._steps) > 0 and shape == (8, 6):
+            refused.append(shape)
+            raise nn.OutOfMemoryError("planted")
+        return take(shape, dtype)
+
+    monkeypatch.setattr(gpu, "_memory", memory)
+    model.fit(x, y, batch_size=8, verbose=0)
+    assert refused
+    assert len(model.executor._steps) == 1
+    assert not model.executor._inferences

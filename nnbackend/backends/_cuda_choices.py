@@ -1,5 +1,5 @@
-"""What was found to be the fastest, kept: a second run of a program takes the same ways as the first,
-so that it finds the same bits."""
+"""What was found to be the fastest, kept: a program that runs again takes the same ways, so that
+it finds the same bits."""
 
 from __future__ import annotations
 

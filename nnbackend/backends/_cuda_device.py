@@ -21,7 +21,8 @@ from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
 from nnbackend.backends._cuda_products import Epilogue, Product
 from nnbackend.backends._device import Device
-from nnbackend.backends.base import Array, DType, is_on_gpu
+from nnbackend.backends.base import Array, DType, Uploads, is_on_gpu
+from nnbackend.backends.cuda_backend import ALIGNMENT
 from nnbackend.errors import DeviceError, NNBackendError, OutOfMemoryError
 
 #: Blocks for which a multiprocessor has room: 2048 threads.
@@ -38,8 +39,67 @@ class _Captured:
         self.device, self.graph = device, graph
 
     def launch(self) -> None:
-        with self.device._on():
+        with self.device.on():
             self.graph.launch()
+
+
+class _Slot:
+    """Memory on both sides: the host's is pinned, so that the GPU fetches it by itself."""
+
+    def __init__(self, device: CupyDevice) -> None:
+        self.device, self._cuda = device, device.cuda
+        self.size = 0
+        self._pinned: Any = None
+        self._memory: Any = None
+        self.copied, self.released = (self._cuda.Event(disable_timing=True) for _ in range(2))
+
+    def start(
+        self, arrays: Sequence[tuple[np.ndarray[Any, Any], DType]], stream: Any
+    ) -> list[Array]:
+        sizes = [x.size * dtype.itemsize for x, dtype in arrays]
+        starts = [0, *np.cumsum([-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]).tolist()]
+        self.copied.synchronize()  # the last copy has read the pinned memory
+        if self.size < starts[-1]:
+            self.size = starts[-1]
+            self._memory = self.device.zeros(self.size, np.dtype(np.uint8))
+            self._pinned = self._cuda.alloc_pinned_memory(self.size)
+            self._cuda.get_current_stream().synchronize()  # the zeros are there
+        found = []
+        for (x, dtype), start, size in zip(arrays, starts, sizes, strict=False):
+            host = np.frombuffer(self._pinned, dtype, x.size, start).reshape(x.shape)
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.copyto(host, x, casting="unsafe")
+            found.append(self._memory[start : start + size].view(dtype).reshape(x.shape))
+        stream.wait_event(self.released)
+        runtime = self._cuda.runtime
+        runtime.memcpyAsync(
+            self._memory.data.ptr, self._pinned.ptr, starts[-1], runtime.memcpyHostToDevice,
+            stream.ptr,
+        )  # fmt: skip
+        self.copied.record(stream)
+        return found
+
+
+class _PinnedUploads(Uploads):
+    """By way of pinned memory, on a stream of their own."""
+
+    def __init__(self, device: CupyDevice) -> None:
+        self.device = device
+        with device.on():
+            self._stream = device.cuda.Stream(non_blocking=True)
+            self._slots = [_Slot(device) for _ in range(self.SLOTS)]
+
+    def start(self, arrays: Sequence[tuple[np.ndarray[Any, Any], DType]], slot: int) -> list[Array]:
+        with self.device.on():
+            return self._slots[slot].start(arrays, self._stream)
+
+    def arrive(self, slot: int) -> None:
+        with self.device.on():
+            self.device.cuda.get_current_stream().wait_event(self._slots[slot].copied)
+
+    def release(self, slot: int) -> None:
+        with self.device.on():
+            self._slots[slot].released.record(self.device.cuda.get_current_stream())
 
 
 class CupyDevice(Device):
@@ -48,25 +108,27 @@ class CupyDevice(Device):
 
     def __init__(self, index: int) -> None:
         self._cupy: Any = importlib.import_module("cupy")
+        self.cuda: Any = self._cupy.cuda
         self.index, self.name = index, f"cuda:{index}"
-        properties = self._cupy.cuda.runtime.getDeviceProperties(index)
+        properties = self.cuda.runtime.getDeviceProperties(index)
         self.most_blocks = RESIDENT_BLOCKS * int(properties["multiProcessorCount"])
         self._programs: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
         self._captured: weakref.WeakSet[_Captured] = weakref.WeakSet()
         atexit.register(self._forget_graphs)  # after CuPy's own, so that it runs before
-        with self._on():
+        with self.on():
             # products that run beside each other must not share a workspace
             self._workspaces = [self._cupy.empty(WORKSPACE, np.uint8) for _ in range(2)]
-            self._side = self._cupy.cuda.Stream(non_blocking=True)
+            self._side = self.cuda.Stream(non_blocking=True)
             self._lt = make_lt_products()
-        self._products = Products(self._cupy.cuda.device.get_cublas_handle)
+        self._products = Products(self.cuda.device.get_cublas_handle)
         library = "cublasGemmEx" if self._lt is None else f"cuBLASLt {self._lt.version}"
         self.choices = Choices(f"{properties['name'].decode()}, {library}", choices_path())
 
-    def _on(self) -> Any:
-        return self._cupy.cuda.Device(self.index)
+    def on(self) -> Any:
+        """A context in which this GPU is CuPy's current one."""
+        return self.cuda.Device(self.index)
 
     def owns(self, x: object) -> bool:
         return isinstance(x, self._cupy.ndarray) and x.device.id == self.index
@@ -89,10 +151,10 @@ class CupyDevice(Device):
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
         try:
-            with self._on():
+            with self.on():
                 return self._cupy.zeros(sizes, dtype)
-        except self._cupy.cuda.memory.OutOfMemoryError as error:
-            with self._on() as device:
+        except self.cuda.memory.OutOfMemoryError as error:
+            with self.on() as device:
                 free, total = device.mem_info
             raise OutOfMemoryError(
                 f"{self.name} has not the memory for an array of shape {sizes}: "
@@ -101,22 +163,25 @@ class CupyDevice(Device):
             ) from error
 
     def free_bytes(self) -> int:
-        with self._on() as device:
+        with self.on() as device:
             # what CuPy's pool has taken and does not use is free as well
             return int(device.mem_info[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
 
     def from_host(self, x: np.ndarray[Any, Any]) -> Array:
         out = self.zeros(x.shape, x.dtype)
-        with self._on():
+        with self.on():
             out.set(x)
         return out
 
+    def make_uploads(self) -> Uploads:
+        return _PinnedUploads(self)
+
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
-        with self._on():
+        with self.on():
             return np.asarray(x.get(order="C"))
 
     def launch(self, launch: Launch) -> None:
-        with self._on():
+        with self.on():
             kernel = self._kernel(launch.kernel, launch.dtype)
             # CuPy has no null pointer: its None is no argument at all
             arguments = tuple(np.uint64(0) if a is None else a for a in launch.arguments)
@@ -136,14 +201,14 @@ class CupyDevice(Device):
         return kernel
 
     def can(self, product: Product) -> bool:
-        with self._on():
+        with self.on():
             if self._lt is not None and self._lt.can(product):
                 return True
         return product.epilogue is Epilogue.PLAIN
 
     def product(self, product: Product) -> None:
-        with self._on():
-            stream = self._cupy.cuda.get_current_stream().ptr
+        with self.on():
+            stream = self.cuda.get_current_stream().ptr
             workspace = self._workspaces[stream == self._side.ptr].data.ptr
             if self._lt is not None and self._lt.can(product):
                 self._lt(product, stream, workspace)
@@ -152,18 +217,18 @@ class CupyDevice(Device):
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        with self._on():
-            self._let_wait(self._side, self._cupy.cuda.get_current_stream())
+        with self.on():
+            self._let_wait(self._side, self.cuda.get_current_stream())
             with self._side:
                 yield
 
     def join(self) -> None:
-        with self._on():
-            self._let_wait(self._cupy.cuda.get_current_stream(), self._side)
+        with self.on():
+            self._let_wait(self.cuda.get_current_stream(), self._side)
 
     def _let_wait(self, one: Any, other: Any) -> None:
         """``one`` goes on when ``other`` has done what it was asked for so far."""
-        event = self._cupy.cuda.Event(disable_timing=True)
+        event = self.cuda.Event(disable_timing=True)
         event.record(other)
         one.wait_event(event)
 
@@ -175,8 +240,8 @@ class CupyDevice(Device):
                 work()
 
         replay, milliseconds = self.capture(repeat), []
-        cuda = self._cupy.cuda
-        with self._on():
+        cuda = self.cuda
+        with self.on():
             replay()
             for _ in range(TIMED_TRIALS):
                 start, stop = cuda.Event(), cuda.Event()
@@ -191,7 +256,7 @@ class CupyDevice(Device):
         return int(x.data.ptr)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        with self._on(), self._cupy.cuda.Stream(non_blocking=True) as stream:
+        with self.on(), self.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 work()
@@ -207,7 +272,7 @@ class CupyDevice(Device):
             captured.graph = None
 
     def synchronize(self) -> None:
-        with self._on() as device:
+        with self.on() as device:
             device.synchronize()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import Launch
 from nnbackend.backends._cuda_products import Product
-from nnbackend.backends.base import Array, DType
+from nnbackend.backends.base import Array, DType, Uploads
 
 
 class Device(ABC):
@@ -56,6 +56,10 @@ class Device(ABC):
     @abstractmethod
     def from_host(self, x: np.ndarray[Any, Any]) -> Array:
         """A copy of a C-contiguous host array."""
+
+    @abstractmethod
+    def make_uploads(self) -> Uploads:
+        """A way to copy to the device while it works."""
 
     @abstractmethod
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:

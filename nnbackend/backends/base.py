@@ -84,6 +84,26 @@ def is_on_gpu(x: Any) -> bool:
     return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == _DLPACK_CUDA
 
 
+class Uploads(ABC):
+    """Host arrays on their way to a device while it works, each in one of SLOTS places."""
+
+    #: one in use, one on its way
+    SLOTS: ClassVar[int] = 2
+
+    @abstractmethod
+    def start(self, arrays: Sequence[tuple[np.ndarray[Any, Any], DType]], slot: int) -> list[Array]:
+        """Copies of these arrays, converted, which are there after ``arrive(slot)``. May be called
+        by a thread of its own; what was in the slot is overwritten."""
+
+    @abstractmethod
+    def arrive(self, slot: int) -> None:
+        """Work that is asked for from now on waits for what was started in ``slot``."""
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """What is started next in ``slot`` waits for the work that was asked for so far."""
+
+
 class Backend(ABC):
     """One implementation of the array operations, on one device."""
 
@@ -164,6 +184,10 @@ class Backend(ABC):
                 f"model.to({self.device!r}, precision='fp32')"
             )
         return self
+
+    def make_uploads(self) -> Uploads | None:
+        """A way to copy to the device while it works; None where data are used where they lie."""
+        return None
 
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
         """Compile what is compiled once on a machine, for these dtypes; nothing by default."""

@@ -23,6 +23,7 @@ from nnbackend.backends.base import (
     Availability,
     Backend,
     DType,
+    Uploads,
     check_precision,
 )
 from nnbackend.errors import DeviceError
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from nnbackend.program import Program
 
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
+#: Bytes: what vectorised loads and cuBLASLt's fastest algorithms want.
+ALIGNMENT = 256
 #: Bits of bfloat16 numbers.
 HALF = np.dtype(np.uint16)
 BYTE = np.dtype(np.uint8)
@@ -59,8 +62,7 @@ class CudaBackend(LossesByName):
     """CUDA kernels and cuBLAS on one GPU, over CuPy's arrays."""
 
     name: ClassVar[str] = "cuda"
-    #: what vectorised loads and cuBLASLt's fastest algorithms want
-    alignment: ClassVar[int] = 256
+    alignment: ClassVar[int] = ALIGNMENT
 
     def __init__(
         self, index: int | None = None, device: Device | None = None, precision: str = "fp32"
@@ -212,6 +214,9 @@ class CudaBackend(LossesByName):
 
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
         return self.gpu.zeros(shape, np.dtype(dtype))
+
+    def make_uploads(self) -> Uploads:
+        return self.gpu.make_uploads()
 
     def spare_bytes(self) -> int | None:
         return self.gpu.free_bytes() // 2  # the rest is for layers, graphs and other programs

@@ -1,0 +1,78 @@
+"""Blocks of data that are on their way to a device while it works on the block before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.backends.base import Array, Uploads
+from nnbackend.executor import Data
+
+if TYPE_CHECKING:
+    from nnbackend.sources import ArraySource
+
+Rows = slice | np.ndarray[Any, Any]
+
+
+class _Fetch(NamedTuple):
+    rows: Rows
+    slot: int
+    arrays: Future[list[Array]]
+
+
+class BlocksAhead:
+    """The blocks of a source, each read and copied, in a thread, while the one before is in use.
+
+    A block is valid until the next one is asked for. Where data are used where they lie, or
+    without a thread, blocks are read when they are asked for.
+    """
+
+    def __init__(
+        self,
+        source: ArraySource,
+        uploads: Uploads | None = None,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:
+        self.source, self._uploads, self._pool = source, uploads, pool
+        self._next: _Fetch | None = None
+        self._slot = 0
+
+    @classmethod
+    @contextmanager
+    def of(cls, source: ArraySource) -> Iterator[BlocksAhead]:
+        uploads = source.uploads()
+        if uploads is None:
+            yield cls(source)
+            return
+        with ThreadPoolExecutor(1, "nnbackend-blocks") as pool:
+            yield cls(source, uploads, pool)
+
+    def get(self, rows: Rows, then: Rows | None = None) -> Data:
+        """The block of ``rows`` on the device; meanwhile that of ``then`` is made ready."""
+        if self._uploads is None or self._pool is None:
+            return self.source.block(rows)
+        fetch = self._next
+        if fetch is None or not _same(fetch.rows, rows):
+            fetch = self._start(rows, self._uploads, self._pool)
+        x, target, *weight = fetch.arrays.result()
+        self._uploads.arrive(fetch.slot)
+        self._next = None if then is None else self._start(then, self._uploads, self._pool)
+        return Data(x, target, weight[0] if weight else None)
+
+    def _start(self, rows: Rows, uploads: Uploads, pool: ThreadPoolExecutor) -> _Fetch:
+        slot, self._slot = self._slot, (self._slot + 1) % uploads.SLOTS
+        uploads.release(slot)
+        return _Fetch(rows, slot, pool.submit(self._read, rows, slot, uploads))
+
+    def _read(self, rows: Rows, slot: int, uploads: Uploads) -> list[Array]:
+        return uploads.start(self.source.host_block(rows), slot)
+
+
+def _same(one: Rows, other: Rows) -> bool:
+    if isinstance(one, slice) or isinstance(other, slice):
+        return isinstance(one, slice) and isinstance(other, slice) and one == other
+    return np.array_equal(one, other)
