@@ -3,6 +3,7 @@
     python benchmarks/compare.py
     python benchmarks/compare.py --cases digits,mnist-128 --kinds step --systems numba,jax
     python benchmarks/compare.py --rounds 3 --seconds 0.05 --output quick
+    python benchmarks/compare.py --backend cuda            # training, on a GPU
 
 Each system runs in a worker process of its own; rounds alternate between them, and every worker
 but the timed one is stopped. First all systems have to compute the same losses (or outputs) from
@@ -21,7 +22,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from peers import SYSTEMS, report
+from peers import CPU, FIELDS, PRECISION_VARIABLE, report
 from peers.measuring import Cell, measure
 from peers.pool import Pool
 from peers.verdicts import PROCESS, Comparison
@@ -44,6 +45,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "predict": ("mnist-128",),
     PROCESS: (),
 }
+GPU_KINDS = ("step", "epoch")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -53,7 +55,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cases", help=f"of {', '.join(CASES)}; default all")
     parser.add_argument("--kinds", help=f"of {', '.join(KINDS)}; default all")
-    parser.add_argument("--systems", help=f"of {', '.join(SYSTEMS)}; default all")
+    parser.add_argument(
+        "--backend", choices=FIELDS, default="cpu", help="what to measure on, default %(default)s"
+    )
+    systems = "; ".join(f"{name}: {', '.join(field.systems)}" for name, field in FIELDS.items())
+    parser.add_argument("--systems", help=f"of {systems}; default all")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32"),
+        default="fp32",
+        help="of products on a GPU, the same for all systems, default %(default)s",
+    )
     parser.add_argument("--rounds", type=int, default=15, help="default %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=0.2, help="length of a round, default %(default)s"
@@ -63,16 +75,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help=f"measure whole processes only, the same as --kinds {PROCESS}",
     )
-    parser.add_argument("--output", default="compare", help="name in results/, default %(default)s")
+    parser.add_argument("--output", help="name in results/, default compare or compare-cuda")
     options = parser.parse_args(arguments)
+    field = options.field = FIELDS[options.backend]
     try:
         options.cases = choose("case", options.cases, CASES)
-        options.kinds = choose("kind", PROCESS if options.process else options.kinds, KINDS)
-        options.systems = choose("system", options.systems, SYSTEMS)
+        kinds = KINDS if field is CPU else GPU_KINDS
+        options.kinds = choose("kind", PROCESS if options.process else options.kinds, kinds)
+        options.systems = choose("system", options.systems, field.systems)
     except NNBackendError as error:
         parser.error(str(error))
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("--rounds must be at least 1, --seconds above 0")
+    if field is CPU and options.precision != "fp32":
+        parser.error("--precision is for --backend cuda")
+    options.output = options.output or ("compare" if field is CPU else f"compare-{field.device}")
     return options
 
 
@@ -128,15 +145,21 @@ def compare(options: argparse.Namespace, pool: Pool, console: Console) -> list[C
                     )  # fmt: skip
             cells += found
             if found:
-                console.print(report.kind_table(Comparison(found), kind, console.width))
+                table = report.kind_table(Comparison(found, options.field), kind, console.width)
+                console.print(table)
     return cells
 
 
 def write(options: argparse.Namespace, comparison: Comparison, pool: Pool) -> list[Path]:
     """The JSON file and the picture."""
     RESULTS.mkdir(exist_ok=True)
-    settings = {"rounds": options.rounds, "seconds_per_round": options.seconds}
+    settings = {
+        "rounds": options.rounds,
+        "seconds_per_round": options.seconds,
+        "precision": options.precision,
+    }
     content = report.to_json(comparison, pool.packages(), pool.missing, settings)
+    content["machine"]["device"] = pool.device()
     paths = [RESULTS / f"{options.output}.json"]
     write_atomically(paths[0], json.dumps(content, indent=1).encode() + b"\n")
     if comparison.found:
@@ -150,12 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     console.print(machine_text(machine()), highlight=False)
     try:
-        with Pool(needed_systems(options)) as pool:
+        environment = {**options.field.environment, PRECISION_VARIABLE: options.precision}
+        with Pool(needed_systems(options), environment) as pool:
+            if pool.device():
+                console.print(pool.device(), highlight=False)
             cells = compare(options, pool, console)
     except KeyboardInterrupt:
         console.print("interrupted")
         return 130
-    comparison = Comparison(cells)
+    comparison = Comparison(cells, options.field)
     report.print_summary(comparison, pool.missing, console)
     for path in write(options, comparison, pool):
         console.print(f"written {path}", highlight=False)

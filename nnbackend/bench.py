@@ -100,10 +100,16 @@ class Case:
         return [*layers, Dense(*last)]
 
     def model(
-        self, backend: str | Backend | None = None, dtype: str = "float32", dropout: bool = True
+        self,
+        backend: str | Backend | None = None,
+        dtype: str = "float32",
+        dropout: bool = True,
+        precision: str = "fp32",
     ) -> Sequential:
         """A compiled model; always the same initial weights."""
-        model = Sequential(self.layers(dropout), seed=0, dtype=dtype, backend=backend)
+        model = Sequential(
+            self.layers(dropout), seed=0, dtype=dtype, backend=backend, precision=precision
+        )
         model.compile(self.loss, OPTIMIZERS[self.optimizer]())
         return model
 

@@ -291,7 +291,9 @@ def _as_multiplied(x: np.ndarray, tf32: bool) -> np.ndarray:
 
 
 def _look_behind(rest: np.ndarray, overruns: list[str], what: str) -> None:
-    if (rest != _POISON).any():
+    # no ufunc: the collector may call this while NumPy changes its error state, of which CPython
+    # would then keep a value that is gone
+    if rest.tobytes().strip(bytes([_POISON])):
         overruns.append(what)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nnbackend.bench import Case
+from peers import PRECISION_VARIABLE
 from peers.ours import losses_of, model_of
 from peers.pool import Pool
 from peers.system import CHECKED_ROWS, Material
@@ -19,6 +20,8 @@ TRAINING, INFERENCE = ("step", "epoch"), ("inference", "predict")
 #: Largest relative difference of a first loss or an output, and of a loss after updates, which
 #: also takes in that scikit-learn adds Adam's epsilon before the bias correction.
 SAME, SAME_AFTER_UPDATES = 1e-4, 1e-3
+#: How many times as much where products round their numbers to ten bits of mantissa.
+ROUNDED = 50.0
 #: A slow case gets fewer rounds, but as many as this, once it has taken so long.
 FEWEST_ROUNDS, PATIENCE_SECONDS = 9, 60.0
 
@@ -52,7 +55,9 @@ def reference_values(kind: str, case: Case, material: Material) -> np.ndarray:
     return model.predict(material.x[:CHECKED_ROWS]).ravel()
 
 
-def difference(kind: str, values: Sequence[float], expected: np.ndarray) -> str:
+def difference(
+    kind: str, values: Sequence[float], expected: np.ndarray, precision: str = "fp32"
+) -> str:
     """What differs from the reference; empty where nothing does."""
     if not len(values):  # the bare products compute no loss
         return ""
@@ -60,6 +65,7 @@ def difference(kind: str, values: Sequence[float], expected: np.ndarray) -> str:
         return f"{len(values)} values instead of {len(expected)}"
     for k, (value, right) in enumerate(zip(values, expected, strict=True)):
         tolerance = SAME_AFTER_UPDATES if kind in TRAINING and k else SAME
+        tolerance *= 1.0 if precision == "fp32" else ROUNDED
         if not abs(value - right) <= tolerance * max(1.0, abs(right)):
             what = f"loss after {k} updates" if kind in TRAINING else f"output {k}"
             return f"{what} is {value:.6g}, not {right:.6g}"
@@ -98,7 +104,8 @@ def measure(
         answer = worker.ask(do="prepare", kind=kind, case=case.name, material=str(path))
         if "values" in answer:
             cell.note = answer["note"]
-            cell.problem = difference(kind, answer["values"], expected)
+            precision = pool.environment[PRECISION_VARIABLE]
+            cell.problem = difference(kind, answer["values"], expected, precision)
         if not cell.problem and "values" in answer:
             answer = worker.ask(do="count", seconds=seconds)
             counts[cell.system] = answer.get("count", 0)

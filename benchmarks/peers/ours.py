@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 import nnbackend as nn
@@ -16,9 +18,10 @@ def model_of(
     backend: str | nn.Backend,
     dtype: str = "float32",
     dropout: bool = True,
+    precision: str = "fp32",
 ) -> nn.Sequential:
     """The case's model with the weights that everybody gets."""
-    model = case.model(backend, dtype, dropout)
+    model = case.model(backend, dtype, dropout, precision)
     dense = [layer for layer in model.layers if isinstance(layer, nn.Dense)]
     for layer, (weight, bias) in zip(dense, material.weights, strict=True):
         layer.weight, layer.bias = weight, bias
@@ -32,29 +35,47 @@ def losses_of(model: nn.Sequential, case: Case, material: Material) -> list[floa
 
 
 class Ours(System):
-    """``train_step``, ``fit``, ``model(x)`` and ``predict`` as everybody calls them."""
+    """``train_step``, ``fit``, ``model(x)`` and ``predict`` as everybody calls them. On a GPU, rows
+    to train on lie there already, as those of the peers do."""
 
-    packages = PACKAGES
+    packages = (*PACKAGES, "cupy-cuda12x", "cupy-cuda13x")
 
     def __init__(self, backend: str) -> None:
         super().__init__()
         self.backend = nn.get_backend(backend)
 
+    def gpu(self) -> str:
+        if self.backend.name != "cuda":
+            return ""
+        return self.backend.gpu.choices.kind  # type: ignore[attr-defined]
+
+    def model(self, case: Case, material: Material, dropout: bool = True) -> nn.Sequential:
+        return model_of(case, material, self.backend, dropout=dropout, precision=self.precision)
+
+    def on_device(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
+        asarray = self.backend.asarray
+        return asarray(x, x.dtype), asarray(
+            y, np.dtype("int32") if y.dtype.kind == "i" else y.dtype
+        )
+
     def losses(self, case: Case, material: Material) -> list[float]:
-        model = model_of(case, material, self.backend, dropout=False)
-        return losses_of(model, case, material)
+        return losses_of(self.model(case, material, dropout=False), case, material)
 
     def outputs(self, case: Case, material: Material) -> np.ndarray:
-        model = model_of(case, material, self.backend)
-        return model.predict(material.x[:CHECKED_ROWS])
+        return self.model(case, material).predict(material.x[:CHECKED_ROWS])
 
     def step(self, case: Case, material: Material) -> Trial:
-        model = model_of(case, material, self.backend)
-        return trial(model.train_step, material.batches(case), reset_function(model))
+        model, batches = self.model(case, material), material.batches(case)
+        if self.gpu():
+            batches = [self.on_device(*batch) for batch in batches]
+        finish = self.backend.synchronize
+        return trial(model.train_step, batches, reset_function(model), finish)
 
     def epoch(self, case: Case, material: Material) -> Trial:
-        model = model_of(case, material, self.backend)
+        model = self.model(case, material)
         x, y = material.epoch(case)
+        if self.gpu():
+            x, _ = self.on_device(x, y)
 
         def repeat(count: int) -> None:
             model.fit(x, y, epochs=count, batch_size=case.batch, verbose=0)
@@ -62,9 +83,9 @@ class Ours(System):
         return Trial(repeat, 0, 0, EPOCH_BATCHES, reset_function(model))
 
     def inference(self, case: Case, material: Material) -> Trial:
-        model = model_of(case, material, self.backend)
+        model = self.model(case, material)
         return trial(model, [(x,) for x in material.single_rows()])
 
     def predict(self, case: Case, material: Material) -> Trial:
-        model = model_of(case, material, self.backend)
+        model = self.model(case, material)
         return trial(model.predict, [(material.x,)])

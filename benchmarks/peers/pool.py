@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ class Worker:
             {"error": why it died}.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, environment: Mapping[str, str]) -> None:
         self.name = name
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - see close
         # a session of its own: Ctrl-C reaches the parent only, and a signal to the group reaches
@@ -37,7 +37,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "peers.worker", name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-            cwd=FOLDER, env={**os.environ, "JAX_PLATFORMS": "cpu"}, start_new_session=True,
+            cwd=FOLDER, env={**os.environ, **environment}, start_new_session=True,
         )  # fmt: skip
         self.input = cast(IO[str], self.process.stdin)
         self.output = cast(IO[str], self.process.stdout)
@@ -96,8 +96,8 @@ class Pool:
         missing: name -> why it cannot, with the command that mends it.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
+    def __init__(self, names: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.names, self.environment = names, environment
         self.workers: dict[str, Worker] = {}
         self.missing: dict[str, str] = {}
         self.started: list[Worker] = []
@@ -106,7 +106,7 @@ class Pool:
         self.previous = signal.signal(signal.SIGTERM, _terminate)
         try:
             for name in self.names:
-                worker = Worker(name)
+                worker = Worker(name, self.environment)
                 self.started.append(worker)
                 worker.greet()
                 if "missing" in worker.greeting:
@@ -124,6 +124,11 @@ class Pool:
         for worker in self.started:
             worker.close()
         signal.signal(signal.SIGTERM, self.previous)
+
+    def device(self) -> str:
+        """The GPU that the workers see; empty without one."""
+        found = [worker.greeting.get("device", "") for worker in self.workers.values()]
+        return next(filter(None, found), "")
 
     def packages(self) -> dict[str, str]:
         """Versions of the packages of all systems."""

@@ -13,7 +13,6 @@ from rich.table import Table
 from nnbackend.bench import CASES
 from nnbackend.bench_report import bars, duration_text, machine, machine_text, three_digits
 from nnbackend.plot import new_figure
-from peers import FLOOR, SYSTEMS
 from peers.measuring import TRAINING
 from peers.verdicts import PROCESS, Comparison, Verdict
 
@@ -31,14 +30,18 @@ TITLES = {
 #: Narrower terminals see the best peer instead of all of them.
 WIDE_ENOUGH = 112
 HEADINGS = {
-    "torch-compiled": "torch\ncompiled", "scikit-learn": "scikit-\nlearn",
+    "cuda-products": "cuda-\nproducts", "torch-cuda": "torch",
+    "torch-reduce-overhead": "torch\nreduce-\noverhead", "torch-graph": "torch\ngraph",
+    "jax-cuda": "jax", "torch-compiled": "torch\ncompiled", "scikit-learn": "scikit-\nlearn",
     "onnxruntime": "onnx-\nruntime",
 }  # fmt: skip
 ABSENT = "\n[dim]not in-\nstalled[/dim]"
 COLOURS = {
     "products": "#bdbdbd", "numba": "#08306b", "numpy": "#6baed6", "torch": "#e6842a",
     "torch-compiled": "#fdd0a2", "jax": "#35978f", "scikit-learn": "#b2df8a",
-    "onnxruntime": "#c51b7d",
+    "onnxruntime": "#c51b7d", "cuda-products": "#bdbdbd", "cuda": "#08306b",
+    "torch-cuda": "#e6842a", "torch-reduce-overhead": "#fdd0a2", "torch-graph": "#b2df8a",
+    "jax-cuda": "#35978f",
 }  # fmt: skip
 
 
@@ -46,7 +49,7 @@ def shown_systems(comparison: Comparison, kind: str) -> list[str]:
     """Systems with figures of this kind, and those that would have some were they installed."""
     return [
         name
-        for name in SYSTEMS
+        for name in comparison.field.systems
         if any(
             c.kind == kind and c.system == name and (c.seconds is not None or not_installed(c))
             for c in comparison.cells
@@ -75,7 +78,7 @@ def kind_table(comparison: Comparison, kind: str, width: int) -> Group:
     columns["ratio"] = [_ratio(comparison, kind, case) for case in cases]
     targets = [comparison.target(kind, case) for case in cases]
     columns["target"] = ["-" if target is None else f"{target:g}" for target in targets]
-    columns[f"{comparison.ours} /\n{FLOOR}"] = [
+    columns[f"{comparison.ours} /\n{comparison.field.floor}"] = [
         _number(comparison.floors(kind, case)) for case in cases
     ]
     columns = {k: values for k, values in columns.items() if ABSENT in k or {*values} != {"-"}}
@@ -198,7 +201,7 @@ def picture(comparison: Comparison, description: Mapping[str, Any]) -> Figure:
     for band in bands:
         for ax in band.axes:
             handles |= {label: h for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    order = [name for name in SYSTEMS if name in handles]
+    order = [name for name in comparison.field.systems if name in handles]
     bands[0].legend([handles[name] for name in order], order, loc="outside upper center",
                     ncols=len(order), frameon=False)  # fmt: skip
     bands[-1].supxlabel(
@@ -220,7 +223,7 @@ def draw_kind(ax: Axes, comparison: Comparison, kind: str) -> None:
     cases = comparison.cases(kind)
     series = {
         name: [comparison.seconds(kind, case, name) for case in cases]
-        for name in SYSTEMS
+        for name in comparison.field.systems
         if any((kind, case, name) in comparison.found for case in cases)
     }
     bars(ax, cases, series, COLOURS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -12,6 +13,7 @@ import numpy as np
 
 from nnbackend.bench import EPOCH_BATCHES, Batches, Case, Trial, timed
 from nnbackend.layers import Dense
+from peers import PRECISION_VARIABLE
 
 #: Steps of the check: the loss before the first update and after each of three.
 CHECKED_STEPS = 4
@@ -86,6 +88,12 @@ class System:
 
     def __init__(self) -> None:
         self.note = ""
+        #: of products on a GPU, see peers.PRECISION_VARIABLE
+        self.precision = os.environ.get(PRECISION_VARIABLE, "fp32")
+
+    def gpu(self) -> str:
+        """The name of the GPU it runs on; empty on a CPU."""
+        return ""
 
     def losses(self, case: Case, material: Material) -> list[float]:
         """The loss of each of the first CHECKED_STEPS training steps, dropout left out."""
@@ -132,12 +140,14 @@ def trial(
     call: Callable[..., Any],
     arguments: list[tuple[Any, ...]],
     reset: Callable[[], object] = lambda: None,
+    finish: Callable[[], object] = lambda: None,
 ) -> Trial:
-    """A Trial that calls with each of the arguments in turn."""
+    """A Trial that calls with each of the arguments in turn, then waits by ``finish``."""
     turns = cycle(arguments)
 
     def repeat(count: int) -> None:
         for each in islice(turns, count):
             call(*each)
+        finish()
 
     return Trial(repeat, 0, 0, reset=reset)

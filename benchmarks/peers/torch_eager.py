@@ -1,7 +1,7 @@
 """PyTorch as one usually writes it: zero_grad, forward, loss, backward, optimizer.step.
 
 Of the settings that people use (fused or foreach optimizer, all threads or one) the fastest is
-taken for each case. Batches are tensors that share the NumPy arrays' memory, made ahead.
+taken for each case. Batches are tensors made ahead; on a CPU they share the NumPy arrays' memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ ALL_THREADS = torch.get_num_threads()
 THREADS = {"all threads": ALL_THREADS, "1 thread": 1}
 
 
-def network_of(case: Case, material: Material, dropout: bool = True) -> nn.Sequential:
+def network_of(
+    case: Case, material: Material, dropout: bool = True, device: str = "cpu"
+) -> nn.Sequential:
     """The case's network with the weights that everybody gets."""
     layers: list[nn.Module] = []
     last = len(material.weights) - 1
@@ -56,7 +58,7 @@ def network_of(case: Case, material: Material, dropout: bool = True) -> nn.Seque
         layers.append(ACTIVATIONS[case.activation]())
         if case.dropout and dropout:
             layers.append(nn.Dropout(case.dropout))
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers).to(device)
 
 
 class Learner:
@@ -70,8 +72,9 @@ class Learner:
         how: str = "fused",
         threads: int = ALL_THREADS,
         dropout: bool = True,
+        device: str = "cpu",
     ) -> None:
-        self.network = network_of(case, material, dropout)
+        self.network = network_of(case, material, dropout, device)
         self.threads = threads
         self.start = {k: v.clone() for k, v in self.network.state_dict().items()}
         parameters = self.network.parameters()
@@ -103,17 +106,35 @@ class Learner:
 class TorchEager(System):
     packages = ("torch",)
 
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self.device = device
+        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ImportError("PyTorch finds no GPU")
+
+    def gpu(self) -> str:
+        return torch.cuda.get_device_name() if self.device == "cuda" else ""
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def finish(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
     def learners(self, case: Case, material: Material) -> dict[str, Learner]:
         """The ways worth trying, by name."""
+        threads = THREADS if self.device == "cpu" else {"on the GPU": ALL_THREADS}
         return {
-            f"{how} optimizer, {name}": Learner(case, material, how, threads)
+            f"{how} optimizer, {name}": Learner(case, material, how, count, device=self.device)
             for how in HOW
-            for name, threads in THREADS.items()
+            for name, count in threads.items()
         }
 
     def checked_learner(self, case: Case, material: Material) -> Learner:
         """What the losses are compared of."""
-        return Learner(case, material, dropout=False)
+        return Learner(case, material, dropout=False, device=self.device)
 
     def callables(self, case: Case, material: Material) -> dict[str, tuple[int, Any]]:
         """The ways of inference worth trying: name -> (threads, network)."""
@@ -123,7 +144,7 @@ class TorchEager(System):
     def losses(self, case: Case, material: Material) -> list[float]:
         learner = self.checked_learner(case, material)
         batches = material.batches(case)[:CHECKED_STEPS]
-        return [float(learner.step(torch.from_numpy(x), torch.from_numpy(y))) for x, y in batches]
+        return [float(learner.step(self.tensor(x), self.tensor(y))) for x, y in batches]
 
     def outputs(self, case: Case, material: Material) -> np.ndarray:
         ((_, network), *_) = self.callables(case, material).values()
@@ -131,20 +152,23 @@ class TorchEager(System):
             return network(torch.from_numpy(material.x[:CHECKED_ROWS])).numpy()
 
     def step(self, case: Case, material: Material) -> Trial:
-        batches = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in material.batches(case)]
+        batches = [(self.tensor(x), self.tensor(y)) for x, y in material.batches(case)]
         learners = self.learners(case, material)
-        return self.fastest({k: trial(v.step, batches, v.reset) for k, v in learners.items()})
+        return self.fastest(
+            {k: trial(v.step, batches, v.reset, self.finish) for k, v in learners.items()}
+        )
 
     def epoch(self, case: Case, material: Material) -> Trial:
-        x, y = (torch.from_numpy(array) for array in material.epoch(case))
+        x, y = (self.tensor(array) for array in material.epoch(case))
 
         def epochs(learner: Learner) -> Trial:
             step = learner.step
 
             def repeat(count: int) -> None:
                 for _ in range(count):
-                    for rows in torch.randperm(len(x)).split(case.batch):
+                    for rows in torch.randperm(len(x), device=self.device).split(case.batch):
                         step(x[rows], y[rows])
+                self.finish()
 
             return Trial(repeat, 0, 0, EPOCH_BATCHES, learner.reset)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import exp, log
 from statistics import median
 
-from peers import FLOOR, OURS, PEERS
+from nnbackend.bench import CASES
+from peers import CPU, Field
 from peers.measuring import TRAINING, Cell
 
 #: Times as fast as the best peer.
@@ -30,6 +31,9 @@ MOST_FLOORS, LARGE = 1.25, ("mnist-128", "mnist-512", "wide")
 ROW_SECONDS = 2.5e-6
 PROCESS_SECONDS, PROCESS_RATIO = 1.2, 2.0
 PROCESS = "process"
+#: On a GPU: not behind anybody, and up to this batch so many times as fast as these.
+SMALL_BATCH, SMALL_RATIO = 300, 2.0
+SMALL_PEERS = ("torch-reduce-overhead", "jax-cuda")
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ class Comparison:
         ours: which of our backends the ratios are of: the best one that was measured.
     """
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self.cells = list(cells)
+    def __init__(self, cells: Sequence[Cell], field: Field = CPU) -> None:
+        self.cells, self.field = list(cells), field
         self.found = {(c.kind, c.case, c.system): c.seconds for c in cells if c.seconds is not None}
         self._rounds = {(c.kind, c.case, c.system): c.rounds for c in cells}
         systems = {system for _, _, system in self.found}
-        self.ours = next((name for name in OURS if name in systems), None)
+        self.ours = next((name for name in field.ours if name in systems), None)
 
     def kinds(self) -> list[str]:
         return list(dict.fromkeys(c.kind for c in self.cells))
@@ -86,9 +90,10 @@ class Comparison:
             return seconds / others
         return median(a / b for a, b in zip(rounds, theirs, strict=True))
 
-    def best_peer(self, kind: str, case: str, among: Iterable[str] = PEERS) -> str | None:
+    def best_peer(self, kind: str, case: str, among: Iterable[str] | None = None) -> str | None:
         """The quickest of the others."""
-        measured = [name for name in among if (kind, case, name) in self.found]
+        names = self.field.peers if among is None else among
+        measured = [name for name in names if (kind, case, name) in self.found]
 
         def slowness(name: str) -> float:
             to_ours = self.quotient(kind, case, name, self.ours)
@@ -96,13 +101,13 @@ class Comparison:
 
         return min(measured, key=slowness, default=None)
 
-    def ratio(self, kind: str, case: str, among: Iterable[str] = PEERS) -> float | None:
+    def ratio(self, kind: str, case: str, among: Iterable[str] | None = None) -> float | None:
         """Our speed over the best peer's: above 1 we are faster."""
         return self.quotient(kind, case, self.best_peer(kind, case, among), self.ours)
 
     def floors(self, kind: str, case: str) -> float | None:
         """Our time over that of the bare products."""
-        return self.quotient(kind, case, self.ours, FLOOR)
+        return self.quotient(kind, case, self.ours, self.field.floor)
 
     def mean(self, kind: str, cases: Iterable[str]) -> float | None:
         """Geometric mean of the ratios."""
@@ -111,11 +116,28 @@ class Comparison:
 
     def target(self, kind: str, case: str) -> float | None:
         """The ratio to reach; a case without a target of its own must not be behind."""
-        return TARGETS[kind].get(case, 1.0) if kind in TRAINING else None
+        if kind not in TRAINING:
+            return None
+        return TARGETS[kind].get(case, 1.0) if self.field is CPU else 1.0
 
     def verdicts(self) -> list[Verdict]:
         """All targets that the measured cells say something about."""
+        if self.field is not CPU:
+            return list(self._on_gpu())
         return [*self._training(), *self._inference(), *self._process()]
+
+    def _on_gpu(self) -> Iterable[Verdict]:
+        for kind in TRAINING:
+            for case in self.cases(kind):
+                ratio = self.ratio(kind, case)
+                if ratio is not None:
+                    yield Verdict.at_least(f"{kind} {case}: speed / best peer's", ratio, 1.0)
+        for case in self.cases("step"):
+            for peer in SMALL_PEERS if CASES[case].batch <= SMALL_BATCH else ():
+                ratio = self.ratio("step", case, [peer])
+                if ratio is not None:
+                    what = f"step {case}: speed / {peer}'s"
+                    yield Verdict.at_least(what, ratio, SMALL_RATIO)
 
     def _training(self) -> Iterable[Verdict]:
         for kind in TRAINING:

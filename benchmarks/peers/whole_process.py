@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nnbackend
-from peers import OURS
+from peers import CPU
 from peers.measuring import Cell
 from peers.verdicts import PROCESS
 
 #: The systems that have the job.
-SYSTEMS = (*OURS, "torch")
+SYSTEMS = (*CPU.ours, "torch")
 EPOCHS = 30
 OUR_JOB = [sys.executable, "-m", "nnbackend.cli", "train", "digits", "--epochs", str(EPOCHS)]
 TORCH_JOB = [
@@ -28,7 +28,7 @@ TORCH_JOB = [
 
 def run_once(system: str) -> tuple[float, str]:
     """Seconds of one process, and the last line of its complaint if it failed."""
-    ours = system in OURS
+    ours = system in CPU.ours
     environment = {**os.environ, **({"NN_BACKEND": system} if ours else {})}
     # an installed package's bytecode is kept, that of a checkout too unless this forbids it
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

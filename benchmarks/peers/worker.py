@@ -72,7 +72,8 @@ def start(name: str) -> tuple[Desk | None, dict[str, Any]]:
         system: System = getattr(importlib.import_module(module), attribute)(*entry.arguments)
     except (ImportError, NNBackendError) as error:
         return None, {"missing": str(error), "install": entry.install}
-    return Desk(system), {"packages": package_versions(system.packages)}
+    greeting = {"packages": package_versions(system.packages), "device": system.gpu()}
+    return Desk(system), greeting
 
 
 def main() -> None:

@@ -1,0 +1,274 @@
+"""How near the CUDA backend comes to what the GPU can do, each figure beside its floor.
+
+    python benchmarks/gpu_limits.py
+    python benchmarks/gpu_limits.py --size 1000000 --width 256 --rows 512    # a quick look
+
+- bandwidth: update rules and losses over ``--size`` numbers, against a copy on the device;
+- products: a training step of ``--rows`` x (width-width-width-width) with bfloat16 and TF32
+  products, against its bare products and the update's bytes at the speed of the copy;
+- chunks: many steps in one call, against a step's time on the device alone.
+
+Rounds alternate between a figure and its floor; medians are taken. The result goes to
+benchmarks/results/gpu-limits.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers.cuda_products import products_of
+from rich.console import Console
+from rich.table import Table
+
+import nnbackend as nn
+from nnbackend._files import write_atomically
+from nnbackend.backends.cuda_backend import HALF, CudaBackend
+from nnbackend.bench import CASES, Case
+from nnbackend.bench_report import duration_text, machine
+from nnbackend.sources import make_source
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+#: Share of the floor's speed that is to be reached, and times a step's time for a step of many.
+BANDWIDTH, PRODUCTS, CHUNKS = 0.80, 0.85, 1.05
+#: Bytes that an update moves for each parameter: gradient, weight, state, each read or written.
+UPDATE_BYTES = {"sgd": 12, "momentum": 20, "adagrad": 20, "rmsprop": 20, "adam": 28}
+#: Bytes that a loss with its gradient moves for each output.
+LOSS_BYTES = {"mean_squared_error": 12, "sigmoid_cross_entropy": 12, "softmax_cross_entropy": 8}
+CLASSES = 1000
+#: Steps of a chunk.
+STEPS = 320
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured, in seconds, beside its floor; ``share`` is floor / seconds."""
+
+    what: str
+    seconds: float
+    floor: float
+    share: float
+    target: float
+    reached: bool
+
+    @classmethod
+    def of(cls, what: str, seconds: float, floor: float, target: float) -> Figure:
+        share = floor / seconds
+        return cls(what, seconds, floor, share, target, share >= target)
+
+
+class Bench:
+    """Measures on one GPU."""
+
+    def __init__(self, backend: CudaBackend, rounds: int = 9, repeats: int = 4) -> None:
+        self.backend, self.gpu = backend, backend.gpu
+        self.rounds, self.repeats = rounds, repeats
+
+    def alternate(self, *works: Callable[[], float]) -> list[list[float]]:
+        """The seconds that each returns, round by round; a first round does not count."""
+        found: list[list[float]] = [[] for _ in works]
+        for number in range(self.rounds + 1):
+            for work, seconds in zip(works, found, strict=True):
+                taken = work()
+                if number:
+                    seconds.append(taken)
+        return found
+
+    def graph(self, work: Work) -> Callable[[], float]:
+        """Times ``work``, several times in one graph."""
+        work()
+
+        def several() -> None:
+            for _ in range(self.repeats):
+                work()
+
+        replay = self.gpu.capture(several)
+        return lambda: self.wall(replay) / self.repeats
+
+    def wall(self, work: Work) -> float:
+        self.gpu.synchronize()
+        start = time.perf_counter()
+        work()
+        self.gpu.synchronize()
+        return time.perf_counter() - start
+
+    # -- bandwidth ----------------------------------------------------------------------------
+
+    def copy(self, size: int) -> Work:
+        """A copy of ``size`` numbers of four bytes on the device."""
+        x, out = (self.backend.zeros(size, FLOAT32) for _ in "ab")
+
+        def copy() -> None:
+            if hasattr(out.data, "copy_from_device_async"):  # CuPy's
+                out.data.copy_from_device_async(x.data, x.nbytes)
+            else:
+                out[...] = x
+
+        return copy
+
+    def against_copy(self, what: str, work: Work, size: int, bytes_each: int) -> Figure:
+        own, copies = self.alternate(self.graph(work), self.graph(self.copy(size)))
+        floor = statistics.median(copies) * bytes_each / 8  # a copy reads and writes
+        shares = [c * bytes_each / 8 / o for o, c in zip(own, copies, strict=True)]
+        seconds = floor / statistics.median(shares)
+        return Figure.of(what, seconds, floor, BANDWIDTH)
+
+    def updates(self, size: int) -> list[Figure]:
+        rng, backend = np.random.default_rng(0), self.backend
+        grad = backend.asarray(rng.standard_normal(size, np.float32), FLOAT32)
+        w, m, v, none = *(backend.zeros(size, FLOAT32) for _ in range(3)), backend.zeros(0, FLOAT32)
+        works: dict[str, Work] = {
+            "sgd": lambda: backend.sgd_step(w, grad, None, 1e-3, 0.0, False, none),
+            "momentum": lambda: backend.sgd_step(w, grad, m, 1e-3, 0.9, False, none),
+            "adagrad": lambda: backend.adagrad_step(w, grad, m, 1e-3, 1e-7, none),
+            "rmsprop": lambda: backend.rmsprop_step(w, grad, m, 1e-3, 0.9, 1e-7, none),
+            "adam": lambda: backend.adam_step(w, grad, m, v, 1e-3, 0.9, 0.999, 1e-7, 0.0, 10, none),
+        }
+        return [
+            self.against_copy(f"update {name}", work, size, UPDATE_BYTES[name])
+            for name, work in works.items()
+        ]
+
+    def losses(self, size: int) -> list[Figure]:
+        rng, backend = np.random.default_rng(0), self.backend
+        rows = max(1, size // CLASSES)
+        shape = (rows, CLASSES)
+        pred = backend.asarray(rng.standard_normal(shape, np.float32), FLOAT32)
+        target = backend.asarray(rng.integers(0, 2, shape).astype(np.float32), FLOAT32)
+        labels = backend.asarray(rng.integers(0, CLASSES, rows).astype(np.int32), np.dtype("int32"))
+        dpred, loss = backend.zeros(shape, FLOAT32), backend.zeros((), FLOAT64)
+        found = []
+        for name, bytes_each in LOSS_BYTES.items():
+            own = labels if name == "softmax_cross_entropy" else target
+            operation = getattr(backend, name)
+
+            def work(operation: Any = operation, own: Any = own) -> None:
+                operation(pred, own, None, dpred, loss)
+
+            found.append(self.against_copy(f"loss {name}", work, pred.size, bytes_each))
+        return found
+
+    # -- products -----------------------------------------------------------------------------
+
+    def large_step(self, rows: int, width: int, precision: str) -> Figure:
+        """A step whose time is nearly all products."""
+        case = Case("large", rows, (width,) * 4, loss="mean_squared_error")
+        model = case.model(self.backend, precision=precision)
+        data = make_source(model, *case.data(2 * rows)).data
+        steps = 8
+        rates, size = model.rates(steps), model.storage.parameters.size
+        products = products_of(
+            self.backend, [(width, width)] * 3, rows, HALF if precision == "bf16" else FLOAT32,
+            precision == "tf32",
+        )  # fmt: skip
+
+        def multiply() -> None:
+            for product in products:
+                self.gpu.product(product)
+
+        own, bare, copies = self.alternate(
+            lambda: self.wall(lambda: model.executor.run(data, None, rows, rates, 0)) / steps,
+            self.graph(multiply),
+            self.graph(self.copy(size)),
+        )
+        floors = [b + c * UPDATE_BYTES["adam"] / 8 for b, c in zip(bare, copies, strict=True)]
+        shares = [floor / o for floor, o in zip(floors, own, strict=True)]
+        floor = statistics.median(floors)
+        what = f"step {precision} {rows} x ({width}[4])"
+        return Figure.of(what, floor / statistics.median(shares), floor, PRODUCTS)
+
+    # -- chunks -------------------------------------------------------------------------------
+
+    def chunk(self, case: Case) -> Figure:
+        """Many steps in one call; the floor is a step's time on the device, between events."""
+        model = case.model(self.backend)
+        data = make_source(model, *case.data(case.n_batches * case.batch)).data
+        rates = model.rates(STEPS)
+        executor: Any = model.executor
+        executor.run(data, None, case.batch, rates, 0)
+        (steps,) = executor._steps.values()
+        own, alone = self.alternate(
+            lambda: self.wall(lambda: executor.run(data, None, case.batch, rates, 0)) / STEPS,
+            lambda: self.alone(executor, steps, data, case.batch, rates),
+        )
+        seconds, floor = (statistics.median(times) for times in (own, alone))
+        return Figure.of(f"chunk of {STEPS}, {case.name}", seconds, floor, 1 / CHUNKS)
+
+    def alone(self, executor: Any, steps: Any, data: Any, batch: int, rates: Any) -> float:
+        """Steps that are not counted by anybody: of a run that has more than are timed."""
+        trace = self.backend.zeros((len(rates), 3 + executor.program.n_sums), FLOAT64)
+        device_rates = self.backend.asarray(rates, FLOAT64)
+        executor._begin(data, None, device_rates, 0.0, trace, None, 0, len(data.x), batch)
+        return self.gpu.seconds(steps._launch)
+
+
+def measure(bench: Bench, options: argparse.Namespace, show: Callable[[str], None]) -> list[Figure]:
+    found: list[Figure] = []
+    show("bandwidth")
+    found += bench.updates(options.size)
+    found += bench.losses(options.size)
+    for precision in ("bf16", "tf32"):
+        show(f"products, {precision}")
+        found.append(bench.large_step(options.rows, options.width, precision))
+    for case in CASES.values():
+        show(f"chunk, {case.name}")
+        found.append(bench.chunk(case))
+    return found
+
+
+def table_of(figures: Sequence[Figure]) -> Table:
+    table = Table("", "time", "floor", "share", "target", "")
+    for figure in figures:
+        state = "[green]reached[/]" if figure.reached else "[red]missed[/]"
+        times = (duration_text(figure.seconds), duration_text(figure.floor))
+        table.add_row(figure.what, *times, f"{figure.share:.3f}", f"{figure.target:.3f}", state)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None, backend: CudaBackend | None = None) -> int:
+    first, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=10**8, help="numbers, default %(default)s")
+    parser.add_argument("--rows", type=int, default=8192, help="of a batch, default %(default)s")
+    parser.add_argument("--width", type=int, default=4096, help="of layers, default %(default)s")
+    parser.add_argument("--rounds", type=int, default=9, help="default %(default)s")
+    parser.add_argument("--output", default="gpu-limits", help="in results/, default %(default)s")
+    options = parser.parse_args(arguments)
+    console = Console()
+    if backend is None:
+        try:
+            backend = nn.get_backend("cuda")  # type: ignore[assignment]
+        except nn.NNBackendError as error:
+            console.print(str(error), markup=False)
+            return 1
+    bench = Bench(backend, options.rounds)  # type: ignore[arg-type]
+    device = bench.gpu.choices.kind
+    console.print(device, highlight=False)
+    figures = measure(bench, options, lambda text: console.print(text, style="dim"))
+    console.print(table_of(figures))
+    content = {
+        "device": device,
+        "machine": machine(),
+        "settings": vars(options),
+        "figures": [asdict(figure) for figure in figures],
+    }
+    path = RESULTS / f"{options.output}.json"
+    write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
+    console.print(f"written {path}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
