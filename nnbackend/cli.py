@@ -345,7 +345,8 @@ def info() -> None:
         found = nn.available_backends()
         table = Table("backend", "devices", "state")
         for name, availability in found.items():
-            state = "ready" if availability.ok else availability.reason
+            ready = ", ".join(filter(None, ("ready", availability.detail)))
+            state = ready if availability.ok else availability.reason
             # a command such as pip install "nnbackend[cuda12]" is no markup
             table.add_row(name, ", ".join(availability.devices) or "-", escape(state))
         console = Console()
@@ -361,30 +362,35 @@ def warmup(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or float64", show_default="both")
     ] = None,
+    backend: Annotated[str, typer.Option(help="whose kernels: numba or cuda")] = "numba",
 ) -> None:
-    """Compile the Numba backend's kernels now, so that no later run has to.
+    """Compile a backend's kernels now, so that no later run has to.
 
-    They are kept in a cache folder: of the user's, or where NUMBA_CACHE_DIR says. In the building
-    of a container image, run this as the user, and with the NUMBA_CACHE_DIR, of later runs.
+    They are kept in a cache folder: of the user's, or where NUMBA_CACHE_DIR or CUPY_CACHE_DIR says.
+    In the building of a container image, run this as the user, and with that variable, of later
+    runs; kernels for a GPU are compiled where that GPU is.
 
     [bold]Examples[/bold]
 
       nnbackend warmup
 
       NUMBA_CACHE_DIR=/opt/nnbackend nnbackend warmup --dtype float32
+
+      nnbackend warmup --backend cuda
     """
     with user_errors():
         import time
 
-        from nnbackend.backends._numba_runtime import runtime
         from nnbackend.warmup import warm_up
 
         if dtype is not None and dtype not in ("float32", "float64"):
             raise DataError(f"--dtype is float32 or float64; received {dtype!r}")
-        nn.get_backend("numba")
+        kept_in = nn.get_backend(backend).kept_in()
+        if not kept_in:
+            raise DataError(f"--backend is numba or cuda; {backend} has nothing to compile")
         start = time.perf_counter()
-        warm_up("numba", ("float32", "float64") if dtype is None else (dtype,))
-        typer.echo(f"ready in {time.perf_counter() - start:.1f} s; kept in {runtime().folder}")
+        warm_up(backend, ("float32", "float64") if dtype is None else (dtype,))
+        typer.echo(f"ready in {time.perf_counter() - start:.1f} s; kept in {kept_in}")
 
 
 @app.command()

@@ -40,11 +40,22 @@ class Fake(Machine):
     def library(self, name):
         return self.settings["libraries"].get(name, f"/usr/lib/lib{name}.so.12")
 
+    def product_library(self):
+        return "cuBLASLt 12.9.2"
+
 
 def test_a_machine_in_order_names_its_devices() -> None:
     found = diagnose(Fake())
     assert found.ok
     assert found.devices == ("cuda:0", "cuda:1")
+    assert found.detail == "matrix products by cuBLASLt 12.9.2"
+
+
+def test_without_cublaslt_there_is_another_library_for_products() -> None:
+    machine = Fake(libraries={"cublasLt": None})
+    found = diagnose(machine)
+    assert found.ok
+    assert Machine.product_library(machine) == "cublasGemmEx, since cuBLASLt cannot be found"
 
 
 @pytest.mark.parametrize(
@@ -78,8 +89,8 @@ def test_a_machine_in_order_names_its_devices() -> None:
         ({"devices": CudaError(999, "?")}, "bad state", "modprobe nvidia_uvm"),
         ({"devices": CudaError(46, "in use")}, "error 46, in use", "nvidia-smi"),
         (
-            {"libraries": {"cublasLt": None, "nvrtc": None}},
-            "CUDA 12's libraries are missing (nvrtc, cublasLt)", 'pip install "nnbackend[cuda12]"',
+            {"libraries": {"cublas": None, "nvrtc": None}},
+            "CUDA 12's libraries are missing (nvrtc, cublas)", 'pip install "nnbackend[cuda12]"',
         ),
         (
             {"libraries": {"cublas": "/opt/old/libcublas.so.11"}},

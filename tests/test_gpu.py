@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
+from nnbackend.backends._cuda_products import Epilogue, Product, mask_width
+from nnbackend.backends.cuda_backend import HALF
 from nnbackend.graph_executor import GraphExecutor
 from nnbackend.python_executor import PythonExecutor
 
@@ -68,6 +70,143 @@ def test_dropout_masks_are_those_of_the_host(cuda) -> None:
         backend.dropout_forward(x, 0.3, 12345, 7 | 2 << 64, out, saved)
         masks.append(backend.to_numpy(saved))
     np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize("columns", [3, 10, 64, 300])
+@pytest.mark.parametrize("operand", ["float32", "float64", "bf16", "bf16 throughout"])
+@pytest.mark.parametrize("epilogue", Epilogue)
+def test_epilogues_are_what_kernels_of_their_own_would_do(cuda, rng, epilogue, operand, columns):
+    """Whatever this GPU's cuBLASLt has an algorithm for, against NumPy in float64."""
+    rows, inner = 48, 32
+    real = np.dtype("float64" if operand == "float64" else "float32")
+    out_dtype = HALF if operand == "bf16 throughout" else real
+    has_vector = epilogue not in (Epilogue.PLAIN, Epilogue.RELU_GRADIENT)
+    masked = epilogue in (Epilogue.RELU_MASK, Epilogue.RELU_GRADIENT)
+    if epilogue is Epilogue.COLUMN_SUMS and out_dtype == HALF:
+        pytest.skip("sums of bfloat16 are not asked for")
+    shapes = ((rows, inner), (inner, columns), (columns,))
+    a, b, vector = (cuda.asarray(rng.normal(size=shape), real) for shape in shapes)
+    if "bf16" in operand:
+        a, b = (rounded(cuda, x) for x in (a, b))
+    if out_dtype == HALF:
+        vector = rounded(cuda, vector)
+    out = cuda.zeros((rows, columns), out_dtype)
+    mask = cuda.zeros((rows, mask_width(columns)), np.dtype(np.uint8))
+    product = Product(a, b, out, epilogue=epilogue, vector=vector if has_vector else None,
+                      mask=mask if masked else None)  # fmt: skip
+    if not cuda.gpu.can(product):
+        assert epilogue is not Epilogue.PLAIN
+        pytest.skip("this cuBLASLt has no such product")
+    plain = numbers(cuda, a) @ numbers(cuda, b)
+    expected = plain
+    if epilogue in (Epilogue.BIAS, Epilogue.RELU, Epilogue.RELU_MASK):
+        expected = plain + numbers(cuda, vector)
+    if epilogue in (Epilogue.RELU, Epilogue.RELU_MASK):
+        expected = np.maximum(expected, 0)
+    if epilogue is Epilogue.RELU_GRADIENT:  # with a mask that the library itself wrote
+        relu = product._replace(epilogue=Epilogue.RELU_MASK, vector=vector)
+        if not cuda.gpu.can(relu):
+            pytest.skip("this cuBLASLt writes no such mask")
+        cuda.gpu.product(relu)
+        expected = np.where(numbers(cuda, out) > 0, plain, 0)
+    sums = numbers(cuda, b).sum(axis=0)
+    results = []
+    for _ in range(2):
+        cuda.gpu.product(product)
+        results.append(numbers(cuda, out))
+    np.testing.assert_array_equal(*results)  # bit for bit
+    error = 2.0**-8 * 40 if out_dtype == HALF else 1e-4 if real == np.float32 else 1e-12
+    np.testing.assert_allclose(results[0], expected, atol=error)
+    if epilogue is Epilogue.COLUMN_SUMS:
+        np.testing.assert_allclose(numbers(cuda, vector), sums, atol=1e-3)
+
+
+def rounded(cuda, x):
+    out = cuda.zeros(x.shape, HALF)
+    cuda.round_to_bf16(x, out)
+    return out
+
+
+def numbers(cuda, x) -> np.ndarray:
+    """On the host, in double precision."""
+    host = cuda.to_numpy(x)
+    if host.dtype == HALF:
+        host = (host.astype(np.uint32) << 16).view(np.float32)
+    return host.astype(float)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_planned_steps_are_as_good_as_single_launches(cuda, rng, precision: str) -> None:
+    """Products with their epilogues, and bfloat16 kept between layers, after one step."""
+    models = []
+    for planned, wanted in ((True, precision), (False, precision), (False, "fp32")):
+        layers = [nn.Dense(40, 64, "relu"), nn.Dense(64, 32, "relu"), nn.Dense(32, 8)]
+        model = nn.Sequential(layers, seed=0, backend=cuda, precision=wanted)
+        model.compile("softmax_cross_entropy", nn.SGD(1.0))
+        if not planned:
+            model.executor = PythonExecutor(model.program, model.backend)
+        models.append(model)
+    x, y = rng.normal(size=(96, 40)), rng.integers(0, 8, 96)
+    for model in models:
+        model.fit(x, y, batch_size=96, shuffle=False, verbose=0)
+    found, expected, exact = (model.arrays() for model in models)
+    for name, truth in exact.items():
+        allowed = 2.5 * np.abs(expected[name] - truth).max() + 1e-5
+        assert np.abs(found[name] - truth).max() <= allowed, name
+
+
+def test_what_changes_between_replays_acts(cuda, rng) -> None:
+    """Data, rate, number of steps, batch size and seed, each against NumPy."""
+    for seed in (1, 2):
+        models = [model_on(backend, "float64", seed) for backend in (cuda, "numpy")]
+        for rate, n, batch in ((1e-3, 200, 50), (1e-2, 200, 50), (1e-3, 333, 32), (1e-3, 60, 7)):
+            x, y = rng.normal(size=(n, 20)), rng.integers(0, 5, n)
+            for model in models:
+                model.optimizer.lr = rate
+                model.fit(x, y, epochs=2, batch_size=batch, verbose=0)
+        arrays = models[1].arrays()
+        for name, array in models[0].arrays().items():
+            np.testing.assert_allclose(array, arrays[name], rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_single_steps_on_arrays_of_the_gpu_are_those_on_arrays_of_the_host(cuda, rng) -> None:
+    models = []
+    for _ in range(2):
+        layers = [nn.Dense(20, 30, "relu"), nn.Dense(30, 5)]
+        models.append(nn.Sequential(layers, seed=0, backend=cuda))
+        models[-1].compile("softmax_cross_entropy", nn.Adam(0.01))
+    quick, checked = models
+    for _ in range(50):
+        x, y = rng.normal(size=(64, 20)).astype("float32"), rng.integers(0, 5, 64).astype("int32")
+        one = quick.train_step(cuda.asarray(x, x.dtype), cuda.asarray(y, y.dtype))
+        assert float(one) == float(checked.train_step(x, y))
+    before, no_class = quick.arrays(), cuda.asarray(np.full(64, 5, np.int32), np.dtype(np.int32))
+    assert np.isnan(float(quick.train_step(cuda.asarray(x, x.dtype), no_class)))
+    for name, array in quick.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_data_in_blocks_train_as_data_on_the_gpu_do(cuda, rng, monkeypatch) -> None:
+    x, y = rng.normal(size=(20_000, 20)).astype("float32"), rng.integers(0, 5, 20_000)
+    monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 18)
+    models = []
+    for spare in (1 << 40, 0):
+        monkeypatch.setattr(type(cuda), "spare_bytes", lambda self, spare=spare: spare)
+        model = model_on(cuda)
+        model.fit(x, y, epochs=3, batch_size=100, verbose=0)
+        models.append(model)
+    arrays = models[1].arrays()
+    for name, array in models[0].arrays().items():
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_inference_by_graphs_is_that_of_numpy(cuda, rng) -> None:
+    models = [model_on(backend, "float64") for backend in (cuda, "numpy")]
+    for rows in (1, 7, 1, 1000, 7, 3, 50_000):
+        x = rng.normal(size=(rows, 20))
+        for _ in range(2):
+            one, other = (model.predict(x) for model in models)
+            np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 @pytest.mark.parametrize(("precision", "rounding"), [("tf32", 2.0**-11), ("bf16", 2.0**-8)])

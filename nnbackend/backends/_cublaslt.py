@@ -71,14 +71,13 @@ class LtProducts:
         """
         pathfinder: Any = importlib.import_module("cuda.pathfinder")
         self._library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
-        self._library.cublasLtGetVersion.restype = ctypes.c_size_t
         self._plans: dict[tuple[Any, ...], _Plan | None] = {}
         self._handle = ctypes.c_void_p()
         self._check("cublasLtCreate", ctypes.byref(self._handle))
 
     @property
     def version(self) -> int:
-        return int(self._library.cublasLtGetVersion())
+        return lt_version(self._library)
 
     def can(self, product: Product) -> bool:
         """Whether there is an algorithm for products of this form; finds it, which must not
@@ -175,6 +174,13 @@ class LtProducts:
         status = getattr(self._library, function)(*arguments)
         if status:
             raise NNBackendError(f"{function} answers with cublasStatus_t {status}")
+
+
+def lt_version(library: ctypes.CDLL) -> int:
+    """10,000 major + 100 minor + patch."""
+    ask = library.cublasLtGetVersion
+    ask.restype = ctypes.c_size_t
+    return int(ask())
 
 
 def _aligned(x: Array) -> int:

@@ -5,17 +5,20 @@ Nothing is allocated on a GPU, and CuPy is imported only where it is installed.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 from importlib import metadata
 from typing import Any
 
+from nnbackend.backends._cublaslt import lt_version
 from nnbackend.backends.base import Availability
 
 #: Package that brings CuPy -> our extra that installs it with CUDA's libraries.
 PACKAGES = {"cupy-cuda12x": "cuda12", "cupy-cuda13x": "cuda13", "cupy": ""}
-#: Libraries that are loaded when they are needed.
+#: Libraries that are loaded when they are needed. There is a way without the last one.
 LIBRARIES = ("nvrtc", "cublas", "cublasLt")
+NEEDED = LIBRARIES[:2]
 _EITHER = 'pip install "nnbackend[cuda12]", or "nnbackend[cuda13]" for drivers from 580 on'
 
 # cudaError_t
@@ -77,6 +80,14 @@ class Machine:
         except pathfinder.DynamicLibNotFoundError:
             return None
 
+    def product_library(self) -> str:
+        """What matrix products will be done by."""
+        path = self.library("cublasLt")
+        if path is None:
+            return "cublasGemmEx, since cuBLASLt cannot be found"
+        number = lt_version(ctypes.CDLL(path))
+        return f"cuBLASLt {number // 10_000}.{number // 100 % 100}.{number % 100}"
+
     def _ask(self, function: str) -> Any:
         runtime: Any = importlib.import_module("cupy").cuda.runtime
         try:
@@ -98,7 +109,8 @@ def diagnose(machine: Machine) -> Availability:
         problem = _device_problem(machine, error)
     if problem is not None:
         return Availability(False, f"the cuda backend cannot run: {problem}")
-    return Availability(True, devices=tuple(f"cuda:{i}" for i in range(count)))
+    devices = tuple(f"cuda:{i}" for i in range(count))
+    return Availability(True, "", devices, f"matrix products by {machine.product_library()}")
 
 
 def _package_problem(machine: Machine, found: list[str]) -> str | None:
@@ -173,7 +185,7 @@ def _library_problem(machine: Machine, package: str) -> str | None:
     for name in LIBRARIES:
         path = machine.library(name)
         if path is None:
-            missing.append(name)
+            missing += [name] if name in NEEDED else []
         elif _major_of(path) not in (None, major):
             foreign.append(path)
     extra = PACKAGES[package] or f"cuda{major}"

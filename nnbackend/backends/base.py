@@ -54,11 +54,13 @@ class Availability:
         ok: it can.
         reason: why not, in one sentence, then the command that mends it; empty when ok.
         devices: names for ``get_backend``, such as ``("cuda:0", "cuda:1")``.
+        detail: what it will use, where there is a choice.
     """
 
     ok: bool
     reason: str = ""
     devices: tuple[str, ...] = ()
+    detail: str = ""
 
 
 #: DLPack's number for memory of a CUDA device.
@@ -192,6 +194,10 @@ class Backend(ABC):
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
         """Compile what is compiled once on a machine, for these dtypes; nothing by default."""
         return
+
+    def kept_in(self) -> str:
+        """The folder that keeps what was compiled; empty where there is nothing to compile."""
+        return ""
 
     @abstractmethod
     def take_rows(self, x: Array, idx: Array, out: Array) -> None:

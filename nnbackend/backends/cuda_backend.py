@@ -99,6 +99,15 @@ class CudaBackend(LossesByName):
 
         return diagnose(Machine())
 
+    def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
+        for dtype in dtypes:
+            flat = self.zeros(4, np.dtype(dtype))  # any kernel brings all of its dtype
+            self.all_finite(flat)
+
+    def kept_in(self) -> str:
+        path = self.gpu.choices.path
+        return "" if path is None else str(path.parent)
+
     def make_executor(self, program: Program) -> Executor:
         from nnbackend.graph_executor import GraphExecutor
 

@@ -63,6 +63,9 @@ class NumbaBackend(LossesByName, NumpyBackend):
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
         self._runtime.compile_files(("phase", "operation"), dtypes)
 
+    def kept_in(self) -> str:
+        return str(self._runtime.folder)
+
     def make_executor(self, program: Program) -> Executor:
         from nnbackend.compiled_executor import CompiledExecutor
 
