@@ -160,11 +160,9 @@ def write(options: argparse.Namespace, comparison: Comparison, pool: Pool) -> li
     }
     content = report.to_json(comparison, pool.packages(), pool.missing, settings)
     content["machine"]["device"] = pool.device()
-    paths = [RESULTS / f"{options.output}.json"]
+    paths = [RESULTS / f"{options.output}.{kind}" for kind in ("json", "png")]
     write_atomically(paths[0], json.dumps(content, indent=1).encode() + b"\n")
-    if comparison.found:
-        paths.append(RESULTS / f"{options.output}.png")
-        report.picture(comparison, content["machine"]).savefig(paths[1], dpi=110)
+    report.picture(comparison, content["machine"]).savefig(paths[1], dpi=110)
     return paths
 
 
@@ -183,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     comparison = Comparison(cells, options.field)
     report.print_summary(comparison, pool.missing, console)
+    if not comparison.found:
+        return 1  # nothing was measured that could be written
     for path in write(options, comparison, pool):
         console.print(f"written {path}", highlight=False)
     return 1 if any(cell.failed for cell in cells) else 0
