@@ -32,9 +32,9 @@ from nnbackend.python_executor import PythonExecutor, add_penalties
 STEPS = 16
 #: Bytes of a layer's outputs that inference makes at a time: enough to keep a large GPU busy.
 INFERENCE_BYTES = 1 << 26
-#: Kinds of steps (batch sizes, forms of targets, optimizer settings) and sizes of inference whose
-#: graphs are kept.
-KEPT = 4
+#: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, and
+#: sizes of inference.
+KEPT, KEPT_SIZES = 4, 8
 
 _FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
 _INT32, _WORD = np.dtype(np.int32), np.dtype(np.uint32)
@@ -153,13 +153,13 @@ class GraphExecutor(PythonExecutor):
             (name, value) for name, value in sorted(vars(optimizer).items()) if name != "lr"
         )  # fmt: skip
         key = (size, data.target.shape[1:], data.weight is None, settings)
-        return self._kept(self._steps, key, partial(_Steps, self, size, data))
+        return self._kept(self._steps, key, partial(_Steps, self, size, data), KEPT)
 
-    def _kept(self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept]) -> Kept:
+    def _kept(self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept], most: int) -> Kept:
         """What was made for ``key``, the one that was not used for longest making room."""
         value = found.pop(key, None)
         if value is None:
-            if len(found) >= KEPT:
+            if len(found) >= most:
                 del found[next(iter(found))]
             try:
                 value = make()
@@ -178,9 +178,18 @@ class GraphExecutor(PythonExecutor):
             self._round_parameters()
             for start in range(0, len(x), self.inference_rows):
                 part = slice(start, start + self.inference_rows)
-                rows = len(x[part])
-                inference = self._kept(self._inferences, rows, partial(_Inference, self, rows))
+                rows = padded(len(x[part]))
+                inference = self._kept(
+                    self._inferences, rows, partial(_Inference, self, rows), KEPT_SIZES
+                )
                 inference.run(x[part], out[part])
+
+
+def padded(rows: int) -> int:
+    """The size of the graph that serves so many rows, at most a quarter more of them: whoever asks
+    for any number of rows meets few graphs, and none is made for each."""
+    step = 1 << max(0, (rows - 1).bit_length() - 3)
+    return -(-rows // step) * step
 
 
 def _sizes(rows: int, batch: int, steps: int) -> Iterator[tuple[int, int]]:
@@ -229,7 +238,8 @@ class _Graphs:
 
 
 class _Inference:
-    """Outputs for so many rows, copied into arrays of the graph's own and out of them."""
+    """Outputs for up to so many rows, copied into arrays of the graph's own and out of them. What
+    stands in the rows that are not used does not matter: inference takes each row by itself."""
 
     def __init__(self, executor: GraphExecutor, rows: int) -> None:
         self.backend = executor.backend
@@ -237,14 +247,14 @@ class _Inference:
         self._graphs = _Graphs(self.backend, self._launch)
 
     def run(self, x: Array, out: Array) -> None:
-        own = self.plan.x
+        own, rows = self.plan.x, len(x)
         with self.backend.lock:
             if own.real is not None:
-                own.real[...] = x
+                own.real[:rows] = x
             if own.half is not None:
-                self.backend.round_to_bf16(x, own.half)
+                self.backend.round_to_bf16(x, own.half[:rows])
             self._graphs.run(1)
-            out[...] = self.plan.pred
+            out[...] = self.plan.pred[:rows]
 
     def _launch(self) -> None:
         for forward in self.plan.forward:

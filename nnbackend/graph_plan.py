@@ -70,13 +70,15 @@ class GraphPlan:
         trained = [i for i, row in enumerate(self.table) if training and row.trainable]
         #: rows above this one take part in the backward pass
         self.lowest = trained[0] if trained else len(self.table)
+        self._places: dict[tuple[int, bool], Array] = {}
         self.values = [self._value(i) for i in range(len(self.table) + 1)]
         self.dy = [self._gradient(i) for i in range(len(self.table))]
         self.dz = [self._before_activation(i) for i in range(len(self.table))]
         #: what goes into an activation whose slope is found from it
         self.kept = [self._kept_input(i) for i in range(len(self.table))]
         self._sums = self._scratch()
-        self.x, self.pred, self.dpred = self.values[0], self.values[-1].real, self.dy[-1]
+        self.x, self.dpred = self.values[0], self.dy[-1]
+        self.pred: Array = self.values[-1].real
         self.forward: list[Work] = []
         self._down: list[Work] = []
         for i, row in enumerate(self.table):
@@ -119,8 +121,19 @@ class GraphPlan:
         needs_real = i > 0 and (
             not self._is_dense(i - 1) or self._activation(i - 1).name == "softmax"
         )
-        real = self._zeros(columns) if needs_real or not half else None
-        return Matrix(real, self._zeros(columns, True) if half else None)
+        real = self._room(i, columns, False) if needs_real or not half else None
+        return Matrix(real, self._room(i, columns, True) if half else None)
+
+    def _room(self, i: int, columns: int, half: bool) -> Array:
+        """Memory for what row ``i`` reads. Inference needs none of it any more once the next row
+        has run: two places take turns."""
+        if self.training:
+            return self._zeros(columns, half)
+        widest = max(max(row.n_inputs, row.n_outputs) for row in self.table)
+        place = (i % 2, half)
+        if place not in self._places:
+            self._places[place] = self._zeros(widest, half).reshape(-1)
+        return self._places[place][: self.rows * columns].reshape(self.rows, columns)
 
     def _gradient(self, i: int) -> Matrix:
         """The gradient of row ``i``'s outputs."""

@@ -9,7 +9,7 @@ from cuda_stand_in import ASCENDING, RANDOM, StandInBackend, build, compiler
 import nnbackend as nn
 from nnbackend import training
 from nnbackend.backends._cuda_kernels import STATE_BYTES
-from nnbackend.graph_executor import KEPT, STEPS, GraphExecutor
+from nnbackend.graph_executor import KEPT, KEPT_SIZES, STEPS, GraphExecutor, padded
 from nnbackend.python_executor import PythonExecutor
 
 pytestmark = pytest.mark.skipif(
@@ -350,13 +350,19 @@ class TestInference:
         fitted = rng.normal(size=(83, 6)), rng.integers(0, 4, 83)
         for model in models:
             model.layers[0].adapt(fitted[0])
-        for rows in (1, 5, 1, 300, 7, 8, 9, 1):
+        for rows in (1, 5, 1, 300, 290, 7, 8, 9, 1, *range(2, 20)):
             x = rng.normal(size=(rows, 6))
             for _ in range(2):
                 found, expected = (model.predict(x) for model in models)
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        assert len(models[0].executor._inferences) == KEPT
+        assert len(models[0].executor._inferences) <= KEPT_SIZES
         assert models[0].backend.gpu.replays > 0
+
+    def test_few_graphs_serve_any_number_of_rows(self) -> None:
+        assert [padded(rows) for rows in (1, 2, 3, 4, 5, 8, 9, 11, 17, 1000, 1025)] == [
+            1, 2, 3, 4, 5, 8, 10, 12, 20, 1024, 1280,
+        ]  # fmt: skip
+        assert all(rows <= padded(rows) <= 1.25 * rows for rows in range(1, 5000))
 
     def test_they_follow_the_parameters(self, rng) -> None:
         model = nn.Sequential([nn.Dense(3, 2)], seed=0, backend=StandInBackend())
