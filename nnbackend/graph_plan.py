@@ -250,8 +250,8 @@ class GraphPlan:
         return self._product(x, weight, out.operand, epilogue=epilogue, vector=vector)
 
     def _masked(self, i: int, fused: Product) -> tuple[Product, Product] | None:
-        """A mask that says where a ReLU lets through, and its use in the product that comes back.
-        The bits of one number in eight bytes are read instead of the outputs."""
+        """A mask that says where a ReLU lets through, and its use in the product that comes back:
+        a bit is read for each output instead of the number."""
         if not self._leads_down(i):
             return None
         mask = self.backend.zeros((self.rows, mask_width(self.table[i].n_outputs)), BYTE)

@@ -51,6 +51,11 @@ class BlocksAhead:
         with ThreadPoolExecutor(1, "nnbackend-blocks") as pool:
             yield cls(source, uploads, pool)
 
+    @property
+    def fetches(self) -> bool:
+        """Whether it is of use to say which block comes next."""
+        return self._pool is not None
+
     def get(self, rows: Rows, then: Rows | None = None) -> Data:
         """The block of ``rows`` on the device; meanwhile that of ``then`` is made ready."""
         if self._uploads is None or self._pool is None:

@@ -209,7 +209,7 @@ class Trainer:
                     self.history.stopped = "interrupted"
                     self._forget(source, epoch)
                     return
-                steps = then if source.data is None else self._next_steps(source, left)
+                steps = then if blocks.fetches else self._next_steps(source, left)
         self._end_epoch(epoch, self.epoch_figures(np.concatenate(epoch.trace)))
 
     def _next_steps(self, source: ArraySource, left: int) -> int:

@@ -83,11 +83,11 @@ def test_bad_data(backend, how, x, y, error, message) -> None:
 
 def test_the_scan_finds_a_value_far_into_the_data_and_spares_large_finite_ones(backend) -> None:
     model = nn.Sequential([nn.Dense(3, 4)], seed=0)
-    model.compile("softmax_cross_entropy", nn.SGD(lr=0.0))
+    model.compile("softmax_cross_entropy")
     x = np.zeros((700_000, 3), "float32")
     y = np.zeros(len(x), np.int64)
     x[::2] = np.finfo("float32").max
-    model.fit(x, y, batch_size=100_000, verbose=0)  # the sum overflows, no value is infinite
+    nn.sources.make_source(model, x, y)  # the sum overflows, no value is infinite
     x[:] = 0
     x[654_321, 1] = np.nan
     with pytest.raises(nn.DataError, match="received nan in row 654321, column 1"):

@@ -35,12 +35,20 @@ BUILDS = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
 )
 FLOAT32 = np.dtype(np.float32)
+#: The oldest and the newest, and that of the H100; the others are compiled with ``-m slow``.
+OFTEN = ("sm_75", "sm_90", "sm_120")
 ORDERS = (ASCENDING, DESCENDING, RANDOM)
 
 
 @pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
 class TestCompiler:
-    @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
+    @pytest.mark.parametrize(
+        "architecture",
+        [
+            pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+            for name in nvrtc.ARCHITECTURES
+        ],
+    )
     @pytest.mark.parametrize("real", ["float", "double"])
     def test_kernels_compile_without_a_warning(self, architecture: str, real: str) -> None:
         nvrtc.compile_program(source(), f"-arch={architecture}", f"-DReal={real}")
