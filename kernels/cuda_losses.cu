@@ -34,10 +34,11 @@ struct Gradient {
 };
 
 // A loss that is a sum over outputs, for one of them.
-__device__ inline Real output_loss(int code, Real p, Real t, Real parameter, Real* derivative) {
+template <int CODE>
+__device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivative) {
     const Real one = 1;
     Real e = p - t;
-    switch (code) {
+    switch (CODE) {
         case SIGMOID_CROSS_ENTROPY:
             *derivative = one / (one + exp(-p)) - t;
             return at_least(p, 0) - p * t + log1p(exp(-fabs(p)));
@@ -109,17 +110,53 @@ __device__ inline double categorical_row(
     return warp_sum(value);
 }
 
+// A sum over the outputs of a row, likewise; FOUR_ROUNDS rounds of a warp are on their way at a time.
+template <int CODE>
+__device__ inline Real sum_of_outputs(
+    const Real* pred, const Real* target, Size outputs, Real parameter, Real factor, Gradient dpred
+) {
+    const int FOUR_ROUNDS = 4;
+    Real value = 0, derivative;
+    Size j = lane();
+    for (; j + (FOUR_ROUNDS - 1) * WARP < outputs; j += FOUR_ROUNDS * WARP) {
+        Real p[FOUR_ROUNDS], t[FOUR_ROUNDS];
+        for (int k = 0; k < FOUR_ROUNDS; k++) {
+            p[k] = pred[j + k * WARP];
+            t[k] = target[j + k * WARP];
+        }
+        for (int k = 0; k < FOUR_ROUNDS; k++) {
+            value += output_loss<CODE>(p[k], t[k], parameter, &derivative);
+            dpred.put(j + k * WARP, derivative * factor);
+        }
+    }
+    for (; j < outputs; j += WARP) {
+        value += output_loss<CODE>(pred[j], target[j], parameter, &derivative);
+        dpred.put(j, derivative * factor);
+    }
+    return value;
+}
+
 // A mean (or sum) over the outputs of a row, likewise.
 __device__ inline double output_row(
     int code, const Real* pred, const Real* target, Size outputs, Real parameter, double own,
     Gradient dpred
 ) {
     double share = code == SUM_SQUARED_ERROR ? 1 : 1.0 / (double)outputs;
-    Real value = 0, factor = (Real)(own * share);
-    for (Size j = lane(); j < outputs; j += WARP) {
-        Real derivative;
-        value += output_loss(code, pred[j], target[j], parameter, &derivative);
-        dpred.put(j, derivative * factor);
+    Real factor = (Real)(own * share), value;
+#define OF_OUTPUTS(name)                                                                      \
+    case name:                                                                                \
+        value = sum_of_outputs<name>(pred, target, outputs, parameter, factor, dpred);        \
+        break
+    switch (code) {
+        OF_OUTPUTS(SIGMOID_CROSS_ENTROPY);
+        OF_OUTPUTS(BINARY_CROSS_ENTROPY);
+        OF_OUTPUTS(MEAN_ABSOLUTE_ERROR);
+        OF_OUTPUTS(HUBER);
+        OF_OUTPUTS(POISSON);
+        default:
+            value = sum_of_outputs<MEAN_SQUARED_ERROR>(
+                pred, target, outputs, parameter, factor, dpred
+            );
     }
     return warp_sum(value) * share;
 }

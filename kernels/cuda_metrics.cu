@@ -19,7 +19,9 @@ KERNEL correct_rows(
             hits = warp_sum(agreed) / (double)outputs;
         } else {
             Size label = labels ? labels[row] : row_argmax(t, outputs);
-            if (top == 1) {
+            if (label < 0 || label >= outputs) {
+                hits = 0;  // no class
+            } else if (top == 1) {
                 hits = row_argmax(p, outputs) == label;
             } else {
                 int before = 0;

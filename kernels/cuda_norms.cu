@@ -19,14 +19,43 @@ __device__ inline Size own_column() { return blockIdx.x * (Size)COLUMNS + thread
 __device__ inline Size first_row() { return threadIdx.x / COLUMNS; }
 __device__ inline Size row_step() { return blockDim.x / COLUMNS; }
 
+// Two sums that are taken together.
+struct Pair {
+    double first, second;
+    __device__ inline void operator+=(Pair other) {
+        first += other.first;
+        second += other.second;
+    }
+};
+
+// The sum of term(i) over the rows i of one thread, AT_ONCE of which are on their way at a time.
+template <typename Sum, typename Term>
+__device__ inline Sum sum_over_rows(Size rows, Term term) {
+    const int AT_ONCE = 8;
+    const Size step = row_step();
+    Sum sums[AT_ONCE] = {};
+    Size i = first_row();
+    for (; i + (AT_ONCE - 1) * step < rows; i += AT_ONCE * step) {
+        Sum terms[AT_ONCE];
+        for (int k = 0; k < AT_ONCE; k++) terms[k] = term(i + k * step);
+        for (int k = 0; k < AT_ONCE; k++) sums[k] += terms[k];
+    }
+    for (; i < rows; i += step) sums[0] += term(i);
+    for (int k = 1; k < AT_ONCE; k++) sums[0] += sums[k];
+    return sums[0];
+}
+
 // out[j] = sum of x[:, j], of numbers as they are or rounded.
 KERNEL column_sums(const Real* x, const Half* rounded, Size rows, Size width, Real* out) {
     SHARED_COLUMNS;
     Size j = own_column();
     double value = 0;
-    if (j < width)
-        for (Size i = first_row(); i < rows; i += row_step())
-            value += x ? x[i * width + j] : from_half(rounded[i * width + j]);
+    if (j < width && x)
+        value = sum_over_rows<double>(rows, [=](Size i) { return (double)x[i * width + j]; });
+    else if (j < width)
+        value = sum_over_rows<double>(
+            rows, [=](Size i) { return (double)from_half(rounded[i * width + j]); }
+        );
     value = column_sum(value, parts);
     if (j < width && first_row() == 0) out[j] = (Real)value;
 }
@@ -40,13 +69,13 @@ KERNEL batch_norm_forward(
     Size j = own_column();
     double value = 0, square = 0;
     if (j < width)
-        for (Size i = first_row(); i < rows; i += row_step()) value += x[i * width + j];
+        value = sum_over_rows<double>(rows, [=](Size i) { return (double)x[i * width + j]; });
     Real mean = (Real)(column_sum(value, parts) / (double)rows);
     if (j < width)
-        for (Size i = first_row(); i < rows; i += row_step()) {
+        square = sum_over_rows<double>(rows, [=](Size i) {
             double centred = x[i * width + j] - mean;
-            square += centred * centred;
-        }
+            return centred * centred;
+        });
     double variance = column_sum(square, parts) / (double)rows;
     if (j >= width) return;
     Real inv_std = (Real)(1 / sqrt(variance + eps));
@@ -80,14 +109,13 @@ KERNEL batch_norm_backward(
     SHARED_COLUMNS;
     Size j = own_column();
     Real mean = j < width ? saved[j] : 0, inv_std = j < width ? saved[width + j] : 0;
-    double sum = 0, sum_n = 0;
+    Pair own_sums = {0, 0};
     if (j < width)
-        for (Size i = first_row(); i < rows; i += row_step()) {
-            sum += dy[i * width + j];
-            sum_n += dy[i * width + j] * ((x[i * width + j] - mean) * inv_std);
-        }
-    sum = column_sum(sum, parts);
-    sum_n = column_sum(sum_n, parts);
+        own_sums = sum_over_rows<Pair>(rows, [=](Size i) {
+            Real g = dy[i * width + j];
+            return Pair{g, g * ((x[i * width + j] - mean) * inv_std)};
+        });
+    double sum = column_sum(own_sums.first, parts), sum_n = column_sum(own_sums.second, parts);
     if (j >= width) return;
     if (first_row() == 0) {
         dgamma[j] = (Real)sum_n;
@@ -154,14 +182,13 @@ KERNEL layer_norm_parameters(
 ) {
     SHARED_COLUMNS;
     Size j = own_column();
-    double sum = 0, sum_n = 0;
+    Pair own_sums = {0, 0};
     if (j < width)
-        for (Size i = first_row(); i < rows; i += row_step()) {
-            sum += dy[i * width + j];
-            sum_n += dy[i * width + j] * ((x[i * width + j] - saved[i]) * saved[rows + i]);
-        }
-    sum = column_sum(sum, parts);
-    sum_n = column_sum(sum_n, parts);
+        own_sums = sum_over_rows<Pair>(rows, [=](Size i) {
+            Real g = dy[i * width + j];
+            return Pair{g, g * ((x[i * width + j] - saved[i]) * saved[rows + i])};
+        });
+    double sum = column_sum(own_sums.first, parts), sum_n = column_sum(own_sums.second, parts);
     if (j < width && first_row() == 0) {
         dgamma[j] = (Real)sum_n;
         dbeta[j] = (Real)sum;

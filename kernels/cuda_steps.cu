@@ -35,66 +35,72 @@ KERNEL begin_run(
     state->stopped = 0;
 }
 
-// One place of a row, copied as a word or rounded.
-__device__ inline void put_word(Word word, Size i, Word* out, Half* rounded) {
-    Bits bits;
-    bits.word = word;
-    if (out) out[i] = word;
-    if (rounded) rounded[i] = rounded_to_half((Real)bits.number);
+// Sixteen bytes, which memory delivers in one go where they lie on whole sixteens.
+struct alignas(16) Quad {
+    Word at[4];
+};
+
+// A warp copies a row of words.
+__device__ inline void copy_row(const Word* from, Size words, Word* to) {
+    Size quads = ((Wide)from | (Wide)to) % sizeof(Quad) ? 0 : words / 4;
+    for (Size j = lane(); j < quads; j += WARP) ((Quad*)to)[j] = ((const Quad*)from)[j];
+    for (Size j = 4 * quads + lane(); j < words; j += WARP) to[j] = from[j];
 }
 
-// The next step of the run: its rate and Adam's corrections, which kernels/cpu_batch.py and
-// nnbackend/backends/_updates.py work out in the same way, and the batch's rows of x, of the targets
-// (rows or labels) and of the weights, in 4-byte words; x also rounded.
+// The next step of the run: its number and rate, and the batch's rows of x, of the targets (rows or
+// labels) and of the weights, in 4-byte words; x also, or only, rounded. A warp takes a row.
 KERNEL begin_step(
-    const Size* run, int adam, double beta1, double beta2, double eps, double decay,
-    double* penalty, Size rows, Size x_words, Size target_words, Size weight_words, Word* x,
-    Half* rounded, Word* target, Word* weight, StepState* state
+    const Size* run, double* penalty, Size rows, Size x_words, Size target_words,
+    Size weight_words, Word* x, Half* rounded, Word* target, Word* weight, StepState* state
 ) {
     Size index = run[RUN_INDEX], all = run[RUN_ROWS], batch = run[RUN_BATCH];
     Size per_epoch = (all + batch - 1) / batch;
-    Size start = index % per_epoch * batch + (run[RUN_ORDER] ? index / per_epoch * all : 0);
+    const Size* order = (const Size*)run[RUN_ORDER];
+    Size start = index % per_epoch * batch + (order ? index / per_epoch * all : 0);
+    const Word* all_x = (const Word*)run[RUN_X];
+    const Word* all_targets = (const Word*)run[RUN_TARGET];
+    const Word* all_weights = (const Word*)run[RUN_WEIGHT];
     if (first_index() == 0) {
         const double* rates = (const double*)run[RUN_RATES];
-        double rate = rates ? rates[index] : ((const double*)run)[RUN_RATE];
         state->index = index;
         state->step = (Wide)(run[RUN_FIRST_STEP] + index);
-        state->rate = state->corrected_rate = rate;
-        state->corrected_eps = eps;
-        state->keep = 1 - rate * decay;
-        if (adam) {
-            double count = (double)(state->step + 1), root = sqrt(1 - pow(beta2, count));
-            state->corrected_rate = rate * root / (1 - pow(beta1, count));
-            state->corrected_eps = eps * root;
-        }
+        state->rate = rates ? rates[index] : ((const double*)run)[RUN_RATE];
         penalty[0] = 0;
     }
-    const Size* order = (const Size*)run[RUN_ORDER];
-    Size words = x_words + target_words + weight_words;
-    for (Size i = first_index(); i < rows * words; i += index_step()) {
-        Size row = i / words, j = i - row * words, place = start + row;
-        Size from = order ? order[place] : place;
-        if (j < x_words) {
-            put_word(((const Word*)run[RUN_X])[from * x_words + j], row * x_words + j, x, rounded);
-            continue;
-        }
-        j -= x_words;
-        if (j < target_words) {
-            target[row * target_words + j] = ((const Word*)run[RUN_TARGET])[from * target_words + j];
-            continue;
-        }
-        j -= target_words;
-        weight[row * weight_words + j] = ((const Word*)run[RUN_WEIGHT])[from * weight_words + j];
+    for (Size row = first_warp(); row < rows; row += warp_step()) {
+        Size from = order ? order[start + row] : start + row;
+        const Word* own_x = all_x + from * x_words;
+        if (x) copy_row(own_x, x_words, x + row * x_words);
+        if (rounded)
+            for (Size j = lane(); j < x_words; j += WARP)
+                rounded[row * x_words + j] = rounded_to_half((Real)((const float*)own_x)[j]);
+        copy_row(all_targets + from * target_words, target_words, target + row * target_words);
+        if (weight)
+            copy_row(all_weights + from * weight_words, weight_words, weight + row * weight_words);
     }
 }
 
+// What the update reads: Adam's corrections, which kernels/cpu_batch.py and
+// nnbackend/backends/_updates.py work out in the same way, and what a decay leaves.
+__device__ inline void correct_rate(
+    StepState* state, int adam, double beta1, double beta2, double eps, double decay
+) {
+    state->corrected_rate = state->rate;
+    state->corrected_eps = eps;
+    state->keep = 1 - state->rate * decay;
+    if (!adam) return;
+    double count = (double)(state->step + 1), root = sqrt(1 - pow(beta2, count));
+    state->corrected_rate = state->rate * root / (1 - pow(beta1, count));
+    state->corrected_eps = eps * root;
+}
+
 // The step's row of the trace: loss, no penalty yet, weights, statistics, of which the hits are
-// summed here, if there are any; the loss itself, if it is wanted. The run moves on to its next
-// step. One block.
+// summed here, if there are any; the loss itself, if it is wanted; what the update reads. The run
+// moves on to its next step. One block, beside the backward pass.
 KERNEL finish_loss_of_step(
     Size* run, int average, const double* partial, const double* hits, Size blocks,
-    const double* weight_sum, Size rows, Size hits_place, double* statistics, Size n,
-    StepState* state
+    const double* weight_sum, Size rows, Size hits_place, double* statistics, Size n, int adam,
+    double beta1, double beta2, double eps, double decay, StepState* state
 ) {
     SHARED_SUMS;
     double value = sum_of(partial, blocks, sums);
@@ -114,6 +120,7 @@ KERNEL finish_loss_of_step(
     }
     if (run[RUN_LOSS]) *(double*)run[RUN_LOSS] = value * loss_scale(average, rows, weight_sum);
     if (!(value - value == 0)) state->stopped = 1;
+    correct_rate(state, adam, beta1, beta2, eps, decay);
     run[RUN_INDEX] = state->index + 1;
 }
 

@@ -4,9 +4,15 @@
 struct alignas(4 * sizeof(Real)) Four {
     Real at[4];
 };
+struct alignas(4 * sizeof(Half)) FourHalves {
+    Half at[4];
+};
 
-__device__ inline bool in_fours(const void* a, const void* b, const void* c, const void* d) {
-    return (((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four)) == 0;
+__device__ inline bool in_fours(
+    const void* a, const void* b, const void* c, const void* d, const Half* halves
+) {
+    return ((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four) == 0 &&
+           (Wide)halves % sizeof(FourHalves) == 0;
 }
 
 // UPDATE(w, g, m, v) for each place of up to four vectors; those that are not there are null. The
@@ -16,7 +22,7 @@ __device__ inline void for_each(
     Real* w, Real* g, Real* m, Real* v, Half* rounded, Size n, const StepState* state, Update update
 ) {
     if (state && state->stopped) return;
-    Size fours = in_fours(w, g, m, v) ? n / 4 : 0;
+    Size fours = in_fours(w, g, m, v, rounded) ? n / 4 : 0;
     Real none = 0;
     for (Size i = first_index(); i < fours; i += index_step()) {
         Four a = ((Four*)w)[i], b = ((Four*)g)[i], c = {}, d = {};
@@ -26,8 +32,11 @@ __device__ inline void for_each(
         ((Four*)w)[i] = a;
         if (m) ((Four*)m)[i] = c;
         if (v) ((Four*)v)[i] = d;
-        if (rounded)
-            for (int k = 0; k < 4; k++) rounded[4 * i + k] = rounded_to_half(a.at[k]);
+        if (rounded) {
+            FourHalves halves;
+            for (int k = 0; k < 4; k++) halves.at[k] = rounded_to_half(a.at[k]);
+            ((FourHalves*)rounded)[i] = halves;
+        }
     }
     for (Size i = 4 * fours + first_index(); i < n; i += index_step()) {
         update(w[i], g[i], m ? m[i] : none, v ? v[i] : none);

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES
+from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES, WARPS, Launch, bind
 from nnbackend.backends.base import Array
 from nnbackend.backends.cuda_backend import HALF, CudaBackend
 from nnbackend.errors import OutOfMemoryError
@@ -26,6 +26,7 @@ from nnbackend.metrics import Statistic
 from nnbackend.optimizers import Adam
 from nnbackend.program import Program
 from nnbackend.python_executor import PythonExecutor, add_penalties
+from nnbackend.schedules import Schedule
 
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
 #: before, so that more steps gain nothing.
@@ -35,6 +36,8 @@ INFERENCE_BYTES = 1 << 26
 #: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, and
 #: sizes of inference.
 KEPT, KEPT_SIZES = 4, 8
+#: Losses of single steps whose memory is taken at a time.
+LOSSES = 256
 
 _FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
 _INT32, _WORD = np.dtype(np.int32), np.dtype(np.uint32)
@@ -61,6 +64,10 @@ class GraphExecutor(PythonExecutor):
             self.rounded = zeros(program.storage.parameters.size, HALF)
         widest = max(row.n_outputs for row in program.rows)
         self.inference_rows = max(1024, INFERENCE_BYTES // (widest * program.dtype.itemsize))
+        self._begin_run = self._bind_begin_run()
+        self._settings_seen: tuple[int, tuple[Any, ...]] = (-1, ())
+        self._losses: Array = None
+        self._losses_given = LOSSES
         self._steps: dict[Any, _Steps] = {}
         self._inferences: dict[int, _Inference] = {}
         self._lock = threading.Lock()
@@ -92,7 +99,7 @@ class GraphExecutor(PythonExecutor):
         """Nobody waits: the loss is there when it is read."""
         rows = len(data.x)
         with self._lock:
-            loss = self.backend.zeros((), _FLOAT64)
+            loss = self._new_loss()
             self._begin(data, None, None, rate, None, loss, number, rows, rows)
             self._steps_of(rows, data).advance(1)
             return loss
@@ -113,7 +120,9 @@ class GraphExecutor(PythonExecutor):
             return None
         if len(optimizer.slots) != len(program.slots):
             return None
-        rate = float(optimizer.rates(number, 1)[0])
+        rate = optimizer.lr
+        if isinstance(rate, Schedule):
+            rate = float(optimizer.rates(number, 1)[0])
         return self.train_on(Data(x, y, None), rate, number)
 
     def _fits(self, x: Any, dtype: np.dtype[Any], axes: int) -> bool:
@@ -132,15 +141,27 @@ class GraphExecutor(PythonExecutor):
         batch: int,
     ) -> None:
         """Say on the device what the steps to come are to work on."""
-        backend, address = self.backend, self.backend.gpu.address
+        gpu = self.backend.gpu
         arrays = (data.x, data.target, data.weight, order, rates, trace, loss)
-        places = [0 if array is None else address(array) for array in arrays]
-        with backend.lock:
-            backend.run(
-                "begin_run", None, 1, *places, first_step, rows, batch, rate, self.record,
-                self.state,
-            )  # fmt: skip
+        numbers = [0 if array is None else gpu.address(array) for array in arrays]
+        numbers += [first_step, rows, batch]
+        arguments = (*map(np.int64, numbers), np.float64(rate), self.record, self.state)
+        with self.backend.lock:
+            gpu.launch(self._begin_run._replace(arguments=arguments))
         self._round_parameters()
+
+    def _bind_begin_run(self) -> Launch:
+        """The launch, whose numbers are put in each time: a single step has no time to check its
+        arguments again."""
+        nothing = np.zeros(10, np.int64)
+        return bind("begin_run", None, 1, (*nothing, 0.0, self.record, self.state))
+
+    def _new_loss(self) -> Array:
+        """A place for a loss, which belongs to the caller from now on."""
+        if self._losses_given == LOSSES:
+            self._losses, self._losses_given = self.backend.zeros(LOSSES, _FLOAT64), 0
+        self._losses_given += 1
+        return self._losses[self._losses_given - 1, ...]
 
     def _round_parameters(self) -> None:
         """Parameters may have been set since they were used last."""
@@ -148,12 +169,18 @@ class GraphExecutor(PythonExecutor):
             self.backend.round_to_bf16(self.program.storage.parameters, self.rounded)
 
     def _steps_of(self, size: int, data: Data) -> _Steps:
-        optimizer = self.program.optimizer
-        settings = () if optimizer is None else tuple(
-            (name, value) for name, value in sorted(vars(optimizer).items()) if name != "lr"
-        )  # fmt: skip
-        key = (size, data.target.shape[1:], data.weight is None, settings)
+        key = (size, data.target.shape[1:], data.weight is None, self._settings())
         return self._kept(self._steps, key, partial(_Steps, self, size, data), KEPT)
+
+    def _settings(self) -> tuple[Any, ...]:
+        """The optimizer's settings that a graph holds; the rate is none of them."""
+        optimizer = self.program.optimizer
+        if optimizer is None:
+            return ()
+        if optimizer.changes != self._settings_seen[0]:
+            found = {k: v for k, v in vars(optimizer).items() if k not in ("lr", "changes")}
+            self._settings_seen = optimizer.changes, tuple(sorted(found.items()))
+        return self._settings_seen[1]
 
     def _kept(self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept], most: int) -> Kept:
         """What was made for ``key``, the one that was not used for longest making room."""
@@ -294,10 +321,6 @@ class _Steps:
     def _begin(self) -> None:
         """The step's number and rate, and its rows."""
         executor, backend, plan = self.executor, self.backend, self.plan
-        optimizer = self.program.optimizer
-        is_adam = isinstance(optimizer, Adam)
-        beta1, beta2 = (optimizer.beta1, optimizer.beta2) if isinstance(optimizer, Adam) else (0, 0)
-        eps, decay = getattr(optimizer, "eps", 0.0), getattr(optimizer, "decay", 0.0)
         x, half, *rest = (
             None if a is None else a.reshape(-1) for a in (*plan.x, self.target, self.weight)
         )
@@ -305,9 +328,8 @@ class _Steps:
         columns = self.program.n_inputs * self.program.dtype.itemsize // _WORD.itemsize
         sizes = (columns, *(0 if a is None else a.size // plan.rows for a in (target, weight)))
         backend.run(
-            "begin_step", None, backend.blocks(plan.rows * sum(sizes)), executor.record, is_adam,
-            beta1, beta2, eps, decay, executor.penalty, plan.rows, *sizes, x, half, target, weight,
-            executor.state,
+            "begin_step", None, backend.blocks(plan.rows, WARPS), executor.record,
+            executor.penalty, plan.rows, *sizes, x, half, target, weight, executor.state,
         )  # fmt: skip
 
     def _measure(self) -> None:
@@ -333,8 +355,16 @@ class _Steps:
             backend.run(
                 "finish_loss_of_step", self.program.dtype, 1, executor.record, not loss.summed,
                 sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows, max(hits_place, 0),
-                executor.statistics, self.program.n_sums, executor.state,
+                executor.statistics, self.program.n_sums, *self._rate_settings(), executor.state,
             )  # fmt: skip
+
+    def _rate_settings(self) -> tuple[bool, float, float, float, float]:
+        """What the rate is corrected by: whether it is Adam's, its betas and eps, the decay."""
+        optimizer = self.program.optimizer
+        is_adam = isinstance(optimizer, Adam)
+        betas = (optimizer.beta1, optimizer.beta2) if isinstance(optimizer, Adam) else (0.0, 0.0)
+        eps, decay = getattr(optimizer, "eps", 0.0), getattr(optimizer, "decay", 0.0)
+        return is_adam, *betas, eps, decay
 
 
 def _counts_hits(statistic: Statistic) -> bool:

@@ -92,14 +92,17 @@ class GraphPlan:
         lower rows; the caller joins them."""
         for i in range(len(self.table) - 1, self.lowest - 1, -1):
             self._down[i]()
-            weights = self._weights[i]
-            if weights is None:
+            product, sums = self._weights[i]
+            if i == self.lowest and sums is _nothing:
+                product()  # nothing is left to run beside
                 continue
-            if i == self.lowest:
-                weights()
-            else:
+            if product is not _nothing:
                 with self.gpu.beside():
-                    weights()
+                    product()
+                    if i > self.lowest:
+                        sums()
+            if i == self.lowest:
+                sums()
 
     # -- arrays -----------------------------------------------------------------------------------
 
@@ -290,26 +293,27 @@ class GraphPlan:
 
         return down
 
-    def _bind_weights(self, i: int) -> Work | None:
-        """The gradients of a dense row's weight and bias."""
+    def _bind_weights(self, i: int) -> tuple[Work, Work]:
+        """The gradients of a dense row's weight, and of its bias where that is not part of it."""
         row = self.table[i]
         if i < self.lowest or row.op != Op.DENSE or not row.trainable:
-            return None
+            return _nothing, _nothing
         dw, db = row_gradients(self.program, row)
         dz = self.dz[i].operand
         product = self._product(self.values[i].operand, dz, dw, a_t=True)
+        multiply = self._multiply(product)
         if db is None:
-            return self._multiply(product)
+            return multiply, _nothing
 
-        def separate() -> None:
-            self.gpu.product(product)
+        def sums() -> None:
             self.backend.column_sums(dz, db)
 
-        ways = {"separate": separate}
+        ways = {"separate": (multiply, sums)}
         fused = product._replace(epilogue=Epilogue.COLUMN_SUMS, vector=db)
         if self.gpu.can(fused):
-            ways["fused"] = self._multiply(fused)
-        return ways[self._fastest("weights", i, ways)]
+            ways["fused"] = (self._multiply(fused), _nothing)
+        timed = {name: _both(*pair) for name, pair in ways.items()}
+        return ways[self._fastest("weights", i, timed)]
 
     def _multiply(self, product: Product) -> Work:
         return lambda: self.gpu.product(product)

@@ -80,7 +80,7 @@ class CpuDevice(Device):
     ) -> None:
         self.order, self.most_blocks, self.memory = order, most_blocks, memory
         self.late, self.epilogues, self.slow_epilogues = late, epilogues, slow_epilogues
-        self.choices = Choices("a stand-in")
+        self.choices, self.lock = Choices("a stand-in"), threading.RLock()
         self.launches = self.replays = 0
         self.epilogues_done: set[Epilogue] = set()
         self._recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None

@@ -34,7 +34,7 @@ def compile_program(source: str, *options: str) -> str:
         ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None
     )
     assert created == 0, created
-    flags = ("-std=c++17", "-Werror=all-warnings", *options)
+    flags = ("-std=c++17", "-ftz=true", "-Werror=all-warnings", *options)  # CuPy flushes, too
     values = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
     result = nvrtc.nvrtcCompileProgram(program, len(flags), values)
     size = ctypes.c_size_t()

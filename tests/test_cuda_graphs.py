@@ -138,6 +138,14 @@ def test_each_run_reads_its_own_data_rates_and_steps(rng) -> None:
         same(*models, rtol=1e-8, atol=1e-11)
 
 
+def test_another_rate_needs_no_other_graph(rows) -> None:
+    model = deep(StandInBackend())
+    for rate in (0.1, 0.01, nn.CosineDecay(0.01, 90)):
+        model.optimizer.lr = rate
+        model.fit(*rows[:2], batch_size=83, verbose=0)
+    assert len(model.executor._steps) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("beta1", 0.1), ("eps", 0.5), ("clip_norm", 1e-3), ("weight_decay", 0.9)]
 )
@@ -310,7 +318,8 @@ class TestSingleSteps:
         monkeypatch.setattr(device.gpu, "to_host", lambda a: (copies.append(a), to_host(a))[1])
         losses = [model.train_step(x, y) for _ in range(3)]
         assert not copies
-        values = [float(device.to_numpy(loss)) for loss in losses]
+        many = [model.train_step(x, y) for _ in range(300)]  # each has a place of its own
+        values = [float(device.to_numpy(loss)) for loss in (*losses, *many)]
         assert values == sorted(values, reverse=True)
 
     @pytest.mark.parametrize("spoilt", ["label", "negative label", "x"])

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends._cuda_products import Product
-from nnbackend.errors import NNBackendError
+from nnbackend.backends._cuda_products import Product, ProductError
 
 _NO, _TRANSPOSED = 0, 1  # cublasOperation_t
 _DEFAULT_ALGORITHM = -1  # cublasGemmAlgo_t
@@ -70,4 +69,4 @@ class Products:
     def _check(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, function)(*arguments)
         if status:
-            raise NNBackendError(f"{function} answers with cublasStatus_t {status}")
+            raise ProductError(f"{function} answers with cublasStatus_t {status}")

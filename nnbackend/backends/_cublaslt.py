@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnbackend.backends._cublas import COMPUTE, KINDS, SCALARS, TF32, WORKSPACE
-from nnbackend.backends._cuda_products import Epilogue, Product
+from nnbackend.backends._cuda_products import Epilogue, Product, ProductError
 from nnbackend.backends.base import Array
-from nnbackend.errors import NNBackendError
 
 #: cublasLtEpilogue_t
 EPILOGUES = {
@@ -31,8 +30,9 @@ EPILOGUES = {
 TRANSPOSED_A, TRANSPOSED_B, EPILOGUE, VECTOR, MASK, MASK_LD = 3, 4, 7, 8, 11, 12
 #: cublasLtMatmulPreferenceAttributes_t
 MOST_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
-#: cublasLtReductionScheme_t without the one that adds in place, in whatever order blocks arrive.
-IN_ORDER = 2 | 4
+#: cublasLtReductionScheme_t: parts of a sum are kept in the type that is added up in. In place they
+#: would be added in whatever order they arrive, and in the output's type rounded.
+IN_ORDER = 2
 #: Bytes of the opaque descriptors, and of a cublasLtMatmulAlgo_t.
 _DESCRIPTOR, _LAYOUT, _PREFERENCE, _ALGORITHM = 256, 64, 64, 64
 #: Largest alignment that makes a difference, bytes.
@@ -67,7 +67,7 @@ class LtProducts:
     def __init__(self) -> None:
         """
         Raises:
-            OSError, NNBackendError: the library cannot be loaded or cannot start.
+            OSError, ProductError: the library cannot be loaded or cannot start.
         """
         pathfinder: Any = importlib.import_module("cuda.pathfinder")
         self._library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
@@ -91,7 +91,7 @@ class LtProducts:
         """
         plan = self._plan(product)
         if plan is None:
-            raise NNBackendError(f"cuBLASLt has no algorithm for {_form(product)}")
+            raise ProductError(f"cuBLASLt has no algorithm for {_form(product)}")
         self._point(plan.descriptor, product)
         one, zero = plan.scalars
         a, b, out = (ctypes.c_void_p(x.data.ptr) for x in (product.b, product.a, product.out))
@@ -173,7 +173,7 @@ class LtProducts:
     def _check(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, function)(*arguments)
         if status:
-            raise NNBackendError(f"{function} answers with cublasStatus_t {status}")
+            raise ProductError(f"{function} answers with cublasStatus_t {status}")
 
 
 def lt_version(library: ctypes.CDLL) -> int:

@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import LtProducts
 from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
-from nnbackend.backends._cuda_products import Epilogue, Product
+from nnbackend.backends._cuda_products import Epilogue, Product, ProductError
 from nnbackend.backends._device import Device
 from nnbackend.backends.base import Array, DType, Uploads, is_on_gpu
 from nnbackend.backends.cuda_backend import ALIGNMENT
-from nnbackend.errors import DeviceError, NNBackendError, OutOfMemoryError
+from nnbackend.errors import DeviceError, OutOfMemoryError
 
-#: Blocks for which a multiprocessor has room: 2048 threads.
-RESIDENT_BLOCKS = 2048 // THREADS
+#: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by
+#: the registers that a kernel needs; with so many the last ones do not leave it idle for long.
+BLOCKS = 32
 #: How often work is done to measure it, in one graph, and how many graphs are tried.
 TIMED_REPEATS, TIMED_TRIALS = 8, 5
 _REAL = {"float32": "float", "float64": "double"}
@@ -111,10 +112,10 @@ class CupyDevice(Device):
         self.cuda: Any = self._cupy.cuda
         self.index, self.name = index, f"cuda:{index}"
         properties = self.cuda.runtime.getDeviceProperties(index)
-        self.most_blocks = RESIDENT_BLOCKS * int(properties["multiProcessorCount"])
+        self.most_blocks = BLOCKS * int(properties["multiProcessorCount"])
         self._programs: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
-        self._lock = threading.Lock()
+        self._lock, self.lock = threading.Lock(), threading.RLock()
         self._captured: weakref.WeakSet[_Captured] = weakref.WeakSet()
         atexit.register(self._forget_graphs)  # after CuPy's own, so that it runs before
         with self.on():
@@ -256,12 +257,15 @@ class CupyDevice(Device):
         return int(x.data.ptr)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        with self.on(), self.cuda.Stream(non_blocking=True) as stream:
+        with self.lock, self.on(), self.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 work()
-            finally:
-                graph = stream.end_capture()
+            except BaseException:
+                with suppress(Exception):  # of a capture that is broken off: not the cause
+                    stream.end_capture()
+                raise
+            graph = stream.end_capture()
         captured = _Captured(self, graph)
         self._captured.add(captured)
         return captured.launch
@@ -272,7 +276,7 @@ class CupyDevice(Device):
             captured.graph = None
 
     def synchronize(self) -> None:
-        with self.on() as device:
+        with self.lock, self.on() as device:  # which is forbidden while a stream is captured
             device.synchronize()
 
 
@@ -286,5 +290,18 @@ def make_lt_products() -> LtProducts | None:
     """cuBLASLt, or None where it cannot be had."""
     try:
         return LtProducts()
-    except (OSError, NNBackendError):
+    # what looks for libraries raises RuntimeErrors of its own
+    except (ImportError, OSError, RuntimeError, ProductError):
         return None
+
+
+_devices: dict[int, CupyDevice] = {}
+_devices_lock = threading.Lock()
+
+
+def device_of(index: int) -> CupyDevice:
+    """The device, one object for all backends on it: "cuda" and "cuda:0" share its streams."""
+    with _devices_lock:
+        if index not in _devices:
+            _devices[index] = CupyDevice(index)
+        return _devices[index]

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from nnbackend.backends.base import Array
+from nnbackend.errors import NNBackendError
 
 
 class Epilogue(Enum):
@@ -31,6 +32,10 @@ class Epilogue(Enum):
 
 #: Rows of a mask are this many bits wide, or a multiple of it.
 MASK_BITS = 128
+
+
+class ProductError(NNBackendError):
+    """A library refuses a product."""
 
 
 class Product(NamedTuple):

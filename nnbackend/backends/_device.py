@@ -6,6 +6,7 @@ CPU.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +27,9 @@ class Device(ABC):
     name: str
     #: which of several ways are the fastest here
     choices: Choices
-    #: blocks of THREADS threads that can be at work at the same time
+    #: held by whoever captures, and by whoever must not come between launches of others
+    lock: threading.RLock
+    #: blocks of THREADS threads that keep it busy
     most_blocks: int
 
     @abstractmethod

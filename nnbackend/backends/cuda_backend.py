@@ -5,6 +5,7 @@ What it asks of a GPU is the small class ``_device.Device``.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, bind
-from nnbackend.backends._cuda_products import Product
+from nnbackend.backends._cuda_products import Product, ProductError
 from nnbackend.backends._device import Device
 from nnbackend.backends._losses_by_name import LossesByName
 from nnbackend.backends._updates import adam_correction
@@ -70,12 +71,12 @@ class CudaBackend(LossesByName):
         super().__init__(index)
         self.index, self.precision = index, precision
         if device is None:
-            from nnbackend.backends._cuda_device import CupyDevice
+            from nnbackend.backends._cuda_device import device_of
 
-            device = CupyDevice(index or 0)
+            device = device_of(index or 0)
         self.gpu = device
         #: held where several launches belong together, as a sum over blocks and what uses it
-        self.lock = threading.RLock()
+        self.lock = device.lock
         self._partial = device.zeros(device.most_blocks, FLOAT64)
         self._hits = device.zeros(device.most_blocks, FLOAT64)
         self._weight_sum = device.zeros(1, FLOAT64)
@@ -165,10 +166,17 @@ class CudaBackend(LossesByName):
         answer = self.gpu.choices.get(question)
         if answer is None or answer not in ways:
             with self.lock:
-                seconds = {name: self.gpu.seconds(work) for name, work in ways.items()}
+                seconds = {name: self._seconds(work) for name, work in ways.items()}
             answer = min(seconds, key=lambda name: seconds[name])
             self.gpu.choices.keep(question, answer)
         return answer
+
+    def _seconds(self, work: Callable[[], None]) -> float:
+        """How long it takes; infinity where a library had promised more than it does."""
+        try:
+            return self.gpu.seconds(work)
+        except ProductError:
+            return math.inf
 
     def _product(
         self, a: Array, b: Array, out: Array, a_t: bool = False, b_t: bool = False
@@ -521,9 +529,10 @@ class CudaBackend(LossesByName):
             self._add_up(self.blocks(param.size), 1.0, True, loss)
 
     def clip_by_global_norm(self, grad: Array, limit: float) -> None:
-        blocks = self.blocks(grad.size)
+        # every block of the second kernel adds up what those of the first one left
+        blocks = min(self.blocks(grad.size), max(1, self.gpu.most_blocks // 4))
         with self.lock:
-            self._by_element("sum_squares", grad, grad, grad.size, self._partial)
+            self.run("sum_squares", grad.dtype, blocks, grad, grad.size, self._partial)
             self._by_element("scale_to_norm", grad, grad, grad.size, self._partial, blocks, limit)
 
     def step_scratch_size(self, size: int) -> int:
