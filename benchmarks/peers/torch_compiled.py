@@ -48,6 +48,9 @@ class CompiledStep(Learner):
 
 
 class TorchCompiled(TorchEager):
+    # on a GPU the first calls compile, warm up and record graphs
+    warm_calls = 5
+
     def learners(self, case: Case, material: Material) -> dict[str, Learner]:
         torch.compiler.reset()  # it gives up on functions that were compiled too often
         return {
