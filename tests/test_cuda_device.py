@@ -12,7 +12,7 @@ from nnbackend.backends import _cuda_device
 from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import LtProducts
 from nnbackend.backends._cuda_kernels import THREADS, bind
-from nnbackend.backends._cuda_products import Epilogue, Product
+from nnbackend.backends._cuda_products import Epilogue, Product, ProductError
 from nnbackend.backends.cuda_backend import ALIGNMENT
 
 FLOAT32 = np.dtype(np.float32)
@@ -504,6 +504,39 @@ def test_a_capture_ends_whatever_happens_and_is_forgotten_at_exit(cupy, device) 
     assert cupy.log[-2:] == ["begin", "end"]
     device._forget_graphs()
     assert all(captured.graph is None for captured in device._captured)
+
+
+def test_the_cause_of_a_broken_capture_is_seen_though_ending_it_fails_too(cupy, device) -> None:
+    def broken() -> None:
+        cupy.cuda.Stream(non_blocking=True)
+        raise KeyboardInterrupt
+
+    original = FakeContext.end_capture
+
+    def end_capture(self):
+        raise RuntimeError("cudaErrorStreamCaptureUnjoined")
+
+    FakeContext.end_capture = end_capture
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            device.capture(broken)
+    finally:
+        FakeContext.end_capture = original
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, ProductError])
+def test_without_cublaslt_its_products_are_done_without(monkeypatch, error) -> None:
+    def fail() -> None:
+        raise error("not here")
+
+    monkeypatch.setattr(_cuda_device, "LtProducts", fail)
+    assert _cuda_device.make_lt_products() is None
+
+
+def test_a_gpu_is_one_device_for_all_its_backends(cupy, monkeypatch) -> None:
+    monkeypatch.setattr(_cuda_device, "_devices", {})
+    assert _cuda_device.device_of(0) is _cuda_device.device_of(0)
+    assert _cuda_device.device_of(1) is not _cuda_device.device_of(0)
 
 
 def test_what_runs_beside_waits_for_what_was_before_and_is_waited_for(cupy, device) -> None:

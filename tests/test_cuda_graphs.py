@@ -287,7 +287,8 @@ class TestSingleSteps:
     def model(self, device: StandInBackend, loss: str = "softmax_cross_entropy"):
         model = nn.Sequential([nn.Dense(6, 8, "relu", weight_l2=1e-3), nn.Dense(8, 4)], seed=0,
                               backend=device)  # fmt: skip
-        model.compile(loss, nn.Adam(0.01))
+        metrics = ["accuracy", nn.metrics.TopKAccuracy(2)] if "softmax" in loss else ["mae"]
+        model.compile(loss, nn.Adam(0.01), metrics)
         return model
 
     def arrays(self, rng, device, labels: bool = True):
@@ -322,7 +323,7 @@ class TestSingleSteps:
         values = [float(device.to_numpy(loss)) for loss in (*losses, *many)]
         assert values == sorted(values, reverse=True)
 
-    @pytest.mark.parametrize("spoilt", ["label", "negative label", "x"])
+    @pytest.mark.parametrize("spoilt", ["label", "far label", "negative label", "x"])
     def test_what_is_no_number_or_no_class_changes_nothing(self, rng, spoilt: str) -> None:
         device = StandInBackend(late=True)
         model = self.model(device)
@@ -333,7 +334,7 @@ class TestSingleSteps:
         if spoilt == "x":
             bad_x[3, 2] = np.nan
         else:
-            bad_y[5] = -1 if "negative" in spoilt else 4
+            bad_y[5] = {"label": 4, "far label": 2**31 - 1, "negative label": -1}[spoilt]
         assert np.isnan(float(device.to_numpy(model.train_step(bad_x, bad_y))))
         for name, array in model.arrays().items():
             np.testing.assert_array_equal(array, before[name])

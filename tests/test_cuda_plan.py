@@ -12,7 +12,7 @@ from cuda_stand_in import StandInBackend, compiler
 
 import nnbackend as nn
 from nnbackend.backends._cuda_choices import Choices
-from nnbackend.backends._cuda_products import Epilogue
+from nnbackend.backends._cuda_products import Epilogue, ProductError
 from nnbackend.python_executor import PythonExecutor
 
 pytestmark = pytest.mark.skipif(
@@ -128,6 +128,22 @@ def test_the_fastest_way_is_taken_and_remembered(fresh) -> None:
         Epilogue.RELU  # where no gradient comes back: inference
     }
     assert slow.gpu.epilogues_done == {Epilogue.PLAIN}
+
+
+def test_a_product_that_is_refused_after_all_is_not_taken(fresh) -> None:
+    device = StandInBackend()
+    multiply = device.gpu.product
+
+    def product(product) -> None:
+        if product.epilogue is Epilogue.RELU_MASK:
+            raise ProductError("planted")
+        multiply(product)
+
+    device.gpu.product = product
+    found = train(model_of("relu", device), fresh())
+    expected = train(eager(model_of("relu", StandInBackend())), fresh())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert Epilogue.RELU in device.gpu.epilogues_done
 
 
 def test_bfloat16_rounds_nothing_between_dense_layers(fresh, monkeypatch) -> None:

@@ -65,6 +65,8 @@ def test_models_of_several_precisions_share_a_device(rng) -> None:
               for p in ("fp32", "tf32", "bf16", "bf16")]  # fmt: skip
     assert models[2].backend is models[3].backend
     assert all(model.backend.gpu is device.gpu for model in models)
+    # one captures at a time: what it runs beside is on the device's second stream
+    assert all(model.backend.lock is device.lock for model in models)
     x = rng.normal(size=(5, 4))
     outputs = [model.predict(x) for model in models]
     assert not np.array_equal(outputs[0], outputs[2])

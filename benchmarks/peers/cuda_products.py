@@ -1,5 +1,6 @@
-"""The floor on a GPU: nothing but the matrix products of the work, by cuBLASLt, as a CUDA graph. They
-follow each other; a step that runs some beside others can be below it where they are small."""
+"""The floor on a GPU: nothing but the matrix products of the work, by cuBLASLt, as a CUDA graph.
+They follow each other; a step that runs some beside others can be below it where they are small.
+"""
 
 from __future__ import annotations
 
