@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import importlib
 import math
 import os
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +34,7 @@ BLOCKS = 32
 #: How often work is done to measure it, in one graph, and how many graphs are tried.
 TIMED_REPEATS, TIMED_TRIALS = 8, 5
 _REAL = {"float32": "float", "float64": "double"}
+_NAME = {real: name for name, real in _REAL.items()}
 
 
 class _Captured:
@@ -150,10 +154,12 @@ class CupyDevice(Device):
         return array
 
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        return self._new("zeros", (shape,) if isinstance(shape, int) else tuple(shape), dtype)
+
+    def _new(self, how: str, sizes: tuple[int, ...], dtype: DType) -> Array:
         try:
             with self.on():
-                return self._cupy.zeros(sizes, dtype)
+                return getattr(self._cupy, how)(sizes, dtype)
         except self.cuda.memory.OutOfMemoryError as error:
             with self.on() as device:
                 free, total = device.mem_info
@@ -169,7 +175,7 @@ class CupyDevice(Device):
             return int(device.mem_info[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
 
     def from_host(self, x: np.ndarray[Any, Any]) -> Array:
-        out = self.zeros(x.shape, x.dtype)
+        out = self._new("empty", x.shape, x.dtype)
         with self.on():
             out.set(x)
         return out
@@ -194,12 +200,29 @@ class CupyDevice(Device):
         if kernel is None:
             with self._lock:
                 if real not in self._programs:
-                    # CuPy compiles for this GPU, and keeps what it compiled in its cache folder
-                    self._programs[real] = self._cupy.RawModule(
-                        code=source(), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
-                    )
+                    self._programs[real] = self._program(real)
                 kernel = self._kernels[name, real] = self._programs[real].get_function(name)
         return kernel
+
+    def _program(self, real: str) -> Any:
+        """All kernels of a dtype, compiled for this GPU; CuPy keeps that in its cache folder."""
+        program = self._cupy.RawModule(
+            code=source(), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
+        )
+        version = hashlib.sha256(source().encode()).hexdigest()[:16]
+        question = f"compiled {real} {version}"
+        if self.choices.get(question) is not None:
+            return program
+        sys.stderr.write(
+            f"nnbackend: compiling the CUDA kernels for {_NAME[real]}; once on this GPU, "
+            f"about 4 s ... "
+        )
+        sys.stderr.flush()
+        start = time.perf_counter()
+        program.compile()
+        sys.stderr.write(f"done in {time.perf_counter() - start:.1f} s\n")
+        self.choices.keep(question, "kept by CuPy")
+        return program
 
     def can(self, product: Product) -> bool:
         with self.on():
