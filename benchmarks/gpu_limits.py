@@ -31,7 +31,8 @@ from rich.table import Table
 
 import nnbackend as nn
 from nnbackend._files import write_atomically
-from nnbackend.backends.cuda_backend import HALF, CudaBackend
+from nnbackend.backends._cuda_arrays import HALF
+from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.bench import CASES, Case
 from nnbackend.bench_report import duration_text, machine
 from nnbackend.sources import make_source

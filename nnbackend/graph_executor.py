@@ -15,9 +15,10 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from nnbackend.backends._cuda_arrays import HALF
 from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES, WARPS, Launch, bind
 from nnbackend.backends.base import Array
-from nnbackend.backends.cuda_backend import HALF, CudaBackend
+from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor import METRIC_SUMS, Data, Trace
 from nnbackend.graph_plan import GraphPlan

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from nnbackend.activations import NAMES
+from nnbackend.backends._cuda_arrays import BYTE, HALF
 from nnbackend.backends._cuda_products import Epilogue, Product, mask_width
 from nnbackend.backends.base import LINEAR, Activation, Array
-from nnbackend.backends.cuda_backend import BYTE, HALF, CudaBackend
+from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.kernels.codes import Op
 from nnbackend.program import ABSENT, Program, Row
 from nnbackend.python_executor import (

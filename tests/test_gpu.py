@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
+from nnbackend.backends._cuda_arrays import HALF
 from nnbackend.backends._cuda_products import Epilogue, Product, mask_width
-from nnbackend.backends.cuda_backend import HALF
 from nnbackend.graph_executor import GraphExecutor
 from nnbackend.python_executor import PythonExecutor
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import LtProducts
+from nnbackend.backends._cuda_arrays import ALIGNMENT
 from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
 from nnbackend.backends._cuda_products import Epilogue, Product, ProductError
 from nnbackend.backends._device import Device
 from nnbackend.backends.base import Array, DType, Uploads, is_on_gpu
-from nnbackend.backends.cuda_backend import ALIGNMENT
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 #: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by

@@ -1,46 +1,19 @@
-"""The CUDA backend: the contract's operations as launches of kernels and matrix products.
-
-What it asks of a GPU is the small class ``_device.Device``.
-"""
+"""The CUDA backend: the contract's operations as launches of kernels and matrix products."""
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
-
-from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, bind
-from nnbackend.backends._cuda_products import Product, ProductError
-from nnbackend.backends._device import Device
+from nnbackend.backends._cuda_arrays import HALF, INT32, CudaArrays, words_of
+from nnbackend.backends._cuda_kernels import THREADS, WARPS
 from nnbackend.backends._losses_by_name import LossesByName
 from nnbackend.backends._updates import adam_correction
-from nnbackend.backends.base import (
-    Activation,
-    Array,
-    Availability,
-    Backend,
-    DType,
-    Uploads,
-    check_precision,
-)
-from nnbackend.errors import DeviceError
+from nnbackend.backends.base import Activation, Array
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
 if TYPE_CHECKING:
     from nnbackend.executor import Executor
     from nnbackend.program import Program
-
-FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
-#: Bytes: what vectorised loads and cuBLASLt's fastest algorithms want.
-ALIGNMENT = 256
-#: Bits of bfloat16 numbers.
-HALF = np.dtype(np.uint16)
-BYTE = np.dtype(np.uint8)
-_WORD = np.dtype(np.uint32)
 
 
 class LossSums(NamedTuple):
@@ -59,211 +32,22 @@ class LossSums(NamedTuple):
     weight: Array | None
 
 
-class CudaBackend(LossesByName):
-    """CUDA kernels and cuBLAS on one GPU, over CuPy's arrays."""
+class CudaBackend(LossesByName, CudaArrays):
+    """CUDA kernels and cuBLASLt on one GPU, over CuPy's arrays."""
 
     name: ClassVar[str] = "cuda"
-    alignment: ClassVar[int] = ALIGNMENT
-
-    def __init__(
-        self, index: int | None = None, device: Device | None = None, precision: str = "fp32"
-    ) -> None:
-        super().__init__(index)
-        self.index, self.precision = index, precision
-        if device is None:
-            from nnbackend.backends._cuda_device import device_of
-
-            device = device_of(index or 0)
-        self.gpu = device
-        #: held where several launches belong together, as a sum over blocks and what uses it
-        self.lock = device.lock
-        self._partial = device.zeros(device.most_blocks, FLOAT64)
-        self._hits = device.zeros(device.most_blocks, FLOAT64)
-        self._weight_sum = device.zeros(1, FLOAT64)
-        self._flag = device.zeros(1, INT32)
-        self._scratch: dict[str, list[Array]] = {}
-        self._local = threading.local()
-        self._by_precision: dict[str, CudaBackend] = {precision: self}
-
-    def at_precision(self, precision: str) -> Backend:
-        check_precision(precision)
-        with self.lock:
-            if precision not in self._by_precision:
-                other = type(self)(self.index, self.gpu, precision)
-                other._by_precision = self._by_precision
-                self._by_precision[precision] = other
-            return self._by_precision[precision]
-
-    @classmethod
-    def is_available(cls) -> Availability:
-        from nnbackend.backends._cuda_diagnosis import Machine, diagnose
-
-        return diagnose(Machine())
-
-    def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
-        for dtype in dtypes:
-            flat = self.zeros(4, np.dtype(dtype))  # any kernel brings all of its dtype
-            self.all_finite(flat)
-
-    def kept_in(self) -> str:
-        path = self.gpu.choices.path
-        return "" if path is None else str(path.parent)
 
     def make_executor(self, program: Program) -> Executor:
         from nnbackend.graph_executor import GraphExecutor
 
         return GraphExecutor(program, self)
 
-    def _scratch_of(self, name: str, size: int, dtype: DType) -> Array:
-        """Memory that lasts from one launch to the next. What was given out once is kept: captured
-        steps go on using it."""
-        given = self._scratch.setdefault(name, [])
-        before = given[-1].size if given else 0
-        if before < size:
-            given.append(self.gpu.zeros(max(size, 2 * before), dtype))
-        return given[-1][:size]
-
-    # -- launches -------------------------------------------------------------------------
-
-    @contextmanager
-    def from_state(
-        self, state: Array, parameters: Array, rounded: Array | None = None
-    ) -> Iterator[None]:
-        """Inside, on this thread, optimizer steps and dropout take what changes from step to step,
-        the rate and the step's number, from a StepState on the device, not from their arguments.
-        What is updated, a part of ``parameters``, goes to the same part of ``rounded`` in bfloat16.
-        """
-        self._local.state, self._local.parameters = state, parameters
-        self._local.rounded = rounded
-        try:
-            yield
-        finally:
-            self._local.state = self._local.rounded = None
-
-    def _state(self) -> Array | None:
-        return getattr(self._local, "state", None)
-
-    def _rounded_part(self, param: Array) -> Array | None:
-        rounded = getattr(self._local, "rounded", None)
-        if rounded is None:
-            return None
-        start = self.gpu.address(param) - self.gpu.address(self._local.parameters)
-        return rounded[start // param.itemsize :][: param.size]
-
-    def run(self, kernel: str, dtype: DType | None, blocks: int, *arguments: Any) -> None:
-        """Launch a kernel; no dtype where it is the same for all."""
-        self.gpu.launch(bind(kernel, dtype, blocks, arguments))
-
-    def blocks(self, items: int, each: int = THREADS) -> int:
-        """Blocks for so many items, of which a block takes ``each`` at a time."""
-        return max(1, min(-(-items // each), self.gpu.most_blocks))
-
-    def fastest(self, question: str, ways: Mapping[str, Callable[[], None]]) -> str:
-        """The name of the quickest of several ways to do the same. The question says all that the
-        answer depends on: it is measured once for a kind of device."""
-        if len(ways) == 1:
-            return next(iter(ways))
-        answer = self.gpu.choices.get(question)
-        if answer is None or answer not in ways:
-            with self.lock:
-                seconds = {name: self._seconds(work) for name, work in ways.items()}
-            answer = min(seconds, key=lambda name: seconds[name])
-            self.gpu.choices.keep(question, answer)
-        return answer
-
-    def _seconds(self, work: Callable[[], None]) -> float:
-        """How long it takes; infinity where a library had promised more than it does."""
-        try:
-            return self.gpu.seconds(work)
-        except ProductError:
-            return math.inf
-
-    def _product(
-        self, a: Array, b: Array, out: Array, a_t: bool = False, b_t: bool = False
-    ) -> None:
-        """out = a b in the backend's precision."""
-        with self.lock:
-            if self.precision == "bf16":
-                a, b = self._in_bf16("a", a), self._in_bf16("b", b)
-            self.gpu.product(Product(a, b, out, a_t, b_t, self.precision == "tf32"))
-
-    def _in_bf16(self, name: str, x: Array) -> Array:
-        out = self._scratch_of(f"bf16 {name}", x.size, HALF).reshape(x.shape)
-        self.round_to_bf16(x, out)
-        return out
-
-    def round_to_bf16(self, x: Array, out: Array) -> None:
-        """The bits of the nearest bfloat16 numbers, into an ``out`` of HALF."""
-        self.run("round_to_bf16", x.dtype, self.blocks(x.size), x, x.size, out)
-
-    def _by_element(self, kernel: str, out: Array, *arguments: Any) -> None:
-        self.run(kernel, out.dtype, self.blocks(out.size), *arguments)
-
-    def _by_row(self, kernel: str, x: Array, *arguments: Any) -> None:
-        self.run(kernel, x.dtype, self.blocks(len(x), WARPS), *arguments)
-
-    def _by_column(self, kernel: str, like: Array, width: int, *arguments: Any) -> None:
-        self.run(kernel, like.dtype, -(-width // COLUMNS), *arguments)
-
-    # -- arrays ---------------------------------------------------------------------------
-
-    def owns(self, x: object) -> bool:
-        return self.gpu.owns(x)
-
-    def adopt(self, x: Any) -> Array | None:
-        return x if self.gpu.owns(x) else self.gpu.adopt(x)
-
-    def asarray(self, data: Any, dtype: DType) -> Array:
-        array = self.adopt(data)
-        if array is None:
-            with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
-                return self.gpu.from_host(np.asarray(data, dtype=dtype, order="C"))
-        if array.dtype != dtype:
-            array = array.astype(dtype)
-        return array if array.flags.c_contiguous else array.copy()
-
-    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
-        if isinstance(x, np.ndarray) and not self.gpu.owns(x):
-            return x
-        if not self.gpu.owns(x):
-            raise DeviceError(f"{self.device} has no array of type {type(x).__name__}")
-        return self.gpu.to_host(x)
-
-    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
-        return self.gpu.zeros(shape, np.dtype(dtype))
-
-    def make_uploads(self) -> Uploads:
-        return self.gpu.make_uploads()
-
-    def spare_bytes(self) -> int | None:
-        return self.gpu.free_bytes() // 2  # the rest is for layers, graphs and other programs
-
-    def synchronize(self) -> None:
-        self.gpu.synchronize()
-
-    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
-        row = out[:1].size * out.itemsize // _WORD.itemsize
-        words, source = out.reshape(-1).view(_WORD), x.reshape(-1).view(_WORD)
-        blocks = self.blocks(words.size)
-        self.run("take_rows", None, blocks, source, idx, len(idx), row, words)
-
-    def all_finite(self, x: Array) -> bool:
-        with self.lock:
-            self._flag[...] = 0
-            self._by_element("find_not_finite", x, x, x.size, self._flag)
-            return not self.gpu.to_host(self._flag)[0]
-
-    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
-        blocks = self.blocks(out.size, 4 * THREADS)
-        words = (*_words(seed, 2), *_words(stream, 3))
-        self.run("random_bits", None, blocks, *words, offset // 4, out.size, out)
-
     # -- layers ---------------------------------------------------------------------------
 
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
     ) -> None:
-        self._product(x, w, out)
+        self.multiply(x, w, out)
         if act.name == "softmax":
             self.softmax(out, b, out)
         elif b is not None or saved is not None or act.name != "linear":
@@ -276,7 +60,7 @@ class CudaBackend(LossesByName):
 
     def softmax(self, x: Array, bias: Array | None, out: Array) -> None:
         """out = softmax(x + bias) of each row; may be x."""
-        self._by_row("softmax_forward", x, x, bias, *x.shape, out)
+        self.by_row("softmax_forward", x, x, bias, *x.shape, out)
 
     def bias_and_activation(
         self,
@@ -290,7 +74,7 @@ class CudaBackend(LossesByName):
         """kept = x + bias, out = act(x + bias), all but softmax, and ``out`` in bfloat16; each
         where there is a place for it."""
         code, parameter = ACTIVATIONS.index(act.name), act.parameter
-        self._by_element(
+        self.by_element(
             "activation_forward", x, x, bias, x.size, x.shape[1], code, parameter, kept, out,
             rounded,
         )  # fmt: skip
@@ -312,11 +96,11 @@ class CudaBackend(LossesByName):
             dz = scratch
             self.activation_backward(act, dy, saved, dz)
         if dw is not None:
-            self._product(x, dz, dw, a_t=True)
+            self.multiply(x, dz, dw, a_t=True)
         if db is not None:
             self.column_sums(dz, db)
         if dx is not None:
-            self._product(dz, w, dx, b_t=True)
+            self.multiply(dz, w, dx, b_t=True)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
         if act.name == "softmax":
@@ -326,7 +110,7 @@ class CudaBackend(LossesByName):
 
     def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
         if act.name == "softmax":
-            self._by_row("softmax_backward", dy, dy, saved, *dy.shape, out)
+            self.by_row("softmax_backward", dy, dy, saved, *dy.shape, out)
             return
         self.slope_times(act, dy, dy if act.name == "linear" else saved, out, None)
 
@@ -336,14 +120,14 @@ class CudaBackend(LossesByName):
         """out = dy act'(z), all but softmax, and ``out`` in bfloat16; ``saved`` may be so, too."""
         code, parameter = ACTIVATIONS.index(act.name), act.parameter
         kept = (None, saved) if saved.dtype == HALF else (saved, None)
-        self._by_element(
+        self.by_element(
             "activation_backward", dy, dy, *kept, dy.size, code, parameter, out, rounded
         )
 
     def column_sums(self, x: Array, out: Array) -> None:
         """out (N,) = sums of the columns of x (B, N), which may be bfloat16."""
         forms = (None, x) if x.dtype == HALF else (x, None)
-        self._by_column("column_sums", out, x.shape[1], *forms, *x.shape, out)
+        self.by_column("column_sums", out, x.shape[1], *forms, *x.shape, out)
 
     def batch_norm_forward(
         self,
@@ -357,7 +141,7 @@ class CudaBackend(LossesByName):
         out: Array,
         saved: Array,
     ) -> None:
-        self._by_column(
+        self.by_column(
             "batch_norm_forward", x, x.shape[1], x, gamma, beta, running_mean, running_var,
             momentum, eps, *x.shape, out, saved,
         )  # fmt: skip
@@ -372,7 +156,7 @@ class CudaBackend(LossesByName):
         eps: float,
         out: Array,
     ) -> None:
-        self._by_element(
+        self.by_element(
             "batch_norm_inference", out, x, gamma, beta, running_mean, running_var, eps, x.size,
             x.shape[1], out,
         )  # fmt: skip
@@ -387,14 +171,14 @@ class CudaBackend(LossesByName):
         dbeta: Array,
         dx: Array | None,
     ) -> None:
-        self._by_column(
+        self.by_column(
             "batch_norm_backward", x, x.shape[1], dy, x, gamma, saved, *x.shape, dgamma, dbeta, dx
         )
 
     def layer_norm_forward(
         self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
     ) -> None:
-        self._by_row("layer_norm_forward", x, x, gamma, beta, eps, *x.shape, out, saved)
+        self.by_row("layer_norm_forward", x, x, gamma, beta, eps, *x.shape, out, saved)
 
     def layer_norm_backward(
         self,
@@ -406,29 +190,29 @@ class CudaBackend(LossesByName):
         dbeta: Array,
         dx: Array | None,
     ) -> None:
-        self._by_column(
+        self.by_column(
             "layer_norm_parameters", x, x.shape[1], dy, x, saved, *x.shape, dgamma, dbeta
         )
         if dx is not None:
-            self._by_row("layer_norm_data", x, dy, x, gamma, saved, *x.shape, dx)
+            self.by_row("layer_norm_data", x, dy, x, gamma, saved, *x.shape, dx)
 
     def dropout_forward(
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:
         self.run(
-            "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x, *_words(seed, 2),
+            "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x, *words_of(seed, 2),
             stream & (1 << 64) - 1, stream >> 64, self._state(),
             int(rate * 2.0**32), 1.0 / (1.0 - rate), x.size, out, saved,
         )  # fmt: skip
 
     def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
-        self._by_element("multiply", out, dy, saved, dy.size, out)
+        self.by_element("multiply", out, dy, saved, dy.size, out)
 
     def standardize_forward(self, x: Array, mean: Array, scale: Array, out: Array) -> None:
-        self._by_element("standardize", out, x, mean, scale, x.size, x.shape[1], out)
+        self.by_element("standardize", out, x, mean, scale, x.size, x.shape[1], out)
 
     def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
-        self._by_element("standardize", out, dy, None, scale, dy.size, dy.shape[1], out)
+        self.by_element("standardize", out, dy, None, scale, dy.size, dy.shape[1], out)
 
     # -- losses ---------------------------------------------------------------------------
 
@@ -508,7 +292,7 @@ class CudaBackend(LossesByName):
             if threshold is None:
                 both = self._scratch_of("classes", 2 * rows, INT32)
                 guesses, truths = both[:rows], both[rows:]
-                self._by_row(
+                self.by_row(
                     "row_classes", pred, pred, labels, onehot, rows, classes, guesses, truths
                 )
             self.run(
@@ -525,7 +309,7 @@ class CudaBackend(LossesByName):
 
     def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
         with self.lock:
-            self._by_element("penalty", param, param, param.size, l1, l2, grad, self._partial)
+            self.by_element("penalty", param, param, param.size, l1, l2, grad, self._partial)
             self._add_up(self.blocks(param.size), 1.0, True, loss)
 
     def clip_by_global_norm(self, grad: Array, limit: float) -> None:
@@ -533,7 +317,7 @@ class CudaBackend(LossesByName):
         blocks = min(self.blocks(grad.size), max(1, self.gpu.most_blocks // 4))
         with self.lock:
             self.run("sum_squares", grad.dtype, blocks, grad, grad.size, self._partial)
-            self._by_element("scale_to_norm", grad, grad, grad.size, self._partial, blocks, limit)
+            self.by_element("scale_to_norm", grad, grad, grad.size, self._partial, blocks, limit)
 
     def step_scratch_size(self, size: int) -> int:
         return 0
@@ -597,11 +381,6 @@ class CudaBackend(LossesByName):
             "adam_step", param, param, grad, m, v, param.size, rate, 1.0 - lr * weight_decay, beta1,
             1.0 - beta1, beta2, 1.0 - beta2, small, weight_decay != 0.0,
         )  # fmt: skip
-
-
-def _words(number: int, count: int) -> list[int]:
-    """The lowest words of a number, 32 bits each."""
-    return [number >> 32 * k & 0xFFFFFFFF for k in range(count)]
 
 
 def _labels_or_rows(target: Array) -> tuple[Array | None, Array | None]:

@@ -1,0 +1,227 @@
+"""Arrays, launches and products on one GPU: what the CUDA backend's operations are made of.
+
+What is asked of the GPU itself is the small class ``_device.Device``.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, bind
+from nnbackend.backends._cuda_products import Product, ProductError
+from nnbackend.backends._device import Device
+from nnbackend.backends.base import Array, Availability, Backend, DType, Uploads, check_precision
+from nnbackend.errors import DeviceError
+
+FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
+#: Bytes: what vectorised loads and cuBLASLt's fastest algorithms want.
+ALIGNMENT = 256
+#: Bits of bfloat16 numbers.
+HALF = np.dtype(np.uint16)
+BYTE = np.dtype(np.uint8)
+_WORD = np.dtype(np.uint32)
+
+
+class CudaArrays(Backend):
+    """The part of the backend that knows of no formula."""
+
+    alignment: ClassVar[int] = ALIGNMENT
+
+    def __init__(
+        self, index: int | None = None, device: Device | None = None, precision: str = "fp32"
+    ) -> None:
+        super().__init__(index)
+        self.index, self.precision = index, precision
+        if device is None:
+            from nnbackend.backends._cuda_device import device_of
+
+            device = device_of(index or 0)
+        self.gpu = device
+        #: held where several launches belong together, as a sum over blocks and what uses it
+        self.lock = device.lock
+        self._partial = device.zeros(device.most_blocks, FLOAT64)
+        self._hits = device.zeros(device.most_blocks, FLOAT64)
+        self._weight_sum = device.zeros(1, FLOAT64)
+        self._flag = device.zeros(1, INT32)
+        self._scratch: dict[str, list[Array]] = {}
+        self._local = threading.local()
+        self._by_precision: dict[str, CudaArrays] = {precision: self}
+
+    def at_precision(self, precision: str) -> Backend:
+        check_precision(precision)
+        with self.lock:
+            if precision not in self._by_precision:
+                other = type(self)(self.index, self.gpu, precision)
+                other._by_precision = self._by_precision
+                self._by_precision[precision] = other
+            return self._by_precision[precision]
+
+    @classmethod
+    def is_available(cls) -> Availability:
+        from nnbackend.backends._cuda_diagnosis import Machine, diagnose
+
+        return diagnose(Machine())
+
+    def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
+        for dtype in dtypes:
+            flat = self.zeros(4, np.dtype(dtype))  # any kernel brings all of its dtype
+            self.all_finite(flat)
+
+    def kept_in(self) -> str:
+        path = self.gpu.choices.path
+        return "" if path is None else str(path.parent)
+
+    def _scratch_of(self, name: str, size: int, dtype: DType) -> Array:
+        """Memory that lasts from one launch to the next. What was given out once is kept: captured
+        steps go on using it."""
+        given = self._scratch.setdefault(name, [])
+        before = given[-1].size if given else 0
+        if before < size:
+            given.append(self.gpu.zeros(max(size, 2 * before), dtype))
+        return given[-1][:size]
+
+    # -- launches -------------------------------------------------------------------------
+
+    @contextmanager
+    def from_state(
+        self, state: Array, parameters: Array, rounded: Array | None = None
+    ) -> Iterator[None]:
+        """Inside, on this thread, optimizer steps and dropout take what changes from step to step,
+        the rate and the step's number, from a StepState on the device, not from their arguments.
+        What is updated, a part of ``parameters``, goes to the same part of ``rounded`` in bfloat16.
+        """
+        self._local.state, self._local.parameters = state, parameters
+        self._local.rounded = rounded
+        try:
+            yield
+        finally:
+            self._local.state = self._local.rounded = None
+
+    def _state(self) -> Array | None:
+        return getattr(self._local, "state", None)
+
+    def _rounded_part(self, param: Array) -> Array | None:
+        rounded = getattr(self._local, "rounded", None)
+        if rounded is None:
+            return None
+        start = self.gpu.address(param) - self.gpu.address(self._local.parameters)
+        return rounded[start // param.itemsize :][: param.size]
+
+    def run(self, kernel: str, dtype: DType | None, blocks: int, *arguments: Any) -> None:
+        """Launch a kernel; no dtype where it is the same for all."""
+        self.gpu.launch(bind(kernel, dtype, blocks, arguments))
+
+    def blocks(self, items: int, each: int = THREADS) -> int:
+        """Blocks for so many items, of which a block takes ``each`` at a time."""
+        return max(1, min(-(-items // each), self.gpu.most_blocks))
+
+    def fastest(self, question: str, ways: Mapping[str, Callable[[], None]]) -> str:
+        """The name of the quickest of several ways to do the same. The question says all that the
+        answer depends on: it is measured once for a kind of device."""
+        if len(ways) == 1:
+            return next(iter(ways))
+        answer = self.gpu.choices.get(question)
+        if answer is None or answer not in ways:
+            with self.lock:
+                seconds = {name: self._seconds(work) for name, work in ways.items()}
+            answer = min(seconds, key=lambda name: seconds[name])
+            self.gpu.choices.keep(question, answer)
+        return answer
+
+    def _seconds(self, work: Callable[[], None]) -> float:
+        """How long it takes; infinity where a library had promised more than it does."""
+        try:
+            return self.gpu.seconds(work)
+        except ProductError:
+            return math.inf
+
+    def multiply(
+        self, a: Array, b: Array, out: Array, a_t: bool = False, b_t: bool = False
+    ) -> None:
+        """out = a b in the backend's precision."""
+        with self.lock:
+            if self.precision == "bf16":
+                a, b = self._in_bf16("a", a), self._in_bf16("b", b)
+            self.gpu.product(Product(a, b, out, a_t, b_t, self.precision == "tf32"))
+
+    def _in_bf16(self, name: str, x: Array) -> Array:
+        out = self._scratch_of(f"bf16 {name}", x.size, HALF).reshape(x.shape)
+        self.round_to_bf16(x, out)
+        return out
+
+    def round_to_bf16(self, x: Array, out: Array) -> None:
+        """The bits of the nearest bfloat16 numbers, into an ``out`` of HALF."""
+        self.run("round_to_bf16", x.dtype, self.blocks(x.size), x, x.size, out)
+
+    def by_element(self, kernel: str, out: Array, *arguments: Any) -> None:
+        self.run(kernel, out.dtype, self.blocks(out.size), *arguments)
+
+    def by_row(self, kernel: str, x: Array, *arguments: Any) -> None:
+        self.run(kernel, x.dtype, self.blocks(len(x), WARPS), *arguments)
+
+    def by_column(self, kernel: str, like: Array, width: int, *arguments: Any) -> None:
+        self.run(kernel, like.dtype, -(-width // COLUMNS), *arguments)
+
+    # -- arrays ---------------------------------------------------------------------------
+
+    def owns(self, x: object) -> bool:
+        return self.gpu.owns(x)
+
+    def adopt(self, x: Any) -> Array | None:
+        return x if self.gpu.owns(x) else self.gpu.adopt(x)
+
+    def asarray(self, data: Any, dtype: DType) -> Array:
+        array = self.adopt(data)
+        if array is None:
+            with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
+                return self.gpu.from_host(np.asarray(data, dtype=dtype, order="C"))
+        if array.dtype != dtype:
+            array = array.astype(dtype)
+        return array if array.flags.c_contiguous else array.copy()
+
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        if isinstance(x, np.ndarray) and not self.gpu.owns(x):
+            return x
+        if not self.gpu.owns(x):
+            raise DeviceError(f"{self.device} has no array of type {type(x).__name__}")
+        return self.gpu.to_host(x)
+
+    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
+        return self.gpu.zeros(shape, np.dtype(dtype))
+
+    def make_uploads(self) -> Uploads:
+        return self.gpu.make_uploads()
+
+    def spare_bytes(self) -> int | None:
+        return self.gpu.free_bytes() // 2  # the rest is for layers, graphs and other programs
+
+    def synchronize(self) -> None:
+        self.gpu.synchronize()
+
+    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
+        row = out[:1].size * out.itemsize // _WORD.itemsize
+        words, source = out.reshape(-1).view(_WORD), x.reshape(-1).view(_WORD)
+        blocks = self.blocks(words.size)
+        self.run("take_rows", None, blocks, source, idx, len(idx), row, words)
+
+    def all_finite(self, x: Array) -> bool:
+        with self.lock:
+            self._flag[...] = 0
+            self.by_element("find_not_finite", x, x, x.size, self._flag)
+            return not self.gpu.to_host(self._flag)[0]
+
+    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
+        blocks = self.blocks(out.size, 4 * THREADS)
+        words = (*words_of(seed, 2), *words_of(stream, 3))
+        self.run("random_bits", None, blocks, *words, offset // 4, out.size, out)
+
+
+def words_of(number: int, count: int) -> list[int]:
+    """The lowest words of a number, 32 bits each."""
+    return [number >> 32 * k & 0xFFFFFFFF for k in range(count)]
