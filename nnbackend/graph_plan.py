@@ -7,7 +7,7 @@ precision bf16, matrices that only products read are bfloat16 from the start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from nnbackend.activations import NAMES
@@ -209,10 +209,13 @@ class GraphPlan:
             if masked is not None and all(self.gpu.can(product) for product in masked):
                 forward, back = masked
                 ways["masked"] = (self._multiply(forward), self._multiply(back))
-        timed = {
-            name: _both(*pair) if self._leads_down(i) else pair[0] for name, pair in ways.items()
-        }
-        return ways[self._fastest("dense", i, timed)]
+        inputs, results = [self.values[i].operand], [self.values[i + 1].operand]
+        timed = {name: forward for name, (forward, _) in ways.items()}
+        if self._leads_down(i):
+            inputs.append(self.dz[i + 1].operand)
+            results.append(self.dz[i].operand)
+            timed = {name: _both(*pair) for name, pair in ways.items()}
+        return ways[self._fastest("dense", i, timed, inputs, results)]
 
     def _leads_down(self, i: int) -> bool:
         """Whether a product of the dense row above makes the gradient of this one."""
@@ -314,19 +317,27 @@ class GraphPlan:
         if self.gpu.can(fused):
             ways["fused"] = (self._multiply(fused), _nothing)
         timed = {name: _both(*pair) for name, pair in ways.items()}
-        return ways[self._fastest("weights", i, timed)]
+        inputs = [self.values[i].operand, dz]
+        return ways[self._fastest("weights", i, timed, inputs, [dw, db])]
 
     def _multiply(self, product: Product) -> Work:
         return lambda: self.gpu.product(product)
 
-    def _fastest(self, what: str, i: int, ways: Mapping[str, Work]) -> str:
+    def _fastest(
+        self,
+        what: str,
+        i: int,
+        ways: Mapping[str, Work],
+        inputs: Sequence[Array],
+        results: Sequence[Array],
+    ) -> str:
         """The name of the way that takes the least time here."""
         widths = [self.table[i].n_inputs, self.table[i].n_outputs]
         if what == "dense" and self._leads_down(i):
             widths.append(self.table[i + 1].n_outputs)
         numbers = f"{self.program.dtype} {self.backend.precision}"
         question = f"{what} {numbers} {self._activation(i).name} {self.rows} {widths} {[*ways]}"
-        return self.backend.fastest(question, ways)
+        return self.backend.fastest(question, ways, inputs, results)
 
     # -- other rows -------------------------------------------------------------------------------
 

@@ -146,6 +146,36 @@ def test_a_product_that_is_refused_after_all_is_not_taken(fresh) -> None:
     assert Epilogue.RELU in device.gpu.epilogues_done
 
 
+@pytest.mark.parametrize("wrong", [e for e in Epilogue if e is not Epilogue.PLAIN])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_epilogue_that_computes_something_else_is_not_taken(fresh, wrong, precision) -> None:
+    device = StandInBackend()
+    multiply = device.gpu._multiply
+
+    def spoilt(product) -> None:
+        multiply(product)
+        if product.epilogue is wrong:
+            x = product.vector if wrong is Epilogue.COLUMN_SUMS else product.out
+            x.view(np.ndarray)[...] = np.roll(x.view(np.ndarray), 1, axis=-1)
+
+    device.gpu._multiply = spoilt
+    models = [
+        model_of("relu", device, precision), eager(model_of("relu", StandInBackend(), precision)),
+    ]  # fmt: skip
+    x, y = fresh().normal(size=(50, 6)), fresh().integers(0, 4, 50)
+    for model in models:
+        model.compile("softmax_cross_entropy", nn.SGD(0.1))
+    with pytest.warns(UserWarning, match="give other results than kernels of their own"):
+        models[0].fit(x, y, batch_size=50, verbose=0)
+    device.gpu.epilogues_done.clear()
+    models[0].fit(x, y, batch_size=50, verbose=0)
+    models[1].fit(x, y, epochs=2, batch_size=50, verbose=0)
+    assert wrong not in device.gpu.epilogues_done
+    arrays = models[1].arrays()
+    for name, array in models[0].arrays().items():
+        np.testing.assert_allclose(array, arrays[name], atol=1e-5 if precision == "fp32" else 1e-2)
+
+
 def test_bfloat16_rounds_nothing_between_dense_layers(fresh, monkeypatch) -> None:
     """One pass over the parameters at the beginning of a run, none in a step."""
     device = StandInBackend()
