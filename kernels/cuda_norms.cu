@@ -60,10 +60,11 @@ KERNEL column_sums(const Real* x, const Half* rounded, Size rows, Size width, Re
     if (j < width && first_row() == 0) out[j] = (Real)value;
 }
 
-// Batch norm with the batch's own statistics; saved (2, N) receives mean and 1 / deviation.
+// Batch norm with the batch's own statistics; saved (2, N) receives mean and 1 / deviation. Guarded,
+// what is not finite does not reach the running statistics.
 KERNEL batch_norm_forward(
     const Real* x, const Real* gamma, const Real* beta, Real* running_mean, Real* running_var,
-    double momentum, double eps, Size rows, Size width, Real* out, Real* saved
+    double momentum, double eps, int guarded, Size rows, Size width, Real* out, Real* saved
 ) {
     SHARED_COLUMNS;
     Size j = own_column();
@@ -83,8 +84,12 @@ KERNEL batch_norm_forward(
         saved[j] = mean;
         saved[width + j] = inv_std;
         double unbiased = variance * ((double)rows / (double)(rows - 1));
-        running_mean[j] += (Real)(momentum * (mean - running_mean[j]));
-        running_var[j] += (Real)(momentum * (unbiased - running_var[j]));
+        Real new_mean = running_mean[j] + (Real)(momentum * (mean - running_mean[j]));
+        Real new_var = running_var[j] + (Real)(momentum * (unbiased - running_var[j]));
+        if (!guarded || (new_mean - new_mean == 0 && new_var - new_var == 0)) {
+            running_mean[j] = new_mean;
+            running_var[j] = new_var;
+        }
     }
     for (Size i = first_row(); i < rows; i += row_step())
         out[i * width + j] = (x[i * width + j] - mean) * (gamma[j] * inv_std) + beta[j];

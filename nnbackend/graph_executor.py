@@ -107,15 +107,18 @@ class GraphExecutor(PythonExecutor):
 
     def step(self, x: Any, y: Any, number: int) -> Array | None:
         """Arrays that lie on the device already are not looked through. A label that is no class,
-        or x that is not finite, makes the loss NaN, and the update is left out."""
+        or x that is not finite, makes the loss NaN, and the update is left out; what is not finite
+        does not reach running statistics."""
         program, optimizer = self.program, self.program.optimizer
-        if optimizer is None or program.couples_rows or not self._steps:
+        if optimizer is None or not self._steps:
             return None  # the first step is one that is checked
         if not self._fits(x, program.dtype, 2) or x.shape[1] != program.n_inputs or not len(x):
             return None
         loss = program.loss
         labels = isinstance(loss, Loss) and loss.probabilities and loss.threshold is None
         if not (self._fits(y, _INT32, 1) if labels else self._fits(y, program.dtype, 2)):
+            return None
+        if program.couples_rows and len(x) < 2:
             return None
         if len(y) != len(x) or (not labels and y.shape[1] != program.n_outputs):
             return None
