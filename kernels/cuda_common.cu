@@ -30,6 +30,7 @@ struct StepState {
     Wide step;              // updates made before
     Size index;             // of the step in the run: its row of the trace
     Size stopped;           // 1 from the first loss on that is no finite number: nothing is updated
+    Size guarded;           // 1 where nobody looks through what a step is given
 };
 
 __device__ inline Size first_index() { return blockIdx.x * (Size)blockDim.x + threadIdx.x; }

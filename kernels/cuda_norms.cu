@@ -60,11 +60,12 @@ KERNEL column_sums(const Real* x, const Half* rounded, Size rows, Size width, Re
     if (j < width && first_row() == 0) out[j] = (Real)value;
 }
 
-// Batch norm with the batch's own statistics; saved (2, N) receives mean and 1 / deviation. Guarded,
-// what is not finite does not reach the running statistics.
+// Batch norm with the batch's own statistics; saved (2, N) receives mean and 1 / deviation. In a
+// guarded step what is not finite does not reach the running statistics.
 KERNEL batch_norm_forward(
     const Real* x, const Real* gamma, const Real* beta, Real* running_mean, Real* running_var,
-    double momentum, double eps, int guarded, Size rows, Size width, Real* out, Real* saved
+    double momentum, double eps, const StepState* state, Size rows, Size width, Real* out,
+    Real* saved
 ) {
     SHARED_COLUMNS;
     Size j = own_column();
@@ -86,7 +87,7 @@ KERNEL batch_norm_forward(
         double unbiased = variance * ((double)rows / (double)(rows - 1));
         Real new_mean = running_mean[j] + (Real)(momentum * (mean - running_mean[j]));
         Real new_var = running_var[j] + (Real)(momentum * (unbiased - running_var[j]));
-        if (!guarded || (new_mean - new_mean == 0 && new_var - new_var == 0)) {
+        if (!state || !state->guarded || (new_mean - new_mean == 0 && new_var - new_var == 0)) {
             running_mean[j] = new_mean;
             running_var[j] = new_var;
         }

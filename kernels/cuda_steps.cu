@@ -33,6 +33,7 @@ KERNEL begin_run(
     run[RUN_BATCH] = batch;
     ((double*)run)[RUN_RATE] = rate;
     state->stopped = 0;
+    state->guarded = !trace;
 }
 
 // Sixteen bytes, which memory delivers in one go where they lie on whole sixteens.

@@ -57,6 +57,15 @@ class DeviceArray(np.ndarray):
     """An array on the stand-in device: host arrays are none, so that a copy cannot be forgotten."""
 
 
+class _OfThread(threading.local):
+    """What a thread is capturing, as CUDA captures what a stream is asked for, and no other one."""
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self.beside = False
+        self.waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+
+
 class CpuDevice(Device):
     """Runs launches at once, in a chosen order of threads.
 
@@ -83,9 +92,8 @@ class CpuDevice(Device):
         self.choices, self.lock = Choices("a stand-in"), threading.RLock()
         self.launches = self.replays = 0
         self.epilogues_done: set[Epilogue] = set()
-        self._recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
-        self._beside = False
-        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._mine = _OfThread()
+        self._capturing: int | None = None
         #: arrays behind whose end somebody wrote
         self.overruns: list[str] = []
 
@@ -144,12 +152,14 @@ class CpuDevice(Device):
         return int(x.ctypes.data)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        self._recorded = recorded = []
-        try:
-            work()
-            assert not self._waiting, "what runs beside was not joined"
-        finally:
-            self._recorded = None
+        with self.lock:
+            self._mine.recorded = recorded = []
+            self._capturing = threading.get_ident()
+            try:
+                work()
+                assert not self._mine.waiting, "what runs beside was not joined"
+            finally:
+                self._mine.recorded = self._capturing = None
 
         def replay() -> None:
             self.replays += 1
@@ -159,28 +169,29 @@ class CpuDevice(Device):
         return replay
 
     def _not_while_capturing(self, what: str) -> None:
-        assert self._recorded is None, f"{what} cannot be captured"
+        assert self._mine.recorded is None, f"{what} cannot be captured"
 
     def _do(self, what: Callable[..., None], *arguments: Any) -> None:
         """Now, when it is waited for, or as part of a graph."""
-        if self._beside and self.late:
-            self._waiting.append((what, arguments))
-        elif self._recorded is not None:
-            self._recorded.append((what, arguments))
+        if self._mine.beside and self.late:
+            self._mine.waiting.append((what, arguments))
+        elif self._mine.recorded is not None:
+            self._mine.recorded.append((what, arguments))
         else:
             what(*arguments)
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        assert not self._beside
-        self._beside = True
+        assert not self._mine.beside
+        assert self._capturing in (None, threading.get_ident()), "the second stream is captured"
+        self._mine.beside = True
         try:
             yield
         finally:
-            self._beside = False
+            self._mine.beside = False
 
     def join(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._mine.waiting = self._mine.waiting, []
         for what, arguments in waiting:
             self._do(what, *arguments)
 
@@ -248,6 +259,8 @@ class CpuDevice(Device):
 
     def synchronize(self) -> None:
         self._not_while_capturing("waiting")
+        with self.lock:
+            assert self._capturing is None
 
 
 def _check(product: Product) -> None:

@@ -26,7 +26,7 @@ RUN = (
     "batch", "rate",
 )  # fmt: skip
 #: Bytes of the StepState of kernels/cuda_common.cu.
-STATE_BYTES = 56
+STATE_BYTES = 64
 #: Threads of a block, in every launch, its warps, and the columns that it takes where it sums over
 #: the batch; the source is told.
 THREADS, COLUMNS = 256, 8

@@ -143,7 +143,7 @@ class CudaBackend(LossesByName, CudaArrays):
     ) -> None:
         self.by_column(
             "batch_norm_forward", x, x.shape[1], x, gamma, beta, running_mean, running_var,
-            momentum, eps, self._state() is not None, *x.shape, out, saved,
+            momentum, eps, self._state(), *x.shape, out, saved,
         )  # fmt: skip
 
     def batch_norm_inference(
