@@ -110,21 +110,21 @@ __device__ inline double categorical_row(
     return warp_sum(value);
 }
 
-// A sum over the outputs of a row, likewise; FOUR_ROUNDS rounds of a warp are on their way at a time.
+// A sum over the outputs of a row, likewise; AT_ONCE rounds of a warp are on their way at a time.
 template <int CODE>
 __device__ inline Real sum_of_outputs(
     const Real* pred, const Real* target, Size outputs, Real parameter, Real factor, Gradient dpred
 ) {
-    const int FOUR_ROUNDS = 4;
+    const int AT_ONCE = 4;
     Real value = 0, derivative;
     Size j = lane();
-    for (; j + (FOUR_ROUNDS - 1) * WARP < outputs; j += FOUR_ROUNDS * WARP) {
-        Real p[FOUR_ROUNDS], t[FOUR_ROUNDS];
-        for (int k = 0; k < FOUR_ROUNDS; k++) {
+    for (; j + (AT_ONCE - 1) * WARP < outputs; j += AT_ONCE * WARP) {
+        Real p[AT_ONCE], t[AT_ONCE];
+        for (int k = 0; k < AT_ONCE; k++) {
             p[k] = pred[j + k * WARP];
             t[k] = target[j + k * WARP];
         }
-        for (int k = 0; k < FOUR_ROUNDS; k++) {
+        for (int k = 0; k < AT_ONCE; k++) {
             value += output_loss<CODE>(p[k], t[k], parameter, &derivative);
             dpred.put(j + k * WARP, derivative * factor);
         }

@@ -149,8 +149,8 @@ def train(
 ) -> None:
     """Train a network and say how good it is.
 
-    Ctrl-C stops after the last finished epoch and still writes the model; --resume goes on from
-    there as if nothing had happened.
+    Ctrl-C stops after the last finished epoch and still writes the model;
+    --resume goes on from there as if nothing had happened.
 
     [bold]Examples[/bold]
 
@@ -366,9 +366,10 @@ def warmup(
 ) -> None:
     """Compile a backend's kernels now, so that no later run has to.
 
-    They are kept in a cache folder: of the user's, or where NUMBA_CACHE_DIR or CUPY_CACHE_DIR says.
-    In the building of a container image, run this as the user, and with that variable, of later
-    runs; kernels for a GPU are compiled where that GPU is.
+    They are kept in a cache folder: of the user's, or where NUMBA_CACHE_DIR or
+    CUPY_CACHE_DIR says. In the building of a container image, run this as the
+    user, and with that variable, of later runs. Kernels for a GPU are compiled
+    where that GPU is.
 
     [bold]Examples[/bold]
 
