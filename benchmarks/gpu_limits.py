@@ -63,9 +63,13 @@ class Figure:
     reached: bool
 
     @classmethod
-    def of(cls, what: str, seconds: float, floor: float, target: float) -> Figure:
-        share = floor / seconds
-        return cls(what, seconds, floor, share, target, share >= target)
+    def of(
+        cls, what: str, seconds: Sequence[float], floors: Sequence[float], target: float
+    ) -> Figure:
+        """Of rounds: the share is the median of theirs, and the floor that of the floors."""
+        share = statistics.median(f / s for f, s in zip(floors, seconds, strict=True))
+        floor = statistics.median(floors)
+        return cls(what, floor / share, floor, share, target, share >= target)
 
 
 class Bench:
@@ -130,10 +134,8 @@ class Bench:
 
     def against_copy(self, what: str, work: Work, size: int, bytes_each: int) -> Figure:
         own, copies = self.alternate(self.graph(work), self.copies(size))
-        floor = statistics.median(copies) * bytes_each / 8  # a copy reads and writes
-        shares = [c * bytes_each / 8 / o for o, c in zip(own, copies, strict=True)]
-        seconds = floor / statistics.median(shares)
-        return Figure.of(what, seconds, floor, BANDWIDTH)
+        floors = [copy * bytes_each / 8 for copy in copies]  # a copy reads and writes
+        return Figure.of(what, own, floors, BANDWIDTH)
 
     def updates(self, size: int) -> list[Figure]:
         rng, backend = np.random.default_rng(0), self.backend
@@ -194,10 +196,7 @@ class Bench:
             self.copies(size),
         )
         floors = [b + c * UPDATE_BYTES["adam"] / 8 for b, c in zip(bare, copies, strict=True)]
-        shares = [floor / o for floor, o in zip(floors, own, strict=True)]
-        floor = statistics.median(floors)
-        what = f"step {precision} {rows} x ({width}[4])"
-        return Figure.of(what, floor / statistics.median(shares), floor, PRODUCTS)
+        return Figure.of(f"step {precision} {rows} x ({width}[4])", own, floors, PRODUCTS)
 
     # -- chunks -------------------------------------------------------------------------------
 
@@ -213,8 +212,7 @@ class Bench:
             lambda: self.wall(lambda: executor.run(data, None, case.batch, rates, 0)) / STEPS,
             lambda: self.alone(executor, steps, data, case.batch, rates),
         )
-        seconds, floor = (statistics.median(times) for times in (own, alone))
-        return Figure.of(f"chunk of {STEPS}, {case.name}", seconds, floor, 1 / CHUNKS)
+        return Figure.of(f"chunk of {STEPS}, {case.name}", own, alone, 1 / CHUNKS)
 
     def alone(self, executor: Any, steps: Any, data: Any, batch: int, rates: Any) -> float:
         """Steps that are not counted by anybody: of a run that has more than are timed."""

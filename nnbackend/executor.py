@@ -28,7 +28,7 @@ class Data(NamedTuple):
 
     x: Array
     target: Array
-    weight: Array | None
+    weight: Array | None = None
 
     def rows(self, start: int, stop: int) -> Data:
         """Views of rows ``start`` to ``stop``."""

@@ -94,16 +94,17 @@ class GraphPlan:
         for i in range(len(self.table) - 1, self.lowest - 1, -1):
             self._down[i]()
             product, sums = self._weights[i]
+            if product is _nothing:
+                continue
             if i == self.lowest and sums is _nothing:
                 product()  # nothing is left to run beside
                 continue
-            if product is not _nothing:
-                with self.gpu.beside():
-                    product()
-                    if i > self.lowest:
-                        sums()
+            with self.gpu.beside():
+                product()
+                if i > self.lowest:
+                    sums()
             if i == self.lowest:
-                sums()
+                sums()  # beside the last product
 
     # -- arrays -----------------------------------------------------------------------------------
 
@@ -266,6 +267,13 @@ class GraphPlan:
         back = self._from_above(i, self.dz[i].operand)
         return forward, back._replace(epilogue=Epilogue.RELU_GRADIENT, mask=mask)
 
+    def _arrival(self, i: int) -> Work:
+        """The product that makes dy of row ``i``, if there is a dense row above."""
+        if not self._leads_down(i):
+            return _nothing
+        dy = self.dy[i]
+        return self._multiply(self._from_above(i, dy.operand if dy.real is None else dy.real))
+
     def _from_above(self, i: int, out: Array) -> Product:
         """What the dense row above hands down to row ``i``."""
         above = self.dz[i + 1].operand
@@ -276,16 +284,14 @@ class GraphPlan:
         if i < self.lowest:
             return _nothing
         backend, act, dy, dz = self.backend, self._activation(i), self.dy[i], self.dz[i]
-        product = None
-        if self._leads_down(i):
-            product = self._from_above(i, dy.operand if dy.real is None else dy.real)
-        rounds = product is None and i + 1 < len(self.table)  # a kernel wrote dy in real numbers
+        arrive = self._arrival(i)
+        # a kernel wrote dy in real numbers
+        rounds = not self._leads_down(i) and i + 1 < len(self.table)
         saved = self.values[i + 1] if self.kept[i] is None else Matrix(self.kept[i], None)
         out = dz.real if dz.half is None else None
 
         def down() -> None:
-            if product is not None:
-                self.gpu.product(product)
+            arrive()
             if act.name == "softmax":
                 backend.activation_backward(act, dy.real, saved.real, dy.real)
                 if dz.half is not None:
@@ -356,13 +362,10 @@ class GraphPlan:
             # what a dense row below needs before its own kernel
             dx = self.dy[i - 1].real
         forward, backward = bind_row(program, row, out.real, saved, dx)
-        product = None
-        if self._leads_down(i):
-            product = self._from_above(i, self.dy[i].real)
+        arrive = self._arrival(i)
 
         def down() -> None:
-            if product is not None:
-                self.gpu.product(product)
+            arrive()
             backward(x.real, dy.real)
 
         return self._then_round(lambda: forward(x.real, 0), out), down

@@ -63,10 +63,10 @@ class BlocksAhead:
         fetch = self._next
         if fetch is None or not _same(fetch.rows, rows):
             fetch = self._start(rows, self._uploads, self._pool)
-        x, target, *weight = fetch.arrays.result()
+        arrays = fetch.arrays.result()
         self._uploads.arrive(fetch.slot)
         self._next = None if then is None else self._start(then, self._uploads, self._pool)
-        return Data(x, target, weight[0] if weight else None)
+        return Data(*arrays)
 
     def _start(self, rows: Rows, uploads: Uploads, pool: ThreadPoolExecutor) -> _Fetch:
         slot, self._slot = self._slot, (self._slot + 1) % uploads.SLOTS

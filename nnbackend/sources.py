@@ -66,15 +66,17 @@ class ArraySource:
         return x.dtype != self.dtype and size > RESIDENT_BYTES
 
     def _to_device(self, x: Any, target: HostArray, weight: HostArray | None) -> Data:
-        asarray = self.backend.asarray
-        return Data(
-            asarray(x, self.dtype),
-            asarray(target, self._target_dtype(target)),
-            None if weight is None else asarray(weight, self.dtype),
-        )
+        arrays = self._with_dtypes(x, target, weight)
+        return Data(*(self.backend.asarray(*pair) for pair in arrays))
 
-    def _target_dtype(self, target: HostArray) -> DType:
-        return self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
+    def _with_dtypes(
+        self, x: Any, target: HostArray, weight: HostArray | None
+    ) -> list[tuple[Any, DType]]:
+        """The arrays of some rows, no weights if there are none, each with the dtype that it has
+        on the device."""
+        target_dtype = self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
+        arrays = [(x, self.dtype), (target, target_dtype)]
+        return arrays if weight is None else [*arrays, (weight, self.dtype)]
 
     @property
     def block_rows(self) -> int:
@@ -87,19 +89,16 @@ class ArraySource:
         """Some rows on the device, in the order asked for."""
         if self.data is not None and isinstance(rows, slice):
             return self.data.rows(rows.start, rows.stop)
-        weight = None if self.weight is None else self.weight[rows]
-        return self._to_device(read_rows(self.x, rows), self.target[rows], weight)
+        return self._to_device(*self._on_host(rows))
 
     def host_block(self, rows: slice | HostArray) -> list[tuple[HostArray, DType]]:
-        """Some rows of x, the targets and, if there are any, the weights, on the host as they are,
-        each with the dtype that it has on the device."""
-        arrays = [
-            (read_rows(self.x, rows), self.dtype),
-            (self.target[rows], self._target_dtype(self.target)),
-        ]
-        if self.weight is not None:
-            arrays.append((self.weight[rows], self.dtype))
-        return arrays
+        """Some rows as they are on the host, each array with the dtype that it has on the
+        device."""
+        return self._with_dtypes(*self._on_host(rows))
+
+    def _on_host(self, rows: slice | HostArray) -> tuple[HostArray, HostArray, HostArray | None]:
+        weight = None if self.weight is None else self.weight[rows]
+        return read_rows(self.x, rows), self.target[rows], weight
 
     def uploads(self) -> Uploads | None:
         """What brings blocks to the device while it works, if that is worth while here."""

@@ -11,9 +11,8 @@ import nnbackend as nn
 from nnbackend.backends import _cuda_device
 from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import LtProducts
-from nnbackend.backends._cuda_arrays import ALIGNMENT
 from nnbackend.backends._cuda_kernels import THREADS, bind
-from nnbackend.backends._cuda_products import Epilogue, Product, ProductError
+from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
 
 FLOAT32 = np.dtype(np.float32)
 

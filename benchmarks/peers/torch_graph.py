@@ -19,7 +19,7 @@ class GraphLearner(Learner):
     """Batches are copied into the graph's own tensors; the loss is a tensor of the graph."""
 
     def __init__(self, case: Case, material: Material, dropout: bool = True) -> None:
-        self.shapes = case.batch, case.data(case.batch)
+        self.example = case.data(case.batch)
         self.adam = case.optimizer == "adam"
         self.case = case
         super().__init__(case, material, dropout=dropout, device="cuda")
@@ -27,7 +27,7 @@ class GraphLearner(Learner):
     def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
         how = {**HOW["fused"], **({"capturable": True} if self.adam else {})}
         self.optimizer = OPTIMIZERS[self.case.optimizer](self.network.parameters(), **how)
-        own_x, own_y = (torch.from_numpy(array).to("cuda") for array in self.shapes[1])
+        own_x, own_y = (torch.from_numpy(array).to("cuda") for array in self.example)
         one_step = super().make_step()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

@@ -128,10 +128,7 @@ class Comparison:
 
     def _on_gpu(self) -> Iterable[Verdict]:
         for kind in TRAINING:
-            for case in self.cases(kind):
-                ratio = self.ratio(kind, case)
-                if ratio is not None:
-                    yield Verdict.at_least(f"{kind} {case}: speed / best peer's", ratio, 1.0)
+            yield from self._beside_the_best(kind)
         for case in self.cases("step"):
             for peer in SMALL_PEERS if CASES[case].batch <= SMALL_BATCH else ():
                 ratio = self.ratio("step", case, [peer])
@@ -139,14 +136,16 @@ class Comparison:
                     what = f"step {case}: speed / {peer}'s"
                     yield Verdict.at_least(what, ratio, SMALL_RATIO)
 
+    def _beside_the_best(self, kind: str) -> Iterable[Verdict]:
+        for case in self.cases(kind):
+            ratio, target = self.ratio(kind, case), self.target(kind, case)
+            if ratio is not None and target is not None:
+                yield Verdict.at_least(f"{kind} {case}: speed / best peer's", ratio, target)
+
     def _training(self) -> Iterable[Verdict]:
         for kind in TRAINING:
             cases = self.cases(kind)
-            for case in cases:
-                ratio, target = self.ratio(kind, case), self.target(kind, case)
-                if ratio is not None and target is not None:
-                    what = f"{kind} {case}: speed / best peer's"
-                    yield Verdict.at_least(what, ratio, target)
+            yield from self._beside_the_best(kind)
             mean = self.mean(kind, [c for c in cases if c in TARGETS[kind]])
             if mean is not None:
                 what = f"{kind}: geometric mean of the cases with targets"

@@ -33,9 +33,7 @@ class Products:
         Args:
             handle: function that returns the thread's cublasHandle_t.
         """
-        pathfinder: Any = importlib.import_module("cuda.pathfinder")
-        path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
-        self._library, self._handle = ctypes.CDLL(path), handle
+        self._library, self._handle = load("cublas"), handle
 
     def __call__(self, product: Product, stream: int, workspace: int) -> None:
         """Row-major out (M, N) = a b. cuBLAS counts in columns: it is asked for out^T = b^T a^T.
@@ -43,13 +41,11 @@ class Products:
         Args:
             workspace: address of WORKSPACE bytes that nothing else on another stream uses.
         """
-        a, b, out, a_t, b_t, tf32, *_ = product
+        a, b, out, a_t, b_t, *_ = product
         rows, columns = out.shape
         inner = a.shape[0] if a_t else a.shape[1]
         a_kind, b_kind, out_kind = (KINDS[x.dtype.name] for x in (a, b, out))
-        sums = "float32" if out.dtype.name == "uint16" else out.dtype.name
-        compute = TF32 if tf32 and a.dtype == np.float32 else COMPUTE[sums]
-        scalar = SCALARS[sums]
+        _, compute, one, zero = arithmetic(product)
         handle, size = ctypes.c_void_p(self._handle()), ctypes.c_int
         self._check("cublasSetStream_v2", handle, ctypes.c_void_p(stream))
         # after the stream, which resets it
@@ -57,7 +53,6 @@ class Products:
             "cublasSetWorkspace_v2", handle, ctypes.c_void_p(workspace),
             ctypes.c_size_t(WORKSPACE),
         )  # fmt: skip
-        one, zero = scalar(1.0), scalar(0.0)
         self._check(
             "cublasGemmEx", handle, _TRANSPOSED if b_t else _NO, _TRANSPOSED if a_t else _NO,
             size(columns), size(rows), size(inner), ctypes.byref(one),
@@ -67,6 +62,31 @@ class Products:
         )  # fmt: skip
 
     def _check(self, function: str, *arguments: Any) -> None:
-        status = getattr(self._library, function)(*arguments)
-        if status:
-            raise ProductError(f"{function} answers with cublasStatus_t {status}")
+        call(self._library, function, *arguments)
+
+
+def load(name: str) -> ctypes.CDLL:
+    """One of CUDA's libraries, wherever it is."""
+    pathfinder: Any = importlib.import_module("cuda.pathfinder")
+    return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib(name).abs_path)
+
+
+def call(library: Any, function: str, *arguments: Any) -> None:
+    """Call a function that answers with a cublasStatus_t.
+
+    Raises:
+        ProductError: the answer is not that it succeeded.
+    """
+    status = getattr(library, function)(*arguments)
+    if status:
+        raise ProductError(f"{function} answers with cublasStatus_t {status}")
+
+
+def arithmetic(product: Product) -> tuple[int, int, Any, Any]:
+    """How a product is added up: cudaDataType_t of its scalars, cublasComputeType_t, and the
+    scalars one and zero."""
+    out = product.out.dtype.name
+    sums = "float32" if out == "uint16" else out
+    rounds = product.tf32 and product.a.dtype == np.float32
+    number = SCALARS[sums]
+    return KINDS[sums], TF32 if rounds else COMPUTE[sums], number(1.0), number(0.0)

@@ -8,13 +8,10 @@ cublasLt.h and library_types.h.
 from __future__ import annotations
 
 import ctypes
-import importlib
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from nnbackend.backends._cublas import COMPUTE, KINDS, SCALARS, TF32, WORKSPACE
-from nnbackend.backends._cuda_products import Epilogue, Product, ProductError
+from nnbackend.backends._cublas import KINDS, WORKSPACE, arithmetic, call, load
+from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
 from nnbackend.backends.base import Array
 
 #: cublasLtEpilogue_t
@@ -33,10 +30,8 @@ MOST_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)
 #: cublasLtReductionScheme_t: parts of a sum are kept in the type that is added up in. In place they
 #: would be added in whatever order they arrive, and in the output's type rounded.
 IN_ORDER = 2
-#: Bytes of the opaque descriptors, and of a cublasLtMatmulAlgo_t.
-_DESCRIPTOR, _LAYOUT, _PREFERENCE, _ALGORITHM = 256, 64, 64, 64
-#: Largest alignment that makes a difference, bytes.
-_ALIGNMENT = 256
+#: Bytes of a cublasLtMatmulAlgo_t.
+_ALGORITHM = 64
 
 
 class _Result(ctypes.Structure):
@@ -58,7 +53,7 @@ class _Plan(NamedTuple):
     layouts: tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     algorithm: Any
     workspace: int
-    scalars: tuple[Any, Any]
+    scalars: tuple[Any, ...]
 
 
 class LtProducts:
@@ -69,14 +64,13 @@ class LtProducts:
         Raises:
             OSError, ProductError: the library cannot be loaded or cannot start.
         """
-        pathfinder: Any = importlib.import_module("cuda.pathfinder")
-        self._library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path)
+        self._library = load("cublasLt")
         self._plans: dict[tuple[Any, ...], _Plan | None] = {}
         self._handle = ctypes.c_void_p()
         self._check("cublasLtCreate", ctypes.byref(self._handle))
 
     @property
-    def version(self) -> int:
+    def version(self) -> str:
         return lt_version(self._library)
 
     def can(self, product: Product) -> bool:
@@ -111,11 +105,8 @@ class LtProducts:
 
     def _find(self, product: Product) -> _Plan | None:
         """The library's first choice among algorithms that add up in a fixed order."""
-        out = product.out.dtype.name
-        scalar = "float32" if out == "uint16" else out
-        rounds = product.tf32 and product.a.dtype == np.float32
-        compute = TF32 if rounds else COMPUTE[scalar]
-        descriptor = self._new("cublasLtMatmulDesc", compute, KINDS[scalar])
+        kind, compute, *scalars = arithmetic(product)
+        descriptor = self._new("cublasLtMatmulDesc", compute, kind)
         for attribute, transposed in ((TRANSPOSED_A, product.b_t), (TRANSPOSED_B, product.a_t)):
             self._set("MatmulDesc", descriptor, attribute, ctypes.c_int32(transposed))
         epilogue = ctypes.c_uint32(EPILOGUES[product.epilogue])
@@ -137,9 +128,7 @@ class LtProducts:
         self._check("cublasLtMatmulPreferenceDestroy", preference)
         if status or not count.value or result.state:
             return None
-        number = SCALARS[scalar]
-        scalars = (number(1.0), number(0.0))
-        return _Plan(descriptor, (a, b, c), result.algorithm, result.workspace, scalars)
+        return _Plan(descriptor, (a, b, c), result.algorithm, result.workspace, tuple(scalars))
 
     def _point(self, descriptor: ctypes.c_void_p, product: Product) -> None:
         for attribute, array in ((VECTOR, product.vector), (MASK, product.mask)):
@@ -171,22 +160,21 @@ class LtProducts:
         )  # fmt: skip
 
     def _check(self, function: str, *arguments: Any) -> None:
-        status = getattr(self._library, function)(*arguments)
-        if status:
-            raise ProductError(f"{function} answers with cublasStatus_t {status}")
+        call(self._library, function, *arguments)
 
 
-def lt_version(library: ctypes.CDLL) -> int:
-    """10,000 major + 100 minor + patch."""
+def lt_version(library: ctypes.CDLL) -> str:
+    """ "12.9.2"; the library says 120902."""
     ask = library.cublasLtGetVersion
     ask.restype = ctypes.c_size_t
-    return int(ask())
+    number = int(ask())
+    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
 
 def _aligned(x: Array) -> int:
     """The largest power of two that divides the address, as far as it makes a difference."""
     address = int(x.data.ptr)
-    return min(address & -address, _ALIGNMENT)
+    return min(address & -address, ALIGNMENT)
 
 
 def _form(product: Product) -> tuple[Any, ...]:

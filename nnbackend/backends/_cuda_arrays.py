@@ -14,14 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, bind
-from nnbackend.backends._cuda_products import Product, ProductError
+from nnbackend.backends._cuda_products import ALIGNMENT, Product, ProductError
 from nnbackend.backends._device import Device
 from nnbackend.backends.base import Array, Availability, Backend, DType, Uploads, check_precision
 from nnbackend.errors import DeviceError
 
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
-#: Bytes: what vectorised loads and cuBLASLt's fastest algorithms want.
-ALIGNMENT = 256
 #: Bits of bfloat16 numbers.
 HALF = np.dtype(np.uint16)
 BYTE = np.dtype(np.uint8)

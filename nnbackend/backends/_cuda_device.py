@@ -20,10 +20,9 @@ import numpy as np
 
 from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import LtProducts
-from nnbackend.backends._cuda_arrays import ALIGNMENT
 from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
-from nnbackend.backends._cuda_products import Epilogue, Product, ProductError
+from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
 from nnbackend.backends._device import Device
 from nnbackend.backends.base import Array, DType, Uploads, is_on_gpu
 from nnbackend.errors import DeviceError, OutOfMemoryError
@@ -68,7 +67,8 @@ class _Slot:
             self.size = starts[-1]
             self._memory = self.device.zeros(self.size, np.dtype(np.uint8))
             self._pinned = self._cuda.alloc_pinned_memory(self.size)
-            self._cuda.get_current_stream().synchronize()  # the zeros are there
+            # the zeros are there, and whoever had this memory before is done with it
+            self._cuda.get_current_stream().synchronize()
         found = []
         for (x, dtype), start, size in zip(arrays, starts, sizes, strict=False):
             host = np.frombuffer(self._pinned, dtype, x.size, start).reshape(x.shape)

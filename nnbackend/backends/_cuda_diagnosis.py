@@ -85,8 +85,7 @@ class Machine:
         path = self.library("cublasLt")
         if path is None:
             return "cublasGemmEx, since cuBLASLt cannot be found"
-        number = lt_version(ctypes.CDLL(path))
-        return f"cuBLASLt {number // 10_000}.{number // 100 % 100}.{number % 100}"
+        return f"cuBLASLt {lt_version(ctypes.CDLL(path))}"
 
     def _ask(self, function: str) -> Any:
         runtime: Any = importlib.import_module("cupy").cuda.runtime

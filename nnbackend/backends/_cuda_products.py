@@ -8,6 +8,9 @@ from typing import NamedTuple
 from nnbackend.backends.base import Array
 from nnbackend.errors import NNBackendError
 
+#: Bytes: what vectorised loads and cuBLASLt's fastest algorithms want.
+ALIGNMENT = 256
+
 
 class Epilogue(Enum):
     """What is done to a product's numbers before they are written.

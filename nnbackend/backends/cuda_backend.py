@@ -51,12 +51,7 @@ class CudaBackend(LossesByName, CudaArrays):
         if act.name == "softmax":
             self.softmax(out, b, out)
         elif b is not None or saved is not None or act.name != "linear":
-            self._activate(act, out, b, saved, out)
-
-    def _activate(
-        self, act: Activation, x: Array, bias: Array | None, kept: Array | None, out: Array
-    ) -> None:
-        self.bias_and_activation(act, x, bias, kept, out, None)
+            self.bias_and_activation(act, out, b, saved, out, None)
 
     def softmax(self, x: Array, bias: Array | None, out: Array) -> None:
         """out = softmax(x + bias) of each row; may be x."""
@@ -106,7 +101,7 @@ class CudaBackend(LossesByName, CudaArrays):
         if act.name == "softmax":
             self.softmax(x, None, out)
         else:
-            self._activate(act, x, None, None, out)
+            self.bias_and_activation(act, x, None, None, out, None)
 
     def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
         if act.name == "softmax":
