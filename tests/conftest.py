@@ -36,6 +36,17 @@ BACKENDS = NAMED or [name for name in HERE if name != STAND_IN or shutil.which(c
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``NN_TEST_BACKENDS=cuda pytest -m gpu``: what every backend has to pass, too."""
+    if config.option.markexpr != "gpu":
+        return
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if parameters.get("backend") == "cuda" and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[nn.Backend]:
     """Each backend under test, current for the test's duration."""

@@ -1,7 +1,7 @@
 """What only a GPU can show: ``NN_TEST_BACKENDS=cuda pytest -m gpu``.
 
-The rest of the suite runs on it too, with ``NN_TEST_BACKENDS=cuda pytest -m "not slow"``;
-``benchmarks/gpu_check.sh`` does both.
+That runs the contract, gradients, goldens and all other tests of a backend on it, too (see
+conftest.py); ``benchmarks/gpu_check.sh`` runs them in parts.
 """
 
 import os
