@@ -398,3 +398,13 @@ class StandInBackend(CudaBackend):
         **settings: Any,
     ) -> None:
         super().__init__(index, device or self.device_class(**settings), precision)
+
+
+class StandInAsCuda(StandInBackend):
+    """The same under the name of the backend whose place it takes: ``gpu_check.sh --stand-in``."""
+
+    name = "cuda"
+
+    @classmethod
+    def is_available(cls) -> Availability:
+        return Availability(True, devices=("cuda:0",))

@@ -4,11 +4,11 @@ That runs the contract, gradients, goldens and all other tests of a backend on i
 conftest.py); ``benchmarks/gpu_check.sh`` runs them in parts.
 """
 
-import os
 import shutil
 import subprocess
 import sys
 
+import every_kernel
 import numpy as np
 import pytest
 
@@ -19,6 +19,14 @@ from nnbackend.graph_executor import GraphExecutor
 from nnbackend.python_executor import PythonExecutor
 
 pytestmark = pytest.mark.gpu
+#: Products that steps are made of: the epilogue, and which matrix is stored transposed.
+ASKED_FOR = [
+    *((epilogue, "neither") for epilogue in Epilogue),
+    (Epilogue.PLAIN, "a"),
+    (Epilogue.PLAIN, "b"),
+    (Epilogue.COLUMN_SUMS, "a"),
+    (Epilogue.RELU_GRADIENT, "b"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,90 +46,6 @@ def rows(rng):
     return rng.normal(size=(1000, 20)), rng.integers(0, 5, 1000)
 
 
-def test_replays_equal_launches(cuda, rows, dtype) -> None:
-    graph, launched = model_on(cuda, dtype), model_on(cuda, dtype)
-    launched.executor = PythonExecutor(launched.program, launched.backend)
-    assert isinstance(graph.executor, GraphExecutor)
-    histories = [m.fit(*rows, epochs=4, batch_size=64, verbose=0) for m in (graph, launched)]
-    tolerance = 1e-3 if dtype == "float32" else 1e-9  # products may be of other algorithms
-    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=tolerance)
-
-
-def test_runs_repeat_bit_for_bit(cuda, rows, dtype) -> None:
-    models = [model_on(cuda, dtype) for _ in range(2)]
-    for model in models:
-        model.fit(*rows, epochs=5, batch_size=96, verbose=0)
-    arrays = models[1].arrays()
-    for name, array in models[0].arrays().items():
-        np.testing.assert_array_equal(array, arrays[name])
-
-
-def test_training_equals_that_of_numpy(cuda, rows) -> None:
-    models = [model_on(backend, "float64") for backend in (cuda, "numpy")]
-    losses = [m.fit(*rows, epochs=3, batch_size=100, verbose=0)["loss"] for m in models]
-    np.testing.assert_allclose(*losses, rtol=1e-9)
-
-
-def test_dropout_masks_are_those_of_the_host(cuda) -> None:
-    shape, host = (513, 77), nn.get_backend("numpy")
-    masks = []
-    for backend in (cuda, host):
-        out, saved = (backend.zeros(shape, np.dtype("float32")) for _ in range(2))
-        x = backend.asarray(np.ones(shape, np.float32), np.dtype("float32"))
-        backend.dropout_forward(x, 0.3, 12345, 7 | 2 << 64, out, saved)
-        masks.append(backend.to_numpy(saved))
-    np.testing.assert_array_equal(*masks)
-
-
-@pytest.mark.parametrize("columns", [3, 10, 64, 300])
-@pytest.mark.parametrize("operand", ["float32", "float64", "bf16", "bf16 throughout"])
-@pytest.mark.parametrize("epilogue", Epilogue)
-def test_epilogues_are_what_kernels_of_their_own_would_do(cuda, rng, epilogue, operand, columns):
-    """Whatever this GPU's cuBLASLt has an algorithm for, against NumPy in float64."""
-    rows, inner = 48, 32
-    real = np.dtype("float64" if operand == "float64" else "float32")
-    out_dtype = HALF if operand == "bf16 throughout" else real
-    has_vector = epilogue not in (Epilogue.PLAIN, Epilogue.RELU_GRADIENT)
-    masked = epilogue in (Epilogue.RELU_MASK, Epilogue.RELU_GRADIENT)
-    if epilogue is Epilogue.COLUMN_SUMS and out_dtype == HALF:
-        pytest.skip("sums of bfloat16 are not asked for")
-    shapes = ((rows, inner), (inner, columns), (columns,))
-    a, b, vector = (cuda.asarray(rng.normal(size=shape), real) for shape in shapes)
-    if "bf16" in operand:
-        a, b = (rounded(cuda, x) for x in (a, b))
-    if out_dtype == HALF:
-        vector = rounded(cuda, vector)
-    out = cuda.zeros((rows, columns), out_dtype)
-    mask = cuda.zeros((rows, mask_width(columns)), np.dtype(np.uint8))
-    product = Product(a, b, out, epilogue=epilogue, vector=vector if has_vector else None,
-                      mask=mask if masked else None)  # fmt: skip
-    if not cuda.gpu.can(product):
-        assert epilogue is not Epilogue.PLAIN
-        pytest.skip("this cuBLASLt has no such product")
-    plain = numbers(cuda, a) @ numbers(cuda, b)
-    expected = plain
-    if epilogue in (Epilogue.BIAS, Epilogue.RELU, Epilogue.RELU_MASK):
-        expected = plain + numbers(cuda, vector)
-    if epilogue in (Epilogue.RELU, Epilogue.RELU_MASK):
-        expected = np.maximum(expected, 0)
-    if epilogue is Epilogue.RELU_GRADIENT:  # with a mask that the library itself wrote
-        relu = product._replace(epilogue=Epilogue.RELU_MASK, vector=vector)
-        if not cuda.gpu.can(relu):
-            pytest.skip("this cuBLASLt writes no such mask")
-        cuda.gpu.product(relu)
-        expected = np.where(numbers(cuda, out) > 0, plain, 0)
-    sums = numbers(cuda, b).sum(axis=0)
-    results = []
-    for _ in range(2):
-        cuda.gpu.product(product)
-        results.append(numbers(cuda, out))
-    np.testing.assert_array_equal(*results)  # bit for bit
-    error = 2.0**-8 * 40 if out_dtype == HALF else 1e-4 if real == np.float32 else 1e-12
-    np.testing.assert_allclose(results[0], expected, atol=error)
-    if epilogue is Epilogue.COLUMN_SUMS:
-        np.testing.assert_allclose(numbers(cuda, vector), sums, atol=1e-3)
-
-
 def rounded(cuda, x):
     out = cuda.zeros(x.shape, HALF)
     cuda.round_to_bf16(x, out)
@@ -136,143 +60,257 @@ def numbers(cuda, x) -> np.ndarray:
     return host.astype(float)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_planned_steps_are_as_good_as_single_launches(cuda, rng, precision: str) -> None:
-    """Products with their epilogues, and bfloat16 kept between layers, after one step."""
-    models = []
-    for planned, wanted in ((True, precision), (False, precision), (False, "fp32")):
-        layers = [nn.Dense(40, 64, "relu"), nn.Dense(64, 32, "relu"), nn.Dense(32, 8)]
-        model = nn.Sequential(layers, seed=0, backend=cuda, precision=wanted)
-        model.compile("softmax_cross_entropy", nn.SGD(1.0))
-        if not planned:
-            model.executor = PythonExecutor(model.program, model.backend)
-        models.append(model)
-    x, y = rng.normal(size=(96, 40)), rng.integers(0, 8, 96)
-    for model in models:
-        model.fit(x, y, batch_size=96, shuffle=False, verbose=0)
-    found, expected, exact = (model.arrays() for model in models)
-    for name, truth in exact.items():
-        allowed = 2.5 * np.abs(expected[name] - truth).max() + 1e-5
-        assert np.abs(found[name] - truth).max() <= allowed, name
+class TestKernels:
+    def test_every_kernel_computes_what_numpy_does(self, cuda, dtype) -> None:
+        assert every_kernel.failures(cuda, dtype) == []
 
 
-def test_what_changes_between_replays_acts(cuda, rng) -> None:
-    """Data, rate, number of steps, batch size and seed, each against NumPy."""
-    for seed in (1, 2):
-        models = [model_on(backend, "float64", seed) for backend in (cuda, "numpy")]
-        for rate, n, batch in ((1e-3, 200, 50), (1e-2, 200, 50), (1e-3, 333, 32), (1e-3, 60, 7)):
-            x, y = rng.normal(size=(n, 20)), rng.integers(0, 5, n)
-            for model in models:
-                model.optimizer.lr = rate
-                model.fit(x, y, epochs=2, batch_size=batch, verbose=0)
+class TestProducts:
+    @pytest.mark.parametrize("columns", [3, 10, 64, 300])
+    @pytest.mark.parametrize("operand", ["float32", "tf32", "float64", "bf16", "bf16 throughout"])
+    @pytest.mark.parametrize(("epilogue", "transposed"), ASKED_FOR)
+    def test_epilogues_are_what_kernels_of_their_own_would_do(
+        self, cuda, rng, epilogue, transposed, operand, columns
+    ):
+        """Whatever this GPU's cuBLASLt has an algorithm for, against NumPy in float64."""
+        rows, inner = 48, 32
+        real = np.dtype("float64" if operand == "float64" else "float32")
+        out_dtype = HALF if operand == "bf16 throughout" else real
+        has_vector = epilogue not in (Epilogue.PLAIN, Epilogue.RELU_GRADIENT)
+        masked = epilogue in (Epilogue.RELU_MASK, Epilogue.RELU_GRADIENT)
+        if epilogue is Epilogue.COLUMN_SUMS and out_dtype == HALF:
+            pytest.skip("sums of bfloat16 are not asked for")
+        a_t, b_t = transposed == "a", transposed == "b"
+        shapes = ((inner, rows) if a_t else (rows, inner),
+                  (columns, inner) if b_t else (inner, columns), (columns,))  # fmt: skip
+        a, b, vector = (cuda.asarray(rng.normal(size=shape), real) for shape in shapes)
+        if "bf16" in operand:
+            a, b = (rounded(cuda, x) for x in (a, b))
+        if out_dtype == HALF:
+            vector = rounded(cuda, vector)
+        out = cuda.zeros((rows, columns), out_dtype)
+        mask = cuda.zeros((rows, mask_width(columns)), np.dtype(np.uint8))
+        product = Product(
+            a, b, out, a_t, b_t, operand == "tf32", epilogue, vector if has_vector else None,
+            mask if masked else None,
+        )  # fmt: skip
+        if not cuda.gpu.can(product):
+            assert epilogue is not Epilogue.PLAIN
+            pytest.skip("this cuBLASLt has no such product")
+        left, right = numbers(cuda, a), numbers(cuda, b)
+        left, right = left.T if a_t else left, right.T if b_t else right
+        plain = left @ right
+        expected = plain
+        if epilogue in (Epilogue.BIAS, Epilogue.RELU, Epilogue.RELU_MASK):
+            expected = plain + numbers(cuda, vector)
+        if epilogue in (Epilogue.RELU, Epilogue.RELU_MASK):
+            expected = np.maximum(expected, 0)
+        if epilogue is Epilogue.RELU_GRADIENT:  # with a mask that the library itself wrote
+            relu = product._replace(epilogue=Epilogue.RELU_MASK, vector=vector)
+            if not cuda.gpu.can(relu):
+                pytest.skip("this cuBLASLt writes no such mask")
+            cuda.gpu.product(relu)
+            expected = np.where(numbers(cuda, out) > 0, plain, 0)
+        results = []
+        for _ in range(2):
+            cuda.gpu.product(product)
+            results.append(numbers(cuda, out))
+        np.testing.assert_array_equal(*results)  # bit for bit
+        error = 2.0**-8 * 40 if out_dtype == HALF else 1e-4 if real == np.float32 else 1e-12
+        if operand == "tf32":
+            error = 2.0**-9 * float((np.abs(left) @ np.abs(right)).max())
+        np.testing.assert_allclose(results[0], expected, atol=error)
+        if epilogue is Epilogue.COLUMN_SUMS:
+            sums = right.sum(axis=0)
+            allowed = 2.0**-9 * np.abs(right).sum(axis=0).max() if operand == "tf32" else 1e-3
+            np.testing.assert_allclose(numbers(cuda, vector), sums, atol=allowed)
+
+    @pytest.mark.parametrize(("precision", "rounding"), [("tf32", 2.0**-11), ("bf16", 2.0**-8)])
+    def test_tensor_cores_round_as_much_as_they_may(self, cuda, rng, precision, rounding) -> None:
+        models = [nn.Sequential([nn.Dense(512, 256)], seed=0, backend=cuda, precision=p)
+                  for p in ("fp32", precision)]  # fmt: skip
+        x = rng.normal(size=(256, 512)).astype("float32")
+        exact, rounded = (model.predict(x) for model in models)
+        sizes = np.abs(x) @ np.abs(models[0].arrays()["layers.0.weight"])
+        assert 0 < (np.abs(exact - rounded) / sizes).max() < 2.1 * rounding
+
+
+class TestGraphs:
+    def test_replays_equal_launches(self, cuda, rows, dtype) -> None:
+        graph, launched = model_on(cuda, dtype), model_on(cuda, dtype)
+        launched.executor = PythonExecutor(launched.program, launched.backend)
+        assert isinstance(graph.executor, GraphExecutor)
+        histories = [m.fit(*rows, epochs=4, batch_size=64, verbose=0) for m in (graph, launched)]
+        tolerance = 1e-3 if dtype == "float32" else 1e-9  # products may be of other algorithms
+        np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=tolerance)
+
+    @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+    def test_planned_steps_are_as_good_as_single_launches(self, cuda, rng, precision: str) -> None:
+        """Products with their epilogues, and bfloat16 kept between layers, after one step."""
+        models = []
+        for planned, wanted in ((True, precision), (False, precision), (False, "fp32")):
+            layers = [nn.Dense(40, 64, "relu"), nn.Dense(64, 32, "relu"), nn.Dense(32, 8)]
+            model = nn.Sequential(layers, seed=0, backend=cuda, precision=wanted)
+            model.compile("softmax_cross_entropy", nn.SGD(1.0))
+            if not planned:
+                model.executor = PythonExecutor(model.program, model.backend)
+            models.append(model)
+        x, y = rng.normal(size=(96, 40)), rng.integers(0, 8, 96)
+        for model in models:
+            model.fit(x, y, batch_size=96, shuffle=False, verbose=0)
+        found, expected, exact = (model.arrays() for model in models)
+        for name, truth in exact.items():
+            allowed = 2.5 * np.abs(expected[name] - truth).max() + 1e-5
+            assert np.abs(found[name] - truth).max() <= allowed, name
+
+    def test_what_changes_between_replays_acts(self, cuda, rng) -> None:
+        """Data, rate, number of steps, batch size and seed, each against NumPy."""
+        for seed in (1, 2):
+            models = [model_on(backend, "float64", seed) for backend in (cuda, "numpy")]
+            for rate, n, batch in (
+                (1e-3, 200, 50),
+                (1e-2, 200, 50),
+                (1e-3, 333, 32),
+                (1e-3, 60, 7),
+            ):
+                x, y = rng.normal(size=(n, 20)), rng.integers(0, 5, n)
+                for model in models:
+                    model.optimizer.lr = rate
+                    model.fit(x, y, epochs=2, batch_size=batch, verbose=0)
+            arrays = models[1].arrays()
+            for name, array in models[0].arrays().items():
+                np.testing.assert_allclose(array, arrays[name], rtol=1e-6, atol=1e-8, err_msg=name)
+
+    def test_single_steps_on_arrays_of_the_gpu_are_those_on_arrays_of_the_host(
+        self, cuda, rng
+    ) -> None:
+        models = []
+        for _ in range(2):
+            layers = [nn.Dense(20, 30, "relu"), nn.Dense(30, 5)]
+            models.append(nn.Sequential(layers, seed=0, backend=cuda))
+            models[-1].compile("softmax_cross_entropy", nn.Adam(0.01))
+        quick, checked = models
+        for _ in range(50):
+            x, y = (
+                rng.normal(size=(64, 20)).astype("float32"),
+                rng.integers(0, 5, 64).astype("int32"),
+            )
+            one = quick.train_step(cuda.asarray(x, x.dtype), cuda.asarray(y, y.dtype))
+            assert float(one) == float(checked.train_step(x, y))
+        before, no_class = (
+            quick.arrays(),
+            cuda.asarray(np.full(64, 5, np.int32), np.dtype(np.int32)),
+        )
+        assert np.isnan(float(quick.train_step(cuda.asarray(x, x.dtype), no_class)))
+        for name, array in quick.arrays().items():
+            np.testing.assert_array_equal(array, before[name])
+
+    def test_inference_by_graphs_is_that_of_numpy(self, cuda, rng) -> None:
+        models = [model_on(backend, "float64") for backend in (cuda, "numpy")]
+        for rows in (1, 7, 1, 1000, 7, 3, 50_000):
+            x = rng.normal(size=(rows, 20))
+            for _ in range(2):
+                one, other = (model.predict(x) for model in models)
+                np.testing.assert_allclose(one, other, atol=1e-12)
+
+    def test_runs_repeat_bit_for_bit(self, cuda, rows, dtype) -> None:
+        models = [model_on(cuda, dtype) for _ in range(2)]
+        for model in models:
+            model.fit(*rows, epochs=5, batch_size=96, verbose=0)
         arrays = models[1].arrays()
         for name, array in models[0].arrays().items():
-            np.testing.assert_allclose(array, arrays[name], rtol=1e-6, atol=1e-8, err_msg=name)
+            np.testing.assert_array_equal(array, arrays[name])
 
 
-def test_single_steps_on_arrays_of_the_gpu_are_those_on_arrays_of_the_host(cuda, rng) -> None:
-    models = []
-    for _ in range(2):
-        layers = [nn.Dense(20, 30, "relu"), nn.Dense(30, 5)]
-        models.append(nn.Sequential(layers, seed=0, backend=cuda))
-        models[-1].compile("softmax_cross_entropy", nn.Adam(0.01))
-    quick, checked = models
-    for _ in range(50):
-        x, y = rng.normal(size=(64, 20)).astype("float32"), rng.integers(0, 5, 64).astype("int32")
-        one = quick.train_step(cuda.asarray(x, x.dtype), cuda.asarray(y, y.dtype))
-        assert float(one) == float(checked.train_step(x, y))
-    before, no_class = quick.arrays(), cuda.asarray(np.full(64, 5, np.int32), np.dtype(np.int32))
-    assert np.isnan(float(quick.train_step(cuda.asarray(x, x.dtype), no_class)))
-    for name, array in quick.arrays().items():
-        np.testing.assert_array_equal(array, before[name])
+class TestTraining:
+    @pytest.mark.parametrize("data", ["digits", "spiral"])
+    def test_curves_in_double_precision_are_those_of_numpy(self, cuda, data) -> None:
+        x, y = nn.datasets.digits() if data == "digits" else nn.datasets.spiral(seed=0)
+        curves = []
+        for backend in (cuda, "numpy"):
+            layers = [nn.Dense(x.shape[1], 64, "relu"), nn.Dense(64, int(y.max()) + 1)]
+            model = nn.Sequential(layers, seed=0, dtype="float64", backend=backend)
+            model.compile("softmax_cross_entropy", nn.Adam(0.01), ["accuracy"])
+            curves.append(model.fit(x, y, epochs=5, batch_size=64, verbose=0))
+        for name in ("loss", "accuracy"):
+            np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-9)
+
+    def test_training_equals_that_of_numpy(self, cuda, rows) -> None:
+        models = [model_on(backend, "float64") for backend in (cuda, "numpy")]
+        losses = [m.fit(*rows, epochs=3, batch_size=100, verbose=0)["loss"] for m in models]
+        np.testing.assert_allclose(*losses, rtol=1e-9)
+
+    def test_dropout_masks_are_those_of_the_host(self, cuda) -> None:
+        shape, host = (513, 77), nn.get_backend("numpy")
+        masks = []
+        for backend in (cuda, host):
+            out, saved = (backend.zeros(shape, np.dtype("float32")) for _ in range(2))
+            x = backend.asarray(np.ones(shape, np.float32), np.dtype("float32"))
+            backend.dropout_forward(x, 0.3, 12345, 7 | 2 << 64, out, saved)
+            masks.append(backend.to_numpy(saved))
+        np.testing.assert_array_equal(*masks)
 
 
-def test_data_in_blocks_train_as_data_on_the_gpu_do(cuda, rng, monkeypatch) -> None:
-    x, y = rng.normal(size=(20_000, 20)).astype("float32"), rng.integers(0, 5, 20_000)
-    monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 18)
-    models = []
-    for spare in (1 << 40, 0):
-        monkeypatch.setattr(type(cuda), "spare_bytes", lambda self, spare=spare: spare)
+class TestData:
+    def test_data_in_blocks_train_as_data_on_the_gpu_do(self, cuda, rng, monkeypatch) -> None:
+        x, y = rng.normal(size=(20_000, 20)).astype("float32"), rng.integers(0, 5, 20_000)
+        monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 18)
+        models = []
+        for spare in (1 << 40, 0):
+            monkeypatch.setattr(type(cuda), "spare_bytes", lambda self, spare=spare: spare)
+            model = model_on(cuda)
+            model.fit(x, y, epochs=3, batch_size=100, verbose=0)
+            models.append(model)
+        arrays = models[1].arrays()
+        for name, array in models[0].arrays().items():
+            np.testing.assert_array_equal(array, arrays[name])
+
+    def test_arrays_of_a_gpu_are_taken_without_a_copy(self, cuda) -> None:
+        import cupy
+
+        x = cupy.arange(12, dtype=cupy.float32).reshape(3, 4)
+        assert cuda.asarray(x, np.dtype("float32")) is x
+
+        class Foreign:
+            __cuda_array_interface__ = x.__cuda_array_interface__
+
+        assert cuda.asarray(Foreign(), np.dtype("float32")).data.ptr == x.data.ptr
+
+    def test_out_of_memory_leaves_everything_usable(self, cuda, rows) -> None:
         model = model_on(cuda)
-        model.fit(x, y, epochs=3, batch_size=100, verbose=0)
-        models.append(model)
-    arrays = models[1].arrays()
-    for name, array in models[0].arrays().items():
-        np.testing.assert_array_equal(array, arrays[name])
+        with pytest.raises(nn.OutOfMemoryError, match=r"bytes asked, .* free"):
+            cuda.zeros(1 << 45, np.dtype("uint8"))
+        model.fit(*rows, epochs=1, batch_size=100, verbose=0)
+
+    def test_a_process_ends_cleanly_after_training(self) -> None:
+        source = (
+            "import numpy as np, nnbackend as nn\n"
+            "m = nn.Sequential([nn.Dense(4, 3)], seed=0, backend='cuda')\n"
+            "m.compile('softmax_cross_entropy')\n"
+            "m.fit(np.ones((64, 4)), np.zeros(64, int), epochs=40, batch_size=8, verbose=0)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_inference_by_graphs_is_that_of_numpy(cuda, rng) -> None:
-    models = [model_on(backend, "float64") for backend in (cuda, "numpy")]
-    for rows in (1, 7, 1, 1000, 7, 3, 50_000):
-        x = rng.normal(size=(rows, 20))
-        for _ in range(2):
-            one, other = (model.predict(x) for model in models)
-            np.testing.assert_allclose(one, other, atol=1e-12)
+class TestMemory:
+    def test_memory_stays_the_same_over_many_steps(self, cuda, rows) -> None:
+        import cupy
 
+        model = model_on(cuda)
+        model.fit(*rows, epochs=20, batch_size=100, verbose=0)
+        pool = cupy.get_default_memory_pool()
+        before = pool.used_bytes()
+        model.fit(*rows, epochs=1000, batch_size=100, verbose=0)
+        assert pool.used_bytes() <= before + (1 << 20)
+        assert model.step == 10_200
 
-@pytest.mark.parametrize(("precision", "rounding"), [("tf32", 2.0**-11), ("bf16", 2.0**-8)])
-def test_tensor_cores_round_as_much_as_they_may(cuda, rng, precision, rounding) -> None:
-    models = [nn.Sequential([nn.Dense(512, 256)], seed=0, backend=cuda, precision=p)
-              for p in ("fp32", precision)]  # fmt: skip
-    x = rng.normal(size=(256, 512)).astype("float32")
-    exact, rounded = (model.predict(x) for model in models)
-    sizes = np.abs(x) @ np.abs(models[0].arrays()["layers.0.weight"])
-    assert 0 < (np.abs(exact - rounded) / sizes).max() < 2.1 * rounding
-
-
-def test_arrays_of_a_gpu_are_taken_without_a_copy(cuda) -> None:
-    import cupy
-
-    x = cupy.arange(12, dtype=cupy.float32).reshape(3, 4)
-    assert cuda.asarray(x, np.dtype("float32")) is x
-
-    class Foreign:
-        __cuda_array_interface__ = x.__cuda_array_interface__
-
-    assert cuda.asarray(Foreign(), np.dtype("float32")).data.ptr == x.data.ptr
-
-
-def test_memory_stays_the_same_over_many_steps(cuda, rows) -> None:
-    import cupy
-
-    model = model_on(cuda)
-    model.fit(*rows, epochs=20, batch_size=100, verbose=0)
-    pool = cupy.get_default_memory_pool()
-    before = pool.used_bytes()
-    model.fit(*rows, epochs=1000, batch_size=100, verbose=0)
-    assert pool.used_bytes() <= before + (1 << 20)
-    assert model.step == 10_200
-
-
-def test_out_of_memory_leaves_everything_usable(cuda, rows) -> None:
-    model = model_on(cuda)
-    with pytest.raises(nn.OutOfMemoryError, match=r"bytes asked, .* free"):
-        cuda.zeros(1 << 45, np.dtype("uint8"))
-    model.fit(*rows, epochs=1, batch_size=100, verbose=0)
-
-
-def test_a_process_ends_cleanly_after_training() -> None:
-    source = (
-        "import numpy as np, nnbackend as nn\n"
-        "m = nn.Sequential([nn.Dense(4, 3)], seed=0, backend='cuda')\n"
-        "m.compile('softmax_cross_entropy')\n"
-        "m.fit(np.ones((64, 4)), np.zeros(64, int), epochs=40, batch_size=8, verbose=0)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-def test_the_sanitizer_finds_nothing(tool: str) -> None:
-    source = (
-        "from nnbackend import get_backend\n"
-        "from nnbackend.testing import check_backend\n"
-        "check_backend(get_backend('cuda'), seed=1)\n"
-    )
-    done = subprocess.run(
-        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9",
-         sys.executable, "-c", source],
-        capture_output=True, text=True, env=os.environ,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
+    @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
+    @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+    def test_the_sanitizer_finds_nothing(self, tool: str, dtype: str) -> None:
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
+        done = subprocess.run(
+            [*command, sys.executable, every_kernel.__file__, dtype],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

@@ -1,0 +1,259 @@
+"""What only a machine with an NVIDIA GPU can show, in stages that each fit into a few minutes.
+
+    bash benchmarks/gpu_check.sh                        # everything, in an environment of its own
+    bash benchmarks/gpu_check.sh --here first           # one stage, with the Python that is there
+    bash benchmarks/gpu_check.sh --here first:kernels fast:limits    # parts of stages
+    bash benchmarks/gpu_check.sh --list
+
+A stage goes on after a failure. It says in at most 100 lines what failed and the last lines of why,
+and leaves benchmarks/results/gpu/STAGE.json and STAGE.txt, the latter with all that was printed.
+Figures go to benchmarks/results/compare-cuda*.json and gpu-limits.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+#: Lines that a stage may print, those that a failed part may always have, and how wide they may be.
+MOST_LINES, FEWEST, WIDTH = 100, 6, 300
+#: Seconds between the request to end and the end.
+GRACE = 5.0
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command with a time limit."""
+
+    name: str
+    seconds: float
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def script(name: str, seconds: float, *arguments: str) -> Part:
+    return Part(name, seconds, (PYTHON, *arguments))
+
+
+def suite(name: str, seconds: float, *arguments: str) -> Part:
+    """Tests of the CUDA backend. The test that hangs is the last one that the report names."""
+    options = ("-m", "gpu", "-v", "-v", "--tb=short", "-rfE", "--maxfail=8")
+    options += (
+        "--continue-on-collection-errors",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        f"faulthandler_timeout={seconds * 0.8:g}",
+    )
+    command = (PYTHON, "-m", "pytest", *options, *arguments)
+    return Part(name, seconds, command, {"NN_TEST_BACKENDS": "cuda"})
+
+
+def compare(name: str, seconds: float, *arguments: str) -> Part:
+    options = ("--backend", "cuda", "--rounds", "7", "--seconds", "0.03", *arguments)
+    return script(name, seconds, "benchmarks/compare.py", *options)
+
+
+GPU_TESTS = "tests/test_gpu.py"
+STAGES: dict[str, tuple[Part, ...]] = {
+    "first": (
+        Part("driver", 10, ("nvidia-smi",)),
+        script("info", 20, "-m", "nnbackend.cli", "info"),
+        suite("kernels", 40, f"{GPU_TESTS}::TestKernels"),
+        suite("products", 30, f"{GPU_TESTS}::TestProducts"),
+        suite("graphs", 30, f"{GPU_TESTS}::TestGraphs"),
+        suite("training", 20, f"{GPU_TESTS}::TestTraining"),
+    ),
+    "right": (
+        suite("contract", 50, "tests/test_conformance.py", "tests/test_gradients.py"),
+        suite("golden", 60, "tests/test_golden.py"),
+        suite("models", 90, "tests", "--ignore=tests/test_gpu.py", "--ignore=tests/test_golden.py",
+              "--ignore=tests/test_conformance.py", "--ignore=tests/test_gradients.py"),
+        suite("data", 40, f"{GPU_TESTS}::TestData"),
+    ),
+    "memory": (
+        suite("growth", 30, GPU_TESTS, "-k", "memory_stays"),
+        suite("memcheck", 45, GPU_TESTS, "-k", "sanitizer and memcheck"),
+        suite("racecheck", 45, GPU_TESTS, "-k", "sanitizer and (racecheck or synccheck)"),
+    ),
+    "fast": (
+        script("limits", 60, "benchmarks/gpu_limits.py"),
+        compare("step", 150, "--kinds", "step", "--output", "compare-cuda-step"),
+        # a graph made by hand is quicker than reduce-overhead, which takes long to compile
+        compare("epoch", 90, "--kinds", "epoch", "--systems",
+                "cuda-products,cuda,torch-graph,jax-cuda", "--output", "compare-cuda-epoch"),
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What became of a part: ``code`` is None where it was ended at its limit."""
+
+    name: str
+    command: str
+    seconds: float
+    code: int | None
+    lines: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return self.code == 0
+
+    @property
+    def how(self) -> str:
+        if self.code is None:
+            return f"ENDED at its limit of {self.seconds:.0f} s"
+        state = "passed" if self.passed else f"FAILED with {self.code}"
+        return f"{state} in {self.seconds:.1f} s"
+
+    def why(self, most: int) -> list[str]:
+        """What failed, as pytest sums it up, then the last lines."""
+        failed = [line for line in self.lines if line.startswith(("FAILED ", "ERROR "))]
+        others = [line for line in self.lines if line.strip() and line not in failed]
+        named = failed[: max(most // 2, most - len(others))]
+        rest = most - len(named)
+        return [line[:WIDTH] for line in (*named, *(others[-rest:] if rest > 0 else ()))]
+
+
+def run(part: Part, output: IO[str]) -> Outcome:
+    """Run a part; all that it prints goes to ``output`` as well."""
+    command = " ".join(" ".join(part.command).split()).replace(PYTHON, "python")
+    output.write(f"\n== {part.name}: {command}\n")
+    output.flush()
+    before, start = output.tell(), time.monotonic()
+    code: int | None
+    try:
+        process = subprocess.Popen(
+            part.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            cwd=ROOT, env={**os.environ, **part.environment, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        output.write(f"{error}\n")
+        code = 127
+    else:
+        try:
+            code = process.wait(part.seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            end(process)
+    seconds = time.monotonic() - start
+    output.flush()
+    with open(output.name, encoding="utf-8", errors="replace") as written:
+        written.seek(before)
+        lines = written.read().splitlines()
+    return Outcome(part.name, command, seconds, code, lines)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End whatever the process started, itself first: it may have something to write."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_stage(name: str, parts: Sequence[Part], folder: Path) -> bool:
+    """Run the parts, print what came of them and leave the stage's two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start, outcomes = time.monotonic(), []
+    with open(folder / f"{name}.txt", "w", encoding="utf-8", errors="replace") as output:
+        for part in parts:
+            outcome = run(part, output)
+            outcomes.append(outcome)
+            print(f"{name}:{part.name} {outcome.how}", flush=True)
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    # a line for each part and each failure, and one at the end
+    each = (MOST_LINES - len(outcomes) - len(failed) - 1) // max(1, len(failed))
+    for outcome in failed:
+        print(f"-- {name}:{outcome.name}, {outcome.command}"[:WIDTH])
+        print("\n".join(outcome.why(max(FEWEST, each))))
+    seconds = time.monotonic() - start
+    right = len(outcomes) - len(failed)
+    print(f"== {name}: {right} of {len(outcomes)} parts passed in {seconds:.0f} s", flush=True)
+    content = {
+        "stage": name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "passed": not failed,
+        "parts": [
+            {
+                "name": outcome.name,
+                "command": outcome.command,
+                "passed": outcome.passed,
+                "exit_code": outcome.code,
+                "seconds": round(outcome.seconds, 1),
+                "last_lines": outcome.why(20),
+            }
+            for outcome in outcomes
+        ],
+    }
+    text = json.dumps(content, indent=1)
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    return not failed
+
+
+def chosen(names: Sequence[str]) -> dict[str, list[Part]]:
+    """The parts to run, by stage.
+
+    Raises:
+        ValueError: a name is none of a stage or a part.
+    """
+    found: dict[str, list[Part]] = {}
+    for name in names or STAGES:
+        stage, _, part_name = name.partition(":")
+        if stage not in STAGES:
+            raise ValueError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
+        parts = [part for part in STAGES[stage] if part_name in ("", part.name)]
+        if not parts:
+            there = ", ".join(part.name for part in STAGES[stage])
+            raise ValueError(f"stage {stage!r} has no part {part_name!r}; it has {there}")
+        found.setdefault(stage, []).extend(parts)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    first, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="gpu_check.sh", description=first, epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("stages", nargs="*", help="STAGE or STAGE:PART; default all")
+    parser.add_argument("--list", action="store_true", help="name the stages and their parts")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="default %(default)s")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name, parts in STAGES.items():
+            print(f"{name}, {sum(part.seconds for part in parts):.0f} s at most")
+            for part in parts:
+                print(f"  {name}:{part.name}, {part.seconds:.0f} s at most")
+        return 0
+    try:
+        stages = chosen(options.stages)
+    except ValueError as error:
+        parser.error(str(error))
+    passed = [run_stage(name, parts, options.output) for name, parts in stages.items()]
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""Every CUDA kernel, launched and compared with NumPy: for the tests, and under a sanitizer.
+
+    compute-sanitizer --tool memcheck python tests/every_kernel.py float32
+
+There CuPy takes each array from the driver by itself: in memory of a pool nobody would see an
+access beyond an array's end.
+"""
+
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+import nnbackend as nn
+from nnbackend.backends._cuda_arrays import HALF
+from nnbackend.backends._cuda_kernels import signatures
+from nnbackend.testing.conformance import CHECKS, run_check
+
+
+@contextmanager
+def recorded(gpu) -> Iterator[Counter]:
+    """How often each kernel is launched meanwhile."""
+    launches, launch = Counter(), gpu.launch
+
+    def record(what) -> None:
+        launches[what.kernel] += 1
+        launch(what)
+
+    gpu.launch = record
+    try:
+        yield launches
+    finally:
+        del gpu.launch
+
+
+def steps_equal_those_of_numpy(backend, dtype: str) -> None:
+    """What only a captured step launches: the gathered batch, rates, penalties, weights, hits."""
+    rng, curves = np.random.default_rng(5), []
+    x, y = rng.normal(size=(70, 6)), rng.integers(0, 4, 70)
+    weight = rng.uniform(0.5, 2, 70)
+    for where in (backend, "numpy"):
+        layers = [nn.Dense(6, 9, "relu", weight_l2=1e-3), nn.Dropout(0.1), nn.Dense(9, 4)]
+        model = nn.Sequential(layers, seed=0, dtype=dtype, backend=where)
+        model.compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
+        curves.append(model.fit(x, y, epochs=3, batch_size=16, sample_weight=weight, verbose=0))
+    tolerance = 1e-4 if dtype == "float32" else 1e-10
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=tolerance, err_msg=name)
+
+
+def numbers_round_to_even(backend, dtype: str) -> None:
+    """To bfloat16, whose seven bits of mantissa leave sixteen bits of a float32 out."""
+    x = np.random.default_rng(6).normal(size=3001).astype(np.float32)
+    x[:3] = np.nan, np.inf, 1 + 2.0**-8  # the last lies halfway
+    out = backend.zeros(x.shape, HALF)
+    backend.round_to_bf16(backend.asarray(x, np.dtype(dtype)), out)
+    found = (backend.to_numpy(out).astype(np.uint32) << 16).view(np.float32)
+    assert np.isnan(found[0])
+    assert (found[1], found[2]) == (np.inf, 1)
+    assert np.abs(found[2:] / x[2:] - 1).max() <= 2.0**-8
+
+
+def failures(backend, dtype: str) -> list[str]:
+    """What is wrong with the kernels of a dtype, one line for each check that fails."""
+    found = []
+    extra = {f.__name__: f for f in (steps_equal_those_of_numpy, numbers_round_to_even)}
+    with recorded(backend.gpu) as launches:
+        for name in (*CHECKS, *extra):
+            try:
+                if name in extra:
+                    extra[name](backend, dtype)
+                else:
+                    run_check(backend, name, CHECKS[name], dtype, 11)
+            except Exception as error:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                text = " ".join(str(error).split())[:300]
+                found.append(f"{name}: {type(error).__name__} at {where.name}: {text}")
+    missing = sorted(set(signatures()) - set(launches))
+    if missing:
+        found.append(f"never launched: {', '.join(missing)}")
+    return found
+
+
+def main() -> None:
+    import cupy
+
+    cupy.cuda.set_allocator(None)
+    backend, found = nn.get_backend("cuda"), []
+    for dtype in sys.argv[1:]:
+        found += failures(backend, dtype)
+    sys.exit("\n".join(found) or 0)
+
+
+if __name__ == "__main__":
+    main()
