@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from nnbackend.backends._cuda_arrays import HALF
-from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES, WARPS, Launch, bind
+from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES, WARPS, bind
 from nnbackend.backends.base import Array
 from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.errors import OutOfMemoryError
@@ -65,7 +65,8 @@ class GraphExecutor(PythonExecutor):
             self.rounded = zeros(program.storage.parameters.size, HALF)
         widest = max(row.n_outputs for row in program.rows)
         self.inference_rows = max(1024, INFERENCE_BYTES // (widest * program.dtype.itemsize))
-        self._begin_run = self._bind_begin_run()
+        #: the launch that begins a run: a single step has no time to bind its arguments again
+        self._begin_run: Callable[..., None] | None = None
         self._settings_seen: tuple[int, tuple[Any, ...]] = (-1, ())
         self._losses: Array = None
         self._losses_given = LOSSES
@@ -149,16 +150,13 @@ class GraphExecutor(PythonExecutor):
         arrays = (data.x, data.target, data.weight, order, rates, trace, loss)
         numbers = [0 if array is None else gpu.address(array) for array in arrays]
         numbers += [first_step, rows, batch]
-        arguments = (*map(np.int64, numbers), np.float64(rate), self.record, self.state)
         with self.backend.lock:
-            gpu.launch(self._begin_run._replace(arguments=arguments))
+            if self._begin_run is None:
+                nothing = np.zeros(len(numbers), np.int64)
+                arguments = (*nothing, 0.0, self.record, self.state)
+                self._begin_run = gpu.prepare(bind("begin_run", None, 1, arguments))
+            self._begin_run(*numbers, rate)
         self._round_parameters()
-
-    def _bind_begin_run(self) -> Launch:
-        """The launch, whose numbers are put in each time: a single step has no time to check its
-        arguments again."""
-        nothing = np.zeros(10, np.int64)
-        return bind("begin_run", None, 1, (*nothing, 0.0, self.record, self.state))
 
     def _new_loss(self) -> Array:
         """A place for a loss, which belongs to the caller from now on."""

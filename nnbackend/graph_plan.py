@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from nnbackend.activations import NAMES
-from nnbackend.backends._cuda_arrays import BYTE, HALF
-from nnbackend.backends._cuda_products import Epilogue, Product, mask_width
+from nnbackend.backends._cuda_arrays import HALF
+from nnbackend.backends._cuda_products import Epilogue, Product
 from nnbackend.backends.base import LINEAR, Activation, Array
 from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.kernels.codes import Op
@@ -191,32 +191,21 @@ class GraphPlan:
         b_t: bool = False,
         epilogue: Epilogue = Epilogue.PLAIN,
         vector: Array = None,
-        mask: Array = None,
     ) -> Product:
         tf32 = self.backend.precision == "tf32"
-        return Product(a, b, out, a_t, b_t, tf32, epilogue, vector, mask)
+        return Product(a, b, out, a_t, b_t, tf32, epilogue, vector)
 
     # -- dense rows -------------------------------------------------------------------------------
 
     def _bind_dense(self, i: int) -> tuple[Work, Work]:
-        """The fastest of the ways forward, together with the gradient that comes back."""
+        """The fastest of the ways forward, and the gradient that comes back."""
         separate, down = self._forward(i), self._gradient_from_above(i)
-        ways: dict[str, tuple[Work, Work]] = {"separate": (separate, down)}
+        ways = {"separate": separate}
         fused = self._fused(i)
         if fused is not None and self.gpu.can(fused):
-            ways["fused"] = (self._multiply(fused), down)
-        if fused is not None and fused.epilogue is Epilogue.RELU:
-            masked = self._masked(i, fused)
-            if masked is not None and all(self.gpu.can(product) for product in masked):
-                forward, back = masked
-                ways["masked"] = (self._multiply(forward), self._multiply(back))
+            ways["fused"] = self._multiply(fused)
         inputs, results = [self.values[i].operand], [self.values[i + 1].operand]
-        timed = {name: forward for name, (forward, _) in ways.items()}
-        if self._leads_down(i):
-            inputs.append(self.dz[i + 1].operand)
-            results.append(self.dz[i].operand)
-            timed = {name: _both(*pair) for name, pair in ways.items()}
-        return ways[self._fastest("dense", i, timed, inputs, results)]
+        return ways[self._fastest("dense", i, ways, inputs, results)], down
 
     def _leads_down(self, i: int) -> bool:
         """Whether a product of the dense row above makes the gradient of this one."""
@@ -256,16 +245,6 @@ class GraphPlan:
         vector = bias if out.half is None else self._twin(row.parameter_1, bias)
         x, weight = self.values[i].operand, self._weight(row)
         return self._product(x, weight, out.operand, epilogue=epilogue, vector=vector)
-
-    def _masked(self, i: int, fused: Product) -> tuple[Product, Product] | None:
-        """A mask that says where a ReLU lets through, and its use in the product that comes back:
-        a bit is read for each output instead of the number."""
-        if not self._leads_down(i):
-            return None
-        mask = self.backend.zeros((self.rows, mask_width(self.table[i].n_outputs)), BYTE)
-        forward = fused._replace(epilogue=Epilogue.RELU_MASK, mask=mask)
-        back = self._from_above(i, self.dz[i].operand)
-        return forward, back._replace(epilogue=Epilogue.RELU_GRADIENT, mask=mask)
 
     def _arrival(self, i: int) -> Work:
         """The product that makes dy of row ``i``, if there is a dense row above."""
@@ -339,8 +318,6 @@ class GraphPlan:
     ) -> str:
         """The name of the way that takes the least time here."""
         widths = [self.table[i].n_inputs, self.table[i].n_outputs]
-        if what == "dense" and self._leads_down(i):
-            widths.append(self.table[i + 1].n_outputs)
         numbers = f"{self.program.dtype} {self.backend.precision}"
         question = f"{what} {numbers} {self._activation(i).name} {self.rows} {widths} {[*ways]}"
         return self.backend.fastest(question, ways, inputs, results)

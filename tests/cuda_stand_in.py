@@ -28,7 +28,7 @@ import numpy as np
 
 from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, signatures, source
-from nnbackend.backends._cuda_products import MASK_BITS, Epilogue, Product
+from nnbackend.backends._cuda_products import Epilogue, Product
 from nnbackend.backends._device import Device
 from nnbackend.backends.base import Availability, Uploads, is_on_gpu
 from nnbackend.backends.cuda_backend import CudaBackend
@@ -204,6 +204,15 @@ class CpuDevice(Device):
     def launch(self, launch: Launch) -> None:
         self._do(self._launch, launch)
 
+    def prepare(self, launch: Launch) -> Callable[..., None]:
+        def run(*numbers: float) -> None:
+            kinds = [type(value) for value in launch.arguments[: len(numbers)]]
+            own = [kind(number) for kind, number in zip(kinds, numbers, strict=True)]
+            arguments = (*own, *launch.arguments[len(numbers) :])
+            self.launch(launch._replace(arguments=arguments))
+
+        return run
+
     def _launch(self, launch: Launch) -> None:
         self.launches += 1
         kept, values = [], (ctypes.c_void_p * len(launch.arguments))()
@@ -234,25 +243,18 @@ class CpuDevice(Device):
         self._do(self._multiply, product)
 
     def _multiply(self, product: Product) -> None:
-        a, b, out, a_t, b_t, tf32, epilogue, vector, mask = product
-        assert all(self.owns(x) for x in (a, b, out, vector, mask) if x is not None)
+        a, b, out, a_t, b_t, tf32, epilogue, vector = product
+        assert all(self.owns(x) for x in (a, b, out, vector) if x is not None)
         self.launches += 1
         self.epilogues_done.add(epilogue)
         left, right = (_as_multiplied(x.view(np.ndarray), tf32) for x in (a, b))
         right = right.T if b_t else right
         with np.errstate(all="ignore"):
             sums = np.matmul(left.T if a_t else left, right)
-            if epilogue in (Epilogue.BIAS, Epilogue.RELU, Epilogue.RELU_MASK):
+            if epilogue in (Epilogue.BIAS, Epilogue.RELU):
                 sums += _as_multiplied(vector.view(np.ndarray), False)
-            if epilogue in (Epilogue.RELU, Epilogue.RELU_MASK):
+            if epilogue is Epilogue.RELU:
                 sums = np.maximum(sums, 0)
-        bits = None if mask is None else mask.view(np.ndarray)
-        if epilogue is Epilogue.RELU_MASK:
-            whole = np.zeros((len(sums), 8 * bits.shape[1]), bool)
-            whole[:, : sums.shape[1]] = sums > 0
-            bits[...] = np.packbits(whole, axis=1)
-        if epilogue is Epilogue.RELU_GRADIENT:
-            sums = np.where(np.unpackbits(bits, axis=1)[:, : sums.shape[1]], sums, 0)
         if epilogue is Epilogue.COLUMN_SUMS:
             vector.view(np.ndarray)[...] = right.sum(axis=0, dtype=np.float64)
         out.view(np.ndarray)[...] = to_half(sums) if out.dtype == np.uint16 else sums
@@ -265,7 +267,7 @@ class CpuDevice(Device):
 
 def _check(product: Product) -> None:
     """What cuBLASLt asks of a product's arrays."""
-    a, b, out, a_t, b_t, _, epilogue, vector, mask = product
+    a, b, out, a_t, b_t, _, epilogue, vector = product
     rows, inner = a.shape[::-1] if a_t else a.shape
     same, columns = b.shape[::-1] if b_t else b.shape
     assert (rows, columns) == out.shape
@@ -273,17 +275,11 @@ def _check(product: Product) -> None:
     assert a.dtype == b.dtype
     assert out.dtype in ([np.uint16, np.float32] if a.dtype == np.uint16 else [a.dtype])
     assert all(x.flags.c_contiguous for x in (a, b, out))
-    needs_vector = epilogue not in (Epilogue.PLAIN, Epilogue.RELU_GRADIENT)
+    needs_vector = epilogue is not Epilogue.PLAIN
     assert (vector is not None) == needs_vector
     if vector is not None:
         assert vector.shape == (columns,)
         assert vector.dtype == out.dtype
-    needs_mask = epilogue in (Epilogue.RELU_MASK, Epilogue.RELU_GRADIENT)
-    assert (mask is not None) == needs_mask
-    if mask is not None:
-        assert mask.shape[0] == rows
-        assert 8 * mask.shape[1] >= columns
-        assert 8 * mask.shape[1] % MASK_BITS == 0
 
 
 def to_half(x: np.ndarray) -> np.ndarray:

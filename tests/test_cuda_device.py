@@ -10,7 +10,7 @@ import pytest
 import nnbackend as nn
 from nnbackend.backends import _cuda_device
 from nnbackend.backends._cublas import WORKSPACE, Products
-from nnbackend.backends._cublaslt import LtProducts
+from nnbackend.backends._cublaslt import WANTED, LtProducts
 from nnbackend.backends._cuda_kernels import THREADS, bind
 from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
 
@@ -141,11 +141,11 @@ class FakeCublasLt:
 
     #: bytes of the attributes that are set
     SIZES: ClassVar = {
-        "MatmulDesc": {3: 4, 4: 4, 7: 4, 8: 8, 11: 8, 12: 8},
+        "MatmulDesc": {3: 4, 4: 4, 7: 4, 8: 8},
         "MatmulPreference": {1: 8, 3: 4, 5: 4, 6: 4, 7: 4, 8: 4},
     }
 
-    def __init__(self, finds: bool = True) -> None:
+    def __init__(self, finds: int = 1) -> None:
         self.finds, self.objects, self.searches = finds, {}, 0
         self.matmuls: list[tuple] = []
 
@@ -184,7 +184,7 @@ class FakeCublasLt:
     def cublasLtMatmulAlgoGetHeuristic(  # noqa: N802
         self, handle, descriptor, a, b, c, d, preference, wanted, results, count
     ) -> int:
-        assert wanted == 1
+        assert wanted == WANTED
         preferred = self.objects[preference.value]
         assert preferred[1] == WORKSPACE
         assert preferred[3] == 2  # sums in place come in no fixed order
@@ -192,9 +192,10 @@ class FakeCublasLt:
             preferred[attribute] in (4, 8, 16, 32, 64, 128, 256) for attribute in range(5, 9)
         )
         self.searches += 1
-        results._obj.algorithm[0] = self.searches
-        results._obj.workspace = 4096
-        count._obj.value = int(self.finds)
+        for number in range(self.finds):
+            results[number].algorithm[0] = 100 * self.searches + number
+            results[number].workspace = 4096
+        count._obj.value = self.finds
         return 0 if self.finds else 15  # CUBLAS_STATUS_NOT_SUPPORTED
 
     def cublasLtMatmul(  # noqa: N802
@@ -210,25 +211,13 @@ class FakeCublasLt:
         left, right = (_float(x.T if told[k] else x) for x, k in ((left, 3), (right, 4)))
         sums, epilogue = left @ right, told[7]
         rows = len(sums)
-        vector = mask = None
+        vector = None
         if 8 in told:
             vector = np.ctypeslib.as_array((ctypes.c_float * rows).from_address(told[8]))
-        if 11 in told:
-            assert told[12] % 128 == 0
-            assert told[12] >= rows
-            bytes_ = (ctypes.c_uint8 * (told[12] // 8 * out.shape[1])).from_address(told[11])
-            mask = np.ctypeslib.as_array(bytes_).reshape(out.shape[1], -1)
         if epilogue & 4 and epilogue < 256:
             sums = sums + vector[:, None]
         if epilogue & 2 and epilogue < 256:
             sums = np.maximum(sums, 0)
-            if epilogue & 128:
-                bits = np.zeros((out.shape[1], told[12]), bool)
-                bits[:, :rows] = sums.T > 0
-                mask[...] = np.packbits(bits, axis=1, bitorder="little")
-        if epilogue == 136:
-            bits = np.unpackbits(mask, axis=1, bitorder="little")
-            sums = np.where(bits[:, :rows].T, sums, 0)
         if epilogue == 256:
             vector[...] = left.sum(axis=1)
         out[...] = sums
@@ -240,9 +229,10 @@ class FakeCublasLt:
         return _columns(address, told["kind"], leading, (told["rows"], told["columns"]))
 
 
-def lt_products_of(library: FakeCublasLt) -> LtProducts:
+def lt_products_of(library: FakeCublasLt, choose=None) -> LtProducts:
     products = object.__new__(LtProducts)
     products._library, products._plans, products._handle = library, {}, ctypes.c_void_p(7)
+    products._choose = choose
     return products
 
 
@@ -251,32 +241,24 @@ def lt_products_of(library: FakeCublasLt) -> LtProducts:
 @pytest.mark.parametrize("epilogue", Epilogue)
 def test_epilogues_of_row_major_products(rng, a_t: bool, b_t: bool, epilogue: Epilogue) -> None:
     a, b = (rng.normal(size=shape).astype("float32") for shape in ((5, 7), (7, 3)))
-    vector, bits = rng.normal(size=3).astype("float32"), rng.integers(0, 2, (5, 128), np.uint8)
-    bits[:, 3:] = 0
-    packed = np.packbits(bits, axis=1, bitorder="little")
+    vector = rng.normal(size=3).astype("float32")
     plain = a @ b
     expected = {
         Epilogue.BIAS: plain + vector,
         Epilogue.RELU: np.maximum(plain + vector, 0),
-        Epilogue.RELU_MASK: np.maximum(plain + vector, 0),
-        Epilogue.RELU_GRADIENT: plain * bits[:, :3],
     }.get(epilogue, plain)
     left, right = (fake(np.ascontiguousarray(x.T if t else x)) for x, t in ((a, a_t), (b, b_t)))
-    out, own_vector, mask = fake(np.full((5, 3), np.nan, "float32")), fake(vector), fake(packed)
+    out, own_vector = fake(np.full((5, 3), np.nan, "float32")), fake(vector)
     product = Product(
         left, right, out, a_t, b_t, False, epilogue,
-        None if epilogue in (Epilogue.PLAIN, Epilogue.RELU_GRADIENT) else own_vector,
-        mask if epilogue in (Epilogue.RELU_MASK, Epilogue.RELU_GRADIENT) else None,
+        None if epilogue is Epilogue.PLAIN else own_vector,
     )  # fmt: skip
     library = FakeCublasLt()
     lt_products_of(library)(product, 99, 1234)
     np.testing.assert_allclose(out.view(np.ndarray), expected, rtol=1e-5, atol=1e-6)
     if epilogue is Epilogue.COLUMN_SUMS:
         np.testing.assert_allclose(own_vector.view(np.ndarray), b.sum(axis=0), rtol=1e-5)
-    if epilogue is Epilogue.RELU_MASK:
-        found = np.unpackbits(mask.view(np.ndarray), axis=1, bitorder="little")[:, :3]
-        np.testing.assert_array_equal(found, expected > 0)
-    assert library.matmuls == [(1, 1234, 4096, 99)]
+    assert library.matmuls == [(100, 1234, 4096, 99)]
 
 
 def test_an_algorithm_is_searched_once_for_a_form_and_addresses_may_change(rng) -> None:
@@ -295,8 +277,30 @@ def test_an_algorithm_is_searched_once_for_a_form_and_addresses_may_change(rng) 
     assert library.searches == len(products._plans)
 
 
+def test_the_fastest_of_the_algorithms_is_taken_once_for_a_form(rng) -> None:
+    library, asked = FakeCublasLt(finds=5), []
+
+    def choose(question: str, ways) -> int:
+        asked.append(question)
+        for way in ways:
+            way(4, 8)
+        return 3
+
+    products = lt_products_of(library, choose)
+    arrays = [fake(rng.normal(size=(4, 4)).astype("float32")) for _ in range(3)]
+    for _ in range(2):
+        products(Product(*arrays), 99, 1234)
+    expected = arrays[0].view(np.ndarray) @ arrays[1].view(np.ndarray)
+    np.testing.assert_allclose(arrays[2].view(np.ndarray), expected, rtol=1e-5)
+    assert library.matmuls == [
+        *((100 + number, 8, 4096, 4) for number in range(5)), *[(103, 1234, 4096, 99)] * 2,
+    ]  # fmt: skip
+    (question,) = asked
+    assert question.startswith("product (4, 4, 4, 4, 4, 4, False, False, False, 'plain'")
+
+
 def test_what_cublaslt_cannot_do_is_found_before_it_is_asked() -> None:
-    products = lt_products_of(FakeCublasLt(finds=False))
+    products = lt_products_of(FakeCublasLt(finds=0))
     product = Product(*(fake(np.ones((2, 2), "float32")) for _ in range(3)))
     assert not products.can(product)
     with pytest.raises(nn.NNBackendError, match="no algorithm"):
@@ -383,6 +387,7 @@ class FakeCupy:
             get_current_stream=lambda: main,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             device=SimpleNamespace(get_cublas_handle=lambda: 1),
+            driver=SimpleNamespace(launchKernel=lambda *given: self.log.append(given)),
         )
 
     def copy(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
@@ -410,7 +415,11 @@ class FakeCupy:
         self.log.append(("compile", options))
 
         def get_function(name):
-            return lambda *arguments: self.log.append((name, *arguments))
+            def kernel(*arguments) -> None:
+                self.log.append((name, *arguments))
+
+            kernel.kernel = SimpleNamespace(ptr=name)
+            return kernel
 
         return SimpleNamespace(
             get_function=get_function, compile=lambda: self.log.append(("compiled", options))
@@ -422,7 +431,7 @@ def cupy(monkeypatch, tmp_path) -> FakeCupy:
     fake_cupy = FakeCupy()
     monkeypatch.setattr(_cuda_device.importlib, "import_module", lambda name: fake_cupy)
     monkeypatch.setattr(_cuda_device, "Products", lambda handle: None)
-    monkeypatch.setattr(_cuda_device, "make_lt_products", lambda: None)
+    monkeypatch.setattr(_cuda_device, "make_lt_products", lambda choose: None)
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "somewhere"))
     return fake_cupy
 
@@ -457,6 +466,23 @@ def test_compiling_says_so_once(cupy, device, capsys) -> None:
     device.launch(bind("sum_squares", FLOAT32, 1, (x, 4, fake(np.ones(1)))))
     assert capsys.readouterr().err == ""
     assert len([entry for entry in cupy.log if entry[0] == "compiled"]) == 1
+
+
+def test_a_prepared_launch_takes_other_numbers_and_keeps_its_arrays(cupy, device) -> None:
+    record, state = fake(np.zeros(12, np.int64)), fake(np.zeros(64, np.uint8))
+    launch = bind("begin_run", None, 1, (*np.zeros(10, np.int64), 0.0, record, state))
+    run = device.prepare(launch)
+    for numbers in (range(1, 11), range(-10, 0)):
+        run(*numbers, 0.25)
+        name, *sizes, shared, stream, place, extra = cupy.log[-1]
+        assert (name, sizes, shared, stream, extra) == (
+            "begin_run", [1, 1, 1, THREADS, 1, 1], 0, 9, 0,
+        )  # fmt: skip
+        addresses = (ctypes.c_void_p * 13).from_address(place)
+        assert [ctypes.c_int64.from_address(a).value for a in addresses[:10]] == [*numbers]
+        assert ctypes.c_double.from_address(addresses[10]).value == 0.25
+        arrays = [ctypes.c_uint64.from_address(a).value for a in addresses[11:]]
+        assert arrays == [record.ctypes.data, state.ctypes.data]
 
 
 def test_an_address_that_is_not_there_is_eight_zero_bytes(cupy, device) -> None:
@@ -542,11 +568,11 @@ def test_the_cause_of_a_broken_capture_is_seen_though_ending_it_fails_too(cupy, 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, ProductError])
 def test_without_cublaslt_its_products_are_done_without(monkeypatch, error) -> None:
-    def fail() -> None:
+    def fail(choose) -> None:
         raise error("not here")
 
     monkeypatch.setattr(_cuda_device, "LtProducts", fail)
-    assert _cuda_device.make_lt_products() is None
+    assert _cuda_device.make_lt_products(lambda question, ways: 0) is None
 
 
 def test_a_gpu_is_one_device_for_all_its_backends(cupy, monkeypatch) -> None:
@@ -562,11 +588,34 @@ def test_what_runs_beside_waits_for_what_was_before_and_is_waited_for(cupy, devi
     assert cupy.log == ["side waits for main", "work", "main waits for side"]
 
 
-def test_work_is_timed_as_a_part_of_a_graph(cupy, device) -> None:
+@pytest.mark.parametrize(("milliseconds", "repeats"), [(0.01, 8), (0.5, 4), (4.0, 1)])
+def test_work_is_timed_as_a_part_of_a_graph(cupy, device, milliseconds, repeats) -> None:
+    cupy.cuda.get_elapsed_time = lambda start, stop: milliseconds
     seconds = device.seconds(lambda: cupy.log.append("work"))
-    repeats = _cuda_device.TIMED_REPEATS
-    assert seconds == pytest.approx(4e-3 / repeats)
+    assert seconds == pytest.approx(milliseconds / 1e3 / repeats)
     assert cupy.log[: repeats + 3] == ["work", "begin", *["work"] * repeats, "end"]
+
+
+def test_the_quickest_way_is_measured_once_and_one_that_is_refused_is_left_out(device) -> None:
+    taken = {"slow": 3.0, "quick": 1.0, "middling": 2.0}
+    timed = []
+
+    def seconds(work) -> float:
+        work()
+        return taken[timed[-1]]
+
+    device.seconds = seconds
+    ways = [lambda stream, workspace, name=name: timed.append(name) for name in taken]
+
+    def refused(stream: int, workspace: int) -> None:
+        raise ProductError("planted")
+
+    for _ in range(2):
+        assert device._quickest("which", [refused, *ways]) == 2
+    assert timed == list(taken)
+    assert device.choices.get("which") == "2"
+    device.choices.keep("which", "9")  # of a library that offered more
+    assert device._quickest("which", ways) == 1
 
 
 def test_products_fall_back_where_cublaslt_has_none(cupy, device) -> None:

@@ -97,7 +97,8 @@ def test_a_stage_runs_on_the_stand_in_from_a_checkout_that_is_not_installed(tmp_
     command = ["bash", str(BENCHMARKS / "gpu_check.sh"), "--stand-in", "--output", str(tmp_path)]
     command += ["first:kernels", "first:products", "first:graphs", "first:training"]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable},
+        command, capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHON": sys.executable},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "== first: 4 of 4 parts passed" in done.stdout

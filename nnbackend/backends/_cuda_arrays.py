@@ -22,7 +22,6 @@ from nnbackend.errors import DeviceError
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
 #: Bits of bfloat16 numbers.
 HALF = np.dtype(np.uint16)
-BYTE = np.dtype(np.uint8)
 _WORD = np.dtype(np.uint32)
 #: Random numbers that are made to try ways on.
 _FILLED = 1 << 20

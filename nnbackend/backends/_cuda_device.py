@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import math
 import os
+import struct
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.backends._cublas import WORKSPACE, Products
-from nnbackend.backends._cublaslt import LtProducts
+from nnbackend.backends._cublaslt import LtProducts, Way
 from nnbackend.backends._cuda_choices import Choices
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
 from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
@@ -30,8 +31,11 @@ from nnbackend.errors import DeviceError, OutOfMemoryError
 #: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by
 #: the registers that a kernel needs; with so many the last ones do not leave it idle for long.
 BLOCKS = 32
-#: How often work is done to measure it, in one graph, and how many graphs are tried.
-TIMED_REPEATS, TIMED_TRIALS = 8, 5
+#: How often work is done to measure it, in one graph which may take so long, and how many times
+#: the graph is launched.
+TIMED_REPEATS, TIMED_SECONDS, TIMED_TRIALS = 8, 2e-3, 5
+#: How a number is written into eight bytes.
+_FORMATS = {np.int64: "q", np.uint64: "Q", np.float64: "d"}
 _REAL = {"float32": "float", "float64": "double"}
 _NAME = {real: name for name, real in _REAL.items()}
 
@@ -126,7 +130,7 @@ class CupyDevice(Device):
             # products that run beside each other must not share a workspace
             self._workspaces = [self._cupy.empty(WORKSPACE, np.uint8) for _ in range(2)]
             self._side = self.cuda.Stream(non_blocking=True)
-            self._lt = make_lt_products()
+            self._lt = make_lt_products(self._quickest)
         self._products = Products(self.cuda.device.get_cublas_handle)
         library = "cublasGemmEx" if self._lt is None else f"cuBLASLt {self._lt.version}"
         self.choices = Choices(f"{properties['name'].decode()}, {library}", choices_path())
@@ -194,6 +198,31 @@ class CupyDevice(Device):
             arguments = tuple(np.uint64(0) if a is None else a for a in launch.arguments)
             kernel((launch.blocks,), (THREADS,), arguments)
 
+    def prepare(self, launch: Launch) -> Callable[..., None]:
+        # what a kernel is given lies in places of eight bytes, whose addresses the driver gets
+        values = bytearray(8 * len(launch.arguments))
+        start = np.frombuffer(values, np.uint8).ctypes.data
+        addresses = np.array([start + 8 * k for k in range(len(launch.arguments))], np.uint64)
+        formats = ""
+        for k, value in enumerate(launch.arguments):
+            if hasattr(value, "data") and not isinstance(value, np.generic):
+                value = np.uint64(self.address(value))
+            formats += _FORMATS[value.dtype.type]
+            struct.pack_into(f"<{_FORMATS[value.dtype.type]}", values, 8 * k, value)
+        with self.on():
+            function = self._kernel(launch.kernel, launch.dtype).kernel.ptr
+        launch_kernel, current = self.cuda.driver.launchKernel, self.cuda.get_current_stream
+        place, kept = addresses.ctypes.data, (launch, addresses)  # as long as the function
+
+        def run(*numbers: float) -> None:
+            struct.pack_into(f"<{formats[: len(numbers)]}", values, 0, *numbers)
+            with self.on():
+                launch_kernel(
+                    function, kept[0].blocks, 1, 1, THREADS, 1, 1, 0, current().ptr, place, 0
+                )
+
+        return run
+
     def _kernel(self, name: str, dtype: DType | None) -> Any:
         real = _REAL[dtype.name] if dtype is not None else next(iter(self._programs), "float")
         kernel = self._kernels.get((name, real))
@@ -232,12 +261,30 @@ class CupyDevice(Device):
 
     def product(self, product: Product) -> None:
         with self.on():
-            stream = self.cuda.get_current_stream().ptr
-            workspace = self._workspaces[stream == self._side.ptr].data.ptr
             if self._lt is not None and self._lt.can(product):
-                self._lt(product, stream, workspace)
+                self._lt(product, *self._place())
             else:
-                self._products(product, stream, workspace)
+                self._products(product, *self._place())
+
+    def _place(self) -> tuple[int, int]:
+        """The current stream, and a workspace for products on it."""
+        stream = self.cuda.get_current_stream().ptr
+        return stream, self._workspaces[stream == self._side.ptr].data.ptr
+
+    def _quickest(self, question: str, ways: Sequence[Way]) -> int:
+        """Which of several ways to do a product takes the least time here."""
+        answer = self.choices.get(question)
+        if answer is None or not answer.isdigit() or int(answer) >= len(ways):
+            seconds = [self._seconds_or_never(way) for way in ways]
+            answer = str(seconds.index(min(seconds)))
+            self.choices.keep(question, answer)
+        return int(answer)
+
+    def _seconds_or_never(self, way: Way) -> float:
+        try:
+            return self.seconds(lambda: way(*self._place()))
+        except ProductError:  # an algorithm that is refused after all
+            return math.inf
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -257,24 +304,27 @@ class CupyDevice(Device):
         one.wait_event(event)
 
     def seconds(self, work: Callable[[], None]) -> float:
-        work()  # whatever happens for the first time must not be captured
+        # whatever happens for the first time must not be captured
+        once = self._between_events(work)
+        repeats = max(1, min(TIMED_REPEATS, int(TIMED_SECONDS / max(once, 1e-9))))
 
         def repeat() -> None:
-            for _ in range(TIMED_REPEATS):
+            for _ in range(repeats):
                 work()
 
-        replay, milliseconds = self.capture(repeat), []
-        cuda = self.cuda
+        replay = self.capture(repeat)
+        replay()
+        return min(self._between_events(replay) for _ in range(TIMED_TRIALS)) / repeats
+
+    def _between_events(self, work: Callable[[], None]) -> float:
+        """Seconds that the GPU takes, the work's way there included if it is idle."""
         with self.on():
-            replay()
-            for _ in range(TIMED_TRIALS):
-                start, stop = cuda.Event(), cuda.Event()
-                start.record()
-                replay()
-                stop.record()
-                stop.synchronize()
-                milliseconds.append(float(cuda.get_elapsed_time(start, stop)))
-        return min(milliseconds) / 1e3 / TIMED_REPEATS
+            start, stop = self.cuda.Event(), self.cuda.Event()
+            start.record()
+            work()
+            stop.record()
+            stop.synchronize()
+            return float(self.cuda.get_elapsed_time(start, stop)) / 1e3
 
     def address(self, x: Array) -> int:
         return int(x.data.ptr)
@@ -309,10 +359,10 @@ def choices_path() -> Path:
     return Path(folder).expanduser() / "nnbackend-choices.json"
 
 
-def make_lt_products() -> LtProducts | None:
+def make_lt_products(choose: Callable[[str, Sequence[Way]], int]) -> LtProducts | None:
     """cuBLASLt, or None where it cannot be had."""
     try:
-        return LtProducts()
+        return LtProducts(choose)
     # what looks for libraries raises RuntimeErrors of its own
     except (ImportError, OSError, RuntimeError, ProductError):
         return None

@@ -15,8 +15,8 @@ ALIGNMENT = 256
 class Epilogue(Enum):
     """What is done to a product's numbers before they are written.
 
-    ``vector`` and ``mask`` are the product's; the mask holds a bit for each number of ``out``, its
-    rows are a multiple of MASK_BITS wide.
+    ``vector`` is the product's. cuBLASLt's epilogues for the gradient of a ReLU are not among them:
+    what they let through where the ReLU's input is 0 is not what our kernels do.
     """
 
     #: nothing
@@ -25,16 +25,8 @@ class Epilogue(Enum):
     BIAS = "bias"
     #: out = relu(a b + vector)
     RELU = "relu"
-    #: the same; the mask says where the result is above 0
-    RELU_MASK = "relu with mask"
-    #: out = a b where the mask says so, 0 elsewhere
-    RELU_GRADIENT = "relu gradient"
     #: out = a b, and vector = the column sums of b, taken as it is multiplied
     COLUMN_SUMS = "column sums"
-
-
-#: Rows of a mask are this many bits wide, or a multiple of it.
-MASK_BITS = 128
 
 
 class ProductError(NNBackendError):
@@ -50,7 +42,6 @@ class Product(NamedTuple):
         a_t, b_t: the matrix is stored transposed.
         tf32: float32 numbers may be rounded to ten bits of mantissa before they are multiplied.
         vector: (N,) of out's dtype; what the epilogue adds to each row, or where it leaves sums.
-        mask: (M, N / 8 rounded up to MASK_BITS / 8) uint8.
     """
 
     a: Array
@@ -61,9 +52,3 @@ class Product(NamedTuple):
     tf32: bool = False
     epilogue: Epilogue = Epilogue.PLAIN
     vector: Array | None = None
-    mask: Array | None = None
-
-
-def mask_width(columns: int) -> int:
-    """Bytes of a mask's row."""
-    return -(-columns // MASK_BITS) * MASK_BITS // 8

@@ -73,6 +73,11 @@ class Device(ABC):
         """Run a kernel on blocks of THREADS threads."""
 
     @abstractmethod
+    def prepare(self, launch: Launch) -> Callable[..., None]:
+        """A function that does the launch with other numbers in place of its first arguments, as
+        many as it is given, and none of them an array. Not to be called by two threads at once."""
+
+    @abstractmethod
     def can(self, product: Product) -> bool:
         """Whether there is a way to do the product's epilogue with it."""
 
