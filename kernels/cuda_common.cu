@@ -51,6 +51,11 @@ __device__ inline Size remainder_of(Size i, Size n) {
     return (i | n) >> 32 ? i % n : (Size)((Word)i % (Word)n);
 }
 
+// i / n, likewise.
+__device__ inline Size quotient_of(Size i, Size n) {
+    return (i | n) >> 32 ? i / n : (Size)((Word)i / (Word)n);
+}
+
 // max and min that keep NaN.
 __device__ inline Real at_least(Real x, Real low) { return x < low ? low : x; }
 __device__ inline Real at_most(Real x, Real high) { return x > high ? high : x; }
@@ -69,29 +74,32 @@ __device__ inline Real from_half(Half x) {
     return (Real)number.number;
 }
 
-template <typename Number>
+// The sum over LANES neighbouring lanes of a warp, the same in all of them: a whole warp, or one.
+template <int LANES = WARP, typename Number>
 __device__ inline Number warp_sum(Number value) {
-    for (int distance = WARP / 2; distance; distance /= 2)
+    for (int distance = LANES / 2; distance; distance /= 2)
         value += __shfl_xor_sync(EVERY_LANE, value, distance);
     return value;
 }
 
+template <int LANES = WARP>
 __device__ inline Real warp_largest(Real value) {
-    for (int distance = WARP / 2; distance; distance /= 2)
+    for (int distance = LANES / 2; distance; distance /= 2)
         value = larger(value, __shfl_xor_sync(EVERY_LANE, value, distance));
     return value;
 }
 
 // The place of the largest element of a row, the first of equals; of the first NaN, if there is one.
+template <int LANES = WARP>
 __device__ inline Size row_argmax(const Real* row, Size width) {
     Real best = 0;
     Size place = -1;
-    for (Size j = lane(); j < width; j += WARP)
+    for (Size j = lane() % LANES; j < width; j += LANES)
         if (place < 0 || row[j] > best || (row[j] != row[j] && best == best)) {
             best = row[j];
             place = j;
         }
-    for (int distance = WARP / 2; distance; distance /= 2) {
+    for (int distance = LANES / 2; distance; distance /= 2) {
         Real other = __shfl_xor_sync(EVERY_LANE, best, distance);
         Size there = __shfl_xor_sync(EVERY_LANE, place, distance);
         bool mine_nan = best != best, other_nan = other != other;

@@ -1,4 +1,5 @@
-// Losses and their gradients in one pass; a warp takes a row. Formulas: nnbackend/backends/base.py.
+// Losses and their gradients in one pass; a warp, or a lane, takes a row. Formulas:
+// nnbackend/backends/base.py.
 
 // Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.
 #define CLIP ((Real)1e-7)
@@ -65,13 +66,14 @@ __device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivat
 }
 
 // -sum of t log softmax(p) over a row, and its gradient times own; label < 0 where rows of t are.
+template <int LANES>
 __device__ inline double softmax_row(
     const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
 ) {
     Real largest = pred[0], total = 0, shifted = 0, target_sum = label >= 0 ? 1 : 0;
-    for (Size j = lane(); j < outputs; j += WARP) largest = larger(largest, pred[j]);
-    largest = warp_largest(largest);
-    for (Size j = lane(); j < outputs; j += WARP) {
+    for (Size j = lane() % LANES; j < outputs; j += LANES) largest = larger(largest, pred[j]);
+    largest = warp_largest<LANES>(largest);
+    for (Size j = lane() % LANES; j < outputs; j += LANES) {
         Real z = pred[j] - largest;
         total += exp(z);
         if (label < 0) {
@@ -79,16 +81,16 @@ __device__ inline double softmax_row(
             shifted += target[j] * z;
         }
     }
-    total = warp_sum(total);
+    total = warp_sum<LANES>(total);
     if (label < 0) {
-        target_sum = warp_sum(target_sum);
-        shifted = warp_sum(shifted);
+        target_sum = warp_sum<LANES>(target_sum);
+        shifted = warp_sum<LANES>(shifted);
     } else {
         shifted = pred[label] - largest;
     }
     if (dpred.wanted()) {
         Real factor = (Real)own, share = target_sum / total;
-        for (Size j = lane(); j < outputs; j += WARP) {
+        for (Size j = lane() % LANES; j < outputs; j += LANES) {
             Real t = label < 0 ? target[j] : (Real)(j == label);
             dpred.put(j, (exp(pred[j] - largest) * share - t) * factor);
         }
@@ -97,39 +99,40 @@ __device__ inline double softmax_row(
 }
 
 // -sum of t log p over a row of probabilities, likewise.
+template <int LANES>
 __device__ inline double categorical_row(
     const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
 ) {
     Real value = 0, factor = (Real)own;
-    for (Size j = lane(); j < outputs; j += WARP) {
+    for (Size j = lane() % LANES; j < outputs; j += LANES) {
         Real p = clip_probability(pred[j]);
         Real t = label < 0 ? target[j] : (Real)(j == label);
         if (label < 0 || j == label) value -= t * log(p);
         dpred.put(j, label < 0 || j == label ? -t / p * factor : 0);
     }
-    return warp_sum(value);
+    return warp_sum<LANES>(value);
 }
 
-// A sum over the outputs of a row, likewise; AT_ONCE rounds of a warp are on their way at a time.
-template <int CODE>
+// A sum over the outputs of a row, likewise; AT_ONCE rounds of lanes are on their way at a time.
+template <int CODE, int LANES>
 __device__ inline Real sum_of_outputs(
     const Real* pred, const Real* target, Size outputs, Real parameter, Real factor, Gradient dpred
 ) {
     const int AT_ONCE = 4;
     Real value = 0, derivative;
-    Size j = lane();
-    for (; j + (AT_ONCE - 1) * WARP < outputs; j += AT_ONCE * WARP) {
+    Size j = lane() % LANES;
+    for (; j + (AT_ONCE - 1) * LANES < outputs; j += AT_ONCE * LANES) {
         Real p[AT_ONCE], t[AT_ONCE];
         for (int k = 0; k < AT_ONCE; k++) {
-            p[k] = pred[j + k * WARP];
-            t[k] = target[j + k * WARP];
+            p[k] = pred[j + k * LANES];
+            t[k] = target[j + k * LANES];
         }
         for (int k = 0; k < AT_ONCE; k++) {
             value += output_loss<CODE>(p[k], t[k], parameter, &derivative);
-            dpred.put(j + k * WARP, derivative * factor);
+            dpred.put(j + k * LANES, derivative * factor);
         }
     }
-    for (; j < outputs; j += WARP) {
+    for (; j < outputs; j += LANES) {
         value += output_loss<CODE>(pred[j], target[j], parameter, &derivative);
         dpred.put(j, derivative * factor);
     }
@@ -137,15 +140,16 @@ __device__ inline Real sum_of_outputs(
 }
 
 // A mean (or sum) over the outputs of a row, likewise.
+template <int LANES>
 __device__ inline double output_row(
     int code, const Real* pred, const Real* target, Size outputs, Real parameter, double own,
     Gradient dpred
 ) {
     double share = code == SUM_SQUARED_ERROR ? 1 : 1.0 / (double)outputs;
     Real factor = (Real)(own * share), value;
-#define OF_OUTPUTS(name)                                                                      \
-    case name:                                                                                \
-        value = sum_of_outputs<name>(pred, target, outputs, parameter, factor, dpred);        \
+#define OF_OUTPUTS(name)                                                                        \
+    case name:                                                                                  \
+        value = sum_of_outputs<name, LANES>(pred, target, outputs, parameter, factor, dpred);   \
         break
     switch (code) {
         OF_OUTPUTS(SIGMOID_CROSS_ENTROPY);
@@ -154,16 +158,32 @@ __device__ inline double output_row(
         OF_OUTPUTS(HUBER);
         OF_OUTPUTS(POISSON);
         default:
-            value = sum_of_outputs<MEAN_SQUARED_ERROR>(
+            value = sum_of_outputs<MEAN_SQUARED_ERROR, LANES>(
                 pred, target, outputs, parameter, factor, dpred
             );
     }
-    return warp_sum(value) * share;
+    return warp_sum<LANES>(value) * share;
+}
+
+// The loss of a row, by LANES lanes. A label that is no class makes it NaN.
+template <int LANES>
+__device__ inline double row_loss(
+    int code, Real parameter, const Real* pred, const Real* target, bool by_label, Size label,
+    Size outputs, double own, Gradient dpred
+) {
+    if (by_label && (label < 0 || label >= outputs)) {
+        for (Size j = lane() % LANES; j < outputs; j += LANES) dpred.put(j, not_a_number());
+        return not_a_number();
+    }
+    if (code == SOFTMAX_CROSS_ENTROPY)
+        return softmax_row<LANES>(pred, target, label, outputs, own, dpred);
+    if (code == CATEGORICAL_CROSS_ENTROPY)
+        return categorical_row<LANES>(pred, target, label, outputs, own, dpred);
+    return output_row<LANES>(code, pred, target, outputs, parameter, own, dpred);
 }
 
 // partial[block] = sum of w_i l_i over the block's rows, hits[block] = sum of w_i over those whose
-// class is guessed right; dpred the loss's gradient, also rounded. All but partial if wanted. A
-// label that is no class makes the loss NaN.
+// class is guessed right; dpred the loss's gradient, also rounded. All but partial if wanted.
 KERNEL loss_rows(
     int code, Real parameter, const Real* pred, const int* labels, const Real* target,
     const Real* weight, const double* weight_sum, Size rows, Size outputs, Real* dpred,
@@ -176,17 +196,10 @@ KERNEL loss_rows(
         const Real* t = target ? target + row * outputs : 0;
         Gradient d = {dpred ? dpred + row * outputs : 0, rounded ? rounded + row * outputs : 0};
         Size label = labels ? labels[row] : -1;
-        double w = weight ? (double)weight[row] : 1, value;
-        if (labels && (label < 0 || label >= outputs)) {
-            for (Size j = lane(); j < outputs; j += WARP) d.put(j, not_a_number());
-            value = not_a_number();
-        } else if (code == SOFTMAX_CROSS_ENTROPY) {
-            value = softmax_row(p, t, label, outputs, w * scale, d);
-        } else if (code == CATEGORICAL_CROSS_ENTROPY) {
-            value = categorical_row(p, t, label, outputs, w * scale, d);
-        } else {
-            value = output_row(code, p, t, outputs, parameter, w * scale, d);
-        }
+        double w = weight ? (double)weight[row] : 1;
+        double value = row_loss<WARP>(
+            code, parameter, p, t, labels, label, outputs, w * scale, d
+        );
         if (hits) {
             bool hit = row_argmax(p, outputs) == (labels ? label : row_argmax(t, outputs));
             if (lane() == 0 && hit) right += w;

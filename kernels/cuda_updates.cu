@@ -44,20 +44,56 @@ __device__ inline void for_each(
     }
 }
 
-KERNEL sgd_step(Real* w, Real* g, Size n, double rate, Half* rounded, const StepState* state) {
-    const Real lr = (Real)(state ? state->rate : rate);
-    for_each(w, g, 0, 0, rounded, n, state, [=](Real& w, Real& g, Real&, Real&) { w -= lr * g; });
-}
+// Formulas: w and what an optimizer keeps of it, from the gradient g.
+
+__device__ inline void sgd_update(Real lr, Real& w, Real g) { w -= lr * g; }
 
 // v = momentum v - lr g;  w += v, or momentum v - lr g.
+__device__ inline void momentum_update(
+    Real lr, Real momentum, bool nesterov, Real& w, Real g, Real& v
+) {
+    v = momentum * v - lr * g;
+    w += nesterov ? momentum * v - lr * g : v;
+}
+
+__device__ inline void adagrad_update(Real lr, Real eps, Real& w, Real g, Real& c) {
+    c += g * g;
+    w -= lr * g / (sqrt(c) + eps);
+}
+
+__device__ inline void rmsprop_update(
+    Real lr, Real rho, Real rest, Real eps, Real& w, Real g, Real& c
+) {
+    c = rho * c + rest * (g * g);
+    w -= lr * g / (sqrt(c) + eps);
+}
+
+// Adam with the bias corrections moved out of the vectors into its rate and eps; w is multiplied by
+// what a decay leaves of it first.
+struct AdamNumbers {
+    Real lr, kept, beta1, rest1, beta2, rest2, small;
+};
+
+__device__ inline void adam_update(AdamNumbers n, Real& w, Real g, Real& m, Real& v) {
+    m = n.beta1 * m + n.rest1 * g;
+    v = n.beta2 * v + n.rest2 * (g * g);
+    w = w * n.kept - n.lr * m / (sqrt(v) + n.small);
+}
+
+KERNEL sgd_step(Real* w, Real* g, Size n, double rate, Half* rounded, const StepState* state) {
+    const Real lr = (Real)(state ? state->rate : rate);
+    for_each(w, g, 0, 0, rounded, n, state, [=](Real& w, Real& g, Real&, Real&) {
+        sgd_update(lr, w, g);
+    });
+}
+
 KERNEL momentum_step(
     Real* w, Real* g, Real* velocity, Size n, double rate, Real momentum, int nesterov,
     Half* rounded, const StepState* state
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
     for_each(w, g, velocity, 0, rounded, n, state, [=](Real& w, Real& g, Real& v, Real&) {
-        v = momentum * v - lr * g;
-        w += nesterov ? momentum * v - lr * g : v;
+        momentum_update(lr, momentum, nesterov, w, g, v);
     });
 }
 
@@ -67,8 +103,7 @@ KERNEL adagrad_step(
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
     for_each(w, g, cache, 0, rounded, n, state, [=](Real& w, Real& g, Real& c, Real&) {
-        c += g * g;
-        w -= lr * g / (sqrt(c) + eps);
+        adagrad_update(lr, eps, w, g, c);
     });
 }
 
@@ -78,24 +113,21 @@ KERNEL rmsprop_step(
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
     for_each(w, g, cache, 0, rounded, n, state, [=](Real& w, Real& g, Real& c, Real&) {
-        c = rho * c + rest * (g * g);
-        w -= lr * g / (sqrt(c) + eps);
+        rmsprop_update(lr, rho, rest, eps, w, g, c);
     });
 }
 
-// Adam with the bias corrections moved out of the vectors into its rate and eps; decayed parts are
-// multiplied by ``keep`` first.
 KERNEL adam_step(
     Real* w, Real* g, Real* m, Real* v, Size n, double rate, double keep, Real beta1, Real rest1,
     Real beta2, Real rest2, double eps, int decays, Half* rounded, const StepState* state
 ) {
-    const Real lr = (Real)(state ? state->corrected_rate : rate);
-    const Real small = (Real)(state ? state->corrected_eps : eps);
-    const Real kept = (Real)(!decays ? 1 : state ? state->keep : keep);
+    AdamNumbers numbers = {
+        (Real)(state ? state->corrected_rate : rate),
+        (Real)(!decays ? 1 : state ? state->keep : keep), beta1, rest1, beta2, rest2,
+        (Real)(state ? state->corrected_eps : eps)
+    };
     for_each(w, g, m, v, rounded, n, state, [=](Real& w, Real& g, Real& m, Real& v) {
-        m = beta1 * m + rest1 * g;
-        v = beta2 * v + rest2 * (g * g);
-        w = w * kept - lr * m / (sqrt(v) + small);
+        adam_update(numbers, w, g, m, v);
     });
 }
 

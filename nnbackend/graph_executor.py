@@ -23,10 +23,10 @@ from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor import METRIC_SUMS, Data, Trace
 from nnbackend.graph_plan import GraphPlan
 from nnbackend.losses import Loss
-from nnbackend.metrics import Statistic
 from nnbackend.optimizers import Adam
 from nnbackend.program import Program
 from nnbackend.python_executor import PythonExecutor, add_penalties
+from nnbackend.resident import ResidentSteps, can_stay, counts_hits, layout_of
 from nnbackend.schedules import Schedule
 
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
@@ -37,13 +37,13 @@ INFERENCE_BYTES = 1 << 26
 #: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, and
 #: sizes of inference.
 KEPT, KEPT_SIZES = 4, 8
+#: Steps that are made to find out which way to make them is faster.
+TRIED_STEPS = 48
 #: Losses of single steps whose memory is taken at a time.
 LOSSES = 256
 
 _FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
 _INT32, _WORD = np.dtype(np.int32), np.dtype(np.uint32)
-#: The one statistic that the loss's kernel counts on its way.
-_HITS = ("correct", None, 1)
 Kept = TypeVar("Kept")
 
 
@@ -70,7 +70,7 @@ class GraphExecutor(PythonExecutor):
         self._settings_seen: tuple[int, tuple[Any, ...]] = (-1, ())
         self._losses: Array = None
         self._losses_given = LOSSES
-        self._steps: dict[Any, _Steps] = {}
+        self._steps: dict[Any, _Steps | ResidentSteps] = {}
         self._inferences: dict[int, _Inference] = {}
         self._lock = threading.Lock()
 
@@ -89,11 +89,15 @@ class GraphExecutor(PythonExecutor):
         rows = len(data.x) if order is None else order.shape[1]
         batch = min(batch_size, rows)
         with self._lock:
+            steps = self._steps_of(batch, data)
             trace = backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), _FLOAT64)
             rates = backend.asarray(lr, _FLOAT64)
             self._begin(data, order, rates, 0.0, trace, None, first_step, rows, batch)
-            for size, count in _sizes(rows, batch, len(lr)):
-                self._steps_of(size, data).advance(count)
+            if steps.takes_any_rows:
+                steps.advance(len(lr))
+            else:
+                for size, count in _sizes(rows, batch, len(lr)):
+                    self._steps_of(size, data).advance(count)
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
 
@@ -101,9 +105,9 @@ class GraphExecutor(PythonExecutor):
         """Nobody waits: the loss is there when it is read."""
         rows = len(data.x)
         with self._lock:
-            loss = self._new_loss()
+            loss, steps = self._new_loss(), self._steps_of(rows, data)
             self._begin(data, None, None, rate, None, loss, number, rows, rows)
-            self._steps_of(rows, data).advance(1)
+            steps.advance(1)
             return loss
 
     def step(self, x: Any, y: Any, number: int) -> Array | None:
@@ -170,9 +174,43 @@ class GraphExecutor(PythonExecutor):
         if self.rounded is not None:
             self.backend.round_to_bf16(self.program.storage.parameters, self.rounded)
 
-    def _steps_of(self, size: int, data: Data) -> _Steps:
+    def _steps_of(self, size: int, data: Data) -> _Steps | ResidentSteps:
         key = (size, data.target.shape[1:], data.weight is None, self._settings())
-        return self._kept(self._steps, key, partial(_Steps, self, size, data), KEPT)
+        return self._kept(self._steps, key, partial(self._make_steps, size, data), KEPT)
+
+    def _make_steps(self, size: int, data: Data) -> _Steps | ResidentSteps:
+        """Steps whose network stays in shared memory, where it can and that is faster."""
+        program, backend = self.program, self.backend
+        layout = None
+        if can_stay(program, backend):
+            layout = layout_of(program, backend, size, data)
+        if layout is None:
+            return _Steps(self, size, data)
+        resident = ResidentSteps(program, backend, layout, self.record, self.state)
+        question = f"steps {program.dtype} {size} {layout.question}"
+        answer = backend.gpu.choices.get(question)
+        if answer not in ("resident", "graphs"):
+            graphs = _Steps(self, size, data)
+            taken = [self._seconds_of(steps, size, data) for steps in (resident, graphs)]
+            answer = "resident" if taken[0] <= taken[1] else "graphs"
+            backend.gpu.choices.keep(question, answer)
+        return resident if answer == "resident" else _Steps(self, size, data)
+
+    def _seconds_of(self, steps: _Steps | ResidentSteps, size: int, data: Data) -> float:
+        """How long some steps take, at a rate of 0; nothing remains of them."""
+        program = self.program
+        changed = [program.storage.parameters, program.storage.state, *program.slots]
+        before = [array.copy() for array in changed]
+
+        def work() -> None:
+            self._begin(data, None, None, 0.0, None, None, 0, size, size)
+            steps.advance(TRIED_STEPS)
+
+        try:
+            return self.backend.gpu.seconds(work, captured=False)
+        finally:
+            for array, values in zip(changed, before, strict=True):
+                array[...] = values
 
     def _settings(self) -> tuple[Any, ...]:
         """The optimizer's settings that a graph holds; the rate is none of them."""
@@ -293,6 +331,8 @@ class _Inference:
 class _Steps:
     """A training step with batches of one size and form."""
 
+    takes_any_rows = False
+
     def __init__(self, executor: GraphExecutor, rows: int, data: Data) -> None:
         self.executor, self.program = executor, executor.program
         self.backend, dtype = executor.backend, executor.program.dtype
@@ -340,7 +380,7 @@ class _Steps:
         backend, executor, plan = self.backend, self.executor, self.plan
         start, hits_place = 0, -1
         for statistic in self.program.statistics:
-            if hits_place < 0 and _counts_hits(statistic):
+            if hits_place < 0 and counts_hits(statistic):
                 hits_place = start
             else:
                 out = executor.statistics[start : start + statistic.size]
@@ -367,7 +407,3 @@ class _Steps:
         betas = (optimizer.beta1, optimizer.beta2) if isinstance(optimizer, Adam) else (0.0, 0.0)
         eps, decay = getattr(optimizer, "eps", 0.0), getattr(optimizer, "decay", 0.0)
         return is_adam, *betas, eps, decay
-
-
-def _counts_hits(statistic: Statistic) -> bool:
-    return (statistic.kind, statistic.threshold, statistic.top) == _HITS

@@ -74,6 +74,8 @@ class CpuDevice(Device):
         late: what may run beside runs when it is waited for, not at once.
         epilogues: what its products can do; asked which of several ways is the fastest, it takes
             the one with the fewest launches, or with ``slow_epilogues`` the one with the most.
+        shared_bytes: of a block; 0 keeps no network in shared memory.
+        cluster_blocks: that may share theirs.
     """
 
     name = "a stand-in"
@@ -86,9 +88,12 @@ class CpuDevice(Device):
         late: bool = False,
         epilogues: Sequence[Epilogue] = tuple(Epilogue),
         slow_epilogues: bool = False,
+        shared_bytes: int = 227 << 10,
+        cluster_blocks: int = 2,
     ) -> None:
         self.order, self.most_blocks, self.memory = order, most_blocks, memory
         self.late, self.epilogues, self.slow_epilogues = late, epilogues, slow_epilogues
+        self.shared_bytes, self.cluster_blocks = shared_bytes, cluster_blocks
         self.choices, self.lock = Choices("a stand-in"), threading.RLock()
         self.launches = self.replays = 0
         self.epilogues_done: set[Epilogue] = set()
@@ -195,7 +200,7 @@ class CpuDevice(Device):
         for what, arguments in waiting:
             self._do(what, *arguments)
 
-    def seconds(self, work: Callable[[], None]) -> float:
+    def seconds(self, work: Callable[[], None], captured: bool = True) -> float:
         before = self.launches
         work()
         count = self.launches - before
@@ -230,7 +235,14 @@ class CpuDevice(Device):
         run = library[f"launch_{launch.kernel}"]
         run.restype = ctypes.c_char_p
         with _RUNNING:
-            failure = run(launch.blocks, THREADS, self.order, self.launches, values)
+            failure = run(
+                launch.blocks,
+                THREADS,
+                self.order,
+                self.launches,
+                ctypes.c_size_t(launch.shared),
+                values,
+            )
         if failure:
             raise AssertionError(f"{launch.kernel}: {failure.decode()}")
 

@@ -6,6 +6,7 @@ There CuPy takes each array from the driver by itself: in memory of a pool nobod
 access beyond an array's end.
 """
 
+import copy
 import sys
 import traceback
 from collections import Counter
@@ -23,32 +24,39 @@ from nnbackend.testing.conformance import CHECKS, run_check
 @contextmanager
 def recorded(gpu) -> Iterator[Counter]:
     """How often each kernel is launched meanwhile."""
-    launches, launch = Counter(), gpu.launch
+    launches, launch, prepare = Counter(), gpu.launch, gpu.prepare
 
     def record(what) -> None:
         launches[what.kernel] += 1
         launch(what)
 
-    gpu.launch = record
+    def record_prepared(what):
+        launches[what.kernel] += 1
+        return prepare(what)
+
+    gpu.launch, gpu.prepare = record, record_prepared
     try:
         yield launches
     finally:
-        del gpu.launch
+        del gpu.launch, gpu.prepare
 
 
 def steps_equal_those_of_numpy(backend, dtype: str) -> None:
-    """What only a captured step launches: the gathered batch, rates, penalties, weights, hits."""
-    rng, curves = np.random.default_rng(5), []
+    """What only a step launches: the gathered batch, rates, penalties, weights, hits; as a graph,
+    and of a network that stays in shared memory."""
+    mixed = [nn.Dense(6, 9, "relu", weight_l2=1e-3), nn.Dropout(0.1), nn.Dense(9, 4)]
+    rng = np.random.default_rng(5)
     x, y = rng.normal(size=(70, 6)), rng.integers(0, 4, 70)
     weight = rng.uniform(0.5, 2, 70)
-    for where in (backend, "numpy"):
-        layers = [nn.Dense(6, 9, "relu", weight_l2=1e-3), nn.Dropout(0.1), nn.Dense(9, 4)]
-        model = nn.Sequential(layers, seed=0, dtype=dtype, backend=where)
-        model.compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
-        curves.append(model.fit(x, y, epochs=3, batch_size=16, sample_weight=weight, verbose=0))
-    tolerance = 1e-4 if dtype == "float32" else 1e-10
-    for name in ("loss", "accuracy"):
-        np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=tolerance, err_msg=name)
+    for layers in (mixed, [nn.Dense(6, 40, "gelu"), nn.Dense(40, 4)]):
+        curves = []
+        for where in (backend, "numpy"):
+            model = nn.Sequential(copy.deepcopy(layers), seed=0, dtype=dtype, backend=where)
+            model.compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
+            curves.append(model.fit(x, y, epochs=3, batch_size=16, sample_weight=weight, verbose=0))
+        tolerance = 1e-4 if dtype == "float32" else 1e-10
+        for name in ("loss", "accuracy"):
+            np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=tolerance)
 
 
 def numbers_round_to_even(backend, dtype: str) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import LtProducts, Way
 from nnbackend.backends._cuda_choices import Choices
+from nnbackend.backends._cuda_driver import MOST_SHARED, ClusterStarter, load_driver
 from nnbackend.backends._cuda_kernels import THREADS, Launch, source
 from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
 from nnbackend.backends._device import Device
@@ -31,11 +32,15 @@ from nnbackend.errors import DeviceError, OutOfMemoryError
 #: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by
 #: the registers that a kernel needs; with so many the last ones do not leave it idle for long.
 BLOCKS = 32
+#: Blocks of a cluster that every GPU since Hopper (sm_90) can run.
+CLUSTER = 8
 #: How often work is done to measure it, in one graph which may take so long, and how many times
 #: the graph is launched.
 TIMED_REPEATS, TIMED_SECONDS, TIMED_TRIALS = 8, 2e-3, 5
 #: How a number is written into eight bytes.
-_FORMATS = {np.int64: "q", np.uint64: "Q", np.float64: "d"}
+_FORMATS = {
+    "int32": "i4x", "uint32": "I4x", "float32": "f4x", "int64": "q", "uint64": "Q", "float64": "d",
+}  # fmt: skip
 _REAL = {"float32": "float", "float64": "double"}
 _NAME = {real: name for name, real in _REAL.items()}
 
@@ -121,6 +126,8 @@ class CupyDevice(Device):
         self.index, self.name = index, f"cuda:{index}"
         properties = self.cuda.runtime.getDeviceProperties(index)
         self.most_blocks = BLOCKS * int(properties["multiProcessorCount"])
+        self.shared_bytes = int(properties["sharedMemPerBlockOptin"])
+        self.cluster_blocks = CLUSTER if properties["major"] >= 9 else 1
         self._programs: dict[str, Any] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
         self._lock, self.lock = threading.Lock(), threading.RLock()
@@ -200,28 +207,38 @@ class CupyDevice(Device):
 
     def prepare(self, launch: Launch) -> Callable[..., None]:
         # what a kernel is given lies in places of eight bytes, whose addresses the driver gets
-        values = bytearray(8 * len(launch.arguments))
+        given = [
+            value if isinstance(value, np.generic) else np.uint64(0 if value is None else
+                                                                  self.address(value))
+            for value in launch.arguments
+        ]  # fmt: skip
+        formats = [_FORMATS[value.dtype.name] for value in given]
+        values = bytearray(struct.pack("<" + "".join(formats), *given))
         start = np.frombuffer(values, np.uint8).ctypes.data
-        addresses = np.array([start + 8 * k for k in range(len(launch.arguments))], np.uint64)
-        formats = ""
-        for k, value in enumerate(launch.arguments):
-            if hasattr(value, "data") and not isinstance(value, np.generic):
-                value = np.uint64(self.address(value))
-            formats += _FORMATS[value.dtype.type]
-            struct.pack_into(f"<{_FORMATS[value.dtype.type]}", values, 8 * k, value)
+        addresses = np.array([start + 8 * k for k in range(len(given))], np.uint64)
         with self.on():
-            function = self._kernel(launch.kernel, launch.dtype).kernel.ptr
-        launch_kernel, current = self.cuda.driver.launchKernel, self.cuda.get_current_stream
-        place, kept = addresses.ctypes.data, (launch, addresses)  # as long as the function
+            starter = self._starter(launch, addresses.ctypes.data)
+        packed = {n: struct.Struct("<" + "".join(formats[:n])) for n in range(len(formats) + 1)}
+        current, kept = self.cuda.get_current_stream, (launch, addresses)
 
         def run(*numbers: float) -> None:
-            struct.pack_into(f"<{formats[: len(numbers)]}", values, 0, *numbers)
+            packed[len(numbers)].pack_into(values, 0, *numbers)
             with self.on():
-                launch_kernel(
-                    function, kept[0].blocks, 1, 1, THREADS, 1, 1, 0, current().ptr, place, 0
-                )
+                starter(current().ptr)
 
+        run.kept = kept  # type: ignore[attr-defined] # as long as the function
         return run
+
+    def _starter(self, launch: Launch, arguments: int) -> Callable[[int], object]:
+        """Starts a kernel on a stream; ``arguments`` is the address of their addresses."""
+        driver, blocks = self.cuda.driver, launch.blocks
+        function = self._kernel(launch.kernel, launch.dtype).kernel.ptr
+        if launch.shared:
+            driver.funcSetAttribute(function, MOST_SHARED, launch.shared)
+            library = load_driver()
+            return ClusterStarter(library, function, blocks, THREADS, launch.shared, arguments)
+        start = driver.launchKernel
+        return lambda stream: start(function, blocks, 1, 1, THREADS, 1, 1, 0, stream, arguments, 0)
 
     def _kernel(self, name: str, dtype: DType | None) -> Any:
         real = _REAL[dtype.name] if dtype is not None else next(iter(self._programs), "float")
@@ -303,7 +320,7 @@ class CupyDevice(Device):
         event.record(other)
         one.wait_event(event)
 
-    def seconds(self, work: Callable[[], None]) -> float:
+    def seconds(self, work: Callable[[], None], captured: bool = True) -> float:
         # whatever happens for the first time must not be captured
         once = self._between_events(work)
         repeats = max(1, min(TIMED_REPEATS, int(TIMED_SECONDS / max(once, 1e-9))))
@@ -312,7 +329,7 @@ class CupyDevice(Device):
             for _ in range(repeats):
                 work()
 
-        replay = self.capture(repeat)
+        replay = self.capture(repeat) if captured else repeat
         replay()
         return min(self._between_events(replay) for _ in range(TIMED_TRIALS)) / repeats
 

@@ -17,7 +17,10 @@ import numpy as np
 from nnbackend import kernels
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
-FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
+FILES = (
+    "common", "cluster", "activations", "losses", "metrics", "norms", "random", "steps", "updates",
+    "resident",
+)  # fmt: skip
 #: What a run of captured steps reads from an int64 array: addresses, 0 for what is not there, the
 #: number of updates made before, the step in the run, rows of an epoch and of a batch, and the rate
 #: (as a double) where there are no rates.
@@ -25,6 +28,19 @@ RUN = (
     "x", "target", "weight", "order", "rates", "trace", "loss", "first_step", "index", "rows",
     "batch", "rate",
 )  # fmt: skip
+#: What a network that stays in shared memory is described by, an int64 array: first once for all,
+#: then for each dense layer. See nnbackend/resident.py.
+PLAN = (
+    "words", "depth", "lowest", "rows", "inputs", "x", "x_stride", "targets", "target_width",
+    "labels", "row_weights", "indices", "begin", "trained", "decayed", "share", "gradients",
+    "m", "v", "one", "rates", "totals", "sums", "losses", "counts_hits",
+)  # fmt: skip
+DENSE = (
+    "inputs", "outputs", "activation", "parameter", "weight", "w_stride", "bias", "weight_at",
+    "bias_at", "input", "in_stride", "output", "stride", "kept", "saved", "gradient", "trains",
+)  # fmt: skip
+#: How such a network's parameters are changed.
+UPDATES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 #: Bytes of the StepState of kernels/cuda_common.cu.
 STATE_BYTES = 64
 #: Threads of a block, in every launch, its warps, and the columns that it takes where it sums over
@@ -59,6 +75,8 @@ class Launch(NamedTuple):
     dtype: np.dtype[Any] | None  #: what Real is; None where that does not matter
     blocks: int
     arguments: tuple[Any, ...]
+    #: bytes of shared memory that each block is given; with it, the blocks are one cluster
+    shared: int = 0
 
 
 def folder() -> Path:
@@ -69,7 +87,9 @@ def folder() -> Path:
 @cache
 def source() -> str:
     """The program. ``Real`` is left to the compiler's options."""
-    parts = [_codes(names) for names in (ACTIVATIONS, LOSSES, [f"run_{name}" for name in RUN])]
+    parts = [_codes(ACTIVATIONS), _codes(LOSSES), _codes(UPDATES, "update_")]
+    parts += [_codes((*RUN, "fields"), "run_"), _codes((*DENSE, "fields"), "dense_")]
+    parts += [_codes((*PLAN, "layers"), "plan_")]
     parts.append(f"enum {{ THREADS = {THREADS}, WARPS = {WARPS}, COLUMNS = {COLUMNS} }};")
     for name in FILES:
         file = folder() / f"cuda_{name}.cu"
@@ -77,8 +97,8 @@ def source() -> str:
     return "\n".join(parts)
 
 
-def _codes(names: Sequence[str]) -> str:
-    return f"enum {{ {', '.join(name.upper() for name in names)} }};"
+def _codes(names: Sequence[str], prefix: str = "") -> str:
+    return f"enum {{ {', '.join(f'{prefix}{name}'.upper() for name in names)} }};"
 
 
 @cache

@@ -31,6 +31,9 @@ class Device(ABC):
     lock: threading.RLock
     #: blocks of THREADS threads that keep it busy
     most_blocks: int
+    #: bytes of shared memory that a block may be given, and blocks that may share theirs
+    shared_bytes: int
+    cluster_blocks: int
 
     @abstractmethod
     def owns(self, x: object) -> bool:
@@ -95,8 +98,9 @@ class Device(ABC):
         """What is asked for from now on waits for what runs beside."""
 
     @abstractmethod
-    def seconds(self, work: Callable[[], None]) -> float:
-        """How long the device takes for ``work``, which must be fit to be captured."""
+    def seconds(self, work: Callable[[], None], captured: bool = True) -> float:
+        """How long the device takes for ``work``, which must be fit to be captured if it is to be
+        measured without the host's share."""
 
     @abstractmethod
     def address(self, x: Array) -> int:

@@ -3,6 +3,8 @@
 // Each thread of a block is a fibre: it runs until it meets a barrier or a shuffle, then the next
 // one does, in the order asked for. Shared memory is poisoned before each block. A barrier that not
 // all threads reach, or a shuffle that not all lanes of a warp do, ends the launch with a message.
+// A launch that asks for shared memory is one cluster: its blocks run together, each with memory of
+// its own and a guard behind it; what such a kernel declares as shared is not.
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#define ON_HOST
 #define __global__
 #define __device__
 #define __shared__ static __attribute__((section("shared_memory")))
@@ -28,12 +31,17 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace shim {
 
-enum State { READY, AT_BARRIER, AT_SHUFFLE, DONE };
-const int MOST_THREADS = 1024, WARP_SIZE = 32;
-const size_t STACK = 1 << 16;
+enum State { READY, AT_BARRIER, AT_CLUSTER, AT_SHUFFLE, DONE };
+const int MOST_THREADS = 4096, WARP_SIZE = 32;
+const size_t STACK = 1 << 16, GUARD = 256;
 
 static State states[MOST_THREADS];
 static unsigned running;                       // the thread whose fibre runs
+static unsigned first_block;                   // of those whose fibres run
+static size_t shared_bytes;                    // of each, if they asked for memory
+static std::vector<char> given;
+struct Copy { void* to; const void* from; size_t size; };
+static std::vector<Copy> copies[MOST_THREADS]; // that nobody has waited for yet
 static uint64_t lanes[2][MOST_THREADS];        // what lanes show each other; two turns by turns
 static int turns[MOST_THREADS];
 static std::function<void()> body;
@@ -81,8 +89,17 @@ static void wait(State state) {
     unsigned thread = running;
     states[thread] = state;
     yield();
-    running = threadIdx.x = thread;
 }
+
+// Go on with a thread.
+static void go_on(unsigned thread) {
+    running = thread;
+    threadIdx.x = thread % blockDim.x;
+    blockIdx.x = first_block + thread / blockDim.x;
+    resume(thread);
+}
+
+static char* memory_of(unsigned block) { return given.data() + block * (shared_bytes + GUARD); }
 
 // Let go the threads from first on whose last one has come to their meeting.
 static bool release(unsigned first, unsigned count, State meeting, bool exited_count) {
@@ -100,50 +117,59 @@ static bool release(unsigned first, unsigned count, State meeting, bool exited_c
 extern "C" char __start_shared_memory[] __attribute__((weak));
 extern "C" char __stop_shared_memory[] __attribute__((weak));
 
-static void run_block(unsigned threads, const std::vector<unsigned>& order) {
+static void run_blocks(unsigned blocks, unsigned threads, const std::vector<unsigned>& order) {
     if (__start_shared_memory)
         memset(__start_shared_memory, 0xFF, __stop_shared_memory - __start_shared_memory);
-    for (unsigned i = 0; i < threads; i++) {
+    given.assign(blocks * (shared_bytes + GUARD), (char)0xFF);
+    const unsigned all = blocks * threads;
+    for (unsigned i = 0; i < all; i++) {
         states[i] = READY;
         turns[i] = 0;
+        copies[i].clear();
         prepare(i);
     }
     for (;;) {
         for (unsigned i : order)
-            if (states[i] == READY) {
-                running = threadIdx.x = i;
-                resume(i);
-            }
-        bool moved = release(0, threads, AT_BARRIER, false);
-        for (unsigned warp = 0; warp < threads; warp += WARP_SIZE)
+            if (states[i] == READY) go_on(i);
+        bool moved = release(0, all, AT_CLUSTER, false);
+        for (unsigned block = 0; block < all; block += threads)
+            moved |= release(block, threads, AT_BARRIER, false);
+        for (unsigned warp = 0; warp < all; warp += WARP_SIZE)
             moved |= release(warp, WARP_SIZE, AT_SHUFFLE, true);
         if (moved) continue;
-        for (unsigned i = 0; i < threads; i++)
+        for (unsigned i = 0; i < all; i++)
             if (states[i] != DONE)
-                failure = states[i] == AT_BARRIER ? "a barrier that not all threads reach"
-                                                  : "a shuffle that not all lanes take part in";
-        return;
+                failure = states[i] == AT_SHUFFLE ? "a shuffle that not all lanes take part in"
+                                                  : "a barrier that not all threads reach";
+        break;
     }
+    for (unsigned block = 0; block < blocks; block++)
+        for (size_t i = 0; i < GUARD; i++)
+            if (memory_of(block)[shared_bytes + i] != (char)0xFF)
+                failure = "somebody wrote behind the end of shared memory";
 }
 
 static const char* run(
-    std::function<void()> kernel, unsigned blocks, unsigned threads, int order, unsigned seed
+    std::function<void()> kernel, unsigned blocks, unsigned threads, int order, unsigned seed,
+    size_t shared
 ) {
     if (!stacks)
         stacks = (char*)mmap(
             0, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    std::vector<unsigned> places(threads);
-    for (unsigned i = 0; i < threads; i++) places[i] = i;
+    const unsigned together = shared ? blocks : 1;
+    std::vector<unsigned> places(together * threads);
+    for (unsigned i = 0; i < places.size(); i++) places[i] = i;
+    shared_bytes = shared;
     if (order == 1) std::reverse(places.begin(), places.end());
     if (order == 2) std::shuffle(places.begin(), places.end(), std::mt19937(seed));
     body = kernel;
     failure = 0;
     blockDim.x = threads;
     gridDim.x = blocks;
-    for (unsigned i = 0; i < blocks && !failure; i++) {
+    for (unsigned i = 0; i < blocks && !failure; i += together) {
         // blocks come in that order too
-        blockIdx.x = order == 1 ? blocks - 1 - i : i;
-        run_block(threads, places);
+        first_block = order == 1 ? blocks - together - i : i;
+        run_blocks(together, threads, places);
     }
     return failure;
 }
@@ -183,6 +209,22 @@ static const char* types(void (*)(Arguments...)) {
 
 static inline void __syncthreads() { shim::wait(shim::AT_BARRIER); }
 
+// What kernels/cuda_cluster.cu has for a GPU.
+static inline char* shared_memory() { return shim::memory_of(blockIdx.x - shim::first_block); }
+static inline void meet_cluster() { shim::wait(shim::AT_CLUSTER); }
+template <typename T>
+static inline T* of_block(T* own, int block) {
+    return (T*)(shim::memory_of(block) + ((char*)own - shared_memory()));
+}
+template <typename T>
+static inline void copy_later(T* to, const T* from) {
+    shim::copies[shim::running].push_back({to, from, sizeof(T)});
+}
+static inline void wait_for_copies() {
+    for (shim::Copy& copy : shim::copies[shim::running]) memcpy(copy.to, copy.from, copy.size);
+    shim::copies[shim::running].clear();
+}
+
 template <typename Value>
 static inline Value __shfl_xor_sync(unsigned, Value value, int lane_mask) {
     unsigned thread = shim::running;
@@ -196,7 +238,8 @@ static inline Value __shfl_xor_sync(unsigned, Value value, int lane_mask) {
 #define REGISTER(kernel) \
     extern "C" const char* types_##kernel() { return shim::types(&kernel); } \
     extern "C" const char* launch_##kernel( \
-        unsigned blocks, unsigned threads, int order, unsigned seed, void** values) { \
+        unsigned blocks, unsigned threads, int order, unsigned seed, size_t shared, \
+        void** values) { \
         return shim::run( \
-            [=] { shim::call(&kernel, values); }, blocks, threads, order, seed); \
+            [=] { shim::call(&kernel, values); }, blocks, threads, order, seed, shared); \
     }
