@@ -60,6 +60,20 @@ __device__ inline Real slope(int code, Real saved, Real parameter) {
     }
 }
 
+// dz = dy where a ReLU lets through, for rounded numbers: their bits stay as they are.
+__device__ inline void relu_backward_in_halves(const Half* dy, const Half* y, Size n, Half* dz) {
+    bool whole = ((Wide)dy | (Wide)y | (Wide)dz) % sizeof(FourHalves) == 0;
+    Size fours = whole ? n / 4 : 0;
+    for (Size i = first_index(); i < fours; i += index_step()) {
+        FourHalves d = ((const FourHalves*)dy)[i], z = ((const FourHalves*)y)[i];
+        for (int k = 0; k < 4; k++)
+            if (!(from_half(z.at[k]) > 0)) d.at[k] = rounded_to_half(from_half(d.at[k]) * 0);
+        ((FourHalves*)dz)[i] = d;
+    }
+    for (Size i = 4 * fours + first_index(); i < n; i += index_step())
+        dz[i] = from_half(y[i]) > 0 ? dy[i] : rounded_to_half(from_half(dy[i]) * 0);
+}
+
 // out = act(x + bias), all but softmax, also rounded; z = x + bias is kept. Each where there is a
 // place for it.
 KERNEL activation_forward(
@@ -76,14 +90,18 @@ KERNEL activation_forward(
     }
 }
 
-// out = dy act'(z), all but softmax, also rounded; what is saved may be rounded, too.
+// out = dy act'(z), all but softmax, also rounded; dy and what is saved may be rounded, too.
 KERNEL activation_backward(
-    const Real* dy, const Real* saved, const Half* saved_half, Size n, int code, Real parameter,
-    Real* out, Half* rounded
+    const Real* dy, const Half* dy_half, const Real* saved, const Half* saved_half, Size n,
+    int code, Real parameter, Real* out, Half* rounded
 ) {
+    if (dy_half && saved_half && rounded && !out && code == RELU) {
+        relu_backward_in_halves(dy_half, saved_half, n, rounded);
+        return;
+    }
     for (Size i = first_index(); i < n; i += index_step()) {
         Real kept = saved ? saved[i] : from_half(saved_half[i]);
-        Real dz = dy[i] * slope(code, kept, parameter);
+        Real dz = (dy ? dy[i] : from_half(dy_half[i])) * slope(code, kept, parameter);
         if (out) out[i] = dz;
         if (rounded) rounded[i] = rounded_to_half(dz);
     }

@@ -3,6 +3,8 @@
 
 #ifndef ON_HOST  // the stand-in of the tests brings its own
 
+#define NOT_INLINE __noinline__
+
 extern __shared__ double given_memory[];
 
 // The shared memory that a launch asks for.
@@ -54,3 +56,11 @@ __device__ inline void wait_for_copies() {
 }
 
 #endif
+
+// All threads of all blocks meet, in a launch of one cluster.
+__device__ inline void meet_blocks() {
+    if (gridDim.x > 1)
+        meet_cluster();
+    else
+        __syncthreads();
+}

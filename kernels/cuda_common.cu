@@ -74,6 +74,27 @@ __device__ inline Real from_half(Half x) {
     return (Real)number.number;
 }
 
+// Four numbers at a time, where all vectors lie on whole fours: memory delivers them in one go.
+struct alignas(4 * sizeof(Real)) Four {
+    Real at[4];
+};
+struct alignas(4 * sizeof(Half)) FourHalves {
+    Half at[4];
+};
+
+__device__ inline bool in_fours(
+    const void* a, const void* b, const void* c, const void* d, const Half* halves
+) {
+    return ((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four) == 0 &&
+           (Wide)halves % sizeof(FourHalves) == 0;
+}
+
+__device__ inline FourHalves rounded_to_halves(Four x) {
+    FourHalves halves;
+    for (int k = 0; k < 4; k++) halves.at[k] = rounded_to_half(x.at[k]);
+    return halves;
+}
+
 // The sum over LANES neighbouring lanes of a warp, the same in all of them: a whole warp, or one.
 template <int LANES = WARP, typename Number>
 __device__ inline Number warp_sum(Number value) {

@@ -32,6 +32,10 @@ struct Gradient {
         if (number) number[j] = value;
         if (rounded) rounded[j] = rounded_to_half(value);
     }
+    __device__ inline void put(Size j, Four values) const {
+        if (number) *(Four*)(number + j) = values;
+        if (rounded) *(FourHalves*)(rounded + j) = rounded_to_halves(values);
+    }
 };
 
 // A loss that is a sum over outputs, for one of them.
@@ -40,9 +44,11 @@ __device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivat
     const Real one = 1;
     Real e = p - t;
     switch (CODE) {
-        case SIGMOID_CROSS_ENTROPY:
-            *derivative = one / (one + exp(-p)) - t;
-            return at_least(p, 0) - p * t + log1p(exp(-fabs(p)));
+        case SIGMOID_CROSS_ENTROPY: {
+            Real small = exp(-fabs(p)), share = one / (one + small);
+            *derivative = (p >= 0 ? share : small * share) - t;
+            return at_least(p, 0) - p * t + log1p(small);
+        }
         case BINARY_CROSS_ENTROPY:
             p = clip_probability(p);
             *derivative = (one - t) / (one - p) - t / p;
@@ -63,6 +69,46 @@ __device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivat
             *derivative = 2 * e;
             return e * e;
     }
+}
+
+// The same for a warp whose lanes keep up to KEPT numbers of the row each, which are read once.
+template <int KEPT>
+__device__ inline double softmax_row_kept(
+    const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
+) {
+    const int width = (int)outputs;
+    Real kept[KEPT], largest = pred[0], total = 0, shifted = 0, target_sum = label >= 0 ? 1 : 0;
+    for (int k = 0; k < KEPT; k++) {
+        const int j = lane() + k * WARP;
+        kept[k] = j < width ? pred[j] : largest;
+    }
+    for (int k = 0; k < KEPT; k++) largest = larger(largest, kept[k]);
+    largest = warp_largest(largest);
+    for (int k = 0; k < KEPT; k++) {
+        const int j = lane() + k * WARP;
+        const Real z = kept[k] - largest;
+        kept[k] = exp(z);
+        if (j >= width) continue;
+        total += kept[k];
+        if (j == label) shifted = z;
+        if (label < 0) {
+            target_sum += target[j];
+            shifted += target[j] * z;
+        }
+    }
+    total = warp_sum(total);
+    shifted = warp_sum(shifted);
+    if (label < 0) target_sum = warp_sum(target_sum);
+    if (dpred.wanted()) {
+        const Real factor = (Real)own, share = target_sum / total;
+        for (int k = 0; k < KEPT; k++) {
+            const int j = lane() + k * WARP;
+            if (j >= width) continue;
+            const Real t = label < 0 ? target[j] : (Real)(j == label);
+            dpred.put(j, (kept[k] * share - t) * factor);
+        }
+    }
+    return target_sum * log(total) - shifted;
 }
 
 // -sum of t log softmax(p) over a row, and its gradient times own; label < 0 where rows of t are.
@@ -120,7 +166,26 @@ __device__ inline Real sum_of_outputs(
 ) {
     const int AT_ONCE = 4;
     Real value = 0, derivative;
-    Size j = lane() % LANES;
+    Size fours = in_fours(pred, target, dpred.number, 0, dpred.rounded) ? outputs / 4 : 0;
+    Size i = lane() % LANES;
+    for (; i + LANES < fours; i += 2 * LANES) {
+        Four p[2] = {((const Four*)pred)[i], ((const Four*)pred)[i + LANES]};
+        Four t[2] = {((const Four*)target)[i], ((const Four*)target)[i + LANES]};
+        for (int n = 0; n < 2; n++) {
+            Four d;
+            for (int k = 0; k < 4; k++) {
+                value += output_loss<CODE>(p[n].at[k], t[n].at[k], parameter, &derivative);
+                d.at[k] = derivative * factor;
+            }
+            dpred.put(4 * (i + n * LANES), d);
+        }
+    }
+    Size j = 4 * fours + lane() % LANES;
+    for (; i < fours; i += LANES)
+        for (int k = 0; k < 4; k++) {
+            value += output_loss<CODE>(pred[4 * i + k], target[4 * i + k], parameter, &derivative);
+            dpred.put(4 * i + k, derivative * factor);
+        }
     for (; j + (AT_ONCE - 1) * LANES < outputs; j += AT_ONCE * LANES) {
         Real p[AT_ONCE], t[AT_ONCE];
         for (int k = 0; k < AT_ONCE; k++) {
@@ -175,6 +240,10 @@ __device__ inline double row_loss(
         for (Size j = lane() % LANES; j < outputs; j += LANES) dpred.put(j, not_a_number());
         return not_a_number();
     }
+    if (code == SOFTMAX_CROSS_ENTROPY && LANES == WARP && outputs > WARP && outputs <= 32 * WARP)
+        return outputs <= 8 * WARP
+                   ? softmax_row_kept<8>(pred, target, label, outputs, own, dpred)
+                   : softmax_row_kept<32>(pred, target, label, outputs, own, dpred);
     if (code == SOFTMAX_CROSS_ENTROPY)
         return softmax_row<LANES>(pred, target, label, outputs, own, dpred);
     if (code == CATEGORICAL_CROSS_ENTROPY)

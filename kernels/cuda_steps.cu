@@ -48,6 +48,14 @@ __device__ inline void copy_row(const Word* from, Size words, Word* to) {
     for (Size j = 4 * quads + lane(); j < words; j += WARP) to[j] = from[j];
 }
 
+// A warp rounds a row of numbers.
+__device__ inline void round_row(const Real* from, Size width, Half* to) {
+    Size fours = in_fours(from, 0, 0, 0, to) ? width / 4 : 0;
+    for (Size j = lane(); j < fours; j += WARP)
+        ((FourHalves*)to)[j] = rounded_to_halves(((const Four*)from)[j]);
+    for (Size j = 4 * fours + lane(); j < width; j += WARP) to[j] = rounded_to_half(from[j]);
+}
+
 // The next step of the run: its number and rate, and the batch's rows of x, of the targets (rows or
 // labels) and of the weights, in 4-byte words; x also, or only, rounded. A warp takes a row.
 KERNEL begin_step(
@@ -72,9 +80,7 @@ KERNEL begin_step(
         Size from = order ? order[start + row] : start + row;
         const Word* own_x = all_x + from * x_words;
         if (x) copy_row(own_x, x_words, x + row * x_words);
-        if (rounded)
-            for (Size j = lane(); j < x_words; j += WARP)
-                rounded[row * x_words + j] = rounded_to_half((Real)((const float*)own_x)[j]);
+        if (rounded) round_row((const Real*)own_x, x_words, rounded + row * x_words);
         copy_row(all_targets + from * target_words, target_words, target + row * target_words);
         if (weight)
             copy_row(all_weights + from * weight_words, weight_words, weight + row * weight_words);

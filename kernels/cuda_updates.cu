@@ -1,20 +1,5 @@
 // Penalties, clipping and optimizer steps over flat vectors. Formulas: nnbackend/backends/base.py.
 
-// Four numbers at a time, where all vectors lie on whole fours: memory delivers them in one go.
-struct alignas(4 * sizeof(Real)) Four {
-    Real at[4];
-};
-struct alignas(4 * sizeof(Half)) FourHalves {
-    Half at[4];
-};
-
-__device__ inline bool in_fours(
-    const void* a, const void* b, const void* c, const void* d, const Half* halves
-) {
-    return ((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four) == 0 &&
-           (Wide)halves % sizeof(FourHalves) == 0;
-}
-
 // UPDATE(w, g, m, v) for each place of up to four vectors; those that are not there are null. The
 // new w goes to ``rounded`` as well, if that is there.
 template <typename Update>
@@ -32,11 +17,7 @@ __device__ inline void for_each(
         ((Four*)w)[i] = a;
         if (m) ((Four*)m)[i] = c;
         if (v) ((Four*)v)[i] = d;
-        if (rounded) {
-            FourHalves halves;
-            for (int k = 0; k < 4; k++) halves.at[k] = rounded_to_half(a.at[k]);
-            ((FourHalves*)rounded)[i] = halves;
-        }
+        if (rounded) ((FourHalves*)rounded)[i] = rounded_to_halves(a);
     }
     for (Size i = 4 * fours + first_index(); i < n; i += index_step()) {
         update(w[i], g[i], m ? m[i] : none, v ? v[i] : none);

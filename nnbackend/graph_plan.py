@@ -145,7 +145,9 @@ class GraphPlan:
         if i < self.lowest:
             return NOTHING
         columns = self.table[i].n_outputs
-        half = self.rounded is not None and self._is_dense(i) and self._activation(i) == LINEAR
+        # a ReLU leaves numbers as they are, or none: to round them before it changes nothing
+        rounds_first = self._is_dense(i) and self._activation(i).name in ("linear", "relu")
+        half = self.rounded is not None and rounds_first
         from_kernel = i + 1 < len(self.table) and not self._is_dense(i + 1)
         real = self._zeros(columns) if from_kernel or not half else None
         return Matrix(real, self._zeros(columns, True) if half else None)
@@ -276,7 +278,8 @@ class GraphPlan:
                 if dz.half is not None:
                     backend.round_to_bf16(dy.real, dz.half)
             elif act != LINEAR:
-                backend.slope_times(act, dy.real, saved.operand, out, dz.half)
+                arrived = dy.half if dy.real is None else dy.real
+                backend.slope_times(act, arrived, saved.operand, out, dz.half)
             elif rounds and dz.half is not None:
                 backend.round_to_bf16(dy.real, dz.half)
 

@@ -7,12 +7,23 @@ another. Here is which networks those are, and what lies where in a block's memo
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnbackend.activations import NAMES
-from nnbackend.backends._cuda_kernels import DENSE, PLAN, RUN, UPDATES, WARPS, bind
+from nnbackend.backends._cuda_kernels import (
+    JOBS,
+    LAYER,
+    PLAN,
+    RUN,
+    THREADS,
+    UPDATES,
+    WARPS,
+    bind,
+    source,
+)  # fmt: skip
 from nnbackend.backends.base import Activation, Array
 from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.executor import Data
@@ -26,6 +37,14 @@ from nnbackend.program import ABSENT, Program, Row
 MOST_STEPS = 256
 #: Rows that a block should have at least: products take four at a time.
 FEWEST_ROWS = 4
+#: A Job of the kernel.
+JOB = np.dtype(
+    [(name, np.int32) for name in (
+        "kind", "rows", "columns", "inner", "a", "a_row", "a_column", "a_turn", "b", "b_row",
+        "b_column", "large", "out", "out_row", "kept", "saved", "activation", "shift", "across",
+        "meets",
+    )] + [("per_across", np.float32), ("unused", np.int32), ("parameter", np.float64)]
+)  # fmt: skip
 #: The optimizers whose formulas the kernel has.
 _UPDATES = {AdaGrad: "adagrad", RMSprop: "rmsprop", Adam: "adam", AdamW: "adam"}
 #: The one statistic that is counted where the loss is computed.
@@ -66,7 +85,7 @@ class Layout(NamedTuple):
     """What lies where.
 
     Attributes:
-        table: int64, for the kernel: PLAN, then DENSE for each layer.
+        table: int64, for the kernel: PLAN, then JOBs, then LAYER for each layer.
         blocks: of the cluster.
         shared: bytes of each block's memory.
         question: all that its speed depends on.
@@ -90,7 +109,11 @@ def layout_of(program: Program, backend: CudaBackend, rows: int, data: Data) -> 
 
 
 class _Writer:
-    """Gives out a block's memory, bytes first (numbers of eight bytes), then matrices."""
+    """Gives out a block's memory, and writes the jobs of a step.
+
+    Places are counted in numbers of the network's dtype, those of double and integer things in
+    bytes.
+    """
 
     def __init__(
         self, program: Program, backend: CudaBackend, own_rows: int, blocks: int, data: Data
@@ -99,45 +122,51 @@ class _Writer:
         self.own_rows, self.blocks = own_rows, blocks
         self.item = program.dtype.itemsize
         self.bytes = 0
-        self.plan: dict[str, int] = {}
-        self.layers: list[dict[str, int]] = [{} for _ in program.rows]
+        self.plan = dict.fromkeys(PLAN, 0)
+        trained = [k for k, row in enumerate(program.rows) if row.trainable]
+        self.lowest = trained[0]
+        self.layers = [_Layer(row) for row in program.rows]
+        self.jobs: list[np.ndarray[Any, Any]] = []
 
     def layout(self) -> Layout:
-        program, plan, own_rows = self.program, self.plan, self.own_rows
-        words = len(PLAN) + len(DENSE) * len(program.rows)
+        program, plan, rows = self.program, self.plan, self.own_rows
+        labels, depth = self.data.target.ndim == 1, len(self.layers)
+        slope = self.layers[-1].row.activation != 0
+        # forward; a slope; weights of each layer, and what goes down to the one below
+        count = depth + slope + 2 * depth
+        words = len(PLAN) + JOB.itemsize // 8 * count + len(LAYER) * depth
         self._take(8 * (words + len(RUN)))
-        labels = self.data.target.ndim == 1
-        trained = [k for k, row in enumerate(program.rows) if row.trainable]
         plan |= {
-            "words": words,
-            "depth": len(program.rows),
-            "lowest": trained[0],
-            "rows": own_rows,
+            "depth": depth,
+            "forwards": depth,
+            "rows": rows,
             "inputs": program.n_inputs,
-            "x_stride": stride(program.n_inputs),
+            "outputs": program.n_outputs,
             "target_width": 0 if labels else program.n_outputs,
             "counts_hits": len(program.statistics),
             "rates": self._take(8 * 3 * MOST_STEPS),
             "totals": self._take(8 * 2),
             "sums": self._take(8 * WARPS),
-            "losses": self._take(8 * 2 * own_rows),
-            "indices": self._take(8 * 2 * own_rows),
-            "labels": self._take(8 * own_rows if labels else 0),
-            "one": self._matrix(1, 1),
+            "losses": self._take(8 * 2 * rows),
+            "indices": self._take(8 * 2 * rows),
+            "labels": self._take(4 * 2 * rows if labels else 0),
         }
         self._parameters()
-        self._rows()
-        table = np.empty(words, np.int64)
-        table[: len(PLAN)] = [plan[name] for name in PLAN]
-        for k, (row, layer) in enumerate(zip(program.rows, self.layers, strict=True)):
-            place = table[len(PLAN) + k * len(DENSE) :][: len(DENSE)]
-            place[:] = [layer[name] for name in DENSE]
-            parameter = float(program.floats[row.layer][0])
-            place[DENSE.index("parameter")] = np.float64(parameter).view(np.int64)
+        self._matrices()
+        self._write_jobs()
+        plan["jobs"] = len(self.jobs)
+        table = np.concatenate(
+            [
+                np.array([plan[name] for name in PLAN], np.int64),
+                *(job.view(np.int64) for job in self.jobs),
+                *(np.array(layer.words(), np.int64) for layer in self.layers),
+            ]
+        )
         widths = [program.n_inputs, *(row.n_outputs for row in program.rows)]
         acts = [row.activation for row in program.rows]
-        trained = [k for k, row in enumerate(program.rows) if row.trainable]
-        question = f"{widths} {acts} {trained} {len(program.slots)} {self.blocks} {labels}"
+        slots = len(program.slots)
+        version = hashlib.sha256(source().encode()).hexdigest()[:8]
+        question = f"{version} {widths} {acts} {self.lowest} {slots} {self.blocks} {labels}"
         return Layout(table, self.blocks, self.bytes, question)
 
     def _take(self, size: int) -> int:
@@ -147,72 +176,144 @@ class _Writer:
         return start
 
     def _matrix(self, rows: int, row_size: int) -> int:
-        """Numbers; where they begin, in numbers."""
+        """Numbers; where they begin."""
         return self._take(rows * row_size * self.item) // self.item
 
     def _parameters(self) -> None:
-        """Weights and biases that are trained, those that are not, and what belongs to the former:
-        gradients, and a share of what the optimizer keeps. The order is that of the flat vectors,
-        so that those that decay come first."""
-        rows, plan = self.program.rows, self.plan
-        begin = self.bytes // self.item
+        """Parameters that are trained, those that are not, and what belongs to the former:
+        gradients, and a share of what the optimizer keeps."""
+        plan, begin = self.plan, self.bytes // self.item
         for trainable in (1, 0):
-            chosen = [(k, row) for k, row in enumerate(rows) if row.trainable == trainable]
-            for k, row in chosen:
-                width = stride(row.n_outputs)
-                self.layers[k] |= {
-                    "weight": self._matrix(row.n_inputs, width),
-                    "w_stride": width,
-                    "weight_at": row.parameter_0,
-                }
-            if trainable:
-                plan["decayed"] = self.bytes // self.item
-            for k, row in chosen:
-                has_bias = row.parameter_1 != ABSENT
-                place = self._matrix(1, row.n_outputs) if has_bias else ABSENT
-                self.layers[k] |= {"bias": place, "bias_at": row.parameter_1}
+            for layer in self.layers:
+                if layer.row.trainable == trainable:
+                    layer.weight = self._matrix(layer.inner, layer.weight_stride)
             if trainable:
                 plan["trained"] = self.bytes // self.item
         size = plan["trained"] - begin
         plan["begin"], plan["share"] = begin, -(-size // self.blocks)
         plan["gradients"] = self._matrix(1, size) - begin  # from each parameter to its gradient
-        slots = len(self.program.slots)
-        for number, name in enumerate(("m", "v")):
-            plan[name] = self._matrix(1, plan["share"]) if number < slots else 0
+        for name, _ in zip(("m", "v"), self.program.slots, strict=False):
+            plan[name] = self._matrix(1, plan["share"])
 
-    def _rows(self) -> None:
+    def _matrices(self) -> None:
         """The block's rows of two batches, and what each layer makes of one."""
-        program, plan, own_rows = self.program, self.plan, self.own_rows
+        plan, rows = self.plan, self.own_rows
         weighted = self.data.weight is not None
-        plan["x"] = self._matrix(2 * own_rows, plan["x_stride"])
-        plan["targets"] = self._matrix(2 * own_rows, plan["target_width"])
-        plan["row_weights"] = self._matrix(2 * own_rows, int(weighted))
-        place, width = 0, plan["x_stride"]
-        for layer, row in zip(self.layers, program.rows, strict=True):
-            own = stride(row.n_outputs)
-            output = self._matrix(own_rows, own)
-            kept = self._matrix(own_rows, own) if self._keeps_input(row) else ABSENT
-            layer |= {
-                "inputs": row.n_inputs,
-                "outputs": row.n_outputs,
-                "activation": row.activation,
-                "parameter": 0,
-                "input": place,
-                "in_stride": width,
-                "output": output,
-                "stride": own,
-                "kept": kept,
-                "saved": output if kept == ABSENT else kept,
-                "gradient": output,  # an output has been read when its gradient is written
-                "trains": row.trainable,
-            }
-            place, width = output, own
+        width = stride(plan["inputs"] + 1)
+        place = self._matrix(2 * rows, width)
+        plan["x"], plan["x_stride"] = place, width
+        plan["targets"] = self._matrix(2 * rows, plan["target_width"])
+        plan["row_weights"] = self._matrix(2 * rows, int(weighted))
+        for layer in self.layers:
+            layer.x, layer.x_stride = place, width
+            width = stride(layer.row.n_outputs + 1)
+            place = layer.out = layer.gradient = layer.saved = self._matrix(rows, width)
+            layer.stride = width
+            act = Activation(NAMES[layer.row.activation], self._parameter(layer))
+            if self.backend.activation_saves(act) == "input":
+                layer.kept = layer.saved = self._matrix(rows, width)
         # the loss's gradient is written while outputs are being read
-        self.layers[-1]["gradient"] = self._matrix(own_rows, width)
+        last = self.layers[-1]
+        last.gradient = self._matrix(rows, width)
+        plan["output"], plan["output_stride"] = last.out, width
+        plan["output_gradient"] = last.gradient
 
-    def _keeps_input(self, row: Row) -> bool:
-        act = Activation(NAMES[row.activation], float(self.program.floats[row.layer][0]))
-        return self.backend.activation_saves(act) == "input"
+    def _parameter(self, layer: _Layer) -> float:
+        return float(self.program.floats[layer.row.layer][0])
+
+    def _write_jobs(self) -> None:
+        rows = self.own_rows
+        turn = rows * self.plan["x_stride"]  # from one batch's rows of x to the other's
+        for k, layer in enumerate(self.layers):
+            self._product(
+                "forward", rows, layer.row.n_outputs, layer.inner,
+                a=layer.x, a_row=layer.x_stride, a_column=1, a_turn=0 if k else turn,
+                b=layer.weight, b_row=layer.weight_stride, b_column=1,
+                out=layer.out, out_row=layer.stride, kept=layer.kept, saved=layer.saved,
+                activation=layer.row.activation, parameter=self._parameter(layer), meets=1,
+            )  # fmt: skip
+        last = self.layers[-1]
+        if last.row.activation:
+            self._job(
+                "slope", columns=last.row.n_outputs, across=last.row.n_outputs, out=last.gradient,
+                out_row=last.stride, saved=last.saved, activation=last.row.activation,
+                parameter=self._parameter(last), meets=1,
+            )  # fmt: skip
+        for k in range(len(self.layers) - 1, self.lowest - 1, -1):
+            layer = self.layers[k]
+            if layer.row.trainable:
+                # the inputs have to be read before their gradient comes in their place
+                self._product(
+                    "weights", layer.inner, layer.row.n_outputs, rows,
+                    a=layer.x, a_row=1, a_column=layer.x_stride, a_turn=0 if k else turn,
+                    b=layer.gradient, b_row=layer.stride, b_column=1,
+                    out=layer.weight + self.plan["gradients"], out_row=layer.weight_stride,
+                    meets=int(k > self.lowest),
+                )  # fmt: skip
+            if k > self.lowest:
+                below = self.layers[k - 1]
+                self._product(
+                    "below", rows, layer.row.n_inputs, layer.row.n_outputs,
+                    a=layer.gradient, a_row=layer.stride, a_column=1,
+                    b=layer.weight, b_row=1, b_column=layer.weight_stride,
+                    out=below.gradient, out_row=below.stride, saved=below.saved,
+                    activation=below.row.activation, parameter=self._parameter(below), meets=1,
+                )  # fmt: skip
+
+    def _product(self, kind: str, rows: int, columns: int, inner: int, **fields: float) -> None:
+        large, shift = tiling(rows, columns, inner)
+        across = -(-columns // 4) if large else columns
+        self._job(
+            kind, rows=rows, columns=columns, inner=inner, large=int(large), shift=shift,
+            across=across, **fields,
+        )  # fmt: skip
+
+    def _job(self, kind: str, **fields: float) -> None:
+        job = np.zeros(1, JOB)
+        job["kind"], job["kept"] = JOBS.index(kind), ABSENT
+        for name, value in fields.items():
+            job[name] = value
+        job["per_across"] = 1 / job["across"]
+        self.jobs.append(job)
+
+
+class _Layer:
+    """Where a dense layer's things lie: see _Writer."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.weight_stride = stride(row.n_outputs)
+        #: rows of the weights, the bias being the last one
+        self.inner = row.n_inputs + (row.parameter_1 != ABSENT)
+        self.weight = self.x = self.x_stride = self.out = self.stride = 0
+        self.gradient = self.saved = 0
+        self.kept = ABSENT
+
+    def words(self) -> list[int]:
+        row = self.row
+        fields = {
+            "inputs": row.n_inputs, "outputs": row.n_outputs, "place": self.weight,
+            "stride": self.weight_stride, "weight": row.parameter_0, "bias": row.parameter_1,
+            "x": self.x, "x_stride": self.x_stride,
+        }  # fmt: skip
+        return [fields[name] for name in LAYER]
+
+
+def tiling(rows: int, columns: int, inner: int) -> tuple[bool, int]:
+    """Whether a thread should take 4 x 4 elements of a product, or 4 x 1, and the logarithm of the
+    number of lanes that should share their sums: what takes the fewest instructions."""
+    ways = {}
+    for large in (True, False):
+        wide = 4 if large else 1
+        tiles = -(-rows // 4) * -(-columns // wide)
+        for shift in range(6):
+            sharing = 1 << shift
+            rounds = -(-tiles * sharing // THREADS)
+            sums = -(-inner // sharing) * (4 + wide + 4 * wide + 4)
+            exchange = shift * 4 * wide * 2
+            results = -(-4 * wide // sharing) * 12
+            ways[large, shift] = rounds * (sums + exchange + results + 40)
+    return min(ways, key=lambda way: ways[way])
 
 
 def stride(width: int) -> int:
@@ -242,9 +343,10 @@ class ResidentSteps:
         ]
         storage, (m, v, *_) = program.storage, (*program.slots, None, None)
         arguments = (
-            0, self.table, LOSSES.index(loss.name), not loss.summed, (*loss.parameters, 0.0)[0],
-            program.n_sums, UPDATES.index(update), getattr(optimizer, "nesterov", False), *numbers,
-            storage.parameters, storage.gradients, m, v, record, state,
+            0, self.table, len(layout.table), LOSSES.index(loss.name), not loss.summed,
+            (*loss.parameters, 0.0)[0], program.n_sums, UPDATES.index(update),
+            getattr(optimizer, "nesterov", False), *numbers, storage.parameters,
+            storage.gradients, m, v, record, state,
         )  # fmt: skip
         launch = bind("train_resident", program.dtype, layout.blocks, arguments)
         self._launch = backend.gpu.prepare(launch._replace(shared=layout.shared))

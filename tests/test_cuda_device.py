@@ -444,13 +444,15 @@ def device(cupy) -> _cuda_device.CupyDevice:
 def test_kernels_are_compiled_once_for_a_dtype_and_get_typed_arguments(cupy, device) -> None:
     x = fake(np.ones(4, np.float32))
     for _ in range(2):
-        device.launch(bind("activation_backward", FLOAT32, 7, (x, x, None, 4, 1, 0.5, x, None)))
+        device.launch(
+            bind("activation_backward", FLOAT32, 7, (x, None, x, None, 4, 1, 0.5, x, None))
+        )
     assert [entry for entry in cupy.log if entry[0] == "compile"] == [
         ("compile", ("-std=c++17", "-DReal=float"))
     ]
     name, grid, block, arguments = cupy.log[-1]
     assert (name, grid, block) == ("activation_backward", (7,), (THREADS,))
-    assert [type(value) for value in arguments[3:6]] == [np.int64, np.int32, np.float32]
+    assert [type(value) for value in arguments[4:7]] == [np.int64, np.int32, np.float32]
 
 
 def test_compiling_says_so_once(cupy, device, capsys) -> None:

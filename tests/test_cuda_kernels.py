@@ -70,13 +70,23 @@ class TestLaunches:
 
     def test_numbers_get_the_type_that_the_kernel_says(self) -> None:
         x = np.zeros(5, np.float32)
-        launch = bind("activation_backward", FLOAT32, 1, (x, x, None, 5, 2, 0.25, x, None))
+        launch = bind("activation_backward", FLOAT32, 1, (x, None, x, None, 5, 2, 0.25, x, None))
         kinds = [type(value) for value in launch.arguments]
         array, absent = np.ndarray, type(None)
-        assert kinds == [array, array, absent, np.int64, np.int32, np.float32, array, absent]
-        arguments = (None, None, None, 5, 2, 0.25, None, None)
+        assert kinds == [
+            array,
+            absent,
+            array,
+            absent,
+            np.int64,
+            np.int32,
+            np.float32,
+            array,
+            absent,
+        ]
+        arguments = (None, None, None, None, 5, 2, 0.25, None, None)
         wide = bind("activation_backward", np.dtype("float64"), 1, arguments)
-        assert type(wide.arguments[5]) is np.float64
+        assert type(wide.arguments[6]) is np.float64
 
     @pytest.mark.parametrize(
         ("x", "message"),
@@ -135,6 +145,9 @@ class TestOrder:
             launched |= {kernel for kernel, _ in device.gpu.results}
         device = Recorder()
         train(device, "bf16")
+        model = nn.Sequential([nn.Dense(4, 3)], seed=0, backend=device)
+        model.compile("mean_squared_error", "adam")
+        model.fit(np.ones((8, 4)), np.ones((8, 3)), batch_size=4, verbose=0)
         assert launched | {kernel for kernel, _ in device.gpu.results} == set(signatures())
 
 
@@ -199,6 +212,27 @@ KERNEL shuffle_for_some(double* out) {
     if (threadIdx.x < 100) out[threadIdx.x] = warp_sum((double)threadIdx.x);
 }
 KERNEL overrun(double* out, Size n) { out[n] = 1; }
+KERNEL no_meeting(double* out) {
+    double* own = (double*)shared_memory();
+    own[threadIdx.x] = threadIdx.x;
+    __syncthreads();  // where all blocks should meet
+    out[256 * blockIdx.x + threadIdx.x] = of_block(own, 1 - blockIdx.x)[threadIdx.x];
+}
+KERNEL meeting(double* out) {
+    double* own = (double*)shared_memory();
+    own[threadIdx.x] = 256 * blockIdx.x + threadIdx.x;
+    meet_cluster();
+    out[256 * blockIdx.x + threadIdx.x] = of_block(own, 1 - blockIdx.x)[255 - threadIdx.x];
+}
+KERNEL not_waited_for(double* out) {
+    double* own = (double*)shared_memory();
+    copy_later(own + threadIdx.x, out + threadIdx.x);
+    __syncthreads();
+    out[256 + threadIdx.x] = own[threadIdx.x];
+}
+KERNEL beyond_shared_memory(double* out) {
+    ((double*)shared_memory())[256] = out[0];
+}
 """
 
 
@@ -207,14 +241,17 @@ def planted(tmp_path_factory):
     """Launch one of the planted kernels; what the stand-in has to say of it."""
     library = build(PLANTED, "float", tmp_path_factory.mktemp("planted") / "planted.so")
 
-    def run(kernel: str, out: np.ndarray, order: int = ASCENDING, n: int = 0) -> bytes | None:
+    def run(
+        kernel: str, out: np.ndarray, order: int = ASCENDING, n: int = 0, blocks: int = 1,
+        shared: int = 0,
+    ) -> bytes | None:  # fmt: skip
         values = (ctypes.c_void_p * 2)()
         numbers = ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(n)
         for i, number in enumerate(numbers):
             values[i] = ctypes.addressof(number)
         launch = library[f"launch_{kernel}"]
         launch.restype = ctypes.c_char_p
-        return launch(1, 256, order, 1, values)
+        return launch(blocks, 256, order, 1, ctypes.c_size_t(shared), values)
 
     return run
 
@@ -234,6 +271,26 @@ class TestStandIn:
     def test_a_barrier_that_some_never_reach_is_named(self, planted) -> None:
         assert planted("barrier_for_some", np.zeros(256)) is None  # the others have left
         assert b"a shuffle that not all lanes" in planted("shuffle_for_some", np.zeros(256))
+
+    def test_blocks_of_a_cluster_that_do_not_meet_show_in_some_order(self, planted) -> None:
+        expected, outs = np.tile(np.arange(256.0), 2), []
+        for order in ORDERS:
+            outs.append(np.zeros(512))
+            assert planted("no_meeting", outs[-1], order, blocks=2, shared=2048) is None
+            met = np.zeros(512)
+            assert planted("meeting", met, order, blocks=2, shared=2048) is None
+            np.testing.assert_array_equal(met, [*range(511, 255, -1), *range(255, -1, -1)])
+        assert any(not np.array_equal(out, expected) for out in outs)
+        assert any(np.isnan(out).any() for out in outs)  # each block's memory was poisoned
+
+    def test_a_copy_that_nobody_waits_for_does_not_arrive(self, planted) -> None:
+        out = np.ones(512)
+        assert planted("not_waited_for", out, shared=2048) is None
+        assert np.isnan(out[256:]).all()
+
+    def test_shared_memory_ends_where_it_was_asked_to(self, planted) -> None:
+        assert planted("beyond_shared_memory", np.ones(1), shared=2056) is None
+        assert b"behind the end" in planted("beyond_shared_memory", np.ones(1), shared=2048)
 
     def test_numbers_behind_an_array_are_noticed(self, planted) -> None:
         device = CpuDevice()

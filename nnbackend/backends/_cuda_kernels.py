@@ -28,17 +28,16 @@ RUN = (
     "x", "target", "weight", "order", "rates", "trace", "loss", "first_step", "index", "rows",
     "batch", "rate",
 )  # fmt: skip
-#: What a network that stays in shared memory is described by, an int64 array: first once for all,
-#: then for each dense layer. See nnbackend/resident.py.
+#: What a network that stays in shared memory is described by, in int64: once for all, and for each
+#: dense layer; and the kinds of jobs that its steps consist of. See nnbackend/resident.py.
 PLAN = (
-    "words", "depth", "lowest", "rows", "inputs", "x", "x_stride", "targets", "target_width",
-    "labels", "row_weights", "indices", "begin", "trained", "decayed", "share", "gradients",
-    "m", "v", "one", "rates", "totals", "sums", "losses", "counts_hits",
+    "depth", "jobs", "forwards", "rows", "inputs", "x", "x_stride", "outputs", "output",
+    "output_stride", "output_gradient", "target_width", "targets", "labels", "row_weights",
+    "indices", "begin", "trained", "share", "gradients", "m", "v", "rates", "totals", "sums",
+    "losses", "counts_hits", "spare",
 )  # fmt: skip
-DENSE = (
-    "inputs", "outputs", "activation", "parameter", "weight", "w_stride", "bias", "weight_at",
-    "bias_at", "input", "in_stride", "output", "stride", "kept", "saved", "gradient", "trains",
-)  # fmt: skip
+LAYER = ("inputs", "outputs", "place", "stride", "weight", "bias", "x", "x_stride")
+JOBS = ("forward", "slope", "weights", "below")
 #: How such a network's parameters are changed.
 UPDATES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
 #: Bytes of the StepState of kernels/cuda_common.cu.
@@ -88,8 +87,8 @@ def folder() -> Path:
 def source() -> str:
     """The program. ``Real`` is left to the compiler's options."""
     parts = [_codes(ACTIVATIONS), _codes(LOSSES), _codes(UPDATES, "update_")]
-    parts += [_codes((*RUN, "fields"), "run_"), _codes((*DENSE, "fields"), "dense_")]
-    parts += [_codes((*PLAN, "layers"), "plan_")]
+    parts += [_codes((*RUN, "fields"), "run_"), _codes((*PLAN, "fields"), "plan_")]
+    parts += [_codes((*LAYER, "fields"), "layer_"), _codes(JOBS, "job_")]
     parts.append(f"enum {{ THREADS = {THREADS}, WARPS = {WARPS}, COLUMNS = {COLUMNS} }};")
     for name in FILES:
         file = folder() / f"cuda_{name}.cu"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from nnbackend.backends._cuda_arrays import HALF, INT32, CudaArrays, words_of
 from nnbackend.backends._cuda_kernels import THREADS, WARPS
 from nnbackend.backends._losses_by_name import LossesByName
@@ -112,12 +114,15 @@ class CudaBackend(LossesByName, CudaArrays):
     def slope_times(
         self, act: Activation, dy: Array, saved: Array, out: Array | None, rounded: Array | None
     ) -> None:
-        """out = dy act'(z), all but softmax, and ``out`` in bfloat16; ``saved`` may be so, too."""
+        """out = dy act'(z), all but softmax, and ``out`` in bfloat16; dy and what is saved may be
+        so, too."""
         code, parameter = ACTIVATIONS.index(act.name), act.parameter
-        kept = (None, saved) if saved.dtype == HALF else (saved, None)
-        self.by_element(
-            "activation_backward", dy, dy, *kept, dy.size, code, parameter, out, rounded
-        )
+        forms = [(None, x) if x.dtype == HALF else (x, None) for x in (dy, saved)]
+        real = np.dtype(np.float32) if dy.dtype == HALF else dy.dtype
+        self.run(
+            "activation_backward", real, self.blocks(dy.size), *forms[0], *forms[1], dy.size, code,
+            parameter, out, rounded,
+        )  # fmt: skip
 
     def column_sums(self, x: Array, out: Array) -> None:
         """out (N,) = sums of the columns of x (B, N), which may be bfloat16."""

@@ -19,6 +19,7 @@
 #include <vector>
 
 #define ON_HOST
+#define NOT_INLINE __attribute__((noinline))
 #define __global__
 #define __device__
 #define __shared__ static __attribute__((section("shared_memory")))
