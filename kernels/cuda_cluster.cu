@@ -57,9 +57,10 @@ __device__ inline void wait_for_copies() {
 
 #endif
 
-// All threads of all blocks meet, in a launch of one cluster.
+// All threads of all blocks meet, in a launch of so many as one cluster.
+template <int BLOCKS>
 __device__ inline void meet_blocks() {
-    if (gridDim.x > 1)
+    if (BLOCKS > 1)
         meet_cluster();
     else
         __syncthreads();

@@ -71,46 +71,6 @@ __device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivat
     }
 }
 
-// The same for a warp whose lanes keep up to KEPT numbers of the row each, which are read once.
-template <int KEPT>
-__device__ inline double softmax_row_kept(
-    const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
-) {
-    const int width = (int)outputs;
-    Real kept[KEPT], largest = pred[0], total = 0, shifted = 0, target_sum = label >= 0 ? 1 : 0;
-    for (int k = 0; k < KEPT; k++) {
-        const int j = lane() + k * WARP;
-        kept[k] = j < width ? pred[j] : largest;
-    }
-    for (int k = 0; k < KEPT; k++) largest = larger(largest, kept[k]);
-    largest = warp_largest(largest);
-    for (int k = 0; k < KEPT; k++) {
-        const int j = lane() + k * WARP;
-        const Real z = kept[k] - largest;
-        kept[k] = exp(z);
-        if (j >= width) continue;
-        total += kept[k];
-        if (j == label) shifted = z;
-        if (label < 0) {
-            target_sum += target[j];
-            shifted += target[j] * z;
-        }
-    }
-    total = warp_sum(total);
-    shifted = warp_sum(shifted);
-    if (label < 0) target_sum = warp_sum(target_sum);
-    if (dpred.wanted()) {
-        const Real factor = (Real)own, share = target_sum / total;
-        for (int k = 0; k < KEPT; k++) {
-            const int j = lane() + k * WARP;
-            if (j >= width) continue;
-            const Real t = label < 0 ? target[j] : (Real)(j == label);
-            dpred.put(j, (kept[k] * share - t) * factor);
-        }
-    }
-    return target_sum * log(total) - shifted;
-}
-
 // -sum of t log softmax(p) over a row, and its gradient times own; label < 0 where rows of t are.
 template <int LANES>
 __device__ inline double softmax_row(
@@ -240,10 +200,6 @@ __device__ inline double row_loss(
         for (Size j = lane() % LANES; j < outputs; j += LANES) dpred.put(j, not_a_number());
         return not_a_number();
     }
-    if (code == SOFTMAX_CROSS_ENTROPY && LANES == WARP && outputs > WARP && outputs <= 32 * WARP)
-        return outputs <= 8 * WARP
-                   ? softmax_row_kept<8>(pred, target, label, outputs, own, dpred)
-                   : softmax_row_kept<32>(pred, target, label, outputs, own, dpred);
     if (code == SOFTMAX_CROSS_ENTROPY)
         return softmax_row<LANES>(pred, target, label, outputs, own, dpred);
     if (code == CATEGORICAL_CROSS_ENTROPY)
@@ -251,12 +207,13 @@ __device__ inline double row_loss(
     return output_row<LANES>(code, pred, target, outputs, parameter, own, dpred);
 }
 
-// partial[block] = sum of w_i l_i over the block's rows, hits[block] = sum of w_i over those whose
-// class is guessed right; dpred the loss's gradient, also rounded. All but partial if wanted.
-KERNEL loss_rows(
-    int code, Real parameter, const Real* pred, const int* labels, const Real* target,
-    const Real* weight, const double* weight_sum, Size rows, Size outputs, Real* dpred,
-    Half* rounded, double* hits, double* partial
+// row_loss(row, prediction, target, label, own weight, place of the gradient) for each row, and what
+// it adds up to: see loss_rows.
+template <typename RowLoss>
+__device__ inline void each_row(
+    int code, const Real* pred, const int* labels, const Real* target, const Real* weight,
+    const double* weight_sum, Size rows, Size outputs, Real* dpred, Half* rounded, double* hits,
+    double* partial, RowLoss row_loss
 ) {
     SHARED_SUMS;
     double scale = loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum), total = 0, right = 0;
@@ -266,9 +223,7 @@ KERNEL loss_rows(
         Gradient d = {dpred ? dpred + row * outputs : 0, rounded ? rounded + row * outputs : 0};
         Size label = labels ? labels[row] : -1;
         double w = weight ? (double)weight[row] : 1;
-        double value = row_loss<WARP>(
-            code, parameter, p, t, labels, label, outputs, w * scale, d
-        );
+        double value = row_loss(p, t, label, w * scale, d);
         if (hits) {
             bool hit = row_argmax(p, outputs) == (labels ? label : row_argmax(t, outputs));
             if (lane() == 0 && hit) right += w;
@@ -280,6 +235,82 @@ KERNEL loss_rows(
     if (!hits) return;
     right = block_sum(right, sums);
     if (threadIdx.x == 0) hits[blockIdx.x] = right;
+}
+
+// partial[block] = sum of w_i l_i over the block's rows, hits[block] = sum of w_i over those whose
+// class is guessed right; dpred the loss's gradient, also rounded. All but partial if wanted.
+KERNEL MANY_AT_ONCE loss_rows(
+    int code, Real parameter, const Real* pred, const int* labels, const Real* target,
+    const Real* weight, const double* weight_sum, Size rows, Size outputs, Real* dpred,
+    Half* rounded, double* hits, double* partial
+) {
+    each_row(
+        code, pred, labels, target, weight, weight_sum, rows, outputs, dpred, rounded, hits, partial,
+        [=](const Real* p, const Real* t, Size label, double own, Gradient d) {
+            return row_loss<WARP>(code, parameter, p, t, labels, label, outputs, own, d);
+        }
+    );
+}
+
+// softmax_row for a warp whose lanes keep up to KEPT numbers of the row each, which are read once.
+template <int KEPT>
+__device__ inline double softmax_row_kept(
+    const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
+) {
+    const int width = (int)outputs;
+    Real kept[KEPT], largest = pred[0], total = 0, shifted = 0, target_sum = label >= 0 ? 1 : 0;
+    for (int k = 0; k < KEPT; k++) {
+        const int j = lane() + k * WARP;
+        kept[k] = j < width ? pred[j] : largest;
+    }
+    for (int k = 0; k < KEPT; k++) largest = larger(largest, kept[k]);
+    largest = warp_largest(largest);
+    for (int k = 0; k < KEPT; k++) {
+        const int j = lane() + k * WARP;
+        const Real z = kept[k] - largest;
+        kept[k] = exp(z);
+        if (j >= width) continue;
+        total += kept[k];
+        if (j == label) shifted = z;
+        if (label < 0) {
+            target_sum += target[j];
+            shifted += target[j] * z;
+        }
+    }
+    total = warp_sum(total);
+    shifted = warp_sum(shifted);
+    if (label < 0) target_sum = warp_sum(target_sum);
+    if (dpred.wanted()) {
+        const Real factor = (Real)own, share = target_sum / total;
+        for (int k = 0; k < KEPT; k++) {
+            const int j = lane() + k * WARP;
+            if (j >= width) continue;
+            const Real t = label < 0 ? target[j] : (Real)(j == label);
+            dpred.put(j, (kept[k] * share - t) * factor);
+        }
+    }
+    return target_sum * log(total) - shifted;
+}
+
+// loss_rows for softmax_cross_entropy and rows of WARP to 32 WARP outputs: a kernel of its own, since
+// what a thread keeps would leave room for fewer threads in the other one.
+KERNEL MANY_AT_ONCE softmax_loss_rows(
+    const Real* pred, const int* labels, const Real* target, const Real* weight,
+    const double* weight_sum, Size rows, Size outputs, Real* dpred, Half* rounded, double* hits,
+    double* partial
+) {
+    each_row(
+        SOFTMAX_CROSS_ENTROPY, pred, labels, target, weight, weight_sum, rows, outputs, dpred,
+        rounded, hits, partial,
+        [=](const Real* p, const Real* t, Size label, double own, Gradient d) {
+            if (labels && (label < 0 || label >= outputs))
+                return row_loss<WARP>(
+                    SOFTMAX_CROSS_ENTROPY, 0, p, t, labels, label, outputs, own, d
+                );
+            if (outputs <= 8 * WARP) return softmax_row_kept<8>(p, t, label, outputs, own, d);
+            return softmax_row_kept<32>(p, t, label, outputs, own, d);
+        }
+    );
 }
 
 // loss = scale times the sum of the blocks' sums: one block.

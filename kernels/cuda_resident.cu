@@ -9,9 +9,10 @@
 // A layer's bias is the last row of its weights, and its inputs end with a column of ones: so the
 // bias is added, and its gradient found, by the product. Rows of matrices lie so far apart (an odd
 // number of fours) that threads that read down a column do not wait for each other. A step is a list
-// of jobs, each a product; nnbackend/resident.py writes them, and the plan that says what lies
-// where, in the names that are used here. Places are counted in Reals from a block's memory, where
-// the plan, a copy of the run's record and the jobs come first.
+// of jobs, each a product. They, and the plan that says what lies where in a block's memory, are
+// constants: the kernel is compiled for one network, since a generic one takes three times as long
+// over what is to be done next as over doing it. nnbackend/resident.py writes them (PLAN_WORDS,
+// JOBS, LAYERS) before this file. Places are counted in Reals from the beginning of the memory.
 
 // Rows of so few outputs are one lane's each where their loss is computed, if there are many.
 #define NARROW 16
@@ -22,35 +23,37 @@ struct alignas(16) Job {
     int b, b_row, b_column, large;                 // likewise; large: 4 x 4 elements for a thread
     int out, out_row, kept, saved;                 // what it writes; kept: -1 where there is nothing
     int activation, shift, across, meets;          // 1 << shift lanes share the sums of a tile
-    float per_across, unused;                      // 1 / across
+    float per_across;                              // 1 / across
+    int unused;
     double parameter;                              // of the activation
 };
 
-// What the kernel is told once.
-struct Plan {
-    const Size* words;
-    __device__ inline int of(int place) const { return (int)words[place]; }
-};
+__device__ constexpr int plan(int place) {
+    constexpr Size words[] = {PLAN_WORDS};
+    return (int)words[place];
+}
+__device__ constexpr Job job_of(int number) {
+    constexpr Job all[] = {JOBS};
+    return all[number];
+}
+__device__ constexpr Size layer(int number, int field) {
+    constexpr Size words[] = {LAYERS};
+    return words[number * LAYER_FIELDS + field];
+}
 
 __device__ inline Real* memory() { return (Real*)shared_memory(); }
-__device__ inline Plan plan() { return {(const Size*)shared_memory()}; }
-__device__ inline const Size* run_of_steps() { return plan().words + PLAN_FIELDS; }
+__device__ inline Size* run_of_steps() { return (Size*)shared_memory(); }
 template <typename T>
-__device__ inline T* bytes_of(int place) { return (T*)(shared_memory() + plan().of(place)); }
-__device__ inline const Job* jobs() { return (const Job*)(plan().words + PLAN_FIELDS + RUN_FIELDS); }
+__device__ inline T* bytes_of(int place) { return (T*)(shared_memory() + plan(place)); }
 
 // i / n for small numbers, given 1 / n.
 __device__ inline int small_quotient(int i, float per_n) { return (int)((i + 0.5f) * per_n); }
 
 // A product. A thread takes TALL x WIDE elements that lie far from each other, so that neighbours
-// read neighbours; if there are few, several lanes share their sums. Weights' gradients have the
-// block's rows of the batch between them, other products one row for each.
+// read neighbours; if there are few, several lanes share their sums.
 template <int TALL, int WIDE>
-__device__ NOT_INLINE void do_product(int number, int batch_rows, int turn) {
-    const Job job = jobs()[number];
-    const bool of_weights = job.kind == JOB_WEIGHTS;
-    const int rows = of_weights ? job.rows : batch_rows, inner = of_weights ? batch_rows : job.inner;
-    const int down = (rows + TALL - 1) / TALL, tiles = down * job.across;
+__device__ inline void product(const Job job, int turn) {
+    const int down = (job.rows + TALL - 1) / TALL, tiles = down * job.across;
     const int sharing = 1 << job.shift, part = threadIdx.x & (sharing - 1);
     const Real *a = memory() + job.a + turn * job.a_turn + part * job.a_column;
     const Real *b = memory() + job.b + part * job.b_row;
@@ -67,7 +70,7 @@ __device__ NOT_INLINE void do_product(int number, int batch_rows, int turn) {
         Real sums[TALL][WIDE];
         for (int i = 0; i < TALL; i++) {
             const int row = top + i * down;
-            from_a[i] = (row < rows ? row : rows - 1) * job.a_row;
+            from_a[i] = (row < job.rows ? row : job.rows - 1) * job.a_row;
             for (int j = 0; j < WIDE; j++) sums[i][j] = 0;
         }
         for (int j = 0; j < WIDE; j++) {
@@ -75,7 +78,7 @@ __device__ NOT_INLINE void do_product(int number, int batch_rows, int turn) {
             from_b[j] = (column < job.columns ? column : job.columns - 1) * job.b_column;
         }
         const Real *own_a = a, *own_b = b;
-        for (int k = part; k < inner; k += sharing) {
+        for (int k = part; k < job.inner; k += sharing) {
             Real x[TALL], y[WIDE];
             for (int i = 0; i < TALL; i++) x[i] = own_a[from_a[i]];
             for (int j = 0; j < WIDE; j++) y[j] = own_b[from_b[j]];
@@ -88,13 +91,13 @@ __device__ NOT_INLINE void do_product(int number, int batch_rows, int turn) {
             for (int i = 0; i < TALL; i++)
                 for (int j = 0; j < WIDE; j++)
                     sums[i][j] += __shfl_xor_sync(EVERY_LANE, sums[i][j], distance);
-        // What becomes of an element is done in a short loop where it is long: the code of a step
-        // has to stay near.
+        // what becomes of an element is done in a short loop where it is long: the code of a step
+        // has to stay near
         const bool curved = job.activation > RELU;
         if (job.kind == JOB_BELOW && curved)
             for (int e = part; e < TALL * WIDE; e += sharing) {
                 const int row = top + e / WIDE * down, column = left + e % WIDE * job.across;
-                if (!has_one || row >= rows || column >= job.columns) continue;
+                if (!has_one || row >= job.rows || column >= job.columns) continue;
                 const int place = row * job.out_row + column;
                 saved[place] = slope(job.activation, saved[place], parameter);
             }
@@ -102,7 +105,7 @@ __device__ NOT_INLINE void do_product(int number, int batch_rows, int turn) {
             for (int j = 0; j < WIDE; j++) {
                 const int row = top + i * down, column = left + j * job.across;
                 const bool mine = ((i * WIDE + j) & (sharing - 1)) == part;
-                if (!has_one || !mine || row >= rows || column >= job.columns) continue;
+                if (!has_one || !mine || row >= job.rows || column >= job.columns) continue;
                 const int place = row * job.out_row + column;
                 Real value = sums[i][j];
                 if (job.kind == JOB_FORWARD && job.activation == RELU) value = at_least(value, 0);
@@ -114,7 +117,7 @@ __device__ NOT_INLINE void do_product(int number, int batch_rows, int turn) {
         if (job.kind == JOB_FORWARD && curved)
             for (int e = part; e < TALL * WIDE; e += sharing) {
                 const int row = top + e / WIDE * down, column = left + e % WIDE * job.across;
-                if (!has_one || row >= rows || column >= job.columns) continue;
+                if (!has_one || row >= job.rows || column >= job.columns) continue;
                 const int place = row * job.out_row + column;
                 const Real z = out[place];
                 if (job.kept >= 0) kept[place] = z;
@@ -124,45 +127,53 @@ __device__ NOT_INLINE void do_product(int number, int batch_rows, int turn) {
 }
 
 // dy of the last layer times its activation's slope.
-__device__ NOT_INLINE void do_slope(int number, int batch_rows) {
-    const Job job = jobs()[number];
+__device__ inline void times_slope(const Job job) {
     Real* dz = memory() + job.out;
     const Real* saved = memory() + job.saved;
-    for (int e = threadIdx.x; e < batch_rows * job.columns; e += THREADS) {
+    for (int e = threadIdx.x; e < job.rows * job.columns; e += THREADS) {
         const int i = small_quotient(e, job.per_across), j = e - i * job.columns;
         const int place = i * job.out_row + j;
         dz[place] *= slope(job.activation, saved[place], (Real)job.parameter);
     }
 }
 
-// Jobs from one on to another; all threads meet where the next one needs what one has made.
-__device__ inline void do_jobs(int from, int to, int batch_rows, int turn) {
-    for (int number = from; number < to; number++) {
-        if (batch_rows || jobs()[number].kind == JOB_WEIGHTS) {
-            if (jobs()[number].kind == JOB_SLOPE)
-                do_slope(number, batch_rows);
-            else if (jobs()[number].large)
-                do_product<4, 4>(number, batch_rows, turn);
-            else
-                do_product<4, 1>(number, batch_rows, turn);
-        }
-        if (jobs()[number].meets) __syncthreads();
+template <int NUMBER>
+__device__ inline void do_job(int turn) {
+    constexpr Job job = job_of(NUMBER);
+    if constexpr (job.kind == JOB_SLOPE)
+        times_slope(job);
+    else
+        product<4, job.large ? 4 : 1>(job, turn);
+    if (job.meets) __syncthreads();
+}
+
+template <int FROM, int TO>
+__device__ inline void do_jobs(int turn) {
+    if constexpr (FROM < TO) {
+        do_job<FROM>(turn);
+        do_jobs<FROM + 1, TO>(turn);
     }
 }
 
+__device__ inline void forward(int turn) { do_jobs<0, plan(PLAN_FORWARDS)>(turn); }
+__device__ inline void backward(int turn) {
+    do_jobs<plan(PLAN_FORWARDS), plan(PLAN_JOBS)>(turn);
+}
+
 // A step of the run: where its rows begin among the rows of an epoch, or of the order of rows, and
-// how many of them there are for all blocks and for this one.
+// how many of them there are for all blocks and for this one. Steps take turns in two places.
 struct Step {
     int place, per_epoch, turn, rows, own_rows;
     Size start, epoch;
 
     __device__ inline void settle() {
-        const Size *run = run_of_steps(), batch = run[RUN_BATCH];
-        const Size left = run[RUN_ROWS] - place * batch;
-        start = place * batch + (run[RUN_ORDER] ? epoch * run[RUN_ROWS] : 0);
-        rows = (int)(left < batch ? left : batch);
-        const int most = plan().of(PLAN_ROWS), own = rows - (int)blockIdx.x * most;
-        own_rows = own < 0 ? 0 : own < most ? own : most;
+        const Size* run = run_of_steps();
+        const int batch = (int)run[RUN_BATCH], first = blockIdx.x * plan(PLAN_ROWS);
+        const Size left = run[RUN_ROWS] - place * (Size)batch;
+        start = place * (Size)batch + (run[RUN_ORDER] ? epoch * run[RUN_ROWS] : 0);
+        rows = left < batch ? (int)left : batch;
+        const int after = rows > first ? rows - first : 0;
+        own_rows = after < plan(PLAN_ROWS) ? after : plan(PLAN_ROWS);
     }
     __device__ inline void next() {
         turn ^= 1;
@@ -189,7 +200,7 @@ __device__ inline Step first_step() {
 // Which rows a step's own are, on their way.
 __device__ inline void fetch_indices(Step step) {
     const Size* order = (const Size*)run_of_steps()[RUN_ORDER];
-    const int most = plan().of(PLAN_ROWS);
+    const int most = plan(PLAN_ROWS);
     const Size first = step.start + (Size)blockIdx.x * most;
     Size* own = bytes_of<Size>(PLAN_INDICES) + step.turn * most;
     for (int i = threadIdx.x; i < step.own_rows; i += THREADS) {
@@ -200,22 +211,24 @@ __device__ inline void fetch_indices(Step step) {
     }
 }
 
-// Those rows, on their way.
+// Those rows, on their way; zeros for rows that a short batch has not.
 __device__ NOT_INLINE void fetch_rows(Step step) {
     const Size* run = run_of_steps();
-    const int most = plan().of(PLAN_ROWS), width = plan().of(PLAN_INPUTS);
-    const int stride = plan().of(PLAN_X_STRIDE), target_width = plan().of(PLAN_TARGET_WIDTH);
+    const int most = plan(PLAN_ROWS), width = plan(PLAN_INPUTS);
+    const int stride = plan(PLAN_X_STRIDE), target_width = plan(PLAN_TARGET_WIDTH);
     const Size* from = bytes_of<Size>(PLAN_INDICES) + step.turn * most;
     const Real *all_x = (const Real*)run[RUN_X], *all_weights = (const Real*)run[RUN_WEIGHT];
-    Real* x = memory() + plan().of(PLAN_X) + step.turn * most * stride;
+    Real* x = memory() + plan(PLAN_X) + step.turn * most * stride;
     float per_width = 1.0f / (float)width;
     for (int e = threadIdx.x; e < step.own_rows * width; e += THREADS) {
         const int i = small_quotient(e, per_width), j = e - i * width;
         copy_later(x + i * stride + j, all_x + from[i] * width + j);
     }
+    for (int e = step.own_rows * stride + threadIdx.x; e < most * stride; e += THREADS)
+        if (small_quotient(e, 1.0f / (float)stride) * stride + width != e) x[e] = 0;  // ones stay
     if (target_width) {
         const Real* all = (const Real*)run[RUN_TARGET];
-        Real* own = memory() + plan().of(PLAN_TARGETS) + step.turn * most * target_width;
+        Real* own = memory() + plan(PLAN_TARGETS) + step.turn * most * target_width;
         per_width = 1.0f / (float)target_width;
         for (int e = threadIdx.x; e < step.own_rows * target_width; e += THREADS) {
             const int i = small_quotient(e, per_width), j = e - i * target_width;
@@ -228,7 +241,7 @@ __device__ NOT_INLINE void fetch_rows(Step step) {
             copy_later(own + i, all + from[i]);
     }
     if (!all_weights) return;
-    Real* own = memory() + plan().of(PLAN_ROW_WEIGHTS) + step.turn * most;
+    Real* own = memory() + plan(PLAN_ROW_WEIGHTS) + step.turn * most;
     for (int i = threadIdx.x; i < step.own_rows; i += THREADS)
         copy_later(own + i, all_weights + from[i]);
 }
@@ -244,27 +257,30 @@ __device__ inline double weight_sum_of(Step step) {
 }
 
 // The losses of the block's rows and whether their class is guessed right; the gradient of the
-// outputs. LANES lanes take a row.
+// outputs, zeros for rows that a short batch has not. LANES lanes take a row.
 template <int LANES>
-__device__ NOT_INLINE void lose(Step step, int code, Real parameter, double scale) {
-    const int most = plan().of(PLAN_ROWS), outputs = plan().of(PLAN_OUTPUTS);
-    const int stride = plan().of(PLAN_OUTPUT_STRIDE), target_width = plan().of(PLAN_TARGET_WIDTH);
+__device__ NOT_INLINE void lose(Step step, Real parameter, double scale) {
+    const int most = plan(PLAN_ROWS), outputs = plan(PLAN_OUTPUTS);
+    const int stride = plan(PLAN_OUTPUT_STRIDE), target_width = plan(PLAN_TARGET_WIDTH);
     const int* labels = bytes_of<int>(PLAN_LABELS) + step.turn * most;
-    const Real* targets = memory() + plan().of(PLAN_TARGETS) + step.turn * most * target_width;
-    const Real* weights = memory() + plan().of(PLAN_ROW_WEIGHTS) + step.turn * most;
+    const Real* targets = memory() + plan(PLAN_TARGETS) + step.turn * most * target_width;
+    const Real* weights = memory() + plan(PLAN_ROW_WEIGHTS) + step.turn * most;
     const bool weighted = run_of_steps()[RUN_WEIGHT];
     double* losses = bytes_of<double>(PLAN_LOSSES);
+    Real* gradient = memory() + plan(PLAN_OUTPUT_GRADIENT);
+    for (int e = step.own_rows * stride + threadIdx.x; e < most * stride; e += THREADS)
+        gradient[e] = 0;
     for (int i = threadIdx.x / LANES; i < step.own_rows; i += THREADS / LANES) {
-        const Real* p = memory() + plan().of(PLAN_OUTPUT) + i * stride;
+        const Real* p = memory() + plan(PLAN_OUTPUT) + i * stride;
         const Real* t = target_width ? targets + i * target_width : 0;
         const Size label = target_width ? -1 : labels[i];
         const double w = weighted ? (double)weights[i] : 1;
-        Gradient d = {memory() + plan().of(PLAN_OUTPUT_GRADIENT) + i * stride, 0};
+        Gradient d = {gradient + i * stride, 0};
         const double value = row_loss<LANES>(
-            code, parameter, p, t, !target_width, label, outputs, w * scale, d
+            plan(PLAN_LOSS), parameter, p, t, !target_width, label, outputs, w * scale, d
         );
         bool hit = false;
-        if (plan().of(PLAN_COUNTS_HITS))
+        if (plan(PLAN_COUNTS_HITS))
             hit = row_argmax<LANES>(p, outputs) ==
                   (target_width ? row_argmax<LANES>(t, outputs) : label);
         if (lane() % LANES == 0) {
@@ -274,63 +290,54 @@ __device__ NOT_INLINE void lose(Step step, int code, Real parameter, double scal
     }
 }
 
-// What the block's rows add up to: losses and hits, left where all blocks can read them. The first
-// warp does it.
+// What the block's rows add up to: losses and hits, left where all blocks can read them. A warp does
+// it, its even lanes the losses, its odd ones the hits.
 __device__ inline void add_losses(int rows) {
     if (threadIdx.x >= WARP) return;
     const double* losses = bytes_of<double>(PLAN_LOSSES);
-    double value = 0, hits = 0;
-    for (int i = threadIdx.x; i < rows; i += WARP) {
-        value += losses[2 * i];
-        hits += losses[2 * i + 1];
-    }
-    value = warp_sum(value);
-    hits = warp_sum(hits);
-    if (threadIdx.x) return;
-    bytes_of<double>(PLAN_TOTALS)[0] = value;
-    bytes_of<double>(PLAN_TOTALS)[1] = hits;
+    double value = 0;
+    for (int i = threadIdx.x; i < 2 * rows; i += WARP) value += losses[i];
+    for (int distance = WARP / 2; distance > 1; distance /= 2)
+        value += __shfl_xor_sync(EVERY_LANE, value, distance);
+    if (threadIdx.x < 2) bytes_of<double>(PLAN_TOTALS)[threadIdx.x] = value;
 }
-
-// The layers, LAYER_FIELDS words each.
-__device__ inline const Size* layers() { return (const Size*)(jobs() + plan().of(PLAN_JOBS)); }
 
 // visit(place in memory, place in the flat vectors) for each parameter.
 template <typename Visit>
 __device__ inline void each_parameter(Visit visit) {
-    for (int k = 0; k < plan().of(PLAN_DEPTH); k++) {
-        const Size* layer = layers() + k * LAYER_FIELDS;
-        const int outputs = (int)layer[LAYER_OUTPUTS], stride = (int)layer[LAYER_STRIDE];
-        const int size = (int)layer[LAYER_INPUTS] * outputs, place = (int)layer[LAYER_PLACE];
+    for (int k = 0; k < plan(PLAN_DEPTH); k++) {
+        const int outputs = (int)layer(k, LAYER_OUTPUTS), stride = (int)layer(k, LAYER_STRIDE);
+        const int size = (int)layer(k, LAYER_INPUTS) * outputs, place = (int)layer(k, LAYER_PLACE);
+        const Size weight_at = layer(k, LAYER_WEIGHT), bias_at = layer(k, LAYER_BIAS);
         const float per_output = 1.0f / (float)outputs;
         for (int e = threadIdx.x; e < size; e += THREADS) {
             const int i = small_quotient(e, per_output), j = e - i * outputs;
-            visit(place + i * stride + j, layer[LAYER_WEIGHT] + e);
+            visit(place + i * stride + j, weight_at + e);
         }
-        if (layer[LAYER_BIAS] < 0) continue;
-        const int bias = place + (int)layer[LAYER_INPUTS] * stride;
-        for (int j = threadIdx.x; j < outputs; j += THREADS) visit(bias + j, layer[LAYER_BIAS] + j);
+        if (bias_at < 0) continue;
+        const int bias = place + (int)layer(k, LAYER_INPUTS) * stride;
+        for (int j = threadIdx.x; j < outputs; j += THREADS) visit(bias + j, bias_at + j);
     }
 }
 
 // Whether a place is that of a weight, which decays: biases do not.
 __device__ inline bool is_weight(int place) {
-    for (int k = 0; k < plan().of(PLAN_DEPTH); k++) {
-        const Size* layer = layers() + k * LAYER_FIELDS;
-        const int from = place - (int)layer[LAYER_PLACE];
-        if (from >= 0 && from < (int)(layer[LAYER_INPUTS] * layer[LAYER_STRIDE])) return true;
+    for (int k = 0; k < plan(PLAN_DEPTH); k++) {
+        const int from = place - (int)layer(k, LAYER_PLACE);
+        if (from >= 0 && from < (int)(layer(k, LAYER_INPUTS) * layer(k, LAYER_STRIDE))) return true;
     }
     return false;
 }
 
-// How an optimizer changes parameters; ``update`` is one of the UPDATE_ codes.
+// How an optimizer changes parameters.
 struct Optimizer {
-    int update, nesterov;
+    int nesterov;
     Real momentum, beta1, rest1, beta2, rest2, rho, rest, eps;
 
     __device__ inline void apply(
         Real rate, Real small, Real keep, Real& w, Real g, Real& m, Real& v
     ) const {
-        switch (update) {
+        switch (plan(PLAN_UPDATE)) {
             case UPDATE_ADAM:
                 adam_update({rate, keep, beta1, rest1, beta2, rest2, small}, w, g, m, v);
                 break;
@@ -342,29 +349,29 @@ struct Optimizer {
     }
 };
 
-// ``steps`` steps of the run, for whose rates there is room in memory. ``table`` has ``words`` words:
-// plan, jobs and layers. ``m`` and ``v`` are what the optimizer keeps, null where it keeps nothing. ``n`` is
+#undef KERNEL
+#define KERNEL extern "C" __global__ void
+
+// ``steps`` steps of the run, for whose rates and trace there is room in memory. ``m`` and ``v`` are what the optimizer keeps, null where it keeps nothing. ``n`` is
 // the width of the trace behind its three first columns.
 KERNEL train_resident(
-    int steps, const Size* table, int words, int loss, int average, Real loss_parameter, Size n,
-    int update, int nesterov, double momentum, double beta1, double beta2, double rho, double eps,
+    int steps, Real loss_parameter, Size n, int nesterov, double momentum, double beta1, double beta2, double rho, double eps,
     double decay, Real* parameters, Real* gradients, Real* m, Real* v, Size* run, StepState* state
 ) {
-    Size* known = (Size*)shared_memory();
-    for (int i = threadIdx.x; i < words; i += THREADS)
-        known[i < PLAN_FIELDS ? i : i + RUN_FIELDS] = table[i];
-    for (int i = threadIdx.x; i < RUN_FIELDS; i += THREADS) known[PLAN_FIELDS + i] = run[i];
+    for (int i = threadIdx.x; i < RUN_FIELDS; i += THREADS) run_of_steps()[i] = run[i];
     __syncthreads();
     const Size index = run_of_steps()[RUN_INDEX];
-    const int blocks = gridDim.x, share = plan().of(PLAN_SHARE), end = plan().of(PLAN_TRAINED);
-    const int first = plan().of(PLAN_BEGIN) + (int)blockIdx.x * share;
+    constexpr int blocks = plan(PLAN_BLOCKS);
+    const int share = plan(PLAN_SHARE), end = plan(PLAN_TRAINED);
+    const int first = plan(PLAN_BEGIN) + (int)blockIdx.x * share;
     const int last = first + share < end ? first + share : end;
-    const int gradient = plan().of(PLAN_GRADIENTS), forwards = plan().of(PLAN_FORWARDS);
-    Real *own_m = memory() + plan().of(PLAN_M) - first, *own_v = memory() + plan().of(PLAN_V) - first;
+    const int gradient = plan(PLAN_GRADIENTS);
+    Real *own_m = memory() + plan(PLAN_M) - first, *own_v = memory() + plan(PLAN_V) - first;
     double *rates = bytes_of<double>(PLAN_RATES), *totals = bytes_of<double>(PLAN_TOTALS);
+    double* traced = bytes_of<double>(PLAN_TRACED);
     bool stopped = state->stopped;
     const Optimizer optimizer = {
-        update, nesterov, (Real)momentum, (Real)beta1, (Real)(1 - beta1), (Real)beta2,
+        nesterov, (Real)momentum, (Real)beta1, (Real)(1 - beta1), (Real)beta2,
         (Real)(1 - beta2), (Real)rho, (Real)(1 - rho), (Real)eps
     };
 
@@ -379,18 +386,19 @@ KERNEL train_resident(
         if (v) own_v[place] = v[at];
     });
     // the columns of ones: (PLAN_DEPTH + 1) matrices, x being two
-    for (int i = threadIdx.x; i < (plan().of(PLAN_DEPTH) + 1) * plan().of(PLAN_ROWS); i += THREADS) {
-        const int matrix = i / plan().of(PLAN_ROWS), row = i - matrix * plan().of(PLAN_ROWS);
-        const Size* layer = layers() + (matrix < 2 ? 0 : matrix - 1) * LAYER_FIELDS;
-        const int turn = matrix == 1 ? plan().of(PLAN_ROWS) : 0;
-        memory()[layer[LAYER_X] + (turn + row) * layer[LAYER_X_STRIDE] + layer[LAYER_INPUTS]] = 1;
+    const int all_ones = (plan(PLAN_DEPTH) + 1) * plan(PLAN_ROWS);
+    for (int i = threadIdx.x; i < all_ones; i += THREADS) {
+        const int matrix = i / plan(PLAN_ROWS), row = i - matrix * plan(PLAN_ROWS);
+        const int number = matrix < 2 ? 0 : matrix - 1, turn = matrix == 1 ? plan(PLAN_ROWS) : 0;
+        const Size start = layer(number, LAYER_X) + layer(number, LAYER_INPUTS);
+        memory()[start + (turn + row) * layer(number, LAYER_X_STRIDE)] = 1;
     }
     const double* all_rates = (const double*)run_of_steps()[RUN_RATES];
     for (int i = threadIdx.x; i < steps; i += THREADS) {
         StepState step;
         step.rate = all_rates ? all_rates[index + i] : ((const double*)run_of_steps())[RUN_RATE];
         step.step = (Wide)(run_of_steps()[RUN_FIRST_STEP] + index + i);
-        correct_rate(&step, update == UPDATE_ADAM, beta1, beta2, eps, decay);
+        correct_rate(&step, plan(PLAN_UPDATE) == UPDATE_ADAM, beta1, beta2, eps, decay);
         rates[3 * i] = step.corrected_rate;
         rates[3 * i + 1] = step.corrected_eps;
         rates[3 * i + 2] = step.keep;
@@ -408,16 +416,16 @@ KERNEL train_resident(
         Step later = ahead;
         later.next();
         if (i + 2 < steps) fetch_indices(later);
-        do_jobs(0, forwards, now.own_rows, now.turn);
-        const double scale = loss_scale(average, now.rows, &weight_sum);
-        if (plan().of(PLAN_OUTPUTS) <= NARROW && now.own_rows > WARPS)
-            lose<1>(now, loss, loss_parameter, scale);
+        forward(now.turn);
+        const double scale = loss_scale(plan(PLAN_AVERAGES), now.rows, &weight_sum);
+        if (plan(PLAN_OUTPUTS) <= NARROW && now.own_rows > WARPS)
+            lose<1>(now, loss_parameter, scale);
         else
-            lose<WARP>(now, loss, loss_parameter, scale);
+            lose<WARP>(now, loss_parameter, scale);
         __syncthreads();
         add_losses(now.own_rows);
-        do_jobs(forwards, plan().of(PLAN_JOBS), now.own_rows, now.turn);
-        meet_blocks();  // every block's part of the gradient is there
+        backward(now.turn);
+        meet_blocks<blocks>();  // every block's part of the gradient is there
         double value = 0, hits = 0;
         for (int block = 0; block < blocks; block++) {
             value += of_block(totals, block)[0];
@@ -439,19 +447,15 @@ KERNEL train_resident(
             if (v) own_v[place] = own[1];
             for (int block = 0; block < blocks; block++) of_block(memory(), block)[place] = w;
         }
-        if (blockIdx.x == 0 && threadIdx.x == 0) {
-            double* trace = (double*)run_of_steps()[RUN_TRACE] + (index + i) * (3 + n);
-            if (run_of_steps()[RUN_TRACE]) {
-                trace[0] = value;
-                trace[1] = 0;
-                trace[2] = weight_sum;
-                if (n) trace[3] = hits;
-            }
-            if (run_of_steps()[RUN_LOSS]) *(double*)run_of_steps()[RUN_LOSS] = value * scale;
+        if (threadIdx.x == 0) {
+            // not to the trace itself: whoever meets waits for what was written to global memory
+            traced[3 * i] = value;
+            traced[3 * i + 1] = weight_sum;
+            traced[3 * i + 2] = hits;
         }
         now = ahead;
         ahead = later;
-        meet_blocks();  // the new parameters are everywhere, and all gradients have been read
+        meet_blocks<blocks>();  // the new parameters are everywhere, and all gradients have been read
     }
 
     each_parameter([=](int place, Size at) {
@@ -461,8 +465,19 @@ KERNEL train_resident(
         if (m) m[at] = own_m[place];
         if (v) v[at] = own_v[place];
     });
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        run[RUN_INDEX] = index + steps;
-        state->stopped = stopped;
+    if (blockIdx.x) return;
+    double* trace = (double*)run_of_steps()[RUN_TRACE];
+    for (int i = threadIdx.x; i < steps && trace; i += THREADS) {
+        double* row = trace + (index + i) * (3 + n);
+        row[0] = traced[3 * i];
+        row[1] = 0;
+        row[2] = traced[3 * i + 1];
+        if (n) row[3] = traced[3 * i + 2];
     }
+    if (threadIdx.x) return;
+    double* loss = (double*)run_of_steps()[RUN_LOSS];
+    if (loss)
+        *loss = traced[3 * steps - 3] * loss_scale(plan(PLAN_AVERAGES), 1, traced + 3 * steps - 2);
+    run[RUN_INDEX] = index + steps;
+    state->stopped = stopped;
 }

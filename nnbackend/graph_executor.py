@@ -8,6 +8,7 @@ once for the trace at the end of a run.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from nnbackend.backends._cuda_arrays import HALF
-from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES, WARPS, bind
+from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES, WARPS, bind, source
 from nnbackend.backends.base import Array
 from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.errors import OutOfMemoryError
@@ -37,6 +38,10 @@ INFERENCE_BYTES = 1 << 26
 #: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, and
 #: sizes of inference.
 KEPT, KEPT_SIZES = 4, 8
+#: Updates of a model that are launches and graphs in any case: what trains for a moment only need
+#: not wait for a kernel of its own to be compiled. It is the number of the update that decides, so
+#: that it does not matter how a training is cut into runs.
+LAUNCHED_FIRST = 256
 #: Steps that are made to find out which way to make them is faster.
 TRIED_STEPS = 48
 #: Losses of single steps whose memory is taken at a time.
@@ -70,7 +75,8 @@ class GraphExecutor(PythonExecutor):
         self._settings_seen: tuple[int, tuple[Any, ...]] = (-1, ())
         self._losses: Array = None
         self._losses_given = LOSSES
-        self._steps: dict[Any, _Steps | ResidentSteps] = {}
+        self._steps: dict[Any, _Steps] = {}
+        self._residents: dict[Any, ResidentSteps | None] = {}
         self._inferences: dict[int, _Inference] = {}
         self._lock = threading.Lock()
 
@@ -88,16 +94,18 @@ class GraphExecutor(PythonExecutor):
         backend = self.backend
         rows = len(data.x) if order is None else order.shape[1]
         batch = min(batch_size, rows)
+        early = max(0, min(len(lr), LAUNCHED_FIRST - first_step))
         with self._lock:
-            steps = self._steps_of(batch, data)
+            resident = self._resident_of(batch, data) if early < len(lr) else None
+            if resident is None:
+                early = len(lr)
             trace = backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), _FLOAT64)
             rates = backend.asarray(lr, _FLOAT64)
             self._begin(data, order, rates, 0.0, trace, None, first_step, rows, batch)
-            if steps.takes_any_rows:
-                steps.advance(len(lr))
-            else:
-                for size, count in _sizes(rows, batch, len(lr)):
-                    self._steps_of(size, data).advance(count)
+            for size, count in _sizes(rows, batch, early):
+                self._steps_of(size, data).advance(count)
+            if resident is not None:
+                resident.advance(len(lr) - early)
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
 
@@ -105,9 +113,10 @@ class GraphExecutor(PythonExecutor):
         """Nobody waits: the loss is there when it is read."""
         rows = len(data.x)
         with self._lock:
-            loss, steps = self._new_loss(), self._steps_of(rows, data)
+            loss = self._new_loss()
+            resident = self._resident_of(rows, data) if number >= LAUNCHED_FIRST else None
             self._begin(data, None, None, rate, None, loss, number, rows, rows)
-            steps.advance(1)
+            (resident or self._steps_of(rows, data)).advance(1)
             return loss
 
     def step(self, x: Any, y: Any, number: int) -> Array | None:
@@ -115,7 +124,7 @@ class GraphExecutor(PythonExecutor):
         or x that is not finite, makes the loss NaN, and the update is left out; what is not finite
         does not reach running statistics."""
         program, optimizer = self.program, self.program.optimizer
-        if optimizer is None or not self._steps:
+        if optimizer is None or not (self._steps or self._residents):
             return None  # the first step is one that is checked
         if not self._fits(x, program.dtype, 2) or x.shape[1] != program.n_inputs or not len(x):
             return None
@@ -174,27 +183,38 @@ class GraphExecutor(PythonExecutor):
         if self.rounded is not None:
             self.backend.round_to_bf16(self.program.storage.parameters, self.rounded)
 
-    def _steps_of(self, size: int, data: Data) -> _Steps | ResidentSteps:
-        key = (size, data.target.shape[1:], data.weight is None, self._settings())
-        return self._kept(self._steps, key, partial(self._make_steps, size, data), KEPT)
+    def _steps_of(self, size: int, data: Data) -> _Steps:
+        return self._kept(
+            self._steps, self._key(size, data), partial(_Steps, self, size, data), KEPT
+        )
 
-    def _make_steps(self, size: int, data: Data) -> _Steps | ResidentSteps:
+    def _key(self, size: int, data: Data) -> tuple[Any, ...]:
+        return size, data.target.shape[1:], data.weight is None, self._settings()
+
+    def _resident_of(self, size: int, data: Data) -> ResidentSteps | None:
         """Steps whose network stays in shared memory, where it can and that is faster."""
+        if not can_stay(self.program, self.backend):
+            return None
+        make = partial(self._make_resident, size, data)
+        return self._kept(self._residents, self._key(size, data), make, KEPT)
+
+    def _make_resident(self, size: int, data: Data) -> ResidentSteps | None:
         program, backend = self.program, self.backend
-        layout = None
-        if can_stay(program, backend):
-            layout = layout_of(program, backend, size, data)
+        layout = layout_of(program, backend, size, data)
         if layout is None:
-            return _Steps(self, size, data)
-        resident = ResidentSteps(program, backend, layout, self.record, self.state)
-        question = f"steps {program.dtype} {size} {layout.question}"
+            return None
+        version = hashlib.sha256(source(layout.network).encode()).hexdigest()[:16]
+        question = f"steps {program.dtype} {version}"
         answer = backend.gpu.choices.get(question)
-        if answer not in ("resident", "graphs"):
-            graphs = _Steps(self, size, data)
-            taken = [self._seconds_of(steps, size, data) for steps in (resident, graphs)]
+        if answer == "graphs":
+            return None
+        resident = ResidentSteps(program, backend, layout, self.record, self.state)
+        if answer != "resident":
+            both = (resident, self._steps_of(size, data))
+            taken = [self._seconds_of(steps, size, data) for steps in both]
             answer = "resident" if taken[0] <= taken[1] else "graphs"
             backend.gpu.choices.keep(question, answer)
-        return resident if answer == "resident" else _Steps(self, size, data)
+        return resident if answer == "resident" else None
 
     def _seconds_of(self, steps: _Steps | ResidentSteps, size: int, data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""
@@ -224,8 +244,9 @@ class GraphExecutor(PythonExecutor):
 
     def _kept(self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept], most: int) -> Kept:
         """What was made for ``key``, the one that was not used for longest making room."""
-        value = found.pop(key, None)
-        if value is None:
+        if key in found:
+            value = found.pop(key)
+        else:
             if len(found) >= most:
                 del found[next(iter(found))]
             try:
@@ -233,6 +254,7 @@ class GraphExecutor(PythonExecutor):
             except OutOfMemoryError:
                 # graphs of other sizes hold memory of their own
                 self._steps.clear()
+                self._residents.clear()
                 self._inferences.clear()
                 value = make()
         found[key] = value
@@ -330,8 +352,6 @@ class _Inference:
 
 class _Steps:
     """A training step with batches of one size and form."""
-
-    takes_any_rows = False
 
     def __init__(self, executor: GraphExecutor, rows: int, data: Data) -> None:
         self.executor, self.program = executor, executor.program

@@ -7,10 +7,8 @@ another. Here is which networks those are, and what lies where in a block's memo
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from nnbackend.activations import NAMES
 from nnbackend.backends._cuda_kernels import (
@@ -22,7 +20,6 @@ from nnbackend.backends._cuda_kernels import (
     UPDATES,
     WARPS,
     bind,
-    source,
 )  # fmt: skip
 from nnbackend.backends.base import Activation, Array
 from nnbackend.backends.cuda_backend import CudaBackend
@@ -37,13 +34,11 @@ from nnbackend.program import ABSENT, Program, Row
 MOST_STEPS = 256
 #: Rows that a block should have at least: products take four at a time.
 FEWEST_ROWS = 4
-#: A Job of the kernel.
-JOB = np.dtype(
-    [(name, np.int32) for name in (
-        "kind", "rows", "columns", "inner", "a", "a_row", "a_column", "a_turn", "b", "b_row",
-        "b_column", "large", "out", "out_row", "kept", "saved", "activation", "shift", "across",
-        "meets",
-    )] + [("per_across", np.float32), ("unused", np.int32), ("parameter", np.float64)]
+#: The fields of a Job of the kernel, in their order; zeros where a job does not say.
+_JOB = (
+    "kind", "rows", "columns", "inner", "a", "a_row", "a_column", "a_turn", "b", "b_row",
+    "b_column", "large", "out", "out_row", "kept", "saved", "activation", "shift", "across",
+    "meets", "per_across", "unused", "parameter",
 )  # fmt: skip
 #: The optimizers whose formulas the kernel has.
 _UPDATES = {AdaGrad: "adagrad", RMSprop: "rmsprop", Adam: "adam", AdamW: "adam"}
@@ -85,16 +80,14 @@ class Layout(NamedTuple):
     """What lies where.
 
     Attributes:
-        table: int64, for the kernel: PLAN, then JOBs, then LAYER for each layer.
+        network: definitions for the kernel.
         blocks: of the cluster.
         shared: bytes of each block's memory.
-        question: all that its speed depends on.
     """
 
-    table: np.ndarray[Any, np.dtype[np.int64]]
+    network: str
     blocks: int
     shared: int
-    question: str
 
 
 def layout_of(program: Program, backend: CudaBackend, rows: int, data: Data) -> Layout | None:
@@ -119,32 +112,33 @@ class _Writer:
         self, program: Program, backend: CudaBackend, own_rows: int, blocks: int, data: Data
     ) -> None:
         self.program, self.backend, self.data = program, backend, data
-        self.own_rows, self.blocks = own_rows, blocks
+        self.own_rows, self.blocks = -(-own_rows // 4) * 4, blocks
         self.item = program.dtype.itemsize
         self.bytes = 0
         self.plan = dict.fromkeys(PLAN, 0)
         trained = [k for k, row in enumerate(program.rows) if row.trainable]
         self.lowest = trained[0]
         self.layers = [_Layer(row) for row in program.rows]
-        self.jobs: list[np.ndarray[Any, Any]] = []
+        self.jobs: list[str] = []
 
     def layout(self) -> Layout:
         program, plan, rows = self.program, self.plan, self.own_rows
         labels, depth = self.data.target.ndim == 1, len(self.layers)
-        slope = self.layers[-1].row.activation != 0
-        # forward; a slope; weights of each layer, and what goes down to the one below
-        count = depth + slope + 2 * depth
-        words = len(PLAN) + JOB.itemsize // 8 * count + len(LAYER) * depth
-        self._take(8 * (words + len(RUN)))
+        self._take(8 * len(RUN))  # a copy of the run's record comes first
         plan |= {
             "depth": depth,
+            "blocks": self.blocks,
             "forwards": depth,
             "rows": rows,
             "inputs": program.n_inputs,
             "outputs": program.n_outputs,
             "target_width": 0 if labels else program.n_outputs,
             "counts_hits": len(program.statistics),
+            "loss": LOSSES.index(program.loss.name),  # type: ignore[union-attr]
+            "averages": not program.loss.summed,  # type: ignore[union-attr]
+            "update": UPDATES.index(update_of(program.optimizer) or ""),
             "rates": self._take(8 * 3 * MOST_STEPS),
+            "traced": self._take(8 * 3 * MOST_STEPS),
             "totals": self._take(8 * 2),
             "sums": self._take(8 * WARPS),
             "losses": self._take(8 * 2 * rows),
@@ -155,19 +149,13 @@ class _Writer:
         self._matrices()
         self._write_jobs()
         plan["jobs"] = len(self.jobs)
-        table = np.concatenate(
-            [
-                np.array([plan[name] for name in PLAN], np.int64),
-                *(job.view(np.int64) for job in self.jobs),
-                *(np.array(layer.words(), np.int64) for layer in self.layers),
-            ]
-        )
-        widths = [program.n_inputs, *(row.n_outputs for row in program.rows)]
-        acts = [row.activation for row in program.rows]
-        slots = len(program.slots)
-        version = hashlib.sha256(source().encode()).hexdigest()[:8]
-        question = f"{version} {widths} {acts} {self.lowest} {slots} {self.blocks} {labels}"
-        return Layout(table, self.blocks, self.bytes, question)
+        words = [int(plan[name]) for name in PLAN]
+        layers = [word for layer in self.layers for word in layer.words()]
+        lists: dict[str, Sequence[object]] = {
+            "PLAN_WORDS": words, "JOBS": self.jobs, "LAYERS": layers,
+        }  # fmt: skip
+        network = [f"#define {name} {', '.join(map(str, lists[name]))}" for name in lists]
+        return Layout("\n".join(network), self.blocks, self.bytes)
 
     def _take(self, size: int) -> int:
         """Bytes; where they begin."""
@@ -235,7 +223,8 @@ class _Writer:
         last = self.layers[-1]
         if last.row.activation:
             self._job(
-                "slope", columns=last.row.n_outputs, across=last.row.n_outputs, out=last.gradient,
+                "slope", rows=rows, columns=last.row.n_outputs, across=last.row.n_outputs,
+                out=last.gradient,
                 out_row=last.stride, saved=last.saved, activation=last.row.activation,
                 parameter=self._parameter(last), meets=1,
             )  # fmt: skip
@@ -269,12 +258,11 @@ class _Writer:
         )  # fmt: skip
 
     def _job(self, kind: str, **fields: float) -> None:
-        job = np.zeros(1, JOB)
-        job["kind"], job["kept"] = JOBS.index(kind), ABSENT
-        for name, value in fields.items():
-            job[name] = value
-        job["per_across"] = 1 / job["across"]
-        self.jobs.append(job)
+        known: dict[str, float] = dict.fromkeys(_JOB, 0)
+        known |= {"kind": JOBS.index(kind), "kept": ABSENT, "per_across": 1 / fields["across"]}
+        known |= fields
+        numbers = [f"(float){known[k]!r}" if k == "per_across" else repr(known[k]) for k in _JOB]
+        self.jobs.append(f"{{{', '.join(numbers)}}}")
 
 
 class _Layer:
@@ -326,30 +314,24 @@ def stride(width: int) -> int:
 class ResidentSteps:
     """Steps with batches of up to so many rows; an epoch's last batch may have fewer."""
 
-    takes_any_rows = True
-
     def __init__(
         self, program: Program, backend: CudaBackend, layout: Layout, record: Array, state: Array
     ) -> None:
         self.backend = backend
-        self.table = backend.asarray(layout.table, layout.table.dtype)
         loss, optimizer = program.loss, program.optimizer
-        update = update_of(optimizer)
-        if update is None or not isinstance(loss, Loss):
-            raise TypeError("the kernel knows no such loss or optimizer")  # see can_stay
+        loss_numbers = (*loss.parameters, 0.0) if isinstance(loss, Loss) else (0.0,)
         numbers = [
             float(getattr(optimizer, name, 0.0))
             for name in ("momentum", "beta1", "beta2", "rho", "eps", "decay")
         ]
         storage, (m, v, *_) = program.storage, (*program.slots, None, None)
         arguments = (
-            0, self.table, len(layout.table), LOSSES.index(loss.name), not loss.summed,
-            (*loss.parameters, 0.0)[0], program.n_sums, UPDATES.index(update),
-            getattr(optimizer, "nesterov", False), *numbers, storage.parameters,
-            storage.gradients, m, v, record, state,
+            0, loss_numbers[0], program.n_sums, getattr(optimizer, "nesterov", False), *numbers,
+            storage.parameters, storage.gradients, m, v, record, state,
         )  # fmt: skip
         launch = bind("train_resident", program.dtype, layout.blocks, arguments)
-        self._launch = backend.gpu.prepare(launch._replace(shared=layout.shared))
+        launch = launch._replace(shared=layout.shared, network=layout.network)
+        self._launch = backend.gpu.prepare(launch)
 
     def advance(self, count: int) -> None:
         with self.backend.lock:

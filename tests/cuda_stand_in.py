@@ -231,7 +231,7 @@ class CpuDevice(Device):
                 number = np.ctypeslib.as_ctypes_type(value.dtype)(value)
             kept.append(number)
             values[i] = ctypes.addressof(number)
-        library = program(launch.dtype or np.dtype(np.float32))
+        library = program(launch.dtype or np.dtype(np.float32), launch.network)
         run = library[f"launch_{launch.kernel}"]
         run.restype = ctypes.c_char_p
         with _RUNNING:
@@ -332,14 +332,22 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def build(extra: str, real: str, path: Path) -> ctypes.CDLL:
-    """The kernels, and more source of the same kind, as a library at ``path``."""
-    names = (*signatures(), *re.findall(r"^KERNEL (\w+)\(", extra, re.MULTILINE))
+def build(extra: str, real: str, path: Path, network: str = "") -> ctypes.CDLL:
+    """The kernels, or the one for a network, and more source of the same kind, as a library at
+    ``path``."""
+    text = f"{source(network)}\n{extra}"
+    names = (
+        ["train_resident"]
+        if network
+        else re.findall(r"^KERNEL (?:MANY_AT_ONCE )?(\w+)\(", text, re.MULTILINE)
+    )
     registered = "\n".join(f"REGISTER({name})" for name in names)
-    text = f'#define Real {real}\n#include "{SHIM}"\n{source()}\n{extra}\n{registered}\n'
+    text = f'#define Real {real}\n#include "{SHIM}"\n{text}\n{registered}\n'
     part = path.with_name(f"{path.stem}-{os.getpid()}")
     part.with_suffix(".cpp").write_text(text)
-    command = [compiler(), "-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+    # a network's kernel is used for a few steps only
+    flags = ["-O1" if network else "-O2", "-std=c++17", "-shared", "-fPIC"]
+    command = [compiler(), *flags, "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     command += ["-o", str(part.with_suffix(".so")), str(part.with_suffix(".cpp"))]
     subprocess.run(command, check=True)
     part.with_suffix(".so").replace(path)
@@ -348,14 +356,14 @@ def build(extra: str, real: str, path: Path) -> ctypes.CDLL:
 
 
 @cache
-def program(dtype: np.dtype[Any]) -> ctypes.CDLL:
-    """The kernels of a dtype, built once for a source."""
+def program(dtype: np.dtype[Any], network: str = "") -> ctypes.CDLL:
+    """The kernels of a dtype, or the one for a network, built once for a source."""
     real = "float" if dtype == np.float32 else "double"
-    key = hashlib.sha256((source() + SHIM.read_text()).encode()).hexdigest()[:16]
+    key = hashlib.sha256((source(network) + SHIM.read_text()).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nnbackend-cuda-stand-in-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{real}-{key}.so"
-    return ctypes.CDLL(str(path)) if path.exists() else build("", real, path)
+    return ctypes.CDLL(str(path)) if path.exists() else build("", real, path, network)
 
 
 class CpuUploads(Uploads):

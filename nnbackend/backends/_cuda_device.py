@@ -128,8 +128,8 @@ class CupyDevice(Device):
         self.most_blocks = BLOCKS * int(properties["multiProcessorCount"])
         self.shared_bytes = int(properties["sharedMemPerBlockOptin"])
         self.cluster_blocks = CLUSTER if properties["major"] >= 9 else 1
-        self._programs: dict[str, Any] = {}
-        self._kernels: dict[tuple[str, str], Any] = {}
+        self._programs: dict[tuple[str, str], Any] = {}
+        self._kernels: dict[tuple[str, str, str], Any] = {}
         self._lock, self.lock = threading.Lock(), threading.RLock()
         self._captured: weakref.WeakSet[_Captured] = weakref.WeakSet()
         atexit.register(self._forget_graphs)  # after CuPy's own, so that it runs before
@@ -200,7 +200,7 @@ class CupyDevice(Device):
 
     def launch(self, launch: Launch) -> None:
         with self.on():
-            kernel = self._kernel(launch.kernel, launch.dtype)
+            kernel = self._kernel(launch.kernel, launch.dtype, launch.network)
             # CuPy has no null pointer: its None is no argument at all
             arguments = tuple(np.uint64(0) if a is None else a for a in launch.arguments)
             kernel((launch.blocks,), (THREADS,), arguments)
@@ -232,7 +232,7 @@ class CupyDevice(Device):
     def _starter(self, launch: Launch, arguments: int) -> Callable[[int], object]:
         """Starts a kernel on a stream; ``arguments`` is the address of their addresses."""
         driver, blocks = self.cuda.driver, launch.blocks
-        function = self._kernel(launch.kernel, launch.dtype).kernel.ptr
+        function = self._kernel(launch.kernel, launch.dtype, launch.network).kernel.ptr
         if launch.shared:
             driver.funcSetAttribute(function, MOST_SHARED, launch.shared)
             library = load_driver()
@@ -240,28 +240,36 @@ class CupyDevice(Device):
         start = driver.launchKernel
         return lambda stream: start(function, blocks, 1, 1, THREADS, 1, 1, 0, stream, arguments, 0)
 
-    def _kernel(self, name: str, dtype: DType | None) -> Any:
-        real = _REAL[dtype.name] if dtype is not None else next(iter(self._programs), "float")
-        kernel = self._kernels.get((name, real))
+    def _kernel(self, name: str, dtype: DType | None, network: str = "") -> Any:
+        if dtype is None:
+            real = next((real for real, network in self._programs if not network), "float")
+        else:
+            real = _REAL[dtype.name]
+        kernel = self._kernels.get((name, real, network))
         if kernel is None:
             with self._lock:
-                if real not in self._programs:
-                    self._programs[real] = self._program(real)
-                kernel = self._kernels[name, real] = self._programs[real].get_function(name)
+                program = self._programs.get((real, network))
+                if program is None:
+                    program = self._programs[real, network] = self._program(real, network)
+                kernel = self._kernels[name, real, network] = program.get_function(name)
         return kernel
 
-    def _program(self, real: str) -> Any:
-        """All kernels of a dtype, compiled for this GPU; CuPy keeps that in its cache folder."""
+    def _program(self, real: str, network: str) -> Any:
+        """All kernels of a dtype, or the one for a network, compiled for this GPU; CuPy keeps that
+        in its cache folder."""
+        text = source(network)
         program = self._cupy.RawModule(
-            code=source(), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
+            code=text, options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
         )
-        version = hashlib.sha256(source().encode()).hexdigest()[:16]
+        version = hashlib.sha256(text.encode()).hexdigest()[:16]
         question = f"compiled {real} {version}"
         if self.choices.get(question) is not None:
             return program
+        what, length = (
+            ("a kernel for this network", "a second") if network else ("the kernels", "10 s")
+        )
         sys.stderr.write(
-            f"nnbackend: compiling the CUDA kernels for {_NAME[real]}; once on this GPU, "
-            f"about 4 s ... "
+            f"nnbackend: compiling {what} in {_NAME[real]}; once on this GPU, about {length} ... "
         )
         sys.stderr.flush()
         start = time.perf_counter()

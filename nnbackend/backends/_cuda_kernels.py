@@ -17,10 +17,9 @@ import numpy as np
 from nnbackend import kernels
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
-FILES = (
-    "common", "cluster", "activations", "losses", "metrics", "norms", "random", "steps", "updates",
-    "resident",
-)  # fmt: skip
+FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
+#: Files of the program that trains one network in shared memory.
+RESIDENT_FILES = ("common", "cluster", "activations", "losses", "steps", "updates", "resident")
 #: What a run of captured steps reads from an int64 array: addresses, 0 for what is not there, the
 #: number of updates made before, the step in the run, rows of an epoch and of a batch, and the rate
 #: (as a double) where there are no rates.
@@ -28,13 +27,13 @@ RUN = (
     "x", "target", "weight", "order", "rates", "trace", "loss", "first_step", "index", "rows",
     "batch", "rate",
 )  # fmt: skip
-#: What a network that stays in shared memory is described by, in int64: once for all, and for each
-#: dense layer; and the kinds of jobs that its steps consist of. See nnbackend/resident.py.
+#: What a network that stays in shared memory is described by: once for all, and for each dense
+#: layer; and the kinds of jobs that its steps consist of. See nnbackend/resident.py.
 PLAN = (
-    "depth", "jobs", "forwards", "rows", "inputs", "x", "x_stride", "outputs", "output",
+    "jobs", "forwards", "depth", "blocks", "rows", "inputs", "x", "x_stride", "outputs", "output",
     "output_stride", "output_gradient", "target_width", "targets", "labels", "row_weights",
-    "indices", "begin", "trained", "share", "gradients", "m", "v", "rates", "totals", "sums",
-    "losses", "counts_hits", "spare",
+    "indices", "begin", "trained", "share", "gradients", "m", "v", "rates", "traced", "totals",
+    "sums", "losses", "counts_hits", "loss", "averages", "update",
 )  # fmt: skip
 LAYER = ("inputs", "outputs", "place", "stride", "weight", "bias", "x", "x_stride")
 JOBS = ("forward", "slope", "weights", "below")
@@ -47,7 +46,7 @@ STATE_BYTES = 64
 THREADS, COLUMNS = 256, 8
 WARPS = THREADS // 32
 
-_KERNEL = re.compile(r"^KERNEL (\w+)\(([^)]*)\)", re.MULTILINE)
+_KERNEL = re.compile(r"^KERNEL (?:MANY_AT_ONCE )?(\w+)\(([^)]*)\)", re.MULTILINE)
 _ARGUMENT = re.compile(r"(?:const )?(\w+)(\*?) (\w+)")
 _KINDS: dict[str, Any] = {
     "Size": np.int64,
@@ -76,6 +75,8 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]
     #: bytes of shared memory that each block is given; with it, the blocks are one cluster
     shared: int = 0
+    #: the network of whose program it is: see ``source``
+    network: str = ""
 
 
 def folder() -> Path:
@@ -84,16 +85,24 @@ def folder() -> Path:
 
 
 @cache
-def source() -> str:
-    """The program. ``Real`` is left to the compiler's options."""
-    parts = [_codes(ACTIVATIONS), _codes(LOSSES), _codes(UPDATES, "update_")]
+def source(network: str = "") -> str:
+    """The program. ``Real`` is left to the compiler's options.
+
+    Args:
+        network: definitions of one; the program then is that which trains it in shared memory.
+    """
+    parts = [network] if network else []
+    parts += [_codes(ACTIVATIONS), _codes(LOSSES), _codes(UPDATES, "update_")]
     parts += [_codes((*RUN, "fields"), "run_"), _codes((*PLAN, "fields"), "plan_")]
     parts += [_codes((*LAYER, "fields"), "layer_"), _codes(JOBS, "job_")]
     parts.append(f"enum {{ THREADS = {THREADS}, WARPS = {WARPS}, COLUMNS = {COLUMNS} }};")
-    for name in FILES:
-        file = folder() / f"cuda_{name}.cu"
-        parts.append(f'#line 1 "{file.name}"\n{file.read_text(encoding="utf-8")}')
+    for name in RESIDENT_FILES if network else FILES:
+        parts.append(f'#line 1 "cuda_{name}.cu"\n{_text(name)}')
     return "\n".join(parts)
+
+
+def _text(name: str) -> str:
+    return (folder() / f"cuda_{name}.cu").read_text(encoding="utf-8")
 
 
 def _codes(names: Sequence[str], prefix: str = "") -> str:
@@ -104,7 +113,7 @@ def _codes(names: Sequence[str], prefix: str = "") -> str:
 def signatures() -> dict[str, tuple[Argument, ...]]:
     """The arguments of each kernel, by its name."""
     found = {}
-    for name, text in _KERNEL.findall(source()):
+    for name, text in _KERNEL.findall(source()) + _KERNEL.findall(_text("resident")):
         arguments = [_ARGUMENT.fullmatch(part.strip()) for part in text.split(",")]
         found[name] = tuple(Argument(a[1], bool(a[2]), a[3]) for a in arguments if a is not None)
         if len(found[name]) != len(arguments):

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from nnbackend.program import Program
 
 
+#: Widths of rows whose softmax a warp keeps in registers.
+_KEPT_OUTPUTS = range(33, 1025)
+
+
 class LossSums(NamedTuple):
     """Sums over a batch in parts, one of each block. Valid until the next operation.
 
@@ -252,9 +256,12 @@ class CudaBackend(LossesByName, CudaArrays):
         if weight is not None:
             total = self._weight_sum
             self.run("sum_weights", pred.dtype, 1, weight, rows, total)
+        kernel: tuple[Any, ...] = ("loss_rows", pred.dtype, blocks, code, parameter)
+        if name == "softmax_cross_entropy" and pred.shape[1] in _KEPT_OUTPUTS:
+            kernel = ("softmax_loss_rows", pred.dtype, blocks)
         self.run(
-            "loss_rows", pred.dtype, blocks, code, parameter, pred, *_labels_or_rows(target),
-            weight, total, *pred.shape, dpred, rounded, hits, self._partial,
+            *kernel, pred, *_labels_or_rows(target), weight, total, *pred.shape, dpred, rounded,
+            hits, self._partial,
         )  # fmt: skip
         return LossSums(self._partial, hits, blocks, total)
 
