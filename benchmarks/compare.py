@@ -127,7 +127,8 @@ class Status:
 
 
 def compare(options: argparse.Namespace, pool: Pool, console: Console) -> list[Cell]:
-    """All cells that the options ask for; a table is printed when its kind is done."""
+    """All cells that the options ask for; a table is printed when its kind is done, and what was
+    found is written after each case, so that it is not lost if there is no time for the others."""
     cells: list[Cell] = []
     with Status(console) as status, tempfile.TemporaryDirectory() as folder:
         for kind in options.kinds:
@@ -143,6 +144,7 @@ def compare(options: argparse.Namespace, pool: Pool, console: Console) -> list[C
                         pool, kind, CASES[name], Path(folder), options.rounds, options.seconds,
                         lambda text, at=f"{kind} {name}": status.show(f"{at}: {text}"),
                     )  # fmt: skip
+                    write_figures(options, Comparison([*cells, *found], options.field), pool)
             cells += found
             if found:
                 table = report.kind_table(Comparison(found, options.field), kind, console.width)
@@ -150,8 +152,10 @@ def compare(options: argparse.Namespace, pool: Pool, console: Console) -> list[C
     return cells
 
 
-def write(options: argparse.Namespace, comparison: Comparison, pool: Pool) -> list[Path]:
-    """The JSON file and the picture."""
+def write_figures(
+    options: argparse.Namespace, comparison: Comparison, pool: Pool
+) -> tuple[Path, dict[str, Any]]:
+    """The JSON file, and what is in it."""
     RESULTS.mkdir(exist_ok=True)
     settings = {
         "rounds": options.rounds,
@@ -160,10 +164,9 @@ def write(options: argparse.Namespace, comparison: Comparison, pool: Pool) -> li
     }
     content = report.to_json(comparison, pool.packages(), pool.missing, settings)
     content["machine"]["device"] = pool.device()
-    paths = [RESULTS / f"{options.output}.{kind}" for kind in ("json", "png")]
-    write_atomically(paths[0], json.dumps(content, indent=1).encode() + b"\n")
-    report.picture(comparison, content["machine"]).savefig(paths[1], dpi=110)
-    return paths
+    path = RESULTS / f"{options.output}.json"
+    write_atomically(path, json.dumps(content, indent=1).encode() + b"\n")
+    return path, content
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,8 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.print_summary(comparison, pool.missing, console)
     if not comparison.found:
         return 1  # nothing was measured that could be written
-    for path in write(options, comparison, pool):
-        console.print(f"written {path}", highlight=False)
+    path, content = write_figures(options, comparison, pool)
+    picture = path.with_suffix(".png")
+    report.picture(comparison, content["machine"]).savefig(picture, dpi=110)
+    for written in (path, picture):
+        console.print(f"written {written}", highlight=False)
     return 1 if any(cell.failed for cell in cells) else 0
 
 

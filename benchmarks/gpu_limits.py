@@ -35,6 +35,8 @@ from nnbackend.backends._cuda_arrays import HALF
 from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.bench import CASES, Case
 from nnbackend.bench_report import duration_text, machine
+from nnbackend.graph_executor import LAUNCHED_FIRST
+from nnbackend.resident import ResidentSteps
 from nnbackend.sources import make_source
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -46,8 +48,8 @@ UPDATE_BYTES = {"sgd": 12, "momentum": 20, "adagrad": 20, "rmsprop": 20, "adam":
 #: Bytes that a loss with its gradient moves for each output.
 LOSS_BYTES = {"mean_squared_error": 12, "sigmoid_cross_entropy": 12, "softmax_cross_entropy": 8}
 CLASSES = 1000
-#: Steps of a chunk.
-STEPS = 320
+#: Steps of a chunk, and of a launch of a network that stays in shared memory.
+STEPS, ALONE = 320, 4
 Work = Callable[[], object]
 
 
@@ -206,19 +208,27 @@ class Bench:
         data = make_source(model, *case.data(case.n_batches * case.batch)).data
         rates = model.rates(STEPS)
         executor: Any = model.executor
-        executor.run(data, None, case.batch, rates, 0)
-        (steps,) = executor._steps.values()
+        executor.run(data, None, case.batch, rates, LAUNCHED_FIRST)
+        resident = [steps for steps in executor._residents.values() if steps is not None]
+        steps = next(iter(resident or executor._steps.values()))
+
+        def run() -> object:
+            return executor.run(data, None, case.batch, rates, LAUNCHED_FIRST)
+
         own, alone = self.alternate(
-            lambda: self.wall(lambda: executor.run(data, None, case.batch, rates, 0)) / STEPS,
+            lambda: self.wall(run) / STEPS,
             lambda: self.alone(executor, steps, data, case.batch, rates),
         )
         return Figure.of(f"chunk of {STEPS}, {case.name}", own, alone, 1 / CHUNKS)
 
     def alone(self, executor: Any, steps: Any, data: Any, batch: int, rates: Any) -> float:
-        """Steps that are not counted by anybody: of a run that has more than are timed."""
+        """Between events, of launches that follow each other, without the beginning and the end of
+        a run; a run has more steps than are timed here."""
         trace = self.backend.zeros((len(rates), 3 + executor.program.n_sums), FLOAT64)
         device_rates = self.backend.asarray(rates, FLOAT64)
         executor._begin(data, None, device_rates, 0.0, trace, None, 0, len(data.x), batch)
+        if isinstance(steps, ResidentSteps):
+            return self.gpu.seconds(lambda: steps.advance(ALONE), captured=False) / ALONE
         return self.gpu.seconds(steps._launch)
 
 

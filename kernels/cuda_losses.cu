@@ -255,39 +255,41 @@ KERNEL MANY_AT_ONCE loss_rows(
 // softmax_row for a warp whose lanes keep up to KEPT numbers of the row each, which are read once.
 template <int KEPT>
 __device__ inline double softmax_row_kept(
-    const Real* pred, const Real* target, Size label, Size outputs, double own, Gradient dpred
+    const Real* pred, const Real* target, int label, int outputs, double own, Gradient dpred
 ) {
-    const int width = (int)outputs;
-    Real kept[KEPT], largest = pred[0], total = 0, shifted = 0, target_sum = label >= 0 ? 1 : 0;
+    Real kept[KEPT], largest = pred[0], total = 0, shifted = 0, target_sum = 1;
     for (int k = 0; k < KEPT; k++) {
         const int j = lane() + k * WARP;
-        kept[k] = j < width ? pred[j] : largest;
+        kept[k] = j < outputs ? pred[j] : pred[0];
     }
-    for (int k = 0; k < KEPT; k++) largest = larger(largest, kept[k]);
+    // a NaN that is passed over here is one in the sum
+    for (int k = 0; k < KEPT; k++) largest = kept[k] > largest ? kept[k] : largest;
     largest = warp_largest(largest);
-    for (int k = 0; k < KEPT; k++) {
-        const int j = lane() + k * WARP;
-        const Real z = kept[k] - largest;
-        kept[k] = exp(z);
-        if (j >= width) continue;
-        total += kept[k];
-        if (j == label) shifted = z;
-        if (label < 0) {
-            target_sum += target[j];
-            shifted += target[j] * z;
-        }
-    }
-    total = warp_sum(total);
-    shifted = warp_sum(shifted);
-    if (label < 0) target_sum = warp_sum(target_sum);
-    if (dpred.wanted()) {
-        const Real factor = (Real)own, share = target_sum / total;
+    if (label < 0) {
+        target_sum = 0;
         for (int k = 0; k < KEPT; k++) {
             const int j = lane() + k * WARP;
-            if (j >= width) continue;
-            const Real t = label < 0 ? target[j] : (Real)(j == label);
-            dpred.put(j, (kept[k] * share - t) * factor);
+            if (j >= outputs) break;
+            target_sum += target[j];
+            shifted += target[j] * (kept[k] - largest);
         }
+        target_sum = warp_sum(target_sum);
+        shifted = warp_sum(shifted);
+    } else {
+        shifted = pred[label] - largest;
+    }
+    for (int k = 0; k < KEPT; k++) {
+        kept[k] = exp(kept[k] - largest);
+        total += lane() + k * WARP < outputs ? kept[k] : 0;
+    }
+    total = warp_sum(total);
+    const Real factor = (Real)own, share = target_sum / total * factor;
+    for (int k = 0; k < KEPT && dpred.wanted(); k++) {
+        const int j = lane() + k * WARP;
+        if (j >= outputs) break;
+        Real value = kept[k] * share;
+        if (label < 0) value -= target[j] * factor;
+        dpred.put(j, j == label ? value - factor : value);
     }
     return target_sum * log(total) - shifted;
 }
@@ -307,8 +309,9 @@ KERNEL MANY_AT_ONCE softmax_loss_rows(
                 return row_loss<WARP>(
                     SOFTMAX_CROSS_ENTROPY, 0, p, t, labels, label, outputs, own, d
                 );
-            if (outputs <= 8 * WARP) return softmax_row_kept<8>(p, t, label, outputs, own, d);
-            return softmax_row_kept<32>(p, t, label, outputs, own, d);
+            const int row_label = (int)label, width = (int)outputs;
+            if (width <= 8 * WARP) return softmax_row_kept<8>(p, t, row_label, width, own, d);
+            return softmax_row_kept<32>(p, t, row_label, width, own, d);
         }
     );
 }

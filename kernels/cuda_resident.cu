@@ -290,16 +290,16 @@ __device__ NOT_INLINE void lose(Step step, Real parameter, double scale) {
     }
 }
 
-// What the block's rows add up to: losses and hits, left where all blocks can read them. A warp does
-// it, its even lanes the losses, its odd ones the hits.
+// What the block's rows add up to: losses and hits, left where all blocks can read them. The last
+// warp does it, which has the least to do otherwise; its even lanes the losses, its odd ones the hits.
 __device__ inline void add_losses(int rows) {
-    if (threadIdx.x >= WARP) return;
+    if (threadIdx.x < THREADS - WARP) return;
     const double* losses = bytes_of<double>(PLAN_LOSSES);
     double value = 0;
-    for (int i = threadIdx.x; i < 2 * rows; i += WARP) value += losses[i];
+    for (int i = lane(); i < 2 * rows; i += WARP) value += losses[i];
     for (int distance = WARP / 2; distance > 1; distance /= 2)
         value += __shfl_xor_sync(EVERY_LANE, value, distance);
-    if (threadIdx.x < 2) bytes_of<double>(PLAN_TOTALS)[threadIdx.x] = value;
+    if (lane() < 2) bytes_of<double>(PLAN_TOTALS)[lane()] = value;
 }
 
 // visit(place in memory, place in the flat vectors) for each parameter.
@@ -362,6 +362,8 @@ KERNEL train_resident(
     __syncthreads();
     const Size index = run_of_steps()[RUN_INDEX];
     constexpr int blocks = plan(PLAN_BLOCKS);
+    // parameters that a thread updates side by side
+    constexpr int each = (plan(PLAN_SHARE) + THREADS - 1) / THREADS, AT_ONCE = each < 4 ? each : 4;
     const int share = plan(PLAN_SHARE), end = plan(PLAN_TRAINED);
     const int first = plan(PLAN_BEGIN) + (int)blockIdx.x * share;
     const int last = first + share < end ? first + share : end;
@@ -407,9 +409,13 @@ KERNEL train_resident(
     __syncthreads();
     fetch_rows(now);
 
+    double weight_sum = 0, scale = 0;
     for (int i = 0; i < steps; i++) {
-        double weight_sum = (double)now.rows;
-        if (run_of_steps()[RUN_WEIGHT]) weight_sum = weight_sum_of(now);
+        const bool weighted = run_of_steps()[RUN_WEIGHT];
+        if (weighted || weight_sum != now.rows) {  // otherwise it is that of the step before
+            weight_sum = weighted ? weight_sum_of(now) : (double)now.rows;
+            scale = loss_scale(plan(PLAN_AVERAGES), now.rows, &weight_sum);
+        }
         wait_for_copies();
         __syncthreads();
         if (i + 1 < steps) fetch_rows(ahead);
@@ -417,14 +423,13 @@ KERNEL train_resident(
         later.next();
         if (i + 2 < steps) fetch_indices(later);
         forward(now.turn);
-        const double scale = loss_scale(plan(PLAN_AVERAGES), now.rows, &weight_sum);
         if (plan(PLAN_OUTPUTS) <= NARROW && now.own_rows > WARPS)
             lose<1>(now, loss_parameter, scale);
         else
             lose<WARP>(now, loss_parameter, scale);
         __syncthreads();
-        add_losses(now.own_rows);
         backward(now.turn);
+        add_losses(now.own_rows);
         meet_blocks<blocks>();  // every block's part of the gradient is there
         double value = 0, hits = 0;
         for (int block = 0; block < blocks; block++) {
@@ -433,19 +438,34 @@ KERNEL train_resident(
         }
         stopped |= !(value - value == 0);
         const Real rate = (Real)rates[3 * i], small = (Real)rates[3 * i + 1], none = 0;
-        for (int place = first + threadIdx.x; place < last; place += THREADS) {
-            Real g = 0;
-            for (int block = 0; block < blocks; block++)
-                g += of_block(memory(), block)[gradient + place];
-            memory()[gradient + place] = g;
-            if (stopped) continue;
-            Real w = memory()[place], keep = 1;
-            if (decay != 0 && is_weight(place)) keep = (Real)rates[3 * i + 2];
-            Real own[2] = {m ? own_m[place] : none, v ? own_v[place] : none};
-            optimizer.apply(rate, small, keep, w, g, own[0], own[1]);
-            if (m) own_m[place] = own[0];
-            if (v) own_v[place] = own[1];
-            for (int block = 0; block < blocks; block++) of_block(memory(), block)[place] = w;
+        for (int start = first + threadIdx.x; start < last; start += AT_ONCE * THREADS) {
+            Real g[AT_ONCE] = {}, w[AT_ONCE] = {}, own[AT_ONCE][2] = {};
+            for (int k = 0; k < AT_ONCE; k++) {
+                const int place = start + k * THREADS;
+                if (place >= last) break;
+                for (int block = 0; block < blocks; block++)
+                    g[k] += of_block(memory(), block)[gradient + place];
+                w[k] = memory()[place];
+                own[k][0] = m ? own_m[place] : none;
+                own[k][1] = v ? own_v[place] : none;
+            }
+            for (int k = 0; k < AT_ONCE && !stopped; k++) {
+                const int place = start + k * THREADS;
+                if (place >= last) break;
+                const bool decays = decay != 0 && is_weight(place);
+                const Real keep = decays ? (Real)rates[3 * i + 2] : (Real)1;
+                optimizer.apply(rate, small, keep, w[k], g[k], own[k][0], own[k][1]);
+            }
+            for (int k = 0; k < AT_ONCE; k++) {
+                const int place = start + k * THREADS;
+                if (place >= last) break;
+                memory()[gradient + place] = g[k];
+                if (stopped) continue;
+                if (m) own_m[place] = own[k][0];
+                if (v) own_v[place] = own[k][1];
+                for (int block = 0; block < blocks; block++)
+                    of_block(memory(), block)[place] = w[k];
+            }
         }
         if (threadIdx.x == 0) {
             // not to the trace itself: whoever meets waits for what was written to global memory

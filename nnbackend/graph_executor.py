@@ -96,7 +96,8 @@ class GraphExecutor(PythonExecutor):
         batch = min(batch_size, rows)
         early = max(0, min(len(lr), LAUNCHED_FIRST - first_step))
         with self._lock:
-            resident = self._resident_of(batch, data) if early < len(lr) else None
+            # of the size of whole batches, though there may be only the last rows of an epoch
+            resident = self._resident_of(batch_size, data) if early < len(lr) else None
             if resident is None:
                 early = len(lr)
             trace = backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), _FLOAT64)
@@ -210,7 +211,7 @@ class GraphExecutor(PythonExecutor):
             return None
         resident = ResidentSteps(program, backend, layout, self.record, self.state)
         if answer != "resident":
-            both = (resident, self._steps_of(size, data))
+            both = (resident, self._steps_of(min(size, len(data.x)), data))
             taken = [self._seconds_of(steps, size, data) for steps in both]
             answer = "resident" if taken[0] <= taken[1] else "graphs"
             backend.gpu.choices.keep(question, answer)
@@ -223,7 +224,8 @@ class GraphExecutor(PythonExecutor):
         before = [array.copy() for array in changed]
 
         def work() -> None:
-            self._begin(data, None, None, 0.0, None, None, 0, size, size)
+            rows = min(size, len(data.x))
+            self._begin(data, None, None, 0.0, None, None, 0, rows, rows)
             steps.advance(TRIED_STEPS)
 
         try:

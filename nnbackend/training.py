@@ -140,6 +140,8 @@ class Trainer:
         self.model, self.source = model, source
         self.program: Program = model.program
         self.executor: Executor = model.executor
+        if isinstance(source, ArraySource):
+            batch_size = min(batch_size, source.n_rows)
         self.epochs, self.batch_size, self.shuffle = epochs, batch_size, shuffle
         # those that save the model come last, when the others have their new state
         self.callbacks = sorted(callbacks, key=lambda callback: callback.runs_last)

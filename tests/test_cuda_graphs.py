@@ -230,7 +230,7 @@ def test_the_state_is_as_large_as_the_kernels_say(tmp_path) -> None:
     values = (ctypes.c_void_p * 1)()
     pointer = ctypes.c_void_p(out.ctypes.data)
     values[0] = ctypes.addressof(pointer)
-    library.launch_measure_state(1, 32, 0, 0, values)
+    library.launch_measure_state(1, 32, 0, 0, ctypes.c_size_t(0), values)
     assert out[0] == STATE_BYTES
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
+from nnbackend import graph_executor, training
 from nnbackend.backends._cuda_arrays import HALF
 from nnbackend.backends._cuda_products import Epilogue, Product
 from nnbackend.graph_executor import GraphExecutor
@@ -227,7 +228,12 @@ class TestGraphs:
 
 class TestTraining:
     @pytest.mark.parametrize("data", ["digits", "spiral"])
-    def test_curves_in_double_precision_are_those_of_numpy(self, cuda, data) -> None:
+    @pytest.mark.parametrize("how", ["graphs", "in shared memory"])
+    def test_curves_in_double_precision_are_those_of_numpy(
+        self, cuda, data, how, monkeypatch
+    ) -> None:
+        first = 0 if how == "in shared memory" else 1 << 40
+        monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", first)
         x, y = nn.datasets.digits() if data == "digits" else nn.datasets.spiral(seed=0)
         curves = []
         for backend in (cuda, "numpy"):
@@ -237,6 +243,34 @@ class TestTraining:
             curves.append(model.fit(x, y, epochs=5, batch_size=64, verbose=0))
         for name in ("loss", "accuracy"):
             np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-9)
+
+    def test_networks_in_shared_memory_repeat_bit_for_bit(self, cuda, monkeypatch, dtype) -> None:
+        """However a training is cut into runs, and on whatever multiprocessors the blocks are."""
+        x, y = nn.datasets.digits()
+        models = []
+        for seconds in (0.05, 0.05, 1e-4):
+            monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+            layers = [nn.Dense(64, 32, "relu"), nn.Dense(32, 10)]
+            models.append(nn.Sequential(layers, seed=0, dtype=dtype, backend=cuda))
+            models[-1].compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
+            models[-1].fit(x, y, epochs=12, batch_size=32, verbose=0)
+            assert any(models[-1].executor._residents.values())
+        arrays = models[0].arrays()
+        for model in models[1:]:
+            assert model.history["loss"] == models[0].history["loss"]
+            for name, array in model.arrays().items():
+                np.testing.assert_array_equal(array, arrays[name])
+
+    def test_a_model_may_move_between_steps(self, cuda, rows) -> None:
+        x, y = rows
+        losses = []
+        for places in (("cuda", "numpy", "cuda", "cuda"), ("numpy",) * 4):
+            model = model_on("numpy", "float64")
+            for place in places:
+                model.to(place)
+                model.fit(x, y, epochs=2, batch_size=100, verbose=0)
+            losses.append(model.history["loss"])
+        np.testing.assert_allclose(*losses, rtol=1e-8)
 
     def test_training_equals_that_of_numpy(self, cuda, rows) -> None:
         models = [model_on(backend, "float64") for backend in (cuda, "numpy")]

@@ -118,7 +118,9 @@ static bool release(unsigned first, unsigned count, State meeting, bool exited_c
 extern "C" char __start_shared_memory[] __attribute__((weak));
 extern "C" char __stop_shared_memory[] __attribute__((weak));
 
-static void run_blocks(unsigned blocks, unsigned threads, const std::vector<unsigned>& order) {
+static void run_blocks(
+    unsigned blocks, unsigned threads, const std::vector<unsigned>& order, bool last_first
+) {
     if (__start_shared_memory)
         memset(__start_shared_memory, 0xFF, __stop_shared_memory - __start_shared_memory);
     given.assign(blocks * (shared_bytes + GUARD), (char)0xFF);
@@ -130,14 +132,18 @@ static void run_blocks(unsigned blocks, unsigned threads, const std::vector<unsi
         prepare(i);
     }
     for (;;) {
-        for (unsigned i : order)
-            if (states[i] == READY) go_on(i);
-        bool moved = release(0, all, AT_CLUSTER, false);
-        for (unsigned block = 0; block < all; block += threads)
-            moved |= release(block, threads, AT_BARRIER, false);
-        for (unsigned warp = 0; warp < all; warp += WARP_SIZE)
-            moved |= release(warp, WARP_SIZE, AT_SHUFFLE, true);
-        if (moved) continue;
+        // each block as far as it comes without the others
+        for (unsigned k = 0; k < blocks; k++) {
+            const unsigned first = threads * (last_first ? blocks - 1 - k : k);
+            for (bool moved = true; moved;) {
+                for (unsigned i : order)
+                    if (states[first + i] == READY) go_on(first + i);
+                moved = release(first, threads, AT_BARRIER, false);
+                for (unsigned warp = first; warp < first + threads; warp += WARP_SIZE)
+                    moved |= release(warp, WARP_SIZE, AT_SHUFFLE, true);
+            }
+        }
+        if (release(0, all, AT_CLUSTER, false)) continue;
         for (unsigned i = 0; i < all; i++)
             if (states[i] != DONE)
                 failure = states[i] == AT_SHUFFLE ? "a shuffle that not all lanes take part in"
@@ -158,8 +164,8 @@ static const char* run(
         stacks = (char*)mmap(
             0, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     const unsigned together = shared ? blocks : 1;
-    std::vector<unsigned> places(together * threads);
-    for (unsigned i = 0; i < places.size(); i++) places[i] = i;
+    std::vector<unsigned> places(threads);
+    for (unsigned i = 0; i < threads; i++) places[i] = i;
     shared_bytes = shared;
     if (order == 1) std::reverse(places.begin(), places.end());
     if (order == 2) std::shuffle(places.begin(), places.end(), std::mt19937(seed));
@@ -170,7 +176,7 @@ static const char* run(
     for (unsigned i = 0; i < blocks && !failure; i += together) {
         // blocks come in that order too
         first_block = order == 1 ? blocks - together - i : i;
-        run_blocks(together, threads, places);
+        run_blocks(together, threads, places, order == 1);
     }
     return failure;
 }

@@ -1,0 +1,248 @@
+"""Networks that stay in shared memory: their steps are those of graphs, and of NumPy."""
+
+import shutil
+
+import numpy as np
+import nvrtc
+import pytest
+from cuda_stand_in import DESCENDING, RANDOM, StandInBackend, compiler
+
+import nnbackend as nn
+from nnbackend import graph_executor, training
+from nnbackend.backends._cuda_kernels import source
+from nnbackend.resident import can_stay, layout_of, stride, tiling
+
+pytestmark = pytest.mark.skipif(
+    shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
+)
+ROWS, BATCH = 53, 12  # the last batch of an epoch has five rows
+CASES = {
+    "labels": (
+        lambda: [nn.Dense(6, 9, "relu"), nn.Dense(9, 4)],
+        "softmax_cross_entropy", lambda: nn.AdamW(0.02), ["accuracy"],
+    ),
+    "curved": (
+        lambda: [nn.Dense(6, 20, "gelu"), nn.Dense(20, 7, "silu"), nn.Dense(7, 2, "tanh")],
+        "mean_squared_error", lambda: nn.SGD(0.05, momentum=0.9, nesterov=True), [],
+    ),
+    "many outputs": (
+        lambda: [nn.Dense(6, 5, "leaky_relu", bias=False), nn.Dense(5, 40)],
+        "softmax_cross_entropy", lambda: nn.RMSprop(0.01), ["accuracy"],
+    ),
+    "frozen": (
+        lambda: [nn.Dense(6, 8, "relu", trainable=False), nn.Dense(8, 8, "sigmoid"),
+                 nn.Dense(8, 8, "relu", trainable=False), nn.Dense(8, 3, "softplus")],
+        "poisson", lambda: nn.AdaGrad(0.05), [],
+    ),
+    "one layer": (lambda: [nn.Dense(6, 1)], "sigmoid_cross_entropy", lambda: nn.SGD(0.1), []),
+    "sum": (lambda: [nn.Dense(6, 3, "elu")], "sum_squared_error", lambda: nn.Adam(0.01), []),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", 0)
+
+
+def model_of(case: str, backend, dtype: str = "float64") -> nn.Sequential:
+    layers, loss, optimizer, metrics = CASES[case]
+    model = nn.Sequential(layers(), seed=2, dtype=dtype, backend=backend)
+    model.compile(loss, optimizer(), metrics)
+    return model
+
+
+def rows_of(model: nn.Sequential, rng, rows: int = ROWS):
+    x, outputs = rng.normal(size=(rows, 6)), model.layers[-1].n_outputs
+    if model.loss.name == "softmax_cross_entropy":
+        return x, rng.integers(0, outputs, rows)
+    return x, rng.integers(0, 2, (rows, outputs)).astype(float)
+
+
+def fit(model: nn.Sequential, x, y, epochs: int = 3, **options) -> list[float]:
+    history = model.fit(x, y, epochs=epochs, batch_size=BATCH, verbose=0, **options)
+    return [value for name in ("loss", "accuracy") if name in history for value in history[name]]
+
+
+def stays(model: nn.Sequential) -> bool:
+    return any(steps is not None for steps in model.executor._residents.values())
+
+
+def same(one: nn.Sequential, other: nn.Sequential, **tolerance: float) -> None:
+    arrays = other.arrays()
+    for name, array in one.arrays().items():
+        np.testing.assert_allclose(array, arrays[name], err_msg=name, **(tolerance or {"rtol": 0}))
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_training_is_that_of_numpy(rng, case: str, blocks: int) -> None:
+    resident, numpy = (
+        model_of(case, backend) for backend in (StandInBackend(cluster_blocks=blocks), "numpy")
+    )
+    x, y = rows_of(numpy, rng)
+    np.testing.assert_allclose(fit(resident, x, y), fit(numpy, x, y), rtol=1e-10)
+    same(resident, numpy, rtol=1e-8, atol=1e-11)
+    assert stays(resident)
+    state = numpy.optimizer_state()
+    for name, array in resident.optimizer_state().items():
+        np.testing.assert_allclose(array, state[name], rtol=1e-8, atol=1e-11, err_msg=name)
+
+
+def test_single_precision_too(rng) -> None:
+    for case in ("labels", "curved"):
+        resident, numpy = (model_of(case, b, "float32") for b in (StandInBackend(), "numpy"))
+        x, y = rows_of(numpy, rng)
+        np.testing.assert_allclose(fit(resident, x, y), fit(numpy, x, y), rtol=1e-4)
+        same(resident, numpy, rtol=1e-3, atol=1e-5)
+
+
+def test_rows_have_weights_and_targets_may_be_rows(rng) -> None:
+    for case in ("labels", "curved"):
+        resident, numpy = (model_of(case, b) for b in (StandInBackend(cluster_blocks=4), "numpy"))
+        x, y = rows_of(numpy, rng)
+        if case == "labels":
+            y = np.eye(4)[y]
+        weight = rng.uniform(0, 2, ROWS)
+        weight[:7] = 0
+        curves = [fit(model, x, y, sample_weight=weight) for model in (resident, numpy)]
+        np.testing.assert_allclose(*curves, rtol=1e-10)
+        same(resident, numpy, rtol=1e-8, atol=1e-11)
+        assert stays(resident)
+
+
+def test_bits_do_not_depend_on_the_order_of_threads(rng) -> None:
+    for case in ("labels", "curved"):
+        x, y = rows_of(model_of(case, "numpy"), rng)
+        models = [
+            model_of(case, StandInBackend(order=order, cluster_blocks=4), "float32")
+            for order in (0, DESCENDING, RANDOM)
+        ]
+        curves = [fit(model, x, y) for model in models]
+        for model, curve in zip(models[1:], curves[1:], strict=True):
+            assert curve == curves[0]
+            same(model, models[0])
+
+
+def test_it_does_not_matter_how_a_training_is_cut_into_runs(rng, monkeypatch) -> None:
+    """Also where the first steps are launched, and others follow in the same run."""
+    monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", 7)
+    models = []
+    for seconds in (0.0, 1e-3, 10.0):
+        monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+        models.append(model_of("labels", StandInBackend(), "float32"))
+        x, y = rows_of(models[-1], np.random.default_rng(1))
+        fit(models[-1], x, y)
+        assert stays(models[-1])
+    halves = model_of("labels", StandInBackend(), "float32")
+    fit(halves, x, y, epochs=1)
+    fit(halves, x, y, epochs=2)
+    for model in (*models[1:], halves):
+        same(model, models[0])
+
+
+def test_what_trains_for_a_moment_only_needs_no_kernel_of_its_own(rng, monkeypatch) -> None:
+    monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", 15)
+    model = model_of("labels", StandInBackend())
+    x, y = rows_of(model, rng)
+    fit(model, x, y)  # 15 steps
+    assert not model.executor._residents
+    fit(model, x, y, epochs=1)
+    assert stays(model)
+
+
+def test_single_steps_and_the_gradient_that_they_leave(rng) -> None:
+    resident, numpy = (model_of("curved", backend) for backend in (StandInBackend(), "numpy"))
+    for _ in range(5):
+        x, y = rows_of(numpy, rng, 9)
+        losses = [float(model.train_step(x, y)) for model in (resident, numpy)]
+        np.testing.assert_allclose(*losses, rtol=1e-11)
+    assert stays(resident)
+    for one, other in zip(resident.layers, numpy.layers, strict=True):
+        np.testing.assert_allclose(
+            resident.backend.to_numpy(one.weight_grad), other.weight_grad, rtol=1e-9, atol=1e-12
+        )
+
+
+def test_nothing_is_updated_from_the_first_loss_on_that_is_no_number(rng) -> None:
+    model = model_of("labels", StandInBackend(cluster_blocks=4), "float32")
+    x, y = rows_of(model, rng, BATCH)
+    device = model.backend
+    fit(model, x, y)
+    before = model.arrays()
+    bad = x.astype(np.float32)
+    bad[3, 2] = np.nan
+    on_device = (device.asarray(bad, bad.dtype), device.asarray(y, np.dtype(np.int32)))
+    assert np.isnan(float(model.train_step(*on_device)))
+    for name, array in model.arrays().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize(
+    ("layers", "loss", "settings"),
+    [
+        ([nn.Dense(6, 4), nn.Dropout(0.1)], "mean_squared_error", {}),
+        ([nn.Dense(6, 4, weight_l2=0.1)], "mean_squared_error", {}),
+        ([nn.Dense(6, 4, "softmax")], "categorical_cross_entropy", {}),
+        ([nn.Dense(6, 4)], "mean_squared_error", {"optimizer": nn.Adam(0.1, clip_norm=1.0)}),
+        ([nn.Dense(6, 4)], "mean_squared_error", {"metrics": ["mae"]}),
+        ([nn.Dense(6, 4)], lambda y, p: (((p - y) ** 2).mean(), 2 * (p - y) / p.size), {}),
+    ],
+)
+def test_what_the_kernel_does_not_know_is_done_by_launches(layers, loss, settings) -> None:
+    model = nn.Sequential(layers, seed=0, backend=StandInBackend())
+    model.compile(loss, settings.get("optimizer", "adam"), settings.get("metrics", []))
+    assert not can_stay(model.program, model.backend)
+
+
+def test_an_optimizer_of_ones_own_is_not_taken_for_its_base() -> None:
+    class Own(nn.SGD):
+        pass
+
+    model = nn.Sequential([nn.Dense(6, 4)], seed=0, backend=StandInBackend())
+    model.compile("mean_squared_error", Own(0.1))
+    assert not can_stay(model.program, model.backend)
+
+
+def test_a_network_that_does_not_fit_or_is_not_faster_there_is_left_to_graphs(rng) -> None:
+    for device in (StandInBackend(shared_bytes=9000), StandInBackend(slow_epilogues=True)):
+        model = model_of("labels", device)
+        x, y = rows_of(model, rng)
+        fit(model, x, y)
+        assert [*model.executor._residents.values()] == [None]
+
+
+def test_finding_out_what_is_faster_changes_nothing(rng) -> None:
+    models = [model_of("labels", StandInBackend()) for _ in range(2)]
+    x, y = rows_of(models[0], rng)
+    fit(models[0], x, y)
+    models[1].backend.gpu.choices = models[0].backend.gpu.choices  # asks nothing
+    fit(models[1], x, y)
+    same(*models)
+
+
+@pytest.mark.parametrize("width", range(1, 140))
+def test_rows_lie_an_odd_number_of_fours_apart(width: int) -> None:
+    assert stride(width) >= width
+    assert stride(width) % 8 == 4
+
+
+def test_few_elements_are_shared_by_lanes_and_many_are_taken_by_fours() -> None:
+    assert tiling(4, 4, 64)[1] >= 3
+    assert tiling(64, 64, 8)[0]
+    for rows, columns, inner in ((4, 1, 1), (1, 1, 2), (300, 200, 3)):
+        large, shift = tiling(rows, columns, inner)
+        assert 0 <= shift <= 5
+        assert isinstance(large, bool)
+
+
+@pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+def test_the_kernel_compiles_without_a_warning(rng, architecture: str, real: str) -> None:
+    for case in ("labels", "curved"):
+        dtype = "float32" if real == "float" else "float64"
+        model = model_of(case, StandInBackend(cluster_blocks=8), dtype)
+        data = nn.sources.make_source(model, *rows_of(model, rng)).data
+        layout = layout_of(model.program, model.backend, 32, data)
+        text = source(layout.network)
+        nvrtc.compile_program(text, f"-arch={architecture}", f"-DReal={real}")
