@@ -97,7 +97,7 @@ class GraphExecutor(PythonExecutor):
         early = max(0, min(len(lr), LAUNCHED_FIRST - first_step))
         with self._lock:
             # of the size of whole batches, though there may be only the last rows of an epoch
-            resident = self._resident_of(batch_size, data) if early < len(lr) else None
+            resident = self._resident_of(batch_size, data, TRIED_STEPS) if early < len(lr) else None
             if resident is None:
                 early = len(lr)
             trace = backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), _FLOAT64)
@@ -115,7 +115,7 @@ class GraphExecutor(PythonExecutor):
         rows = len(data.x)
         with self._lock:
             loss = self._new_loss()
-            resident = self._resident_of(rows, data) if number >= LAUNCHED_FIRST else None
+            resident = self._resident_of(rows, data, 1) if number >= LAUNCHED_FIRST else None
             self._begin(data, None, None, rate, None, loss, number, rows, rows)
             (resident or self._steps_of(rows, data)).advance(1)
             return loss
@@ -192,41 +192,40 @@ class GraphExecutor(PythonExecutor):
     def _key(self, size: int, data: Data) -> tuple[Any, ...]:
         return size, data.target.shape[1:], data.weight is None, self._settings()
 
-    def _resident_of(self, size: int, data: Data) -> ResidentSteps | None:
-        """Steps whose network stays in shared memory, where it can and that is faster."""
-        if not can_stay(self.program, self.backend):
-            return None
-        make = partial(self._make_resident, size, data)
-        return self._kept(self._residents, self._key(size, data), make, KEPT)
+    def _resident_of(self, size: int, data: Data, steps: int) -> ResidentSteps | None:
+        """Steps whose network stays in shared memory, where it can and that is faster for so many
+        at a time: to bring it there takes as long as a few steps."""
+        make = partial(self._make_resident, size, data, steps)
+        return self._kept(self._residents, (steps, *self._key(size, data)), make, KEPT)
 
-    def _make_resident(self, size: int, data: Data) -> ResidentSteps | None:
+    def _make_resident(self, size: int, data: Data, steps: int) -> ResidentSteps | None:
         program, backend = self.program, self.backend
-        layout = layout_of(program, backend, size, data)
+        layout = layout_of(program, backend, size, data) if can_stay(program, backend) else None
         if layout is None:
             return None
         version = hashlib.sha256(source(layout.network).encode()).hexdigest()[:16]
-        question = f"steps {program.dtype} {version}"
+        question = f"{steps} steps {program.dtype} {version}"
         answer = backend.gpu.choices.get(question)
         if answer == "graphs":
             return None
         resident = ResidentSteps(program, backend, layout, self.record, self.state)
         if answer != "resident":
-            both = (resident, self._steps_of(min(size, len(data.x)), data))
-            taken = [self._seconds_of(steps, size, data) for steps in both]
+            rows = min(size, len(data.x))
+            both = (resident, self._steps_of(rows, data))
+            taken = [self._seconds_of(partial(way.advance, steps), rows, data) for way in both]
             answer = "resident" if taken[0] <= taken[1] else "graphs"
             backend.gpu.choices.keep(question, answer)
         return resident if answer == "resident" else None
 
-    def _seconds_of(self, steps: _Steps | ResidentSteps, size: int, data: Data) -> float:
+    def _seconds_of(self, advance: Callable[[], None], rows: int, data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""
         program = self.program
         changed = [program.storage.parameters, program.storage.state, *program.slots]
         before = [array.copy() for array in changed]
 
         def work() -> None:
-            rows = min(size, len(data.x))
             self._begin(data, None, None, 0.0, None, None, 0, rows, rows)
-            steps.advance(TRIED_STEPS)
+            advance()
 
         try:
             return self.backend.gpu.seconds(work, captured=False)
