@@ -327,7 +327,8 @@ class TestData:
             "m.fit(np.ones((64, 4)), np.zeros(64, int), epochs=40, batch_size=8, verbose=0)\n"
         )
         done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+        said = [line for line in done.stderr.splitlines() if "compiling" not in line]
+        assert (done.returncode, said) == (0, [])
 
 
 class TestMemory:

@@ -204,8 +204,9 @@ def picture(comparison: Comparison, description: Mapping[str, Any]) -> Figure:
     order = [name for name in comparison.field.systems if name in handles]
     bands[0].legend([handles[name] for name in order], order, loc="outside upper center",
                     ncols=len(order), frameon=False)  # fmt: skip
+    where = ", ".join(filter(None, (description.get("device"), machine_text(description))))
     bands[-1].supxlabel(
-        f"median time, shorter is better.   {machine_text(description)}",
+        f"median time, shorter is better.   {where}",
         fontsize=9,
     )
     return figure
