@@ -25,6 +25,7 @@ from nnbackend.executor import (
 )
 from nnbackend.history import History
 from nnbackend.metrics import metric_name
+from nnbackend.orders import Orders
 from nnbackend.prefetch import BlocksAhead
 from nnbackend.program import Program
 from nnbackend.progress import Progress
@@ -161,8 +162,15 @@ class Trainer:
     def run(self) -> History:
         for callback in self.callbacks:
             callback.on_fit_begin(self.model)
+        source, generator = self.source, self.model.shuffle_generator
+        n_rows = source.n_rows if isinstance(source, ArraySource) else 0
+        ahead = self.program.backend.works_by_itself
         try:
-            with self.interrupt.watch(), self.progress:
+            with (
+                self.interrupt.watch(),
+                self.progress,
+                Orders.of(generator, n_rows, ahead) as self.orders,
+            ):
                 while self.model.epoch < self.epochs and self.history.stopped is None:
                     if isinstance(self.source, ArraySource):
                         self._train_arrays(self.source)
@@ -195,6 +203,7 @@ class Trainer:
             self._train_epochs(source, count, steps_per_epoch)
             return
         (epoch,), _ = self._begin_epochs(source, 1, steps_per_epoch)
+        self._draw_ahead(1)
         with BlocksAhead.of(source) as blocks:
             steps = self._next_steps(source, steps_per_epoch)
             while epoch.steps_done < steps_per_epoch:
@@ -227,6 +236,7 @@ class Trainer:
             order = self.program.backend.asarray(orders, np.dtype(np.int64))
         rates = self.model.rates(count * steps_per_epoch)
         start = time.perf_counter()
+        self._draw_ahead(count)
         whole = source.block(slice(0, source.n_rows))
         trace = self.executor.run(whole, order, self.batch_size, rates, self.model.step)
         seconds = time.perf_counter() - start
@@ -252,19 +262,20 @@ class Trainer:
         self, source: ArraySource, count: int, steps_per_epoch: int
     ) -> tuple[list[_Epoch], np.ndarray[Any, np.dtype[np.int64]] | None]:
         """The next epochs, and the orders of their rows (count, n_rows), if they are drawn."""
-        generator, n = self.model.shuffle_generator, source.n_rows
-        state, step = dict(generator.bit_generator.state), self.model.step
-        orders = np.tile(np.arange(n), (count, 1)) if self.shuffle else None
+        state, step = dict(self.orders.generator.bit_generator.state), self.model.step
+        orders = self.orders.take(count) if self.shuffle else None
         first = self.since_snapshot[-1].number + 1 if self.since_snapshot else self.model.epoch
         epochs = []
         for k in range(count):
-            order = None
-            if orders is not None:
-                order = orders[k]
-                generator.shuffle(order)  # what permutation(n) does
+            order = None if orders is None else orders[k]
             epochs.append(_Epoch(first + k, order, state, k, step + k * steps_per_epoch))
         self.since_snapshot += epochs
         return epochs, orders
+
+    def _draw_ahead(self, count: int) -> None:
+        """The epochs after the next ``count`` ones are likely to be as many, if any are left."""
+        if self.shuffle:
+            self.orders.draw_ahead(min(count, self.epochs - self.model.epoch - count))
 
     def _execute(
         self,

@@ -33,6 +33,7 @@ class CudaArrays(Backend):
     """The part of the backend that knows of no formula."""
 
     alignment: ClassVar[int] = ALIGNMENT
+    works_by_itself: ClassVar[bool] = True
 
     def __init__(
         self, index: int | None = None, device: Device | None = None, precision: str = "fp32"

@@ -112,6 +112,8 @@ class Backend(ABC):
     name: ClassVar[str]
     #: bytes to which the parts of flat vectors are aligned
     alignment: ClassVar[int] = 64
+    #: whether the host has nothing to do while the device works
+    works_by_itself: ClassVar[bool] = False
 
     def __init__(self, index: int | None = None) -> None:
         """Open device number ``index``; backends with one device accept None only."""

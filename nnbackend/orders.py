@@ -1,0 +1,89 @@
+"""The orders in which epochs take their rows, drawn ahead while a device is at work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Order = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class _Drawn(NamedTuple):
+    """Orders (count, n_rows), and the generator's state before each, and after the last one."""
+
+    orders: Order
+    states: list[dict[str, Any]]
+
+
+class Orders:
+    """What ``generator.permutation(n_rows)`` gives, one order after another.
+
+    To shuffle takes about 50 ns a row on the host: as long as a small network's training on a GPU.
+    With ``pool``, the orders that are asked for next are drawn meanwhile, by a copy of the
+    generator, which itself is never ahead: its state is what a model file keeps.
+    """
+
+    def __init__(
+        self, generator: np.random.Generator, n_rows: int, pool: ThreadPoolExecutor | None = None
+    ) -> None:
+        self.generator, self.n_rows, self._pool = generator, n_rows, pool
+        self._next: Future[_Drawn] | None = None
+        self._ready: _Drawn | None = None
+        self._ended = False
+
+    @classmethod
+    @contextmanager
+    def of(cls, generator: np.random.Generator, n_rows: int, ahead: bool) -> Iterator[Orders]:
+        """
+        Args:
+            ahead: whether the host is idle while a device works.
+        """
+        if not ahead:
+            yield cls(generator, n_rows)
+            return
+        with ThreadPoolExecutor(1, "nnbackend-orders") as pool:
+            orders = cls(generator, n_rows, pool)
+            try:
+                yield orders
+            finally:
+                orders._ended = True  # nobody waits for what is being drawn
+
+    def take(self, count: int) -> Order:
+        """The next orders (count, n_rows)."""
+        bits, drawn = self.generator.bit_generator, self._drawn_ahead()
+        used = 0
+        if drawn is not None and drawn.states[0] == bits.state:  # nobody has set it back
+            used = min(count, len(drawn.states) - 1)
+            bits.state = drawn.states[used]
+            self._ready = _Drawn(drawn.orders[used:], drawn.states[used:])
+        if drawn is None or used < count:
+            rest = self._draw(self.generator, count - used).orders
+            return rest if drawn is None else np.concatenate([drawn.orders[:used], rest])
+        return drawn.orders[:count]
+
+    def draw_ahead(self, count: int) -> None:
+        """Begin to draw the orders that the next ``take`` will ask for, if they can be drawn by
+        the way."""
+        there = 0 if self._ready is None else len(self._ready.orders)
+        if self._pool is not None and count > there:
+            self._next = self._pool.submit(self._draw, copy.deepcopy(self.generator), count)
+
+    def _drawn_ahead(self) -> _Drawn | None:
+        if self._next is not None:
+            self._ready, self._next = self._next.result(), None
+        return self._ready
+
+    def _draw(self, generator: np.random.Generator, count: int) -> _Drawn:
+        orders = np.tile(np.arange(self.n_rows), (count, 1))
+        states = [dict(generator.bit_generator.state)]
+        for order in orders:
+            if self._ended:
+                break
+            generator.shuffle(order)  # what permutation(n_rows) does
+            states.append(dict(generator.bit_generator.state))
+        return _Drawn(orders, states)
