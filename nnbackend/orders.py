@@ -56,15 +56,17 @@ class Orders:
     def take(self, count: int) -> Order:
         """The next orders (count, n_rows)."""
         bits, drawn = self.generator.bit_generator, self._drawn_ahead()
+        if drawn is None:
+            return self._shuffled(self.generator, count)
         used = 0
-        if drawn is not None and drawn.states[0] == bits.state:  # nobody has set it back
+        if drawn.states[0] == bits.state:  # nobody has set it back
             used = min(count, len(drawn.states) - 1)
             bits.state = drawn.states[used]
             self._ready = _Drawn(drawn.orders[used:], drawn.states[used:])
-        if drawn is None or used < count:
-            rest = self._draw(self.generator, count - used).orders
-            return rest if drawn is None else np.concatenate([drawn.orders[:used], rest])
-        return drawn.orders[:count]
+        if used == count:
+            return drawn.orders[:count]
+        rest = self._shuffled(self.generator, count - used)
+        return np.concatenate([drawn.orders[:used], rest])
 
     def draw_ahead(self, count: int) -> None:
         """Begin to draw the orders that the next ``take`` will ask for, if they can be drawn by
@@ -79,11 +81,14 @@ class Orders:
         return self._ready
 
     def _draw(self, generator: np.random.Generator, count: int) -> _Drawn:
-        orders = np.tile(np.arange(self.n_rows), (count, 1))
-        states = [dict(generator.bit_generator.state)]
-        for order in orders:
-            if self._ended:
-                break
-            generator.shuffle(order)  # what permutation(n_rows) does
+        orders, states = [], [dict(generator.bit_generator.state)]
+        while len(orders) < count and not self._ended:
+            orders.append(self._shuffled(generator, 1))
             states.append(dict(generator.bit_generator.state))
-        return _Drawn(orders, states)
+        return _Drawn(np.concatenate(orders or [self._shuffled(generator, 0)]), states)
+
+    def _shuffled(self, generator: np.random.Generator, count: int) -> Order:
+        orders = np.tile(np.arange(self.n_rows), (count, 1))
+        for order in orders:
+            generator.shuffle(order)  # what permutation(n_rows) does
+        return orders

@@ -38,13 +38,13 @@ def test_a_generator_that_was_set_back_draws_again() -> None:
 
 def test_they_are_drawn_by_a_thread_that_ends_at_once(monkeypatch) -> None:
     own, _ = generators()
-    names, draw = [], Orders._draw
+    names, shuffled = [], Orders._shuffled
 
     def noted(self, generator, count):
         names.append(threading.current_thread().name)
-        return draw(self, generator, count)
+        return shuffled(self, generator, count)
 
-    monkeypatch.setattr(Orders, "_draw", noted)
+    monkeypatch.setattr(Orders, "_shuffled", noted)
     with Orders.of(own, 1000, True) as orders:
         orders.take(1)
         orders.draw_ahead(2)
