@@ -81,7 +81,8 @@ class Orders:
         return self._ready
 
     def _draw(self, generator: np.random.Generator, count: int) -> _Drawn:
-        orders, states = [], [dict(generator.bit_generator.state)]
+        orders: list[Order] = []
+        states = [dict(generator.bit_generator.state)]
         while len(orders) < count and not self._ended:
             orders.append(self._shuffled(generator, 1))
             states.append(dict(generator.bit_generator.state))

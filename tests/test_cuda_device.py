@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend.backends import _cuda_device
+from nnbackend.backends import _cuda_device, _cuda_driver
 from nnbackend.backends._cublas import WORKSPACE, Products
 from nnbackend.backends._cublaslt import WANTED, LtProducts
+from nnbackend.backends._cuda_driver import ClusterStarter
 from nnbackend.backends._cuda_kernels import THREADS, bind
 from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
 
@@ -375,7 +376,12 @@ class FakeCupy:
         main.ptr = 9
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
-                getDeviceProperties=lambda i: {"multiProcessorCount": 3, "name": b"A GPU"},
+                getDeviceProperties=lambda i: {
+                    "multiProcessorCount": 3,
+                    "name": b"A GPU",
+                    "major": 9,
+                    "sharedMemPerBlockOptin": 232448,
+                },
                 memcpyAsync=self.copy,
                 memcpyHostToDevice=1,
             ),
@@ -460,7 +466,7 @@ def test_compiling_says_so_once(cupy, device, capsys) -> None:
     x = fake(np.ones(4, np.float32))
     device.launch(bind("sum_squares", FLOAT32, 1, (x, 4, fake(np.ones(1)))))
     said = capsys.readouterr().err
-    assert said.startswith("nnbackend: compiling the CUDA kernels for float32; once on this GPU")
+    assert said.startswith("nnbackend: compiling the CUDA kernels in float32; once on this GPU")
     assert said.endswith(" s\n")
     # a later process: CuPy finds what it kept
     device._programs.clear()
@@ -485,6 +491,60 @@ def test_a_prepared_launch_takes_other_numbers_and_keeps_its_arrays(cupy, device
         assert ctypes.c_double.from_address(addresses[10]).value == 0.25
         arrays = [ctypes.c_uint64.from_address(a).value for a in addresses[11:]]
         assert arrays == [record.ctypes.data, state.ctypes.data]
+
+
+class FakeDriver:
+    """cuLaunchKernelEx, as cuda.h documents its structures."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status, self.calls = status, []
+
+    def cuLaunchKernelEx(self, config, function, arguments, extra) -> int:  # noqa: N802
+        config = config._obj
+        attribute = config.attributes[0]
+        self.calls.append((
+            [*config.grid], [*config.block], config.shared, config.stream, config.count,
+            attribute.id, [*attribute.value[:3]], function.value, arguments.value, extra,
+        ))  # fmt: skip
+        return self.status
+
+
+def test_blocks_of_a_network_in_shared_memory_are_one_cluster(cupy, device, monkeypatch) -> None:
+    driver = FakeDriver()
+    monkeypatch.setattr(_cuda_device, "load_driver", lambda: driver)
+    cupy.cuda.driver.funcSetAttribute = lambda *given: cupy.log.append(("attribute", *given))
+    array = fake(np.zeros(4, np.float32))
+    launch = bind("sum_squares", FLOAT32, 8, (array, 4, fake(np.zeros(1))))
+    launch = launch._replace(shared=90_000, network="#define PLAN_WORDS 1")
+    cupy.RawModule = lambda code, options, backend: SimpleNamespace(
+        get_function=lambda name: SimpleNamespace(kernel=SimpleNamespace(ptr=77)),
+        compile=lambda: None,
+    )
+    run = device.prepare(launch)
+    run()
+    assert ("attribute", 77, 8, 90_000) in cupy.log
+    ((grid, block, shared, stream, count, kind, size, function, _, extra),) = driver.calls
+    assert (grid, block, shared, stream) == ([8, 1, 1], [THREADS, 1, 1], 90_000, 9)
+    assert (count, kind, size, function, extra) == (1, 4, [8, 1, 1], 77, None)
+    driver.status = 719
+    with pytest.raises(nn.DeviceError, match="cuLaunchKernelEx answers with CUresult 719"):
+        run()
+
+
+def test_a_cluster_of_one_block_is_none() -> None:
+    driver = FakeDriver()
+    ClusterStarter(driver, 5, 1, 256, 1000, 0)(3)
+    assert driver.calls[0][4] == 0
+    # sizes that cuda.h gives them
+    assert ctypes.sizeof(_cuda_driver._Attribute) == 72
+    assert ctypes.sizeof(_cuda_driver._Config) == 56
+
+
+def test_the_kernel_of_a_network_says_so_when_it_is_compiled(cupy, device, capsys) -> None:
+    device.choices.path = None
+    device._kernel("train_resident", FLOAT32, "#define PLAN_WORDS 1")
+    said = capsys.readouterr().err
+    assert said.startswith("nnbackend: compiling a CUDA kernel for this network in float32; once")
 
 
 def test_an_address_that_is_not_there_is_eight_zero_bytes(cupy, device) -> None:

@@ -265,11 +265,11 @@ class CupyDevice(Device):
         question = f"compiled {real} {version}"
         if self.choices.get(question) is not None:
             return program
-        what, length = (
-            ("a kernel for this network", "a second") if network else ("the kernels", "10 s")
-        )
+        what, length = "the CUDA kernels", 6
+        if network:
+            what, length = "a CUDA kernel for this network", 2
         sys.stderr.write(
-            f"nnbackend: compiling {what} in {_NAME[real]}; once on this GPU, about {length} ... "
+            f"nnbackend: compiling {what} in {_NAME[real]}; once on this GPU, about {length} s ... "
         )
         sys.stderr.flush()
         start = time.perf_counter()
