@@ -30,6 +30,10 @@ _RULES: dict[str, dict[str, Any]] = {
 }
 
 
+#: What a class of one's own must leave as it is for compiled code to train with it.
+_SAID_BY_BUILT_IN = ("update", "slots", "rates")
+
+
 @dataclass
 class Optimizer(ABC):
     """Base of all optimizers.
@@ -67,6 +71,14 @@ class Optimizer(ABC):
     def decay(self) -> float:
         """Decoupled weight decay; biases and norms are spared."""
         return 0.0
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether compiled code knows what ``update`` does: not where a class of one's own says it,
+        or says other rates or slots."""
+        base = next((kind for kind in OPTIMIZERS.values() if isinstance(self, kind)), Optimizer)
+        same = (getattr(type(self), name) is getattr(base, name) for name in _SAID_BY_BUILT_IN)
+        return base is not Optimizer and all(same)
 
     @abstractmethod
     def update(

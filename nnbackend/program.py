@@ -267,8 +267,11 @@ class Program:
         names = [type(self.layers[r.layer]).__name__ for r in self.rows if r.op == Op.PYTHON]
         from nnbackend.losses import Loss, loss_name
 
-        if self.loss is not None and not isinstance(self.loss, Loss):
-            names.append(loss_name(self.loss))
+        loss, optimizer = self.loss, self.optimizer
+        if loss is not None and not (isinstance(loss, Loss) and loss.is_built_in):
+            names.append(loss_name(loss))
+        if optimizer is not None and not optimizer.is_built_in:
+            names.append(type(optimizer).__name__)
         return names
 
     def metric_values(self, sums: np.ndarray[Any, Any], weight_sum: float) -> dict[str, float]:

@@ -27,7 +27,7 @@ from nnbackend.executor import Data
 from nnbackend.kernels.codes import LOSSES, Op
 from nnbackend.losses import Loss
 from nnbackend.metrics import Statistic
-from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop
+from nnbackend.optimizers import SGD, AdaGrad, Adam, Optimizer, RMSprop
 from nnbackend.program import ABSENT, Program, Row
 
 #: Steps of a launch: their rates lie in shared memory.
@@ -41,7 +41,7 @@ _JOB = (
     "meets", "per_across", "unused", "parameter",
 )  # fmt: skip
 #: The optimizers whose formulas the kernel has.
-_UPDATES = {AdaGrad: "adagrad", RMSprop: "rmsprop", Adam: "adam", AdamW: "adam"}
+_UPDATES = {SGD: "sgd", AdaGrad: "adagrad", RMSprop: "rmsprop", Adam: "adam"}
 #: The one statistic that is counted where the loss is computed.
 HITS = ("correct", None, 1)
 
@@ -51,23 +51,19 @@ def counts_hits(statistic: Statistic) -> bool:
 
 
 def update_of(optimizer: Optimizer | None) -> str | None:
-    """The kernel's name for an optimizer's formula; None where it has none, as for a class that
-    somebody else wrote."""
-    if type(optimizer) is SGD:
-        return "momentum" if optimizer.slots else "sgd"
-    return None if optimizer is None else _UPDATES.get(type(optimizer))
+    """The kernel's name for a built-in optimizer's formula."""
+    name = next((name for kind, name in _UPDATES.items() if isinstance(optimizer, kind)), None)
+    return "momentum" if name == "sgd" and optimizer is not None and optimizer.slots else name
 
 
 def can_stay(program: Program, backend: CudaBackend) -> bool:
-    """Whether the kernel knows everything that the program asks for."""
+    """Whether the kernel knows everything that the program asks for, which compiled code does."""
     loss, optimizer = program.loss, program.optimizer
     known = update_of(optimizer) is not None and optimizer is not None
     return (
         known
         and optimizer.clip_norm is None  # type: ignore[union-attr]
         and isinstance(loss, Loss)
-        and loss.name in LOSSES
-        and type(loss).apply is Loss.apply
         and backend.precision == "fp32"
         and not program.penalties
         and all(counts_hits(s) for s in program.statistics)

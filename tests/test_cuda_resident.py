@@ -194,15 +194,6 @@ def test_what_the_kernel_does_not_know_is_done_by_launches(layers, loss, setting
     assert not can_stay(model.program, model.backend)
 
 
-def test_an_optimizer_of_ones_own_is_not_taken_for_its_base() -> None:
-    class Own(nn.SGD):
-        pass
-
-    model = nn.Sequential([nn.Dense(6, 4)], seed=0, backend=StandInBackend())
-    model.compile("mean_squared_error", Own(0.1))
-    assert not can_stay(model.program, model.backend)
-
-
 def test_a_network_that_does_not_fit_or_is_not_faster_there_is_left_to_graphs(rng) -> None:
     for device in (StandInBackend(shared_bytes=9000), StandInBackend(slow_epilogues=True)):
         model = model_of("labels", device)

@@ -37,7 +37,86 @@ def squared(y_true, y_pred):
     return (error**2).mean(), 2 * error / error.size
 
 
+class Signs(nn.Optimizer):
+    """w -= lr sign(g), and counts its updates in a slot."""
+
+    state_names = ("count",)
+
+    def update(self, backend, param, grad, slots, lr, weight_decay, step, scratch) -> None:
+        param[...] = param - lr * ((grad > 0) * 1.0 - (grad < 0) * 1.0)
+        slots[0][...] = slots[0] + 1
+
+
+class Halved(nn.SGD):
+    """Another update than that of the class below."""
+
+    def update(self, backend, param, grad, slots, lr, *rest) -> None:
+        super().update(backend, param, grad, slots, lr / 2, *rest)
+
+
+class Warmed(nn.SGD):
+    """Other rates."""
+
+    def rates(self, first_step, count):
+        return super().rates(first_step, count) / 2
+
+
+class Doubled(nn.losses.MeanSquaredError):
+    """A built-in loss's subclass that computes something else."""
+
+    def apply(self, backend, pred, target, weight, dpred, loss) -> None:
+        super().apply(backend, pred, target, weight, dpred, loss)
+        loss[...] = 2 * loss
+        if dpred is not None:
+            dpred[...] = 2 * dpred
+
+
 class TestPythonParts:
+    @pytest.mark.parametrize("optimizer", [Halved, Warmed])
+    def test_own_optimizer_is_not_taken_for_its_base(self, backend, rng, optimizer) -> None:
+        x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
+        models = []
+        for each in (optimizer(0.1), nn.SGD(0.05)):
+            model = nn.Sequential([nn.Dense(4, 3, "tanh"), nn.Dense(3, 2)], seed=0, dtype="float64")
+            model.compile("mean_squared_error", each)
+            model.fit(x, y, epochs=3, batch_size=8, verbose=0)
+            model.train_step(x, y)
+            models.append(model)
+        np.testing.assert_allclose(weights(models[0]), weights(models[1]), atol=1e-12)
+
+    def test_own_optimizer_does_what_it_says(self, backend, rng) -> None:
+        x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
+        model = nn.Sequential([nn.Dense(4, 2)], seed=0, dtype="float64")
+        model.compile("mean_squared_error", Signs(0.01))
+        before = backend.to_numpy(model.layers[0].weight).copy()
+        model.fit(x, y, epochs=2, batch_size=10, verbose=0)
+        moved = np.abs(backend.to_numpy(model.layers[0].weight) - before) / 0.01
+        np.testing.assert_allclose(moved, np.round(moved), atol=1e-9)
+        assert np.round(moved).max() <= 6
+        (count,) = model.optimizer_state().values()
+        assert np.asarray(count).max() == 6
+
+    def test_own_loss_class_is_not_taken_for_its_base(self, backend, rng) -> None:
+        x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
+        models = []
+        for loss, rate in ((Doubled(), 0.05), ("mean_squared_error", 0.1)):
+            model = nn.Sequential([nn.Dense(4, 2)], seed=0, dtype="float64")
+            model.compile(loss, nn.SGD(rate))
+            model.fit(x, y, epochs=3, batch_size=8, verbose=0)
+            models.append(model)
+        np.testing.assert_allclose(weights(models[0]), weights(models[1]), atol=1e-12)
+        np.testing.assert_allclose(
+            models[0].history["loss"], 2 * np.array(models[1].history["loss"]), rtol=1e-9
+        )
+
+    def test_subclasses_that_change_no_formula_stay_compiled(self, backend) -> None:
+        class Slow(nn.Adam):
+            lr: float = 1e-5
+
+        model = nn.Sequential([nn.Dense(4, 2)], seed=0)
+        model.compile("mean_squared_error", Slow())
+        assert model.program.python_parts == []
+
     def test_own_layer_trains_like_a_built_in(self, backend, rng) -> None:
         x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
         model = nn.Sequential([nn.Dense(4, 3, "tanh"), Scale(3), nn.Dense(3, 2)], seed=0,
