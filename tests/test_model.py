@@ -416,7 +416,7 @@ def test_gradient_does_not_disturb_predictions_of_other_threads(backend, rng) ->
                 wrong.append(1)
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)  # the threads take turns more often
+    sys.setswitchinterval(1e-4)  # the threads take turns more often
     thread = threading.Thread(target=work)
     thread.start()
     try:
