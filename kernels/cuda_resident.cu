@@ -257,7 +257,7 @@ __device__ inline double weight_sum_of(Step step) {
 }
 
 // The losses of the block's rows and whether their class is guessed right; the gradient of the
-// outputs, zeros for rows that a short batch has not. LANES lanes take a row.
+// outputs. LANES lanes take a row.
 template <int LANES>
 __device__ NOT_INLINE void lose(Step step, Real parameter, double scale) {
     const int most = plan(PLAN_ROWS), outputs = plan(PLAN_OUTPUTS);
@@ -268,8 +268,6 @@ __device__ NOT_INLINE void lose(Step step, Real parameter, double scale) {
     const bool weighted = run_of_steps()[RUN_WEIGHT];
     double* losses = bytes_of<double>(PLAN_LOSSES);
     Real* gradient = memory() + plan(PLAN_OUTPUT_GRADIENT);
-    for (int e = step.own_rows * stride + threadIdx.x; e < most * stride; e += THREADS)
-        gradient[e] = 0;
     for (int i = threadIdx.x / LANES; i < step.own_rows; i += THREADS / LANES) {
         const Real* p = memory() + plan(PLAN_OUTPUT) + i * stride;
         const Real* t = target_width ? targets + i * target_width : 0;
@@ -286,6 +284,22 @@ __device__ NOT_INLINE void lose(Step step, Real parameter, double scale) {
         if (lane() % LANES == 0) {
             losses[2 * i] = w * value;
             losses[2 * i + 1] = hit ? w : 0;
+        }
+    }
+}
+
+// Zeros for rows that a short batch has not: the gradient of their outputs, and what layers made of
+// nothing but biases, which need not be finite.
+__device__ NOT_INLINE void forget_rows(int own_rows) {
+    const int most = plan(PLAN_ROWS), stride = plan(PLAN_OUTPUT_STRIDE);
+    Real* gradient = memory() + plan(PLAN_OUTPUT_GRADIENT);
+    for (int e = own_rows * stride + threadIdx.x; e < most * stride; e += THREADS) gradient[e] = 0;
+    for (int k = 1; k < plan(PLAN_DEPTH); k++) {
+        const int width = (int)layer(k, LAYER_INPUTS), x_stride = (int)layer(k, LAYER_X_STRIDE);
+        Real* x = memory() + layer(k, LAYER_X) + own_rows * x_stride;
+        for (int e = threadIdx.x; e < (most - own_rows) * width; e += THREADS) {
+            const int i = small_quotient(e, 1.0f / (float)width);
+            x[i * x_stride + e - i * width] = 0;
         }
     }
 }
@@ -427,6 +441,7 @@ KERNEL train_resident(
             lose<1>(now, loss_parameter, scale);
         else
             lose<WARP>(now, loss_parameter, scale);
+        if (now.own_rows < plan(PLAN_ROWS)) forget_rows(now.own_rows);
         __syncthreads();
         backward(now.turn);
         add_losses(now.own_rows);

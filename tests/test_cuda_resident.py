@@ -110,6 +110,24 @@ def test_rows_have_weights_and_targets_may_be_rows(rng) -> None:
         assert stays(resident)
 
 
+def test_rows_that_a_short_batch_has_not_take_no_part(rng) -> None:
+    """Of nothing but its biases the first layer would make numbers that are not finite."""
+    x, y = rng.uniform(0.9, 1.1, (17, 6)), rng.normal(size=(17, 2))
+    models = []
+    for backend in (StandInBackend(cluster_blocks=4), "numpy"):
+        model = nn.Sequential(
+            [nn.Dense(6, 5, "exponential"), nn.Dense(5, 2)], seed=0, backend=backend
+        )
+        model.layers[0].weight = np.full((6, 5), -100 / 6)
+        model.layers[0].bias = np.full(5, 100.0)
+        model.compile("mean_squared_error", nn.SGD(1e-4))
+        model.fit(x, y, epochs=1, batch_size=BATCH, shuffle=False, verbose=0)
+        models.append(model)
+    assert stays(models[0])
+    assert np.isfinite(models[0].history["loss"]).all()
+    np.testing.assert_allclose(models[0].history["loss"], models[1].history["loss"], rtol=1e-3)
+
+
 def test_bits_do_not_depend_on_the_order_of_threads(rng) -> None:
     for case in ("labels", "curved"):
         x, y = rows_of(model_of(case, "numpy"), rng)
