@@ -31,12 +31,12 @@ from rich.table import Table
 
 import nnbackend as nn
 from nnbackend._files import write_atomically
-from nnbackend.backends._cuda_arrays import HALF
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.executor import LAUNCHED_FIRST
+from nnbackend.backends.cuda.resident import ResidentSteps
 from nnbackend.bench import CASES, Case
 from nnbackend.bench_report import duration_text, machine
-from nnbackend.graph_executor import LAUNCHED_FIRST
-from nnbackend.resident import ResidentSteps
 from nnbackend.sources import make_source
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends._cuda_choices import Choices
-from nnbackend.backends._cuda_kernels import THREADS, Launch, signatures, source
-from nnbackend.backends._cuda_products import Epilogue, Product
-from nnbackend.backends._device import Device
 from nnbackend.backends.base import Availability, Uploads, is_on_gpu
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.device import Device
+from nnbackend.backends.cuda.gemm import Epilogue, Product
+from nnbackend.backends.cuda.kernels import THREADS, Launch, signatures, source
+from nnbackend.backends.cuda.tuning import Choices
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 SHIM = Path(__file__).parent / "cuda" / "shim.h"

@@ -17,9 +17,9 @@ from unittest import mock
 import numpy as np
 
 import nnbackend as nn
-from nnbackend import graph_executor
-from nnbackend.backends._cuda_arrays import HALF
-from nnbackend.backends._cuda_kernels import signatures
+from nnbackend.backends.cuda import executor as cuda_executor
+from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.kernels import signatures
 from nnbackend.testing.conformance import CHECKS, run_check
 
 
@@ -51,12 +51,12 @@ def steps_equal_those_of_numpy(backend, dtype: str) -> None:
     x, y = rng.normal(size=(70, 6)), rng.integers(0, 4, 70)
     weight = rng.uniform(0.5, 2, 70)
     dense = [nn.Dense(6, 40, "gelu"), nn.Dense(40, 4)]
-    for layers, first in ((mixed, graph_executor.LAUNCHED_FIRST), (dense, 0)):
+    for layers, first in ((mixed, cuda_executor.LAUNCHED_FIRST), (dense, 0)):
         curves = []
         for where in (backend, "numpy"):
             model = nn.Sequential(copy.deepcopy(layers), seed=0, dtype=dtype, backend=where)
             model.compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
-            with mock.patch.object(graph_executor, "LAUNCHED_FIRST", first):
+            with mock.patch.object(cuda_executor, "LAUNCHED_FIRST", first):
                 history = model.fit(x, y, epochs=3, batch_size=16, sample_weight=weight, verbose=0)
             curves.append(history)
         tolerance = 1e-4 if dtype == "float32" else 1e-10

@@ -12,7 +12,7 @@ import pytest
 
 import nnbackend as nn
 from nnbackend import backends
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.numpy_backend import NumpyBackend
 
 

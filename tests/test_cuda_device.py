@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend.backends import _cuda_device, _cuda_driver
-from nnbackend.backends._cublas import WORKSPACE, Products
-from nnbackend.backends._cublaslt import WANTED, LtProducts
-from nnbackend.backends._cuda_driver import ClusterStarter
-from nnbackend.backends._cuda_kernels import THREADS, bind
-from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
+from nnbackend.backends.cuda import cupy_device, driver
+from nnbackend.backends.cuda.cublas import WORKSPACE, Products
+from nnbackend.backends.cuda.cublaslt import WANTED, LtProducts
+from nnbackend.backends.cuda.driver import ClusterStarter
+from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
+from nnbackend.backends.cuda.kernels import THREADS, bind
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -435,16 +435,16 @@ class FakeCupy:
 @pytest.fixture
 def cupy(monkeypatch, tmp_path) -> FakeCupy:
     fake_cupy = FakeCupy()
-    monkeypatch.setattr(_cuda_device.importlib, "import_module", lambda name: fake_cupy)
-    monkeypatch.setattr(_cuda_device, "Products", lambda handle: None)
-    monkeypatch.setattr(_cuda_device, "make_lt_products", lambda choose: None)
+    monkeypatch.setattr(cupy_device.importlib, "import_module", lambda name: fake_cupy)
+    monkeypatch.setattr(cupy_device, "Products", lambda handle: None)
+    monkeypatch.setattr(cupy_device, "make_lt_products", lambda choose: None)
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "somewhere"))
     return fake_cupy
 
 
 @pytest.fixture
-def device(cupy) -> _cuda_device.CupyDevice:
-    return _cuda_device.CupyDevice(0)
+def device(cupy) -> cupy_device.CupyDevice:
+    return cupy_device.CupyDevice(0)
 
 
 def test_kernels_are_compiled_once_for_a_dtype_and_get_typed_arguments(cupy, device) -> None:
@@ -510,8 +510,8 @@ class FakeDriver:
 
 
 def test_blocks_of_a_network_in_shared_memory_are_one_cluster(cupy, device, monkeypatch) -> None:
-    driver = FakeDriver()
-    monkeypatch.setattr(_cuda_device, "load_driver", lambda: driver)
+    fake_driver = FakeDriver()
+    monkeypatch.setattr(cupy_device, "load_driver", lambda: fake_driver)
     cupy.cuda.driver.funcSetAttribute = lambda *given: cupy.log.append(("attribute", *given))
     array = fake(np.zeros(4, np.float32))
     launch = bind("sum_squares", FLOAT32, 8, (array, 4, fake(np.zeros(1))))
@@ -523,21 +523,21 @@ def test_blocks_of_a_network_in_shared_memory_are_one_cluster(cupy, device, monk
     run = device.prepare(launch)
     run()
     assert ("attribute", 77, 8, 90_000) in cupy.log
-    ((grid, block, shared, stream, count, kind, size, function, _, extra),) = driver.calls
+    ((grid, block, shared, stream, count, kind, size, function, _, extra),) = fake_driver.calls
     assert (grid, block, shared, stream) == ([8, 1, 1], [THREADS, 1, 1], 90_000, 9)
     assert (count, kind, size, function, extra) == (1, 4, [8, 1, 1], 77, None)
-    driver.status = 719
+    fake_driver.status = 719
     with pytest.raises(nn.DeviceError, match="cuLaunchKernelEx answers with CUresult 719"):
         run()
 
 
 def test_a_cluster_of_one_block_is_none() -> None:
-    driver = FakeDriver()
-    ClusterStarter(driver, 5, 1, 256, 1000, 0)(3)
-    assert driver.calls[0][4] == 0
+    fake_driver = FakeDriver()
+    ClusterStarter(fake_driver, 5, 1, 256, 1000, 0)(3)
+    assert fake_driver.calls[0][4] == 0
     # sizes that cuda.h gives them
-    assert ctypes.sizeof(_cuda_driver._Attribute) == 72
-    assert ctypes.sizeof(_cuda_driver._Config) == 56
+    assert ctypes.sizeof(driver._Attribute) == 72
+    assert ctypes.sizeof(driver._Config) == 56
 
 
 def test_the_kernel_of_a_network_says_so_when_it_is_compiled(cupy, device, capsys) -> None:
@@ -633,14 +633,14 @@ def test_without_cublaslt_its_products_are_done_without(monkeypatch, error) -> N
     def fail(choose) -> None:
         raise error("not here")
 
-    monkeypatch.setattr(_cuda_device, "LtProducts", fail)
-    assert _cuda_device.make_lt_products(lambda question, ways: 0) is None
+    monkeypatch.setattr(cupy_device, "LtProducts", fail)
+    assert cupy_device.make_lt_products(lambda question, ways: 0) is None
 
 
 def test_a_gpu_is_one_device_for_all_its_backends(cupy, monkeypatch) -> None:
-    monkeypatch.setattr(_cuda_device, "_devices", {})
-    assert _cuda_device.device_of(0) is _cuda_device.device_of(0)
-    assert _cuda_device.device_of(1) is not _cuda_device.device_of(0)
+    monkeypatch.setattr(cupy_device, "_devices", {})
+    assert cupy_device.device_of(0) is cupy_device.device_of(0)
+    assert cupy_device.device_of(1) is not cupy_device.device_of(0)
 
 
 def test_what_runs_beside_waits_for_what_was_before_and_is_waited_for(cupy, device) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 import nnbackend as nn
-from nnbackend.backends._cuda_diagnosis import CudaError, Machine, diagnose
+from nnbackend.backends.cuda.diagnosis import CudaError, Machine, diagnose
 
 
 class Fake(Machine):
@@ -116,7 +116,7 @@ def test_libraries_whose_names_say_no_version_are_taken() -> None:
 
 
 def test_a_device_that_is_not_there(monkeypatch) -> None:
-    from nnbackend.backends.cuda_backend import CudaBackend
+    from nnbackend.backends.cuda.backend import CudaBackend
 
     monkeypatch.setattr(CudaBackend, "is_available", classmethod(lambda cls: diagnose(Fake())))
     with pytest.raises(nn.DeviceError, match="has the devices cuda:0, cuda:1; received 'cuda:7'"):

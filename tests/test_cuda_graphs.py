@@ -8,8 +8,8 @@ from cuda_stand_in import ASCENDING, RANDOM, StandInBackend, build, compiler
 
 import nnbackend as nn
 from nnbackend import training
-from nnbackend.backends._cuda_kernels import STATE_BYTES
-from nnbackend.graph_executor import KEPT, KEPT_SIZES, STEPS, GraphExecutor, padded
+from nnbackend.backends.cuda.executor import KEPT, KEPT_SIZES, STEPS, GraphExecutor, padded
+from nnbackend.backends.cuda.kernels import STATE_BYTES
 from nnbackend.python_executor import PythonExecutor
 
 pytestmark = pytest.mark.skipif(

@@ -28,8 +28,8 @@ from cuda_stand_in import (
 )
 
 import nnbackend as nn
-from nnbackend.backends._cuda_kernels import Launch, bind, signatures, source
-from nnbackend.resident import layout_of
+from nnbackend.backends.cuda.kernels import Launch, bind, signatures, source
+from nnbackend.backends.cuda.resident import layout_of
 from nnbackend.testing.conformance import CHECKS, run_check
 
 BUILDS = pytest.mark.skipif(

@@ -11,8 +11,8 @@ import pytest
 from cuda_stand_in import StandInBackend, compiler
 
 import nnbackend as nn
-from nnbackend.backends._cuda_choices import Choices
-from nnbackend.backends._cuda_products import Epilogue, ProductError
+from nnbackend.backends.cuda.gemm import Epilogue, ProductError
+from nnbackend.backends.cuda.tuning import Choices
 from nnbackend.python_executor import PythonExecutor
 
 pytestmark = pytest.mark.skipif(

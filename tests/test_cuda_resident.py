@@ -8,9 +8,10 @@ import pytest
 from cuda_stand_in import DESCENDING, RANDOM, StandInBackend, compiler
 
 import nnbackend as nn
-from nnbackend import graph_executor, training
-from nnbackend.backends._cuda_kernels import source
-from nnbackend.resident import can_stay, layout_of, stride, tiling
+from nnbackend import training
+from nnbackend.backends.cuda import executor as cuda_executor
+from nnbackend.backends.cuda.kernels import source
+from nnbackend.backends.cuda.resident import can_stay, layout_of, stride, tiling
 
 pytestmark = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
@@ -41,7 +42,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def _from_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", 0)
+    monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", 0)
 
 
 def model_of(case: str, backend, dtype: str = "float64") -> nn.Sequential:
@@ -143,7 +144,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(rng) -> None:
 
 def test_it_does_not_matter_how_a_training_is_cut_into_runs(rng, monkeypatch) -> None:
     """Also where the first steps are launched, and others follow in the same run."""
-    monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", 7)
+    monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", 7)
     models = []
     for seconds in (0.0, 1e-3, 10.0):
         monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
@@ -159,7 +160,7 @@ def test_it_does_not_matter_how_a_training_is_cut_into_runs(rng, monkeypatch) ->
 
 
 def test_what_trains_for_a_moment_only_needs_no_kernel_of_its_own(rng, monkeypatch) -> None:
-    monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", 15)
+    monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", 15)
     model = model_of("labels", StandInBackend())
     x, y = rows_of(model, rng)
     fit(model, x, y)  # 15 steps

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend import graph_executor, training
-from nnbackend.backends._cuda_arrays import HALF
-from nnbackend.backends._cuda_products import Epilogue, Product
-from nnbackend.graph_executor import GraphExecutor
+from nnbackend import training
+from nnbackend.backends.cuda import executor as cuda_executor
+from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.executor import GraphExecutor
+from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.python_executor import PythonExecutor
 
 pytestmark = pytest.mark.gpu
@@ -233,7 +234,7 @@ class TestTraining:
         self, cuda, data, how, monkeypatch
     ) -> None:
         first = 0 if how == "in shared memory" else 1 << 40
-        monkeypatch.setattr(graph_executor, "LAUNCHED_FIRST", first)
+        monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", first)
         x, y = nn.datasets.digits() if data == "digits" else nn.datasets.spiral(seed=0)
         curves = []
         for backend in (cuda, "numpy"):

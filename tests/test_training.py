@@ -12,7 +12,7 @@ import pytest
 
 import nnbackend as nn
 from nnbackend import sources, training
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda.backend import CudaBackend
 
 
 def make(seed: int = 0, dtype: str = "float64", lr: float = 1e-3, **layer) -> nn.Sequential:

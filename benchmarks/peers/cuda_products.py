@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 import nnbackend as nn
-from nnbackend.backends._cuda_products import Product
 from nnbackend.backends.base import Array
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.gemm import Product
 from nnbackend.bench import EPOCH_BATCHES, Case, Trial
 from peers.system import Material, System
 

@@ -35,7 +35,7 @@ ENTRY_POINT_GROUP = "nnbackend.backends"
 _registry: dict[str, type[Backend] | str] = {
     "numpy": "nnbackend.backends.numpy_backend:NumpyBackend",
     "numba": "nnbackend.backends.numba_backend:NumbaBackend",
-    "cuda": "nnbackend.backends.cuda_backend:CudaBackend",
+    "cuda": "nnbackend.backends.cuda.backend:CudaBackend",
 }
 _CPU_PREFERENCE = ("numba", "numpy")
 _GPU_PREFERENCE = ("cuda",)

@@ -216,7 +216,7 @@ static const char* types(void (*)(Arguments...)) {
 
 static inline void __syncthreads() { shim::wait(shim::AT_BARRIER); }
 
-// What kernels/cuda_cluster.cu has for a GPU.
+// What kernels/cuda/cluster.cu has for a GPU.
 static inline char* shared_memory() { return shim::memory_of(blockIdx.x - shim::first_block); }
 static inline void meet_cluster() { shim::wait(shim::AT_CLUSTER); }
 template <typename T>

@@ -1,6 +1,6 @@
 """What the CUDA backend asks of one GPU.
 
-``_cuda_device.CupyDevice`` is it over CuPy; the tests bring one that runs the same kernels on the
+``cupy_device.CupyDevice`` is it over CuPy; the tests bring one that runs the same kernels on the
 CPU.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends._cuda_choices import Choices
-from nnbackend.backends._cuda_kernels import Launch
-from nnbackend.backends._cuda_products import Product
 from nnbackend.backends.base import Array, DType, Uploads
+from nnbackend.backends.cuda.gemm import Product
+from nnbackend.backends.cuda.kernels import Launch
+from nnbackend.backends.cuda.tuning import Choices
 
 
 class Device(ABC):

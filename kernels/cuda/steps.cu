@@ -2,7 +2,7 @@
 //
 // A captured step runs again and again with the same arguments. What changes from one run of steps
 // to the next lies in an array ``run`` of addresses and sizes, whose places are named by
-// _cuda_kernels.RUN and which begin_run fills; what changes from step to step lies in the StepState
+// backends/cuda/kernels.py: RUN and which begin_run fills; what changes from step to step lies in the StepState
 // that begin_step fills.
 
 // out[i] = x[idx[i]] for rows of 4-byte words.

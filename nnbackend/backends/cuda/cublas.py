@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends._cuda_products import Product, ProductError
+from nnbackend.backends.cuda.gemm import Product, ProductError
 
 _NO, _TRANSPOSED = 0, 1  # cublasOperation_t
 _DEFAULT_ALGORITHM = -1  # cublasGemmAlgo_t

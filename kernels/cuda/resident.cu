@@ -11,7 +11,7 @@
 // number of fours) that threads that read down a column do not wait for each other. A step is a list
 // of jobs, each a product. They, and the plan that says what lies where in a block's memory, are
 // constants: the kernel is compiled for one network, since a generic one takes three times as long
-// over what is to be done next as over doing it. nnbackend/resident.py writes them (PLAN_WORDS,
+// over what is to be done next as over doing it. nnbackend/backends/cuda/resident.py writes them (PLAN_WORDS,
 // JOBS, LAYERS) before this file. Places are counted in Reals from the beginning of the memory.
 
 // Rows of so few outputs are one lane's each where their loss is computed, if there are many.

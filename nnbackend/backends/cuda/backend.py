@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nnbackend.backends._cuda_arrays import HALF, INT32, CudaArrays, words_of
-from nnbackend.backends._cuda_kernels import THREADS, WARPS
 from nnbackend.backends._losses_by_name import LossesByName
 from nnbackend.backends._updates import adam_correction
 from nnbackend.backends.base import Activation, Array
+from nnbackend.backends.cuda.arrays import HALF, INT32, CudaArrays, words_of
+from nnbackend.backends.cuda.kernels import THREADS, WARPS
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class CudaBackend(LossesByName, CudaArrays):
     name: ClassVar[str] = "cuda"
 
     def make_executor(self, program: Program) -> Executor:
-        from nnbackend.graph_executor import GraphExecutor
+        from nnbackend.backends.cuda.executor import GraphExecutor
 
         return GraphExecutor(program, self)
 

@@ -1,7 +1,7 @@
 """Training steps of a small network that stays in the GPU's shared memory: many in one launch.
 
 A network of dense layers whose weights, and some rows' outputs, fit into the shared memory of a few
-blocks needs no launch for each layer: ``kernels/cuda_resident.cu`` does whole steps, one after
+blocks needs no launch for each layer: ``kernels/cuda/resident.cu`` does whole steps, one after
 another. Here is which networks those are, and what lies where in a block's memory.
 """
 
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nnbackend.activations import NAMES
-from nnbackend.backends._cuda_kernels import (
+from nnbackend.backends.base import Activation, Array
+from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.kernels import (
     JOBS,
     LAYER,
     PLAN,
@@ -21,8 +23,6 @@ from nnbackend.backends._cuda_kernels import (
     WARPS,
     bind,
 )  # fmt: skip
-from nnbackend.backends.base import Activation, Array
-from nnbackend.backends.cuda_backend import CudaBackend
 from nnbackend.executor import Data
 from nnbackend.kernels.codes import LOSSES, Op
 from nnbackend.losses import Loss

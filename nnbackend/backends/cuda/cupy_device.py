@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends._cublas import WORKSPACE, Products
-from nnbackend.backends._cublaslt import LtProducts, Way
-from nnbackend.backends._cuda_choices import Choices
-from nnbackend.backends._cuda_driver import MOST_SHARED, ClusterStarter, load_driver
-from nnbackend.backends._cuda_kernels import THREADS, Launch, source
-from nnbackend.backends._cuda_products import ALIGNMENT, Epilogue, Product, ProductError
-from nnbackend.backends._device import Device
 from nnbackend.backends.base import Array, DType, Uploads, is_on_gpu
+from nnbackend.backends.cuda.cublas import WORKSPACE, Products
+from nnbackend.backends.cuda.cublaslt import LtProducts, Way
+from nnbackend.backends.cuda.device import Device
+from nnbackend.backends.cuda.driver import MOST_SHARED, ClusterStarter, load_driver
+from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
+from nnbackend.backends.cuda.kernels import THREADS, Launch, source
+from nnbackend.backends.cuda.tuning import Choices
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 #: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by

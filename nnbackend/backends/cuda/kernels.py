@@ -28,7 +28,7 @@ RUN = (
     "batch", "rate",
 )  # fmt: skip
 #: What a network that stays in shared memory is described by: once for all, and for each dense
-#: layer; and the kinds of jobs that its steps consist of. See nnbackend/resident.py.
+#: layer; and the kinds of jobs that its steps consist of. See nnbackend/backends/cuda/resident.py.
 PLAN = (
     "jobs", "forwards", "depth", "blocks", "rows", "inputs", "x", "x_stride", "outputs", "output",
     "output_stride", "output_gradient", "target_width", "targets", "labels", "row_weights",
@@ -39,7 +39,7 @@ LAYER = ("inputs", "outputs", "place", "stride", "weight", "bias", "x", "x_strid
 JOBS = ("forward", "slope", "weights", "below")
 #: How such a network's parameters are changed.
 UPDATES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
-#: Bytes of the StepState of kernels/cuda_common.cu.
+#: Bytes of the StepState of kernels/cuda/common.cu.
 STATE_BYTES = 64
 #: Threads of a block, in every launch, its warps, and the columns that it takes where it sums over
 #: the batch; the source is told.
@@ -81,7 +81,7 @@ class Launch(NamedTuple):
 
 def folder() -> Path:
     """Where the source lies."""
-    return Path(next(iter(kernels.__path__)))
+    return Path(next(iter(kernels.__path__))) / "cuda"
 
 
 @cache
@@ -97,12 +97,12 @@ def source(network: str = "") -> str:
     parts += [_codes((*LAYER, "fields"), "layer_"), _codes(JOBS, "job_")]
     parts.append(f"enum {{ THREADS = {THREADS}, WARPS = {WARPS}, COLUMNS = {COLUMNS} }};")
     for name in RESIDENT_FILES if network else FILES:
-        parts.append(f'#line 1 "cuda_{name}.cu"\n{_text(name)}')
+        parts.append(f'#line 1 "cuda/{name}.cu"\n{_text(name)}')
     return "\n".join(parts)
 
 
 def _text(name: str) -> str:
-    return (folder() / f"cuda_{name}.cu").read_text(encoding="utf-8")
+    return (folder() / f"{name}.cu").read_text(encoding="utf-8")
 
 
 def _codes(names: Sequence[str], prefix: str = "") -> str:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from nnbackend.activations import NAMES
-from nnbackend.backends._cuda_arrays import HALF
-from nnbackend.backends._cuda_products import Epilogue, Product
 from nnbackend.backends.base import LINEAR, Activation, Array
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.kernels.codes import Op
 from nnbackend.program import ABSENT, Program, Row
 from nnbackend.python_executor import (

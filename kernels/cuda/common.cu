@@ -1,6 +1,6 @@
 // Types and helpers of all kernels. The compiler is told Real, float or double; the codes of
 // activations and losses, and the sizes of blocks, are written before this file by
-// nnbackend/backends/_cuda_kernels.py.
+// nnbackend/backends/cuda/kernels.py.
 //
 // What a kernel computes never depends on the order in which blocks or warps run: sums go in a
 // fixed order and there are no atomic operations on numbers.
@@ -15,7 +15,7 @@ union Bits {
     Word word;
 };
 
-#ifdef PLAN_WORDS  // only the kernel for a network is wanted: see cuda_resident.cu
+#ifdef PLAN_WORDS  // only the kernel for a network is wanted: see resident.cu
 #define KERNEL template <int UNUSED> __device__ void
 #else
 #define KERNEL extern "C" __global__ void

@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend.backends._cuda_kernels import COLUMNS, THREADS, WARPS, bind
-from nnbackend.backends._cuda_products import ALIGNMENT, Product, ProductError
-from nnbackend.backends._device import Device
 from nnbackend.backends.base import Array, Availability, Backend, DType, Uploads, check_precision
+from nnbackend.backends.cuda.device import Device
+from nnbackend.backends.cuda.gemm import ALIGNMENT, Product, ProductError
+from nnbackend.backends.cuda.kernels import COLUMNS, THREADS, WARPS, bind
 from nnbackend.errors import DeviceError
 
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
@@ -41,7 +41,7 @@ class CudaArrays(Backend):
         super().__init__(index)
         self.index, self.precision = index, precision
         if device is None:
-            from nnbackend.backends._cuda_device import device_of
+            from nnbackend.backends.cuda.cupy_device import device_of
 
             device = device_of(index or 0)
         self.gpu = device
@@ -66,7 +66,7 @@ class CudaArrays(Backend):
 
     @classmethod
     def is_available(cls) -> Availability:
-        from nnbackend.backends._cuda_diagnosis import Machine, diagnose
+        from nnbackend.backends.cuda.diagnosis import Machine, diagnose
 
         return diagnose(Machine())
 

@@ -16,18 +16,18 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from nnbackend.backends._cuda_arrays import HALF
-from nnbackend.backends._cuda_kernels import RUN, STATE_BYTES, WARPS, bind, source
 from nnbackend.backends.base import Array
-from nnbackend.backends.cuda_backend import CudaBackend
+from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.graph_plan import GraphPlan
+from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS, bind, source
+from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, counts_hits, layout_of
 from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor import METRIC_SUMS, Data, Trace
-from nnbackend.graph_plan import GraphPlan
 from nnbackend.losses import Loss
 from nnbackend.optimizers import Adam
 from nnbackend.program import Program
 from nnbackend.python_executor import PythonExecutor, add_penalties
-from nnbackend.resident import ResidentSteps, can_stay, counts_hits, layout_of
 from nnbackend.schedules import Schedule
 
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
