@@ -547,6 +547,16 @@ def test_the_kernel_of_a_network_says_so_when_it_is_compiled(cupy, device, capsy
     assert said.startswith("nnbackend: compiling a CUDA kernel for this network in float32; once")
 
 
+def test_programs_of_networks_that_nobody_uses_are_forgotten(cupy, device) -> None:
+    x = fake(np.ones(4, np.float32))
+    device.launch(bind("sum_squares", FLOAT32, 1, (x, 4, fake(np.ones(1)))))
+    for number in range(cupy_device.MOST_NETWORKS + 5):
+        device._kernel("train_resident", FLOAT32, f"#define PLAN_WORDS {number}")
+    assert len(device._programs) == len(device._kernels) == cupy_device.MOST_NETWORKS + 1
+    device._kernel("train_resident", FLOAT32, f"#define PLAN_WORDS {number}")
+    assert ("float", "") in device._programs
+
+
 def test_an_address_that_is_not_there_is_eight_zero_bytes(cupy, device) -> None:
     x = fake(np.ones(4, np.float32))
     device.launch(bind("standardize", FLOAT32, 1, (x, None, x, 4, 4, x)))

@@ -32,6 +32,8 @@ from nnbackend.errors import DeviceError, OutOfMemoryError
 #: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by
 #: the registers that a kernel needs; with so many the last ones do not leave it idle for long.
 BLOCKS = 32
+#: Networks whose programs stay loaded though nobody uses them.
+MOST_NETWORKS = 16
 #: Blocks of a cluster that every GPU since Hopper (sm_90) can run.
 CLUSTER = 8
 #: How often work is done to measure it, in one graph which may take so long, and how many times
@@ -217,9 +219,10 @@ class CupyDevice(Device):
         start = np.frombuffer(values, np.uint8).ctypes.data
         addresses = np.array([start + 8 * k for k in range(len(given))], np.uint64)
         with self.on():
-            starter = self._starter(launch, addresses.ctypes.data)
+            kernel = self._kernel(launch.kernel, launch.dtype, launch.network)
+            starter = self._starter(launch, kernel.kernel.ptr, addresses.ctypes.data)
         packed = {n: struct.Struct("<" + "".join(formats[:n])) for n in range(len(formats) + 1)}
-        current, kept = self.cuda.get_current_stream, (launch, addresses)
+        current, kept = self.cuda.get_current_stream, (launch, addresses, kernel)
 
         def run(*numbers: float) -> None:
             packed[len(numbers)].pack_into(values, 0, *numbers)
@@ -229,10 +232,9 @@ class CupyDevice(Device):
         run.kept = kept  # type: ignore[attr-defined] # as long as the function
         return run
 
-    def _starter(self, launch: Launch, arguments: int) -> Callable[[int], object]:
+    def _starter(self, launch: Launch, function: int, arguments: int) -> Callable[[int], object]:
         """Starts a kernel on a stream; ``arguments`` is the address of their addresses."""
         driver, blocks = self.cuda.driver, launch.blocks
-        function = self._kernel(launch.kernel, launch.dtype, launch.network).kernel.ptr
         if launch.shared:
             driver.funcSetAttribute(function, MOST_SHARED, launch.shared)
             library = load_driver()
@@ -252,7 +254,16 @@ class CupyDevice(Device):
                 if program is None:
                     program = self._programs[real, network] = self._program(real, network)
                 kernel = self._kernels[name, real, network] = program.get_function(name)
+                self._forget_networks()
         return kernel
+
+    def _forget_networks(self) -> None:
+        """Keep the programs of few networks: whoever uses one holds it."""
+        loaded: tuple[dict[Any, Any], ...] = (self._programs, self._kernels)
+        for kept in loaded:
+            networks = [key for key in kept if key[-1]]
+            for key in networks[:-MOST_NETWORKS]:
+                del kept[key]
 
     def _program(self, real: str, network: str) -> Any:
         """All kernels of a dtype, or the one for a network, compiled for this GPU; CuPy keeps that

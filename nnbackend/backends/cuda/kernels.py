@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def folder() -> Path:
     return Path(next(iter(kernels.__path__))) / "cuda"
 
 
-@cache
+@lru_cache(maxsize=8)
 def source(network: str = "") -> str:
     """The program. ``Real`` is left to the compiler's options.
 
