@@ -64,7 +64,7 @@ def suite(name: str, seconds: float, *arguments: str) -> Part:
 
 
 def compare(name: str, seconds: float, *arguments: str) -> Part:
-    options = ("--backend", "cuda", "--rounds", "9", "--seconds", "0.04", *arguments)
+    options = ("--backend", "cuda", "--rounds", "7", "--seconds", "0.04", *arguments)
     return script(name, seconds, "benchmarks/compare.py", *options)
 
 
