@@ -138,7 +138,9 @@ class CompiledExecutor(Executor):
         keep_gradient: bool = True,
     ) -> Trace:
         rows = len(data.x) if order is None else order.shape[1]
-        plan = self._plan(min(batch_size, rows))
+        # of whole batches, though there may be only the last rows of an epoch: the number of parts
+        # decides about bits
+        plan = self._plan(batch_size)
         return plan.run(data, order, rows, batch_size, lr, first_step, keep_gradient)
 
     def step(self, x: Any, y: Any, number: int) -> Array | None:

@@ -36,6 +36,33 @@ class LookOn(nn.Callback):
     """Makes fit come back after every epoch."""
 
 
+def test_it_does_not_matter_where_chunks_end(backend, monkeypatch) -> None:
+    """Also if a short last batch is alone in one; with two threads, where there are any."""
+    before = nn.get_num_threads()
+    nn.set_num_threads(2)
+    rng, found = np.random.default_rng(3), []
+    x, y = rng.normal(size=(704, 114)).astype("float32"), rng.integers(0, 7, 704)
+    try:
+        for seed in range(3):
+            cuts = np.random.default_rng(seed)
+            monkeypatch.setattr(
+                training.Trainer, "_next_steps",
+                lambda self, source, left, cuts=cuts: min(int(cuts.integers(1, 9)), left),
+            )  # fmt: skip
+            layers = [nn.Dense(114, 179), nn.BatchNorm(179), nn.ReLU(), nn.Dense(179, 7)]
+            model = nn.Sequential(layers, seed=0)
+            model.compile("softmax_cross_entropy", nn.Adam(1e-3), ["accuracy"])
+            # somebody who looks on has each epoch by itself
+            model.fit(x, y, epochs=2, batch_size=92, verbose=0, callbacks=[nn.Callback()])
+            found.append((model.history["loss"], model.history["accuracy"], model.arrays()))
+    finally:
+        nn.set_num_threads(before)
+    for loss, accuracy, arrays in found[1:]:
+        assert (loss, accuracy) == found[0][:2]
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, found[0][2][name], err_msg=name)
+
+
 def test_results_do_not_depend_on_the_length_of_chunks(
     backend, xy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
