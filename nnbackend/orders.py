@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +73,9 @@ class Orders:
         the way."""
         there = 0 if self._ready is None else len(self._ready.orders)
         if self._pool is not None and count > there:
-            self._next = self._pool.submit(self._draw, copy.deepcopy(self.generator), count)
+            # refused where the main thread has ended, and another one still trains
+            with suppress(RuntimeError):
+                self._next = self._pool.submit(self._draw, copy.deepcopy(self.generator), count)
 
     def _drawn_ahead(self) -> _Drawn | None:
         if self._next is not None:

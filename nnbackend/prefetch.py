@@ -71,7 +71,12 @@ class BlocksAhead:
     def _start(self, rows: Rows, uploads: Uploads, pool: ThreadPoolExecutor) -> _Fetch:
         slot, self._slot = self._slot, (self._slot + 1) % uploads.SLOTS
         uploads.release(slot)
-        return _Fetch(rows, slot, pool.submit(self._read, rows, slot, uploads))
+        try:
+            arrays = pool.submit(self._read, rows, slot, uploads)
+        except RuntimeError:  # the main thread has ended, and another one still trains
+            arrays = Future()
+            arrays.set_result(self._read(rows, slot, uploads))
+        return _Fetch(rows, slot, arrays)
 
     def _read(self, rows: Rows, slot: int, uploads: Uploads) -> list[Array]:
         return uploads.start(self.source.host_block(rows), slot)

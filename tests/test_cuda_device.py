@@ -11,7 +11,6 @@ import nnbackend as nn
 from nnbackend.backends.cuda import cupy_device, driver
 from nnbackend.backends.cuda.cublas import WORKSPACE, Products
 from nnbackend.backends.cuda.cublaslt import WANTED, LtProducts
-from nnbackend.backends.cuda.driver import ClusterStarter
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
 from nnbackend.backends.cuda.kernels import THREADS, bind
 
@@ -531,11 +530,18 @@ def test_blocks_of_a_network_in_shared_memory_are_one_cluster(cupy, device, monk
         run()
 
 
-def test_a_cluster_of_one_block_is_none() -> None:
-    fake_driver = FakeDriver()
-    ClusterStarter(fake_driver, 5, 1, 256, 1000, 0)(3)
-    assert fake_driver.calls[0][4] == 0
-    # sizes that cuda.h gives them
+def test_one_block_is_no_cluster(cupy, device) -> None:
+    """So that drivers and GPUs that know of none are not asked for one."""
+    cupy.cuda.driver.funcSetAttribute = lambda *given: cupy.log.append(("attribute", *given))
+    array = fake(np.zeros(4, np.float32))
+    launch = bind("sum_squares", FLOAT32, 1, (array, 4, fake(np.zeros(1))))
+    device.prepare(launch._replace(shared=50_000))()
+    assert ("attribute", "sum_squares", 8, 50_000) in cupy.log
+    name, *sizes, shared, stream, _, _ = cupy.log[-1]
+    assert (name, sizes, shared, stream) == ("sum_squares", [1, 1, 1, THREADS, 1, 1], 50_000, 9)
+
+
+def test_structures_have_the_sizes_of_cuda_h() -> None:
     assert ctypes.sizeof(driver._Attribute) == 72
     assert ctypes.sizeof(driver._Config) == 56
 
@@ -665,7 +671,7 @@ def test_work_is_timed_as_a_part_of_a_graph(cupy, device, milliseconds, repeats)
     cupy.cuda.get_elapsed_time = lambda start, stop: milliseconds
     seconds = device.seconds(lambda: cupy.log.append("work"))
     assert seconds == pytest.approx(milliseconds / 1e3 / repeats)
-    assert cupy.log[: repeats + 3] == ["work", "begin", *["work"] * repeats, "end"]
+    assert cupy.log[: repeats + 4] == ["work", "work", "begin", *["work"] * repeats, "end"]
 
 
 def test_the_quickest_way_is_measured_once_and_one_that_is_refused_is_left_out(device) -> None:

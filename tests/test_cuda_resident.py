@@ -1,5 +1,6 @@
 """Networks that stay in shared memory: their steps are those of graphs, and of NumPy."""
 
+import copy
 import shutil
 
 import numpy as np
@@ -11,11 +12,12 @@ import nnbackend as nn
 from nnbackend import training
 from nnbackend.backends.cuda import executor as cuda_executor
 from nnbackend.backends.cuda.kernels import source
-from nnbackend.backends.cuda.resident import can_stay, layout_of, stride, tiling
+from nnbackend.backends.cuda.resident import MOST_LAYERS, can_stay, layout_of, stride, tiling
 
 pytestmark = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
 )
+SHARED_DEVICE = StandInBackend(cluster_blocks=8)
 ROWS, BATCH = 53, 12  # the last batch of an epoch has five rows
 CASES = {
     "labels": (
@@ -111,21 +113,30 @@ def test_rows_have_weights_and_targets_may_be_rows(rng) -> None:
         assert stays(resident)
 
 
-def test_rows_that_a_short_batch_has_not_take_no_part(rng) -> None:
-    """Of nothing but its biases the first layer would make numbers that are not finite."""
-    x, y = rng.uniform(0.9, 1.1, (17, 6)), rng.normal(size=(17, 2))
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Dense(6, 2, "exponential")],
+        [nn.Dense(6, 5, "exponential"), nn.Dense(5, 2)],
+        [nn.Dense(6, 5, "exponential"), nn.Dense(5, 2, "tanh")],
+        [nn.Dense(6, 5, "exponential"), nn.Dense(5, 2, "silu")],
+        [nn.Dense(6, 5, "exponential"), nn.Dense(5, 5, "gelu"), nn.Dense(5, 2)],
+    ],
+)
+def test_rows_that_a_batch_has_not_take_no_part(rng, layers) -> None:
+    """A block's rows are a multiple of four, a batch's are not; of nothing but its biases the first
+    layer would make numbers that are not finite."""
+    x, y = rng.uniform(0.99, 1.01, (17, 6)), rng.normal(size=(17, 2))
     models = []
     for backend in (StandInBackend(cluster_blocks=4), "numpy"):
-        model = nn.Sequential(
-            [nn.Dense(6, 5, "exponential"), nn.Dense(5, 2)], seed=0, backend=backend
-        )
-        model.layers[0].weight = np.full((6, 5), -100 / 6)
-        model.layers[0].bias = np.full(5, 100.0)
+        model = nn.Sequential(copy.deepcopy(layers), seed=0, backend=backend)
+        model.layers[0].weight = np.full(model.layers[0].weight.shape, -100 / 6)
+        model.layers[0].bias = np.full(model.layers[0].bias.shape, 100.0)
         model.compile("mean_squared_error", nn.SGD(1e-4))
-        model.fit(x, y, epochs=1, batch_size=BATCH, shuffle=False, verbose=0)
+        model.fit(x, y, epochs=2, batch_size=BATCH, shuffle=False, verbose=0)
         models.append(model)
     assert stays(models[0])
-    assert np.isfinite(models[0].history["loss"]).all()
+    assert np.isfinite(models[1].history["loss"]).all()
     np.testing.assert_allclose(models[0].history["loss"], models[1].history["loss"], rtol=1e-3)
 
 
@@ -219,6 +230,57 @@ def test_a_network_that_does_not_fit_or_is_not_faster_there_is_left_to_graphs(rn
         x, y = rows_of(model, rng)
         fit(model, x, y)
         assert [*model.executor._residents.values()] == [None]
+
+
+def test_a_kernel_that_cannot_be_had_is_done_without_and_said_so(rng) -> None:
+    device = StandInBackend()
+    prepare = device.gpu.prepare
+
+    def fails_for_networks(launch):
+        if launch.network:
+            raise nn.DeviceError("planted")
+        return prepare(launch)
+
+    device.gpu.prepare = fails_for_networks
+    models = [model_of("labels", backend) for backend in (device, "numpy")]
+    x, y = rows_of(models[0], rng)
+    with pytest.warns(UserWarning, match="cannot be used .DeviceError: planted.; CUDA graphs"):
+        found = fit(models[0], x, y)
+    np.testing.assert_allclose(found, fit(models[1], x, y), rtol=1e-10)
+    fit(models[0], x, y, epochs=1)  # says it once
+
+
+def test_what_is_faster_is_found_with_whole_batches_whatever_rows_there_are(rng) -> None:
+    device = StandInBackend()
+    model, timed = model_of("labels", device), []
+    begin = model.executor._begin
+
+    def noted(data, *more):
+        timed.append(len(data.x))
+        begin(data, *more)
+
+    model.executor._begin = noted
+    x, y = rows_of(model, rng, 5)
+    data = nn.sources.make_source(model, x, y).data
+    model.executor.run(data, None, BATCH, model.rates(1), 0)
+    assert set(timed[:-1]) == {BATCH}
+    assert timed[-1] == 5
+
+
+def test_few_kernels_serve_batches_of_any_size(rng) -> None:
+    networks = set()
+    for rows in range(1, 257):
+        model = model_of("labels", SHARED_DEVICE)
+        data = nn.sources.make_source(model, *rows_of(model, rng, 4)).data
+        networks.add(layout_of(model.program, SHARED_DEVICE, rows, data).network)
+    assert len(networks) <= 12
+
+
+def test_deep_networks_would_take_long_to_compile(rng) -> None:
+    model = nn.Sequential([nn.Dense(4, 4) for _ in range(MOST_LAYERS + 1)], seed=0,
+                          backend=SHARED_DEVICE)  # fmt: skip
+    model.compile("mean_squared_error", "adam")
+    assert not can_stay(model.program, SHARED_DEVICE)
 
 
 def test_finding_out_what_is_faster_changes_nothing(rng) -> None:

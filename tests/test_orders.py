@@ -1,9 +1,14 @@
 """Orders drawn ahead are those that would have been drawn, and leave the generator the same."""
 
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_stand_in import compiler
 
 from nnbackend.orders import Orders
 
@@ -53,3 +58,21 @@ def test_they_are_drawn_by_a_thread_that_ends_at_once(monkeypatch) -> None:
     assert names[0] == threading.current_thread().name
     assert all(name.startswith("nnbackend-orders") for name in names[1:])
     assert not any(t.name.startswith("nnbackend-orders") for t in threading.enumerate())
+
+
+@pytest.mark.skipif(shutil.which(compiler()) is None, reason="the stand-in needs a C++ compiler")
+def test_a_thread_may_train_on_when_the_main_one_has_ended() -> None:
+    source = (
+        "import threading, numpy as np, nnbackend as nn\n"
+        "from cuda_stand_in import StandInBackend\n"
+        "def fit():\n"
+        "    threading.main_thread().join()\n"
+        "    m = nn.Sequential([nn.Dense(4, 3)], seed=0, backend=StandInBackend())\n"
+        "    m.compile('mean_squared_error')\n"
+        "    h = m.fit(np.ones((64, 4)), np.ones((64, 3)), epochs=10, batch_size=32, verbose=0)\n"
+        "    print(h.epochs)\n"
+        "threading.Thread(target=fit).start()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True,
+                          cwd=Path(__file__).parent, check=False)  # fmt: skip
+    assert (done.stdout, done.stderr) == ("10\n", "")

@@ -50,9 +50,10 @@ __device__ inline T* bytes_of(int place) { return (T*)(shared_memory() + plan(pl
 __device__ inline int small_quotient(int i, float per_n) { return (int)((i + 0.5f) * per_n); }
 
 // A product. A thread takes TALL x WIDE elements that lie far from each other, so that neighbours
-// read neighbours; if there are few, several lanes share their sums.
+// read neighbours; if there are few, several lanes share their sums. Rows of the batch from
+// ``own_rows`` on are none: no gradient comes from them, whatever biases alone make of them.
 template <int TALL, int WIDE>
-__device__ inline void product(const Job job, int turn) {
+__device__ inline void product(const Job job, int turn, int own_rows) {
     const int down = (job.rows + TALL - 1) / TALL, tiles = down * job.across;
     const int sharing = 1 << job.shift, part = threadIdx.x & (sharing - 1);
     const Real *a = memory() + job.a + turn * job.a_turn + part * job.a_column;
@@ -112,6 +113,7 @@ __device__ inline void product(const Job job, int turn) {
                 if (job.kind == JOB_BELOW && job.activation == RELU)
                     value = saved[place] > 0 ? value : value * 0;
                 if (job.kind == JOB_BELOW && curved) value *= saved[place];
+                if (job.kind == JOB_BELOW && row >= own_rows) value = 0;
                 out[place] = value;
             }
         if (job.kind == JOB_FORWARD && curved)
@@ -127,37 +129,39 @@ __device__ inline void product(const Job job, int turn) {
 }
 
 // dy of the last layer times its activation's slope.
-__device__ inline void times_slope(const Job job) {
+__device__ inline void times_slope(const Job job, int own_rows) {
     Real* dz = memory() + job.out;
     const Real* saved = memory() + job.saved;
     for (int e = threadIdx.x; e < job.rows * job.columns; e += THREADS) {
         const int i = small_quotient(e, job.per_across), j = e - i * job.columns;
         const int place = i * job.out_row + j;
-        dz[place] *= slope(job.activation, saved[place], (Real)job.parameter);
+        dz[place] *= i < own_rows ? slope(job.activation, saved[place], (Real)job.parameter) : 0;
     }
 }
 
 template <int NUMBER>
-__device__ inline void do_job(int turn) {
+__device__ inline void do_job(int turn, int own_rows) {
     constexpr Job job = job_of(NUMBER);
     if constexpr (job.kind == JOB_SLOPE)
-        times_slope(job);
+        times_slope(job, own_rows);
     else
-        product<4, job.large ? 4 : 1>(job, turn);
+        product<4, job.large ? 4 : 1>(job, turn, own_rows);
     if (job.meets) __syncthreads();
 }
 
 template <int FROM, int TO>
-__device__ inline void do_jobs(int turn) {
+__device__ inline void do_jobs(int turn, int own_rows) {
     if constexpr (FROM < TO) {
-        do_job<FROM>(turn);
-        do_jobs<FROM + 1, TO>(turn);
+        do_job<FROM>(turn, own_rows);
+        do_jobs<FROM + 1, TO>(turn, own_rows);
     }
 }
 
-__device__ inline void forward(int turn) { do_jobs<0, plan(PLAN_FORWARDS)>(turn); }
-__device__ inline void backward(int turn) {
-    do_jobs<plan(PLAN_FORWARDS), plan(PLAN_JOBS)>(turn);
+__device__ inline void forward(int turn, int own_rows) {
+    do_jobs<0, plan(PLAN_FORWARDS)>(turn, own_rows);
+}
+__device__ inline void backward(int turn, int own_rows) {
+    do_jobs<plan(PLAN_FORWARDS), plan(PLAN_JOBS)>(turn, own_rows);
 }
 
 // A step of the run: where its rows begin among the rows of an epoch, or of the order of rows, and
@@ -288,8 +292,8 @@ __device__ NOT_INLINE void lose(Step step, Real parameter, double scale) {
     }
 }
 
-// Zeros for rows that a short batch has not: the gradient of their outputs, and what layers made of
-// nothing but biases, which need not be finite.
+// Zeros for rows that the batch has not: the gradient of their outputs, and what layers made of
+// nothing but biases and hand on to gradients of weights, which need not be finite.
 __device__ NOT_INLINE void forget_rows(int own_rows) {
     const int most = plan(PLAN_ROWS), stride = plan(PLAN_OUTPUT_STRIDE);
     Real* gradient = memory() + plan(PLAN_OUTPUT_GRADIENT);
@@ -436,14 +440,14 @@ KERNEL train_resident(
         Step later = ahead;
         later.next();
         if (i + 2 < steps) fetch_indices(later);
-        forward(now.turn);
+        forward(now.turn, now.own_rows);
         if (plan(PLAN_OUTPUTS) <= NARROW && now.own_rows > WARPS)
             lose<1>(now, loss_parameter, scale);
         else
             lose<WARP>(now, loss_parameter, scale);
         if (now.own_rows < plan(PLAN_ROWS)) forget_rows(now.own_rows);
         __syncthreads();
-        backward(now.turn);
+        backward(now.turn, now.own_rows);
         add_losses(now.own_rows);
         meet_blocks<blocks>();  // every block's part of the gradient is there
         double value = 0, hits = 0;

@@ -235,16 +235,20 @@ class CupyDevice(Device):
     def _starter(self, launch: Launch, function: int, arguments: int) -> Callable[[int], object]:
         """Starts a kernel on a stream; ``arguments`` is the address of their addresses."""
         driver, blocks = self.cuda.driver, launch.blocks
-        if launch.shared:
-            driver.funcSetAttribute(function, MOST_SHARED, launch.shared)
-            library = load_driver()
-            return ClusterStarter(library, function, blocks, THREADS, launch.shared, arguments)
+        shared = launch.shared
+        if shared:
+            driver.funcSetAttribute(function, MOST_SHARED, shared)
+        if shared and blocks > 1:
+            return ClusterStarter(load_driver(), function, blocks, THREADS, shared, arguments)
         start = driver.launchKernel
-        return lambda stream: start(function, blocks, 1, 1, THREADS, 1, 1, 0, stream, arguments, 0)
+        return lambda stream: start(
+            function, blocks, 1, 1, THREADS, 1, 1, shared, stream, arguments, 0
+        )
 
     def _kernel(self, name: str, dtype: DType | None, network: str = "") -> Any:
         if dtype is None:
-            real = next((real for real, network in self._programs if not network), "float")
+            loaded = tuple(self._programs)
+            real = next((real for real, network in loaded if not network), "float")
         else:
             real = _REAL[dtype.name]
         kernel = self._kernels.get((name, real, network))
@@ -340,7 +344,7 @@ class CupyDevice(Device):
         one.wait_event(event)
 
     def seconds(self, work: Callable[[], None], captured: bool = True) -> float:
-        # whatever happens for the first time must not be captured
+        work()  # whatever happens for the first time must not be captured, or measured
         once = self._between_events(work)
         repeats = max(1, min(TIMED_REPEATS, int(TIMED_SECONDS / max(once, 1e-9))))
 

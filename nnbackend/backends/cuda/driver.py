@@ -51,8 +51,7 @@ class ClusterStarter:
         self._call = library.cuLaunchKernelEx
         self._attribute = _Attribute(_CLUSTER_DIMENSION, 0, (blocks, 1, 1))
         self._config = _Config(
-            (blocks, 1, 1), (threads, 1, 1), shared, None, ctypes.pointer(self._attribute),
-            int(blocks > 1),
+            (blocks, 1, 1), (threads, 1, 1), shared, None, ctypes.pointer(self._attribute), 1,
         )  # fmt: skip
         self._given = (
             ctypes.byref(self._config), ctypes.c_void_p(function), ctypes.c_void_p(arguments), None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -21,7 +22,7 @@ from nnbackend.backends.cuda.arrays import HALF
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS, bind, source
-from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, counts_hits, layout_of
+from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, counts_hits, layout_of, padded
 from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor import METRIC_SUMS, Data, Trace
 from nnbackend.losses import Loss
@@ -38,6 +39,8 @@ INFERENCE_BYTES = 1 << 26
 #: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, and
 #: sizes of inference.
 KEPT, KEPT_SIZES = 4, 8
+#: The same for networks in shared memory, which hold no memory of their own.
+KEPT_RESIDENT = 16
 #: Updates of a model that are launches and graphs in any case: what trains for a moment only need
 #: not wait for a kernel of its own to be compiled. It is the number of the update that decides, so
 #: that it does not matter how a training is cut into runs.
@@ -168,7 +171,7 @@ class GraphExecutor(PythonExecutor):
             if self._begin_run is None:
                 nothing = np.zeros(len(numbers), np.int64)
                 arguments = (*nothing, 0.0, self.record, self.state)
-                self._begin_run = gpu.prepare(bind("begin_run", None, 1, arguments))
+                self._begin_run = gpu.prepare(bind("begin_run", self.program.dtype, 1, arguments))
             self._begin_run(*numbers, rate)
         self._round_parameters()
 
@@ -196,7 +199,7 @@ class GraphExecutor(PythonExecutor):
         """Steps whose network stays in shared memory, where it can and that is faster for so many
         at a time: to bring it there takes as long as a few steps."""
         make = partial(self._make_resident, size, data, steps)
-        return self._kept(self._residents, (steps, *self._key(size, data)), make, KEPT)
+        return self._kept(self._residents, (steps, *self._key(size, data)), make, KEPT_RESIDENT)
 
     def _make_resident(self, size: int, data: Data, steps: int) -> ResidentSteps | None:
         program, backend = self.program, self.backend
@@ -208,18 +211,28 @@ class GraphExecutor(PythonExecutor):
         answer = backend.gpu.choices.get(question)
         if answer == "graphs":
             return None
-        resident = ResidentSteps(program, backend, layout, self.record, self.state)
-        if answer != "resident":
-            rows = min(size, len(data.x))
-            both = (resident, self._steps_of(rows, data))
-            taken = [self._seconds_of(partial(way.advance, steps), rows, data) for way in both]
-            answer = "resident" if taken[0] <= taken[1] else "graphs"
-            backend.gpu.choices.keep(question, answer)
+        try:
+            resident = ResidentSteps(program, backend, layout, self.record, self.state)
+            if answer != "resident":
+                rows = _example(data, size, backend)
+                both = (resident, self._steps_of(size, rows))
+                taken = [self._seconds_of(partial(way.advance, steps), rows) for way in both]
+                answer = "resident" if taken[0] <= taken[1] else "graphs"
+                backend.gpu.choices.keep(question, answer)
+        except OutOfMemoryError:
+            raise
+        except Exception as error:  # of a compiler, or of a driver that is older than its GPU
+            warnings.warn(
+                f"this network would train in the shared memory of {backend.gpu.name}, but the "
+                f"kernel cannot be used ({type(error).__name__}: {error}); CUDA graphs train it",
+                stacklevel=2,
+            )
+            return None
         return resident if answer == "resident" else None
 
-    def _seconds_of(self, advance: Callable[[], None], rows: int, data: Data) -> float:
+    def _seconds_of(self, advance: Callable[[], None], data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""
-        program = self.program
+        program, rows = self.program, len(data.x)
         changed = [program.storage.parameters, program.storage.state, *program.slots]
         before = [array.copy() for array in changed]
 
@@ -275,11 +288,15 @@ class GraphExecutor(PythonExecutor):
                 inference.run(x[part], out[part])
 
 
-def padded(rows: int) -> int:
-    """The size of the graph that serves so many rows, at most a quarter more of them: whoever asks
-    for any number of rows meets few graphs, and none is made for each."""
-    step = 1 << max(0, (rows - 1).bit_length() - 3)
-    return -(-rows // step) * step
+def _example(data: Data, rows: int, backend: CudaBackend) -> Data:
+    """So many rows of the same form, to be measured with: what is found must not depend on how
+    many rows a run happens to have."""
+    like = (None if a is None else (rows, *a.shape[1:]) for a in data)
+    made = (
+        None if a is None or shape is None else backend.zeros(shape, a.dtype)
+        for a, shape in zip(data, like, strict=True)
+    )  # fmt: skip
+    return Data(*made)
 
 
 def _sizes(rows: int, batch: int, steps: int) -> Iterator[tuple[int, int]]:

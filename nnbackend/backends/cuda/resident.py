@@ -32,7 +32,9 @@ from nnbackend.program import ABSENT, Program, Row
 
 #: Steps of a launch: their rates lie in shared memory.
 MOST_STEPS = 256
-#: Rows that a block should have at least: products take four at a time.
+#: Layers of a network: each takes the compiler some 0.2 s.
+MOST_LAYERS = 8
+#: Rows that a block has at least: products take four at a time.
 FEWEST_ROWS = 4
 #: The fields of a Job of the kernel, in their order; zeros where a job does not say.
 _JOB = (
@@ -69,6 +71,7 @@ def can_stay(program: Program, backend: CudaBackend) -> bool:
         and all(counts_hits(s) for s in program.statistics)
         and all(row.op == Op.DENSE and NAMES[row.activation] != "softmax" for row in program.rows)
         and any(row.trainable for row in program.rows)
+        and len(program.rows) <= MOST_LAYERS
     )
 
 
@@ -91,7 +94,7 @@ def layout_of(program: Program, backend: CudaBackend, rows: int, data: Data) -> 
     does not fit."""
     gpu = backend.gpu
     blocks = 1
-    while 2 * blocks <= gpu.cluster_blocks and 2 * blocks * FEWEST_ROWS <= rows + FEWEST_ROWS - 1:
+    while 2 * blocks <= gpu.cluster_blocks and blocks * FEWEST_ROWS < rows:
         blocks *= 2
     layout = _Writer(program, backend, -(-rows // blocks), blocks, data).layout()
     return layout if layout.shared <= gpu.shared_bytes else None
@@ -108,7 +111,8 @@ class _Writer:
         self, program: Program, backend: CudaBackend, own_rows: int, blocks: int, data: Data
     ) -> None:
         self.program, self.backend, self.data = program, backend, data
-        self.own_rows, self.blocks = -(-own_rows // 4) * 4, blocks
+        # few numbers of rows serve batches of any size
+        self.own_rows, self.blocks = padded(-(-own_rows // 4) * 4), blocks
         self.item = program.dtype.itemsize
         self.bytes = 0
         self.plan = dict.fromkeys(PLAN, 0)
@@ -298,6 +302,12 @@ def tiling(rows: int, columns: int, inner: int) -> tuple[bool, int]:
             results = -(-4 * wide // sharing) * 12
             ways[large, shift] = rounds * (sums + exchange + results + 40)
     return min(ways, key=lambda way: ways[way])
+
+
+def padded(rows: int) -> int:
+    """So many rows or at most a quarter more: whoever asks for any number meets few of these."""
+    step = 1 << max(0, (rows - 1).bit_length() - 3)
+    return -(-rows // step) * step
 
 
 def stride(width: int) -> int:
