@@ -1,6 +1,7 @@
 """Networks that stay in shared memory: their steps are those of graphs, and of NumPy."""
 
 import copy
+import secrets
 import shutil
 
 import numpy as np
@@ -318,3 +319,52 @@ def test_the_kernel_compiles_without_a_warning(rng, architecture: str, real: str
         layout = layout_of(model.program, model.backend, 32, data)
         text = source(layout.network)
         nvrtc.compile_program(text, f"-arch={architecture}", f"-DReal={real}")
+
+
+@pytest.mark.slow
+def test_random_networks_train_as_on_numpy() -> None:
+    """Fresh ones each time; the seed is in the message."""
+    seed = secrets.randbelow(1 << 31)
+    for number in range(seed, seed + 25):
+        rng = np.random.default_rng(number)
+        backend = StandInBackend(
+            order=int(rng.integers(3)), cluster_blocks=1 << int(rng.integers(4))
+        )
+        build, x, y, weight, batch = random_training(rng)
+        models, curves = [build(backend), build("numpy")], []
+        for model in models:
+            model.fit(x, y, epochs=2, batch_size=batch, sample_weight=weight, verbose=0)
+            curves.append(model.history["loss"])
+        np.testing.assert_allclose(*curves, rtol=1e-9, err_msg=f"seed {number}")
+        same(*models, rtol=1e-6, atol=1e-9)
+
+
+def random_training(rng):
+    """A function that builds a network on a backend, and what it is to be trained on."""
+    depth, rows = int(rng.integers(1, 5)), int(rng.integers(1, 150))
+    widths = rng.integers(1, 70, depth + 1).tolist()
+    acts = rng.choice([name for name in nn.activations.ACTIVATIONS if name != "softmax"], depth)
+    loss = str(rng.choice(["softmax_cross_entropy", "sigmoid_cross_entropy", "huber", "poisson"]))
+    acts[-1] = {"huber": acts[-1], "poisson": "softplus"}.get(loss, "linear")
+    widths[-1] += loss == "softmax_cross_entropy"
+    biases, trained = rng.random(depth) < 0.7, rng.random(depth) < 0.8
+    trained[int(rng.integers(depth))] = True
+    optimizer = int(rng.integers(5))
+
+    def build(backend) -> nn.Sequential:
+        layers = [
+            nn.Dense(*pair, str(act), bias=bool(bias), trainable=bool(trains))
+            for *pair, act, bias, trains in zip(
+                widths, widths[1:], acts, biases, trained, strict=False
+            )
+        ]
+        model = nn.Sequential(layers, seed=1, dtype="float64", backend=backend)
+        kinds = [nn.SGD, nn.AdaGrad, nn.RMSprop, nn.Adam, nn.AdamW]
+        model.compile(loss, kinds[optimizer](0.005))
+        return model
+
+    x, y = rng.normal(size=(rows, widths[0])), rng.uniform(0, 1, (rows, widths[-1]))
+    if loss == "softmax_cross_entropy" and rng.random() < 0.5:
+        y = rng.integers(0, widths[-1], rows)
+    weight = rng.uniform(0.1, 2, rows) if rng.random() < 0.5 else None
+    return build, x, y, weight, int(rng.integers(1, 71))

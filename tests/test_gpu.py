@@ -333,10 +333,15 @@ class TestData:
 
 
 class TestMemory:
-    def test_memory_stays_the_same_over_many_steps(self, cuda, rows) -> None:
+    @pytest.mark.parametrize("how", ["graphs", "in shared memory"])
+    def test_memory_stays_the_same_over_many_steps(self, cuda, rows, how) -> None:
         import cupy
 
         model = model_on(cuda)
+        if how == "in shared memory":
+            layers = [nn.Dense(20, 70, "gelu"), nn.Dense(70, 5)]
+            model = nn.Sequential(layers, seed=0, backend=cuda)
+            model.compile("softmax_cross_entropy", nn.AdamW(1e-3), ["accuracy"])
         model.fit(*rows, epochs=20, batch_size=100, verbose=0)
         pool = cupy.get_default_memory_pool()
         before = pool.used_bytes()
