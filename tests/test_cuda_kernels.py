@@ -36,8 +36,8 @@ BUILDS = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
 )
 FLOAT32 = np.dtype(np.float32)
-#: The oldest and the newest, and that of the H100; the others are compiled with ``-m slow``.
-OFTEN = ("sm_75", "sm_90", "sm_120")
+#: The oldest, and that of the H100; the others are compiled with ``-m slow``.
+OFTEN = ("sm_75", "sm_90")
 ORDERS = (ASCENDING, DESCENDING, RANDOM)
 
 

@@ -310,7 +310,10 @@ def test_few_elements_are_shared_by_lanes_and_many_are_taken_by_fours() -> None:
 
 @pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
 @pytest.mark.parametrize("real", ["float", "double"])
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["sm_90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_75", "sm_120"))],
+)
 def test_the_kernel_compiles_without_a_warning(rng, architecture: str, real: str) -> None:
     for case in ("labels", "curved"):
         dtype = "float32" if real == "float" else "float64"
