@@ -31,7 +31,7 @@ from rich.table import Table
 
 import nnbackend as nn
 from nnbackend._files import write_atomically
-from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.executor import LAUNCHED_FIRST
 from nnbackend.backends.cuda.resident import ResidentSteps
@@ -184,7 +184,7 @@ class Bench:
         steps = 8
         rates, size = model.rates(steps), model.storage.parameters.size
         products = products_of(
-            self.backend, [(width, width)] * 3, rows, HALF if precision == "bf16" else FLOAT32,
+            self.backend, [(width, width)] * 3, rows, BF16 if precision == "bf16" else FLOAT32,
             precision == "tf32",
         )  # fmt: skip
 
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None, backend: CudaBackend | None = N
             console.print(str(error), markup=False)
             return 1
     bench = Bench(backend, options.rounds)  # type: ignore[arg-type]
-    device = bench.gpu.choices.kind
+    device = bench.gpu.tuning.kind
     console.print(device, highlight=False)
     figures = measure(bench, options, lambda text: console.print(text, style="dim"))
     console.print(table_of(figures))

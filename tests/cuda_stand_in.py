@@ -31,7 +31,7 @@ from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.backends.cuda.kernels import THREADS, Launch, signatures, source
-from nnbackend.backends.cuda.tuning import Choices
+from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 SHIM = Path(__file__).parent / "cuda" / "shim.h"
@@ -48,7 +48,7 @@ _LETTERS = {
     "Wide": "w",
     "int": "i",
     "double": "d",
-    "Half": "h",
+    "Bf16": "h",
     "StepState": "?",
 }
 
@@ -62,7 +62,7 @@ class _OfThread(threading.local):
 
     def __init__(self) -> None:
         self.recorded: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
-        self.beside = False
+        self.on_side = False
         self.waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
 
@@ -94,7 +94,7 @@ class CpuDevice(Device):
         self.order, self.most_blocks, self.memory = order, most_blocks, memory
         self.late, self.epilogues, self.slow_epilogues = late, epilogues, slow_epilogues
         self.shared_bytes, self.cluster_blocks = shared_bytes, cluster_blocks
-        self.choices, self.lock = Choices("a stand-in"), threading.RLock()
+        self.tuning, self.lock = TuningCache("a stand-in"), threading.RLock()
         self.launches = self.replays = 0
         self.epilogues_done: set[Epilogue] = set()
         self._mine = _OfThread()
@@ -178,7 +178,7 @@ class CpuDevice(Device):
 
     def _do(self, what: Callable[..., None], *arguments: Any) -> None:
         """Now, when it is waited for, or as part of a graph."""
-        if self._mine.beside and self.late:
+        if self._mine.on_side and self.late:
             self._mine.waiting.append((what, arguments))
         elif self._mine.recorded is not None:
             self._mine.recorded.append((what, arguments))
@@ -186,14 +186,14 @@ class CpuDevice(Device):
             what(*arguments)
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        assert not self._mine.beside
+    def side_stream(self) -> Iterator[None]:
+        assert not self._mine.on_side
         assert self._capturing in (None, threading.get_ident()), "the second stream is captured"
-        self._mine.beside = True
+        self._mine.on_side = True
         try:
             yield
         finally:
-            self._mine.beside = False
+            self._mine.on_side = False
 
     def join(self) -> None:
         waiting, self._mine.waiting = self._mine.waiting, []
@@ -246,12 +246,12 @@ class CpuDevice(Device):
         if failure:
             raise AssertionError(f"{launch.kernel}: {failure.decode()}")
 
-    def can(self, product: Product) -> bool:
+    def supports(self, product: Product) -> bool:
         _check(product)
         return product.epilogue in self.epilogues
 
     def product(self, product: Product) -> None:
-        assert self.can(product)
+        assert self.supports(product)
         self._do(self._multiply, product)
 
     def _multiply(self, product: Product) -> None:
@@ -269,7 +269,7 @@ class CpuDevice(Device):
                 sums = np.maximum(sums, 0)
         if epilogue is Epilogue.COLUMN_SUMS:
             vector.view(np.ndarray)[...] = right.sum(axis=0, dtype=np.float64)
-        out.view(np.ndarray)[...] = to_half(sums) if out.dtype == np.uint16 else sums
+        out.view(np.ndarray)[...] = to_bf16(sums) if out.dtype == np.uint16 else sums
 
     def synchronize(self) -> None:
         self._not_while_capturing("waiting")
@@ -294,7 +294,7 @@ def _check(product: Product) -> None:
         assert vector.dtype == out.dtype
 
 
-def to_half(x: np.ndarray) -> np.ndarray:
+def to_bf16(x: np.ndarray) -> np.ndarray:
     """The bits of the nearest bfloat16 numbers."""
     bits = x.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16

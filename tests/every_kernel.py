@@ -18,7 +18,7 @@ import numpy as np
 
 import nnbackend as nn
 from nnbackend.backends.cuda import executor as cuda_executor
-from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.kernels import signatures
 from nnbackend.testing.conformance import CHECKS, run_check
 
@@ -68,7 +68,7 @@ def numbers_round_to_even(backend, dtype: str) -> None:
     """To bfloat16, whose seven bits of mantissa leave sixteen bits of a float32 out."""
     x = np.random.default_rng(6).normal(size=3001).astype(np.float32)
     x[:3] = np.nan, np.inf, 1 + 2.0**-8  # the last lies halfway
-    out = backend.zeros(x.shape, HALF)
+    out = backend.zeros(x.shape, BF16)
     backend.round_to_bf16(backend.asarray(x, np.dtype(dtype)), out)
     found = (backend.to_numpy(out).astype(np.uint32) << 16).view(np.float32)
     assert np.isnan(found[0])

@@ -272,7 +272,7 @@ def test_an_algorithm_is_searched_once_for_a_form_and_addresses_may_change(rng) 
         before = library.searches
         products(product, 0, 0)
         np.testing.assert_allclose(out.view(np.ndarray), arrays[a] @ arrays[b] + 1, rtol=1e-5)
-        assert products.can(product)
+        assert products.supports(product)
         assert library.searches <= before + 1
     assert library.searches == len(products._plans)
 
@@ -302,7 +302,7 @@ def test_the_fastest_of_the_algorithms_is_taken_once_for_a_form(rng) -> None:
 def test_what_cublaslt_cannot_do_is_found_before_it_is_asked() -> None:
     products = lt_products_of(FakeCublasLt(finds=0))
     product = Product(*(fake(np.ones((2, 2), "float32")) for _ in range(3)))
-    assert not products.can(product)
+    assert not products.supports(product)
     with pytest.raises(nn.NNBackendError, match="no algorithm"):
         products(product, 0, 0)
 
@@ -461,7 +461,7 @@ def test_kernels_are_compiled_once_for_a_dtype_and_get_typed_arguments(cupy, dev
 
 
 def test_compiling_says_so_once(cupy, device, capsys) -> None:
-    device.choices.path = None
+    device.tuning.path = None
     x = fake(np.ones(4, np.float32))
     device.launch(bind("sum_squares", FLOAT32, 1, (x, 4, fake(np.ones(1)))))
     said = capsys.readouterr().err
@@ -547,7 +547,7 @@ def test_structures_have_the_sizes_of_cuda_h() -> None:
 
 
 def test_the_kernel_of_a_network_says_so_when_it_is_compiled(cupy, device, capsys) -> None:
-    device.choices.path = None
+    device.tuning.path = None
     device._kernel("train_resident", FLOAT32, "#define PLAN_WORDS 1")
     said = capsys.readouterr().err
     assert said.startswith("nnbackend: compiling a CUDA kernel for this network in float32; once")
@@ -660,7 +660,7 @@ def test_a_gpu_is_one_device_for_all_its_backends(cupy, monkeypatch) -> None:
 
 
 def test_what_runs_beside_waits_for_what_was_before_and_is_waited_for(cupy, device) -> None:
-    with device.beside():
+    with device.side_stream():
         cupy.log.append("work")
     device.join()
     assert cupy.log == ["side waits for main", "work", "main waits for side"]
@@ -691,8 +691,8 @@ def test_the_quickest_way_is_measured_once_and_one_that_is_refused_is_left_out(d
     for _ in range(2):
         assert device._quickest("which", [refused, *ways]) == 2
     assert timed == list(taken)
-    assert device.choices.get("which") == "2"
-    device.choices.keep("which", "9")  # of a library that offered more
+    assert device.tuning.get("which") == "2"
+    device.tuning.keep("which", "9")  # of a library that offered more
     assert device._quickest("which", ways) == 1
 
 
@@ -701,27 +701,27 @@ def test_products_fall_back_where_cublaslt_has_none(cupy, device) -> None:
     device._products = lambda product, stream, workspace: done.append(("gemm", stream))
     plain = Product(*(fake(np.ones((2, 2), "float32")) for _ in range(3)))
     with_bias = plain._replace(epilogue=Epilogue.BIAS, vector=fake(np.ones(2, "float32")))
-    assert device.can(plain)
-    assert not device.can(with_bias)
+    assert device.supports(plain)
+    assert not device.supports(with_bias)
     device.product(plain)
 
     class Lt:
-        def can(self, product) -> bool:
+        def supports(self, product) -> bool:
             return product.epilogue is Epilogue.BIAS
 
         def __call__(self, product, stream, workspace) -> None:
             done.append(("lt", stream))
 
     device._lt = Lt()
-    assert device.can(with_bias)
+    assert device.supports(with_bias)
     device.product(with_bias)
     device.product(plain)
     assert done == [("gemm", 9), ("lt", 9), ("gemm", 9)]
 
 
 def test_choices_hold_for_a_gpu_and_its_library(device) -> None:
-    assert device.choices.kind == "A GPU, cublasGemmEx"
-    assert device.choices.path.parts[-2:] == ("somewhere", "nnbackend-choices.json")
+    assert device.tuning.kind == "A GPU, cublasGemmEx"
+    assert device.tuning.path.parts[-2:] == ("somewhere", "nnbackend-tuning.json")
 
 
 def test_uploads_go_through_pinned_memory_and_wait_for_their_slot(cupy, device) -> None:

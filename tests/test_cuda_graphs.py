@@ -191,14 +191,14 @@ def test_a_gradient_and_an_evaluation_in_between_change_nothing(rows) -> None:
 
 
 def test_models_of_ones_own_run_launch_by_launch(rows) -> None:
-    class Half(nn.Layer):
+    class Bf16(nn.Layer):
         def forward(self, x, training=False):
             return x / 2
 
         def backward(self, dy):
             return dy / 2
 
-    model = nn.Sequential([nn.Dense(6, 4), Half()], seed=0, backend=StandInBackend())
+    model = nn.Sequential([nn.Dense(6, 4), Bf16()], seed=0, backend=StandInBackend())
     model.compile("softmax_cross_entropy")
     assert type(model.executor) is PythonExecutor
     model.fit(*rows[:2], verbose=0)

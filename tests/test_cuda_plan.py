@@ -12,7 +12,7 @@ from cuda_stand_in import StandInBackend, compiler
 
 import nnbackend as nn
 from nnbackend.backends.cuda.gemm import Epilogue, ProductError
-from nnbackend.backends.cuda.tuning import Choices
+from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.python_executor import PythonExecutor
 
 pytestmark = pytest.mark.skipif(
@@ -205,11 +205,11 @@ def test_parameters_set_from_outside_reach_bfloat16_products(fresh) -> None:
 class TestChoices:
     def test_they_are_kept_for_later_processes(self, tmp_path) -> None:
         path = tmp_path / "new" / "choices.json"
-        Choices("one", path).keep("question", "answer")
-        Choices("other", path).keep("question", "else")
-        assert Choices("one", path).get("question") == "answer"
-        assert Choices("other", path).get("question") == "else"
-        assert Choices("third", path).get("question") is None
+        TuningCache("one", path).keep("question", "answer")
+        TuningCache("other", path).keep("question", "else")
+        assert TuningCache("one", path).get("question") == "answer"
+        assert TuningCache("other", path).get("question") == "else"
+        assert TuningCache("third", path).get("question") is None
         assert json.loads(path.read_text()) == {
             "one": {"question": "answer"}, "other": {"question": "else"},
         }  # fmt: skip
@@ -218,14 +218,14 @@ class TestChoices:
     def test_a_broken_file_is_one_without_answers(self, tmp_path, content: str) -> None:
         path = tmp_path / "choices.json"
         path.write_text(content)
-        choices = Choices("one", path)
+        choices = TuningCache("one", path)
         assert choices.get("question") is None
         choices.keep("question", "answer")
-        assert Choices("one", path).get("question") == "answer"
+        assert TuningCache("one", path).get("question") == "answer"
 
     def test_a_folder_that_cannot_be_written_keeps_them_in_memory(self, tmp_path) -> None:
         blocked = tmp_path / "file"
         blocked.write_text("")
-        choices = Choices("one", blocked / "choices.json")
+        choices = TuningCache("one", blocked / "choices.json")
         choices.keep("question", "answer")
         assert choices.get("question") == "answer"

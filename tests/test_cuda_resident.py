@@ -288,7 +288,7 @@ def test_finding_out_what_is_faster_changes_nothing(rng) -> None:
     models = [model_of("labels", StandInBackend()) for _ in range(2)]
     x, y = rows_of(models[0], rng)
     fit(models[0], x, y)
-    models[1].backend.gpu.choices = models[0].backend.gpu.choices  # asks nothing
+    models[1].backend.gpu.tuning = models[0].backend.gpu.tuning  # asks nothing
     fit(models[1], x, y)
     same(*models)
 

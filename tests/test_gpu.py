@@ -15,7 +15,7 @@ import pytest
 import nnbackend as nn
 from nnbackend import training
 from nnbackend.backends.cuda import executor as cuda_executor
-from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.executor import GraphExecutor
 from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.python_executor import PythonExecutor
@@ -48,7 +48,7 @@ def rows(rng):
 
 
 def rounded(cuda, x):
-    out = cuda.zeros(x.shape, HALF)
+    out = cuda.zeros(x.shape, BF16)
     cuda.round_to_bf16(x, out)
     return out
 
@@ -56,7 +56,7 @@ def rounded(cuda, x):
 def numbers(cuda, x) -> np.ndarray:
     """On the host, in double precision."""
     host = cuda.to_numpy(x)
-    if host.dtype == HALF:
+    if host.dtype == BF16:
         host = (host.astype(np.uint32) << 16).view(np.float32)
     return host.astype(float)
 
@@ -76,8 +76,8 @@ class TestProducts:
         """Whatever this GPU's cuBLASLt has an algorithm for, against NumPy in float64."""
         rows, inner = 48, 32
         real = np.dtype("float64" if operand == "float64" else "float32")
-        out_dtype = HALF if operand == "bf16 throughout" else real
-        if epilogue is Epilogue.COLUMN_SUMS and out_dtype == HALF:
+        out_dtype = BF16 if operand == "bf16 throughout" else real
+        if epilogue is Epilogue.COLUMN_SUMS and out_dtype == BF16:
             pytest.skip("sums of bfloat16 are not asked for")
         a_t, b_t = transposed == "a", transposed == "b"
         shapes = ((inner, rows) if a_t else (rows, inner),
@@ -85,14 +85,14 @@ class TestProducts:
         a, b, vector = (cuda.asarray(rng.normal(size=shape), real) for shape in shapes)
         if "bf16" in operand:
             a, b = (rounded(cuda, x) for x in (a, b))
-        if out_dtype == HALF:
+        if out_dtype == BF16:
             vector = rounded(cuda, vector)
         out = cuda.zeros((rows, columns), out_dtype)
         product = Product(
             a, b, out, a_t, b_t, operand == "tf32", epilogue,
             None if epilogue is Epilogue.PLAIN else vector,
         )  # fmt: skip
-        if not cuda.gpu.can(product):
+        if not cuda.gpu.supports(product):
             assert epilogue is not Epilogue.PLAIN
             pytest.skip("this cuBLASLt has no such product")
         left, right = numbers(cuda, a), numbers(cuda, b)
@@ -108,7 +108,7 @@ class TestProducts:
             cuda.gpu.product(product)
             results.append(numbers(cuda, out))
         np.testing.assert_array_equal(*results)  # bit for bit
-        error = 2.0**-8 * 40 if out_dtype == HALF else 1e-4 if real == np.float32 else 1e-12
+        error = 2.0**-8 * 40 if out_dtype == BF16 else 1e-4 if real == np.float32 else 1e-12
         if operand == "tf32":
             error = 2.0**-9 * float((np.abs(left) @ np.abs(right)).max())
         np.testing.assert_allclose(results[0], expected, atol=error)

@@ -33,9 +33,9 @@ def products_of(
         real = gpu_backend.asarray(numbers, FLOAT32)
         if operand == FLOAT32:
             return real
-        half = gpu_backend.zeros(shape, operand)
-        gpu_backend.round_to_bf16(real, half)
-        return half
+        bf16 = gpu_backend.zeros(shape, operand)
+        gpu_backend.round_to_bf16(real, bf16)
+        return bf16
 
     widths = [shapes[0][0], *(outputs for _, outputs in shapes)]
     values = [normal((rows, width)) for width in widths]

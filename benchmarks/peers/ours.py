@@ -47,7 +47,7 @@ class Ours(System):
     def gpu(self) -> str:
         if self.backend.name != "cuda":
             return ""
-        return self.backend.gpu.choices.kind  # type: ignore[attr-defined]
+        return self.backend.gpu.tuning.kind  # type: ignore[attr-defined]
 
     def model(self, case: Case, material: Material, dropout: bool = True) -> nn.Sequential:
         return model_of(case, material, self.backend, dropout=dropout, precision=self.precision)

@@ -61,24 +61,24 @@ __device__ inline Real slope(int code, Real saved, Real parameter) {
 }
 
 // dz = dy where a ReLU lets through, for rounded numbers: their bits stay as they are.
-__device__ inline void relu_backward_in_halves(const Half* dy, const Half* y, Size n, Half* dz) {
-    bool whole = ((Wide)dy | (Wide)y | (Wide)dz) % sizeof(FourHalves) == 0;
+__device__ inline void relu_backward_in_bf16(const Bf16* dy, const Bf16* y, Size n, Bf16* dz) {
+    bool whole = ((Wide)dy | (Wide)y | (Wide)dz) % sizeof(FourBf16) == 0;
     Size fours = whole ? n / 4 : 0;
     for (Size i = first_index(); i < fours; i += index_step()) {
-        FourHalves d = ((const FourHalves*)dy)[i], z = ((const FourHalves*)y)[i];
+        FourBf16 d = ((const FourBf16*)dy)[i], z = ((const FourBf16*)y)[i];
         for (int k = 0; k < 4; k++)
-            if (!(from_half(z.at[k]) > 0)) d.at[k] = rounded_to_half(from_half(d.at[k]) * 0);
-        ((FourHalves*)dz)[i] = d;
+            if (!(from_bf16(z.at[k]) > 0)) d.at[k] = rounded_to_bf16(from_bf16(d.at[k]) * 0);
+        ((FourBf16*)dz)[i] = d;
     }
     for (Size i = 4 * fours + first_index(); i < n; i += index_step())
-        dz[i] = from_half(y[i]) > 0 ? dy[i] : rounded_to_half(from_half(dy[i]) * 0);
+        dz[i] = from_bf16(y[i]) > 0 ? dy[i] : rounded_to_bf16(from_bf16(dy[i]) * 0);
 }
 
 // out = act(x + bias), all but softmax, also rounded; z = x + bias is kept. Each where there is a
 // place for it.
 KERNEL activation_forward(
     const Real* x, const Real* bias, Size n, Size width, int code, Real parameter, Real* kept,
-    Real* out, Half* rounded
+    Real* out, Bf16* rounded
 ) {
     for (Size i = first_index(); i < n; i += index_step()) {
         Real z = x[i];
@@ -86,24 +86,24 @@ KERNEL activation_forward(
         if (kept) kept[i] = z;
         Real y = activate(code, z, parameter);
         if (out) out[i] = y;
-        if (rounded) rounded[i] = rounded_to_half(y);
+        if (rounded) rounded[i] = rounded_to_bf16(y);
     }
 }
 
 // out = dy act'(z), all but softmax, also rounded; dy and what is saved may be rounded, too.
 KERNEL activation_backward(
-    const Real* dy, const Half* dy_half, const Real* saved, const Half* saved_half, Size n,
-    int code, Real parameter, Real* out, Half* rounded
+    const Real* dy, const Bf16* dy_bf16, const Real* saved, const Bf16* saved_bf16, Size n,
+    int code, Real parameter, Real* out, Bf16* rounded
 ) {
-    if (dy_half && saved_half && rounded && !out && code == RELU) {
-        relu_backward_in_halves(dy_half, saved_half, n, rounded);
+    if (dy_bf16 && saved_bf16 && rounded && !out && code == RELU) {
+        relu_backward_in_bf16(dy_bf16, saved_bf16, n, rounded);
         return;
     }
     for (Size i = first_index(); i < n; i += index_step()) {
-        Real kept = saved ? saved[i] : from_half(saved_half[i]);
-        Real dz = (dy ? dy[i] : from_half(dy_half[i])) * slope(code, kept, parameter);
+        Real kept = saved ? saved[i] : from_bf16(saved_bf16[i]);
+        Real dz = (dy ? dy[i] : from_bf16(dy_bf16[i])) * slope(code, kept, parameter);
         if (out) out[i] = dz;
-        if (rounded) rounded[i] = rounded_to_half(dz);
+        if (rounded) rounded[i] = rounded_to_bf16(dz);
     }
 }
 
@@ -154,6 +154,6 @@ KERNEL standardize(
 }
 
 // out = x rounded to bfloat16.
-KERNEL round_to_bf16(const Real* x, Size n, Half* out) {
-    for (Size i = first_index(); i < n; i += index_step()) out[i] = rounded_to_half(x[i]);
+KERNEL round_to_bf16(const Real* x, Size n, Bf16* out) {
+    for (Size i = first_index(); i < n; i += index_step()) out[i] = rounded_to_bf16(x[i]);
 }

@@ -8,7 +8,7 @@
 typedef long long Size;
 typedef unsigned int Word;
 typedef unsigned long long Wide;
-typedef unsigned short Half;  // the bits of a bfloat16
+typedef unsigned short Bf16;  // the bits of a bfloat16
 
 union Bits {
     float number;
@@ -72,13 +72,13 @@ __device__ inline Real at_most(Real x, Real high) { return x > high ? high : x; 
 __device__ inline Real larger(Real a, Real b) { return a > b || a != a ? a : b; }
 
 // x rounded to bfloat16, to even; NaN stays NaN.
-__device__ inline Half rounded_to_half(Real x) {
+__device__ inline Bf16 rounded_to_bf16(Real x) {
     Bits number = {(float)x};
     Word bits = number.word, rounded = bits + 0x7FFFu + (bits >> 16 & 1);
-    return (Half)(x != x ? 0x7FC0u : rounded >> 16);
+    return (Bf16)(x != x ? 0x7FC0u : rounded >> 16);
 }
 
-__device__ inline Real from_half(Half x) {
+__device__ inline Real from_bf16(Bf16 x) {
     Bits number;
     number.word = (Word)x << 16;
     return (Real)number.number;
@@ -88,20 +88,20 @@ __device__ inline Real from_half(Half x) {
 struct alignas(4 * sizeof(Real)) Four {
     Real at[4];
 };
-struct alignas(4 * sizeof(Half)) FourHalves {
-    Half at[4];
+struct alignas(4 * sizeof(Bf16)) FourBf16 {
+    Bf16 at[4];
 };
 
 __device__ inline bool in_fours(
-    const void* a, const void* b, const void* c, const void* d, const Half* halves
+    const void* a, const void* b, const void* c, const void* d, const Bf16* halves
 ) {
     return ((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four) == 0 &&
-           (Wide)halves % sizeof(FourHalves) == 0;
+           (Wide)halves % sizeof(FourBf16) == 0;
 }
 
-__device__ inline FourHalves rounded_to_halves(Four x) {
-    FourHalves halves;
-    for (int k = 0; k < 4; k++) halves.at[k] = rounded_to_half(x.at[k]);
+__device__ inline FourBf16 rounded_to_bf16s(Four x) {
+    FourBf16 halves;
+    for (int k = 0; k < 4; k++) halves.at[k] = rounded_to_bf16(x.at[k]);
     return halves;
 }
 

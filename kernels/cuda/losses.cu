@@ -25,16 +25,16 @@ __device__ inline Real clip_probability(Real p) {
 // A row of the loss's gradient, and the same rounded; each where there is a place for it.
 struct Gradient {
     Real* number;
-    Half* rounded;
+    Bf16* rounded;
 
     __device__ inline bool wanted() const { return number || rounded; }
     __device__ inline void put(Size j, Real value) const {
         if (number) number[j] = value;
-        if (rounded) rounded[j] = rounded_to_half(value);
+        if (rounded) rounded[j] = rounded_to_bf16(value);
     }
     __device__ inline void put(Size j, Four values) const {
         if (number) *(Four*)(number + j) = values;
-        if (rounded) *(FourHalves*)(rounded + j) = rounded_to_halves(values);
+        if (rounded) *(FourBf16*)(rounded + j) = rounded_to_bf16s(values);
     }
 };
 
@@ -212,7 +212,7 @@ __device__ inline double row_loss(
 template <typename RowLoss>
 __device__ inline void each_row(
     int code, const Real* pred, const int* labels, const Real* target, const Real* weight,
-    const double* weight_sum, Size rows, Size outputs, Real* dpred, Half* rounded, double* hits,
+    const double* weight_sum, Size rows, Size outputs, Real* dpred, Bf16* rounded, double* hits,
     double* partial, RowLoss row_loss
 ) {
     SHARED_SUMS;
@@ -242,7 +242,7 @@ __device__ inline void each_row(
 KERNEL MANY_AT_ONCE loss_rows(
     int code, Real parameter, const Real* pred, const int* labels, const Real* target,
     const Real* weight, const double* weight_sum, Size rows, Size outputs, Real* dpred,
-    Half* rounded, double* hits, double* partial
+    Bf16* rounded, double* hits, double* partial
 ) {
     each_row(
         code, pred, labels, target, weight, weight_sum, rows, outputs, dpred, rounded, hits, partial,
@@ -298,7 +298,7 @@ __device__ inline double softmax_row_kept(
 // what a thread keeps would leave room for fewer threads in the other one.
 KERNEL MANY_AT_ONCE softmax_loss_rows(
     const Real* pred, const int* labels, const Real* target, const Real* weight,
-    const double* weight_sum, Size rows, Size outputs, Real* dpred, Half* rounded, double* hits,
+    const double* weight_sum, Size rows, Size outputs, Real* dpred, Bf16* rounded, double* hits,
     double* partial
 ) {
     each_row(

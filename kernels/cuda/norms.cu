@@ -46,7 +46,7 @@ __device__ inline Sum sum_over_rows(Size rows, Term term) {
 }
 
 // out[j] = sum of x[:, j], of numbers as they are or rounded.
-KERNEL column_sums(const Real* x, const Half* rounded, Size rows, Size width, Real* out) {
+KERNEL column_sums(const Real* x, const Bf16* rounded, Size rows, Size width, Real* out) {
     SHARED_COLUMNS;
     Size j = own_column();
     double value = 0;
@@ -54,7 +54,7 @@ KERNEL column_sums(const Real* x, const Half* rounded, Size rows, Size width, Re
         value = sum_over_rows<double>(rows, [=](Size i) { return (double)x[i * width + j]; });
     else if (j < width)
         value = sum_over_rows<double>(
-            rows, [=](Size i) { return (double)from_half(rounded[i * width + j]); }
+            rows, [=](Size i) { return (double)from_bf16(rounded[i * width + j]); }
         );
     value = column_sum(value, parts);
     if (j < width && first_row() == 0) out[j] = (Real)value;

@@ -49,18 +49,18 @@ __device__ inline void copy_row(const Word* from, Size words, Word* to) {
 }
 
 // A warp rounds a row of numbers.
-__device__ inline void round_row(const Real* from, Size width, Half* to) {
+__device__ inline void round_row(const Real* from, Size width, Bf16* to) {
     Size fours = in_fours(from, 0, 0, 0, to) ? width / 4 : 0;
     for (Size j = lane(); j < fours; j += WARP)
-        ((FourHalves*)to)[j] = rounded_to_halves(((const Four*)from)[j]);
-    for (Size j = 4 * fours + lane(); j < width; j += WARP) to[j] = rounded_to_half(from[j]);
+        ((FourBf16*)to)[j] = rounded_to_bf16s(((const Four*)from)[j]);
+    for (Size j = 4 * fours + lane(); j < width; j += WARP) to[j] = rounded_to_bf16(from[j]);
 }
 
 // The next step of the run: its number and rate, and the batch's rows of x, of the targets (rows or
 // labels) and of the weights, in 4-byte words; x also, or only, rounded. A warp takes a row.
 KERNEL begin_step(
     const Size* run, double* penalty, Size rows, Size x_words, Size target_words,
-    Size weight_words, Word* x, Half* rounded, Word* target, Word* weight, StepState* state
+    Size weight_words, Word* x, Bf16* rounded, Word* target, Word* weight, StepState* state
 ) {
     Size index = run[RUN_INDEX], all = run[RUN_ROWS], batch = run[RUN_BATCH];
     Size per_epoch = (all + batch - 1) / batch;

@@ -4,7 +4,7 @@
 // new w goes to ``rounded`` as well, if that is there.
 template <typename Update>
 __device__ inline void for_each(
-    Real* w, Real* g, Real* m, Real* v, Half* rounded, Size n, const StepState* state, Update update
+    Real* w, Real* g, Real* m, Real* v, Bf16* rounded, Size n, const StepState* state, Update update
 ) {
     if (state && state->stopped) return;
     Size fours = in_fours(w, g, m, v, rounded) ? n / 4 : 0;
@@ -17,11 +17,11 @@ __device__ inline void for_each(
         ((Four*)w)[i] = a;
         if (m) ((Four*)m)[i] = c;
         if (v) ((Four*)v)[i] = d;
-        if (rounded) ((FourHalves*)rounded)[i] = rounded_to_halves(a);
+        if (rounded) ((FourBf16*)rounded)[i] = rounded_to_bf16s(a);
     }
     for (Size i = 4 * fours + first_index(); i < n; i += index_step()) {
         update(w[i], g[i], m ? m[i] : none, v ? v[i] : none);
-        if (rounded) rounded[i] = rounded_to_half(w[i]);
+        if (rounded) rounded[i] = rounded_to_bf16(w[i]);
     }
 }
 
@@ -61,7 +61,7 @@ __device__ inline void adam_update(AdamNumbers n, Real& w, Real g, Real& m, Real
     w = w * n.kept - n.lr * m / (sqrt(v) + n.small);
 }
 
-KERNEL sgd_step(Real* w, Real* g, Size n, double rate, Half* rounded, const StepState* state) {
+KERNEL sgd_step(Real* w, Real* g, Size n, double rate, Bf16* rounded, const StepState* state) {
     const Real lr = (Real)(state ? state->rate : rate);
     for_each(w, g, 0, 0, rounded, n, state, [=](Real& w, Real& g, Real&, Real&) {
         sgd_update(lr, w, g);
@@ -70,7 +70,7 @@ KERNEL sgd_step(Real* w, Real* g, Size n, double rate, Half* rounded, const Step
 
 KERNEL momentum_step(
     Real* w, Real* g, Real* velocity, Size n, double rate, Real momentum, int nesterov,
-    Half* rounded, const StepState* state
+    Bf16* rounded, const StepState* state
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
     for_each(w, g, velocity, 0, rounded, n, state, [=](Real& w, Real& g, Real& v, Real&) {
@@ -79,7 +79,7 @@ KERNEL momentum_step(
 }
 
 KERNEL adagrad_step(
-    Real* w, Real* g, Real* cache, Size n, double rate, Real eps, Half* rounded,
+    Real* w, Real* g, Real* cache, Size n, double rate, Real eps, Bf16* rounded,
     const StepState* state
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
@@ -90,7 +90,7 @@ KERNEL adagrad_step(
 
 KERNEL rmsprop_step(
     Real* w, Real* g, Real* cache, Size n, double rate, Real rho, Real rest, Real eps,
-    Half* rounded, const StepState* state
+    Bf16* rounded, const StepState* state
 ) {
     const Real lr = (Real)(state ? state->rate : rate);
     for_each(w, g, cache, 0, rounded, n, state, [=](Real& w, Real& g, Real& c, Real&) {
@@ -100,7 +100,7 @@ KERNEL rmsprop_step(
 
 KERNEL adam_step(
     Real* w, Real* g, Real* m, Real* v, Size n, double rate, double keep, Real beta1, Real rest1,
-    Real beta2, Real rest2, double eps, int decays, Half* rounded, const StepState* state
+    Real beta2, Real rest2, double eps, int decays, Bf16* rounded, const StepState* state
 ) {
     AdamNumbers numbers = {
         (Real)(state ? state->corrected_rate : rate),

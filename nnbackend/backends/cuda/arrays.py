@@ -21,7 +21,7 @@ from nnbackend.errors import DeviceError
 
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
 #: Bits of bfloat16 numbers.
-HALF = np.dtype(np.uint16)
+BF16 = np.dtype(np.uint16)
 _WORD = np.dtype(np.uint32)
 #: Random numbers that are made to try ways on.
 _FILLED = 1 << 20
@@ -76,7 +76,7 @@ class CudaArrays(Backend):
             self.all_finite(flat)
 
     def kept_in(self) -> str:
-        path = self.gpu.choices.path
+        path = self.gpu.tuning.path
         return "" if path is None else str(path.parent)
 
     def _scratch_of(self, name: str, size: int, dtype: DType) -> Array:
@@ -125,7 +125,7 @@ class CudaArrays(Backend):
 
     def fastest(
         self,
-        question: str,
+        key: str,
         ways: Mapping[str, Callable[[], None]],
         inputs: Sequence[Array],
         results: Sequence[Array],
@@ -136,22 +136,22 @@ class CudaArrays(Backend):
         first, is left out; the latter is a mistake of a library and said in a warning.
 
         Args:
-            question: says all that the answer depends on: it is found once for a kind of device.
+            key: says all that the choice depends on: it is found once for a kind of device.
             inputs, results: what the ways read and write; all of it is overwritten.
         """
         if len(ways) == 1:
             return next(iter(ways))
-        answer = self.gpu.choices.get(question)
-        if answer is None or answer not in ways:
+        choice = self.gpu.tuning.get(key)
+        if choice is None or choice not in ways:
             with self.lock:
                 for seed, x in enumerate(inputs):
                     self._fill(x, seed)
-                answer = self._fastest(question, ways, results)
-            self.gpu.choices.keep(question, answer)
-        return answer
+                choice = self._fastest(key, ways, results)
+            self.gpu.tuning.keep(key, choice)
+        return choice
 
     def _fastest(
-        self, question: str, ways: Mapping[str, Callable[[], None]], results: Sequence[Array]
+        self, key: str, ways: Mapping[str, Callable[[], None]], results: Sequence[Array]
     ) -> str:
         (first, reference), *others = ways.items()
         seconds = {first: self.gpu.seconds(reference)}
@@ -166,8 +166,8 @@ class CudaArrays(Backend):
                 seconds[name] = taken
             else:
                 warnings.warn(
-                    f"on {self.gpu.choices.kind} products with an epilogue give other results than "
-                    f"kernels of their own ({name!r}, {question}); they are not used there",
+                    f"on {self.gpu.tuning.kind} products with an epilogue give other results than "
+                    f"kernels of their own ({name!r}, {key}); they are not used there",
                     stacklevel=2,
                 )
         for name in reversed(seconds):  # a GPU that was idle is slow at first
@@ -178,8 +178,8 @@ class CudaArrays(Backend):
         """Normal numbers, of which large arrays repeat some."""
         flat = x.reshape(-1)
         numbers = np.random.default_rng(seed).standard_normal(min(x.size, _FILLED))
-        if x.dtype == HALF:
-            chunk = self.zeros(len(numbers), HALF)
+        if x.dtype == BF16:
+            chunk = self.zeros(len(numbers), BF16)
             self.round_to_bf16(self.asarray(numbers, np.dtype(np.float32)), chunk)
         else:
             chunk = self.asarray(numbers, x.dtype)
@@ -189,7 +189,7 @@ class CudaArrays(Backend):
 
     def _numbers(self, x: Array) -> np.ndarray[Any, Any]:
         host = self.to_numpy(x)
-        return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == HALF else host
+        return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == BF16 else host
 
     def _alike(self, one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
         """Equal to rounding on average: a ReLU may let a number near 0 through or not."""
@@ -206,12 +206,12 @@ class CudaArrays(Backend):
             self.gpu.product(Product(a, b, out, a_t, b_t, self.precision == "tf32"))
 
     def _in_bf16(self, name: str, x: Array) -> Array:
-        out = self._scratch_of(f"bf16 {name}", x.size, HALF).reshape(x.shape)
+        out = self._scratch_of(f"bf16 {name}", x.size, BF16).reshape(x.shape)
         self.round_to_bf16(x, out)
         return out
 
     def round_to_bf16(self, x: Array, out: Array) -> None:
-        """The bits of the nearest bfloat16 numbers, into an ``out`` of HALF."""
+        """The bits of the nearest bfloat16 numbers, into an ``out`` of BF16."""
         self.run("round_to_bf16", x.dtype, self.blocks(x.size), x, x.size, out)
 
     def by_element(self, kernel: str, out: Array, *arguments: Any) -> None:

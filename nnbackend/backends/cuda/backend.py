@@ -9,7 +9,7 @@ import numpy as np
 from nnbackend.backends._losses_by_name import LossesByName
 from nnbackend.backends._updates import adam_correction
 from nnbackend.backends.base import Activation, Array
-from nnbackend.backends.cuda.arrays import HALF, INT32, CudaArrays, words_of
+from nnbackend.backends.cuda.arrays import BF16, INT32, CudaArrays, words_of
 from nnbackend.backends.cuda.kernels import THREADS, WARPS
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
 
@@ -121,8 +121,8 @@ class CudaBackend(LossesByName, CudaArrays):
         """out = dy act'(z), all but softmax, and ``out`` in bfloat16; dy and what is saved may be
         so, too."""
         code, parameter = ACTIVATIONS.index(act.name), act.parameter
-        forms = [(None, x) if x.dtype == HALF else (x, None) for x in (dy, saved)]
-        real = np.dtype(np.float32) if dy.dtype == HALF else dy.dtype
+        forms = [(None, x) if x.dtype == BF16 else (x, None) for x in (dy, saved)]
+        real = np.dtype(np.float32) if dy.dtype == BF16 else dy.dtype
         self.run(
             "activation_backward", real, self.blocks(dy.size), *forms[0], *forms[1], dy.size, code,
             parameter, out, rounded,
@@ -130,7 +130,7 @@ class CudaBackend(LossesByName, CudaArrays):
 
     def column_sums(self, x: Array, out: Array) -> None:
         """out (N,) = sums of the columns of x (B, N), which may be bfloat16."""
-        forms = (None, x) if x.dtype == HALF else (x, None)
+        forms = (None, x) if x.dtype == BF16 else (x, None)
         self.by_column("column_sums", out, x.shape[1], *forms, *x.shape, out)
 
     def batch_norm_forward(

@@ -82,7 +82,7 @@ class LtProducts:
     def version(self) -> str:
         return lt_version(self._library)
 
-    def can(self, product: Product) -> bool:
+    def supports(self, product: Product) -> bool:
         """Whether there is an algorithm for products of this form; finds the fastest one, which
         must not happen during a capture, and overwrites the product's results."""
         return self._plan(product) is not None

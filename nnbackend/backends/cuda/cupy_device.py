@@ -26,7 +26,7 @@ from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.driver import MOST_SHARED, ClusterStarter, load_driver
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
 from nnbackend.backends.cuda.kernels import THREADS, Launch, source
-from nnbackend.backends.cuda.tuning import Choices
+from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 #: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by
@@ -142,7 +142,7 @@ class CupyDevice(Device):
             self._lt = make_lt_products(self._quickest)
         self._products = Products(self.cuda.device.get_cublas_handle)
         library = "cublasGemmEx" if self._lt is None else f"cuBLASLt {self._lt.version}"
-        self.choices = Choices(f"{properties['name'].decode()}, {library}", choices_path())
+        self.tuning = TuningCache(f"{properties['name'].decode()}, {library}", tuning_path())
 
     def on(self) -> Any:
         """A context in which this GPU is CuPy's current one."""
@@ -277,8 +277,8 @@ class CupyDevice(Device):
             code=text, options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
         )
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        question = f"compiled {real} {version}"
-        if self.choices.get(question) is not None:
+        key = f"compiled {real} {version}"
+        if self.tuning.get(key) is not None:
             return program
         what, length = "the CUDA kernels", 6
         if network:
@@ -290,18 +290,18 @@ class CupyDevice(Device):
         start = time.perf_counter()
         program.compile()
         sys.stderr.write(f"done in {time.perf_counter() - start:.1f} s\n")
-        self.choices.keep(question, "kept by CuPy")
+        self.tuning.keep(key, "kept by CuPy")
         return program
 
-    def can(self, product: Product) -> bool:
+    def supports(self, product: Product) -> bool:
         with self.on():
-            if self._lt is not None and self._lt.can(product):
+            if self._lt is not None and self._lt.supports(product):
                 return True
         return product.epilogue is Epilogue.PLAIN
 
     def product(self, product: Product) -> None:
         with self.on():
-            if self._lt is not None and self._lt.can(product):
+            if self._lt is not None and self._lt.supports(product):
                 self._lt(product, *self._place())
             else:
                 self._products(product, *self._place())
@@ -311,14 +311,14 @@ class CupyDevice(Device):
         stream = self.cuda.get_current_stream().ptr
         return stream, self._workspaces[stream == self._side.ptr].data.ptr
 
-    def _quickest(self, question: str, ways: Sequence[Way]) -> int:
+    def _quickest(self, key: str, ways: Sequence[Way]) -> int:
         """Which of several ways to do a product takes the least time here."""
-        answer = self.choices.get(question)
-        if answer is None or not answer.isdigit() or int(answer) >= len(ways):
+        choice = self.tuning.get(key)
+        if choice is None or not choice.isdigit() or int(choice) >= len(ways):
             seconds = [self._seconds_or_never(way) for way in ways]
-            answer = str(seconds.index(min(seconds)))
-            self.choices.keep(question, answer)
-        return int(answer)
+            choice = str(seconds.index(min(seconds)))
+            self.tuning.keep(key, choice)
+        return int(choice)
 
     def _seconds_or_never(self, way: Way) -> float:
         try:
@@ -327,7 +327,7 @@ class CupyDevice(Device):
             return math.inf
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
+    def side_stream(self) -> Iterator[None]:
         with self.on():
             self._let_wait(self._side, self.cuda.get_current_stream())
             with self._side:
@@ -393,10 +393,10 @@ class CupyDevice(Device):
             device.synchronize()
 
 
-def choices_path() -> Path:
+def tuning_path() -> Path:
     """Beside the kernels that CuPy keeps."""
     folder = os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache"
-    return Path(folder).expanduser() / "nnbackend-choices.json"
+    return Path(folder).expanduser() / "nnbackend-tuning.json"
 
 
 def make_lt_products(choose: Callable[[str, Sequence[Way]], int]) -> LtProducts | None:

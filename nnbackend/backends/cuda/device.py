@@ -17,7 +17,7 @@ import numpy as np
 from nnbackend.backends.base import Array, DType, Uploads
 from nnbackend.backends.cuda.gemm import Product
 from nnbackend.backends.cuda.kernels import Launch
-from nnbackend.backends.cuda.tuning import Choices
+from nnbackend.backends.cuda.tuning import TuningCache
 
 
 class Device(ABC):
@@ -26,7 +26,7 @@ class Device(ABC):
 
     name: str
     #: which of several ways are the fastest here
-    choices: Choices
+    tuning: TuningCache
     #: held by whoever captures, and by whoever must not come between launches of others
     lock: threading.RLock
     #: blocks of THREADS threads that keep it busy
@@ -81,7 +81,7 @@ class Device(ABC):
         many as it is given, and none of them an array. Not to be called by two threads at once."""
 
     @abstractmethod
-    def can(self, product: Product) -> bool:
+    def supports(self, product: Product) -> bool:
         """Whether there is a way to do the product's epilogue with it."""
 
     @abstractmethod
@@ -89,7 +89,7 @@ class Device(ABC):
         """Multiply."""
 
     @abstractmethod
-    def beside(self) -> AbstractContextManager[None]:
+    def side_stream(self) -> AbstractContextManager[None]:
         """What is asked for inside waits for everything before, and may run beside what is asked
         for afterwards, until ``join``."""
 

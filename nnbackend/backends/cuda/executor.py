@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from nnbackend.backends.base import Array
-from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS, bind, source
@@ -70,7 +70,7 @@ class GraphExecutor(PythonExecutor):
         #: the parameters as products of precision bf16 read them
         self.rounded: Array | None = None
         if backend.precision == "bf16":
-            self.rounded = zeros(program.storage.parameters.size, HALF)
+            self.rounded = zeros(program.storage.parameters.size, BF16)
         widest = max(row.n_outputs for row in program.rows)
         self.inference_rows = max(1024, INFERENCE_BYTES // (widest * program.dtype.itemsize))
         #: the launch that begins a run: a single step has no time to bind its arguments again
@@ -207,18 +207,18 @@ class GraphExecutor(PythonExecutor):
         if layout is None:
             return None
         version = hashlib.sha256(source(layout.network).encode()).hexdigest()[:16]
-        question = f"{steps} steps {program.dtype} {version}"
-        answer = backend.gpu.choices.get(question)
-        if answer == "graphs":
+        key = f"{steps} steps {program.dtype} {version}"
+        choice = backend.gpu.tuning.get(key)
+        if choice == "graphs":
             return None
         try:
             resident = ResidentSteps(program, backend, layout, self.record, self.state)
-            if answer != "resident":
+            if choice != "resident":
                 rows = _example(data, size, backend)
                 both = (resident, self._steps_of(size, rows))
                 taken = [self._seconds_of(partial(way.advance, steps), rows) for way in both]
-                answer = "resident" if taken[0] <= taken[1] else "graphs"
-                backend.gpu.choices.keep(question, answer)
+                choice = "resident" if taken[0] <= taken[1] else "graphs"
+                backend.gpu.tuning.keep(key, choice)
         except OutOfMemoryError:
             raise
         except Exception as error:  # of a compiler, or of a driver that is older than its GPU
@@ -228,7 +228,7 @@ class GraphExecutor(PythonExecutor):
                 stacklevel=2,
             )
             return None
-        return resident if answer == "resident" else None
+        return resident if choice == "resident" else None
 
     def _seconds_of(self, advance: Callable[[], None], data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""
@@ -358,8 +358,8 @@ class _Inference:
         with self.backend.lock:
             if own.real is not None:
                 own.real[:rows] = x
-            if own.half is not None:
-                self.backend.round_to_bf16(x, own.half[:rows])
+            if own.bf16 is not None:
+                self.backend.round_to_bf16(x, own.bf16[:rows])
             self._graphs.run(1)
             out[...] = self.plan.pred[:rows]
 
@@ -401,7 +401,7 @@ class _Steps:
     def _begin(self) -> None:
         """The step's number and rate, and its rows."""
         executor, backend, plan = self.executor, self.backend, self.plan
-        x, half, *rest = (
+        x, bf16, *rest = (
             None if a is None else a.reshape(-1) for a in (*plan.x, self.target, self.weight)
         )
         x, target, weight = (None if a is None else a.view(_WORD) for a in (x, *rest))
@@ -409,7 +409,7 @@ class _Steps:
         sizes = (columns, *(0 if a is None else a.size // plan.rows for a in (target, weight)))
         backend.run(
             "begin_step", None, backend.blocks(plan.rows, WARPS), executor.record,
-            executor.penalty, plan.rows, *sizes, x, half, target, weight, executor.state,
+            executor.penalty, plan.rows, *sizes, x, bf16, target, weight, executor.state,
         )  # fmt: skip
 
     def _measure(self) -> None:
@@ -431,7 +431,7 @@ class _Steps:
             loss.name, plan.pred, self.target, self.weight, dpred, parameter, rounded,
             hits_place >= 0,
         )  # fmt: skip
-        with backend.gpu.beside():
+        with backend.gpu.side_stream():
             backend.run(
                 "finish_loss_of_step", self.program.dtype, 1, executor.record, not loss.summed,
                 sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows, max(hits_place, 0),

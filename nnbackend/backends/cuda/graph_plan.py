@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from nnbackend.activations import NAMES
 from nnbackend.backends.base import LINEAR, Activation, Array
-from nnbackend.backends.cuda.arrays import HALF
+from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.kernels.codes import Op
@@ -32,12 +32,12 @@ class Matrix(NamedTuple):
     """A matrix between two rows: as numbers, as bfloat16 bits, or both."""
 
     real: Array | None
-    half: Array | None
+    bf16: Array | None
 
     @property
     def operand(self) -> Array:
         """What a product reads."""
-        return self.real if self.half is None else self.half
+        return self.real if self.bf16 is None else self.bf16
 
 
 NOTHING = Matrix(None, None)
@@ -99,7 +99,7 @@ class GraphPlan:
             if i == self.lowest and sums is _nothing:
                 product()  # nothing is left to run beside
                 continue
-            with self.gpu.beside():
+            with self.gpu.side_stream():
                 product()
                 if i > self.lowest:
                     sums()
@@ -108,8 +108,8 @@ class GraphPlan:
 
     # -- arrays -----------------------------------------------------------------------------------
 
-    def _zeros(self, columns: int, half: bool = False) -> Array:
-        return self.backend.zeros((self.rows, columns), HALF if half else self.program.dtype)
+    def _zeros(self, columns: int, bf16: bool = False) -> Array:
+        return self.backend.zeros((self.rows, columns), BF16 if bf16 else self.program.dtype)
 
     def _is_dense(self, i: int) -> bool:
         return 0 <= i < len(self.table) and self.table[i].op == Op.DENSE
@@ -121,23 +121,23 @@ class GraphPlan:
     def _value(self, i: int) -> Matrix:
         """What row ``i`` reads; behind the last row, the outputs."""
         columns = self.table[i].n_inputs if i < len(self.table) else self.table[-1].n_outputs
-        half = self.rounded is not None and self._is_dense(i)
+        bf16 = self.rounded is not None and self._is_dense(i)
         # kernels of other layers, and softmax, know real numbers only
         needs_real = i > 0 and (
             not self._is_dense(i - 1) or self._activation(i - 1).name == "softmax"
         )
-        real = self._room(i, columns, False) if needs_real or not half else None
-        return Matrix(real, self._room(i, columns, True) if half else None)
+        real = self._room(i, columns, False) if needs_real or not bf16 else None
+        return Matrix(real, self._room(i, columns, True) if bf16 else None)
 
-    def _room(self, i: int, columns: int, half: bool) -> Array:
+    def _room(self, i: int, columns: int, bf16: bool) -> Array:
         """Memory for what row ``i`` reads. Inference needs none of it any more once the next row
         has run: two places take turns."""
         if self.training:
-            return self._zeros(columns, half)
+            return self._zeros(columns, bf16)
         widest = max(max(row.n_inputs, row.n_outputs) for row in self.table)
-        place = (i % 2, half)
+        place = (i % 2, bf16)
         if place not in self._places:
-            self._places[place] = self._zeros(widest, half).reshape(-1)
+            self._places[place] = self._zeros(widest, bf16).reshape(-1)
         return self._places[place][: self.rows * columns].reshape(self.rows, columns)
 
     def _gradient(self, i: int) -> Matrix:
@@ -147,15 +147,15 @@ class GraphPlan:
         columns = self.table[i].n_outputs
         # a ReLU leaves numbers as they are, or none: to round them before it changes nothing
         rounds_first = self._is_dense(i) and self._activation(i).name in ("linear", "relu")
-        half = self.rounded is not None and rounds_first
+        bf16 = self.rounded is not None and rounds_first
         from_kernel = i + 1 < len(self.table) and not self._is_dense(i + 1)
-        real = self._zeros(columns) if from_kernel or not half else None
-        return Matrix(real, self._zeros(columns, True) if half else None)
+        real = self._zeros(columns) if from_kernel or not bf16 else None
+        return Matrix(real, self._zeros(columns, True) if bf16 else None)
 
     def _before_activation(self, i: int) -> Matrix:
         """The gradient before a dense row's activation, which its products read."""
         dy = self.dy[i]
-        if dy is NOTHING or not self._is_dense(i) or dy.half is not None or self.rounded is None:
+        if dy is NOTHING or not self._is_dense(i) or dy.bf16 is not None or self.rounded is None:
             return dy
         return Matrix(dy.real, self._zeros(self.table[i].n_outputs, True))
 
@@ -204,7 +204,7 @@ class GraphPlan:
         separate, down = self._forward(i), self._gradient_from_above(i)
         ways = {"separate": separate}
         fused = self._fused(i)
-        if fused is not None and self.gpu.can(fused):
+        if fused is not None and self.gpu.supports(fused):
             ways["fused"] = self._multiply(fused)
         inputs, results = [self.values[i].operand], [self.values[i + 1].operand]
         return ways[self._fastest("dense", i, ways, inputs, results)], down
@@ -230,10 +230,10 @@ class GraphPlan:
             self.gpu.product(product)
             if act.name == "softmax":
                 backend.softmax(sums, bias, out.real)
-                if out.half is not None:
-                    backend.round_to_bf16(out.real, out.half)
+                if out.bf16 is not None:
+                    backend.round_to_bf16(out.real, out.bf16)
             else:
-                backend.bias_and_activation(act, sums, bias, kept, out.real, out.half)
+                backend.bias_and_activation(act, sums, bias, kept, out.real, out.bf16)
 
         return forward
 
@@ -244,7 +244,7 @@ class GraphPlan:
         epilogue = {"linear": Epilogue.BIAS, "relu": Epilogue.RELU}.get(act.name)
         if bias is None or epilogue is None:
             return None
-        vector = bias if out.half is None else self._twin(row.parameter_1, bias)
+        vector = bias if out.bf16 is None else self._twin(row.parameter_1, bias)
         x, weight = self.values[i].operand, self._weight(row)
         return self._product(x, weight, out.operand, epilogue=epilogue, vector=vector)
 
@@ -269,19 +269,19 @@ class GraphPlan:
         # a kernel wrote dy in real numbers
         rounds = not self._leads_down(i) and i + 1 < len(self.table)
         saved = self.values[i + 1] if self.kept[i] is None else Matrix(self.kept[i], None)
-        out = dz.real if dz.half is None else None
+        out = dz.real if dz.bf16 is None else None
 
         def down() -> None:
             arrive()
             if act.name == "softmax":
                 backend.activation_backward(act, dy.real, saved.real, dy.real)
-                if dz.half is not None:
-                    backend.round_to_bf16(dy.real, dz.half)
+                if dz.bf16 is not None:
+                    backend.round_to_bf16(dy.real, dz.bf16)
             elif act != LINEAR:
-                arrived = dy.half if dy.real is None else dy.real
-                backend.slope_times(act, arrived, saved.operand, out, dz.half)
-            elif rounds and dz.half is not None:
-                backend.round_to_bf16(dy.real, dz.half)
+                arrived = dy.bf16 if dy.real is None else dy.real
+                backend.slope_times(act, arrived, saved.operand, out, dz.bf16)
+            elif rounds and dz.bf16 is not None:
+                backend.round_to_bf16(dy.real, dz.bf16)
 
         return down
 
@@ -302,7 +302,7 @@ class GraphPlan:
 
         ways = {"separate": (multiply, sums)}
         fused = product._replace(epilogue=Epilogue.COLUMN_SUMS, vector=db)
-        if self.gpu.can(fused):
+        if self.gpu.supports(fused):
             ways["fused"] = (self._multiply(fused), _nothing)
         timed = {name: _both(*pair) for name, pair in ways.items()}
         inputs = [self.values[i].operand, dz]
@@ -322,8 +322,8 @@ class GraphPlan:
         """The name of the way that takes the least time here."""
         widths = [self.table[i].n_inputs, self.table[i].n_outputs]
         numbers = f"{self.program.dtype} {self.backend.precision}"
-        question = f"{what} {numbers} {self._activation(i).name} {self.rows} {widths} {[*ways]}"
-        return self.backend.fastest(question, ways, inputs, results)
+        key = f"{what} {numbers} {self._activation(i).name} {self.rows} {widths} {[*ways]}"
+        return self.backend.fastest(key, ways, inputs, results)
 
     # -- other rows -------------------------------------------------------------------------------
 
@@ -353,8 +353,8 @@ class GraphPlan:
     def _then_round(self, run: Callable[[], object], out: Matrix) -> Work:
         def work() -> None:
             run()
-            if out.half is not None:
-                self.backend.round_to_bf16(out.real, out.half)
+            if out.bf16 is not None:
+                self.backend.round_to_bf16(out.real, out.bf16)
 
         return work
 

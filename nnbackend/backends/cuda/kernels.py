@@ -52,7 +52,7 @@ _KINDS: dict[str, Any] = {
     "Size": np.int64,
     "Word": np.uint32,
     "Wide": np.uint64,
-    "Half": np.uint16,
+    "Bf16": np.uint16,
     "int": np.int32,
     "double": np.float64,
 }

@@ -10,11 +10,11 @@ from pathlib import Path
 from nnbackend._files import write_atomically
 
 
-class Choices:
-    """Answers to questions such as which kernel serves a shape best, in memory and in a file.
+class TuningCache:
+    """The fastest way to do a thing by a key that says what: in memory and in a file.
 
     Args:
-        kind: what the answers hold for: the GPU and the libraries' versions.
+        kind: what the choices hold for: the GPU and the libraries' versions.
         path: of the file, whose folder may be missing; None keeps nothing. A file that cannot be
             read or written only means that later processes measure again.
     """
@@ -24,12 +24,12 @@ class Choices:
         self._known: dict[str, str] = self._read().get(kind, {})
         self._lock = threading.Lock()
 
-    def get(self, question: str) -> str | None:
-        return self._known.get(question)
+    def get(self, key: str) -> str | None:
+        return self._known.get(key)
 
-    def keep(self, question: str, answer: str) -> None:
+    def keep(self, key: str, choice: str) -> None:
         with self._lock:
-            self._known[question] = answer
+            self._known[key] = choice
             if self.path is None:
                 return
             everything = self._read()  # other processes may have added theirs
@@ -49,7 +49,7 @@ class Choices:
         if not isinstance(found, dict):
             return {}
         return {
-            str(kind): {str(k): str(v) for k, v in answers.items()}
-            for kind, answers in found.items()
-            if isinstance(answers, dict)
+            str(kind): {str(k): str(v) for k, v in choices.items()}
+            for kind, choices in found.items()
+            if isinstance(choices, dict)
         }
