@@ -309,7 +309,7 @@ def test_few_elements_are_shared_by_lanes_and_many_are_taken_by_fours() -> None:
 
 
 @pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
-@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("real", ["float", pytest.param("double", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "architecture",
     ["sm_90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_75", "sm_120"))],
