@@ -93,16 +93,16 @@ struct alignas(4 * sizeof(Bf16)) FourBf16 {
 };
 
 __device__ inline bool in_fours(
-    const void* a, const void* b, const void* c, const void* d, const Bf16* halves
+    const void* a, const void* b, const void* c, const void* d, const Bf16* bf16s
 ) {
     return ((Wide)a | (Wide)b | (Wide)c | (Wide)d) % sizeof(Four) == 0 &&
-           (Wide)halves % sizeof(FourBf16) == 0;
+           (Wide)bf16s % sizeof(FourBf16) == 0;
 }
 
 __device__ inline FourBf16 rounded_to_bf16s(Four x) {
-    FourBf16 halves;
-    for (int k = 0; k < 4; k++) halves.at[k] = rounded_to_bf16(x.at[k]);
-    return halves;
+    FourBf16 rounded;
+    for (int k = 0; k < 4; k++) rounded.at[k] = rounded_to_bf16(x.at[k]);
+    return rounded;
 }
 
 // The sum over LANES neighbouring lanes of a warp, the same in all of them: a whole warp, or one.

@@ -11,8 +11,9 @@
 // number of fours) that threads that read down a column do not wait for each other. A step is a list
 // of jobs, each a product. They, and the plan that says what lies where in a block's memory, are
 // constants: the kernel is compiled for one network, since a generic one takes three times as long
-// over what is to be done next as over doing it. nnbackend/backends/cuda/resident.py writes them (PLAN_WORDS,
-// JOBS, LAYERS) before this file. Places are counted in Reals from the beginning of the memory.
+// over what is to be done next as over doing it. nnbackend/backends/cuda/resident.py writes them
+// (PLAN_WORDS, JOBS, LAYERS) before this file. Places are counted in Reals from the beginning of the
+// memory.
 
 // Rows of so few outputs are one lane's each where their loss is computed, if there are many.
 #define NARROW 16
@@ -309,7 +310,8 @@ __device__ NOT_INLINE void forget_rows(int own_rows) {
 }
 
 // What the block's rows add up to: losses and hits, left where all blocks can read them. The last
-// warp does it, which has the least to do otherwise; its even lanes the losses, its odd ones the hits.
+// warp does it, which has the least to do otherwise; its even lanes the losses, its odd ones the
+// hits.
 __device__ inline void add_losses(int rows) {
     if (threadIdx.x < THREADS - WARP) return;
     const double* losses = bytes_of<double>(PLAN_LOSSES);
@@ -370,11 +372,13 @@ struct Optimizer {
 #undef KERNEL
 #define KERNEL extern "C" __global__ void
 
-// ``steps`` steps of the run, for whose rates and trace there is room in memory. ``m`` and ``v`` are what the optimizer keeps, null where it keeps nothing. ``n`` is
-// the width of the trace behind its three first columns.
+// ``steps`` steps of the run, for whose rates and trace there is room in memory. ``m`` and ``v`` are
+// what the optimizer keeps, null where it keeps nothing. ``n`` is the width of the trace behind its
+// three first columns.
 KERNEL train_resident(
-    int steps, Real loss_parameter, Size n, int nesterov, double momentum, double beta1, double beta2, double rho, double eps,
-    double decay, Real* parameters, Real* gradients, Real* m, Real* v, Size* run, StepState* state
+    int steps, Real loss_parameter, Size n, int nesterov, double momentum, double beta1,
+    double beta2, double rho, double eps, double decay, Real* parameters, Real* gradients, Real* m,
+    Real* v, Size* run, StepState* state
 ) {
     for (int i = threadIdx.x; i < RUN_FIELDS; i += THREADS) run_of_steps()[i] = run[i];
     __syncthreads();
@@ -494,7 +498,7 @@ KERNEL train_resident(
         }
         now = ahead;
         ahead = later;
-        meet_blocks<blocks>();  // the new parameters are everywhere, and all gradients have been read
+        meet_blocks<blocks>();  // the new parameters are everywhere, all gradients have been read
     }
 
     each_parameter([=](int place, Size at) {

@@ -2,13 +2,13 @@
 //
 // A captured step runs again and again with the same arguments. What changes from one run of steps
 // to the next lies in an array ``run`` of addresses and sizes, whose places are named by
-// backends/cuda/kernels.py: RUN and which begin_run fills; what changes from step to step lies in the StepState
-// that begin_step fills.
+// backends/cuda/kernels.py: RUN and which begin_run fills; what changes from step to step lies in
+// the StepState that begin_step fills.
 
 // out[i] = x[idx[i]] for rows of 4-byte words.
 KERNEL take_rows(const Word* x, const Size* idx, Size rows, Size words, Word* out) {
     for (Size i = first_index(); i < rows * words; i += index_step()) {
-        Size row = (rows * words) >> 32 ? i / words : (Size)((Word)i / (Word)words);
+        Size row = quotient_of(i, words);
         out[i] = x[idx[row] * words + (i - row * words)];
     }
 }
