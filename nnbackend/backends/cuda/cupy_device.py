@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import importlib
 import math
 import os
@@ -25,7 +24,7 @@ from nnbackend.backends.cuda.cublaslt import LtProducts, Way
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.driver import MOST_SHARED, ClusterStarter, load_driver
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
-from nnbackend.backends.cuda.kernels import THREADS, Launch, source
+from nnbackend.backends.cuda.kernels import THREADS, Launch, source, source_version
 from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
@@ -272,12 +271,10 @@ class CupyDevice(Device):
     def _program(self, real: str, network: str) -> Any:
         """All kernels of a dtype, or the one for a network, compiled for this GPU; CuPy keeps that
         in its cache folder."""
-        text = source(network)
         program = self._cupy.RawModule(
-            code=text, options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
+            code=source(network), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
         )
-        version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        key = f"compiled {real} {version}"
+        key = f"compiled {real} {source_version(network)}"
         if self.tuning.get(key) is not None:
             return program
         what, length = "the CUDA kernels", 6

@@ -8,7 +8,6 @@ once for the trace at the end of a run.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from nnbackend.backends.base import Array
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
-from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS, bind, source
+from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS, bind, source_version
 from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, counts_hits, layout_of, padded
 from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor import METRIC_SUMS, Data, Trace
@@ -206,8 +205,7 @@ class GraphExecutor(PythonExecutor):
         layout = layout_of(program, backend, size, data) if can_stay(program, backend) else None
         if layout is None:
             return None
-        version = hashlib.sha256(source(layout.network).encode()).hexdigest()[:16]
-        key = f"{steps} steps {program.dtype} {version}"
+        key = f"{steps} steps {program.dtype} {source_version(layout.network)}"
         choice = backend.gpu.tuning.get(key)
         if choice == "graphs":
             return None

@@ -6,6 +6,7 @@ source, so that a launch cannot hand over a number of the wrong type or an array
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -99,6 +100,11 @@ def source(network: str = "") -> str:
     for name in RESIDENT_FILES if network else FILES:
         parts.append(f'#line 1 "cuda/{name}.cu"\n{_text(name)}')
     return "\n".join(parts)
+
+
+def source_version(network: str = "") -> str:
+    """What tells this ``source`` from others where a choice is kept."""
+    return hashlib.sha256(source(network).encode()).hexdigest()[:16]
 
 
 def _text(name: str) -> str:
