@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from nnbackend._files import write_atomically
-from nnbackend.bench import CASES, choose
-from nnbackend.bench_report import machine, machine_text
+from nnbackend.benchmark.cases import CASES, choose
+from nnbackend.benchmark.report import machine, machine_text
 from nnbackend.errors import NNBackendError
 
 RESULTS = Path(__file__).resolve().parent / "results"

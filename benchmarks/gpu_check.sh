@@ -30,7 +30,7 @@ case "${1:-}" in
     # the device of the tests is "cuda" in every process
     cat >"$here/sitecustomize.py" <<'END'
 import nnbackend.backends
-nnbackend.backends._registry["cuda"] = "cuda_stand_in:StandInAsCuda"
+nnbackend.backends.registry._registry["cuda"] = "cuda_stand_in:StandInAsCuda"
 END
     ;;
 -h | --help | --list)

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,24 @@ from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.executor import LAUNCHED_FIRST
 from nnbackend.backends.cuda.resident import ResidentSteps
-from nnbackend.bench import CASES, Case
-from nnbackend.bench_report import duration_text, machine
-from nnbackend.sources import make_source
+from nnbackend.backends.types import LossFormula, UpdateRule
+from nnbackend.benchmark.cases import CASES, Case
+from nnbackend.benchmark.report import duration_text, machine
+from nnbackend.data.sources import make_source
+from nnbackend.executor.base import Run
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 #: Share of the floor's speed that is to be reached, and times a step's time for a step of many.
 BANDWIDTH, PRODUCTS, CHUNKS = 0.80, 0.85, 1.05
+#: Updates that are timed.
+RULES = (
+    UpdateRule("sgd"),
+    UpdateRule("momentum", momentum=0.9),
+    UpdateRule("adagrad", eps=1e-7),
+    UpdateRule("rmsprop", rho=0.9, eps=1e-7),
+    UpdateRule("adam", beta1=0.9, beta2=0.999, eps=1e-7),
+)
 #: Bytes that an update moves for each parameter: gradient, weight, state, each read or written.
 UPDATE_BYTES = {"sgd": 12, "momentum": 20, "adagrad": 20, "rmsprop": 20, "adam": 28}
 #: Bytes that a loss with its gradient moves for each output.
@@ -143,16 +154,15 @@ class Bench:
         rng, backend = np.random.default_rng(0), self.backend
         grad = backend.asarray(rng.standard_normal(size, np.float32), FLOAT32)
         w, m, v, none = *(backend.zeros(size, FLOAT32) for _ in range(3)), backend.zeros(0, FLOAT32)
-        works: dict[str, Work] = {
-            "sgd": lambda: backend.sgd_step(w, grad, None, 1e-3, 0.0, False, none),
-            "momentum": lambda: backend.sgd_step(w, grad, m, 1e-3, 0.9, False, none),
-            "adagrad": lambda: backend.adagrad_step(w, grad, m, 1e-3, 1e-7, none),
-            "rmsprop": lambda: backend.rmsprop_step(w, grad, m, 1e-3, 0.9, 1e-7, none),
-            "adam": lambda: backend.adam_step(w, grad, m, v, 1e-3, 0.9, 0.999, 1e-7, 0.0, 10, none),
-        }
+        slots = (m, v)
+
+        def update(rule: UpdateRule) -> Work:
+            own = slots[: len(rule.slots)]
+            return lambda: backend.update(rule, w, grad, own, 1e-3, 10, none)
+
         return [
-            self.against_copy(f"update {name}", work, size, UPDATE_BYTES[name])
-            for name, work in works.items()
+            self.against_copy(f"update {rule.name}", update(rule), size, UPDATE_BYTES[rule.name])
+            for rule in RULES
         ]
 
     def losses(self, size: int) -> list[Figure]:
@@ -166,10 +176,7 @@ class Bench:
         found = []
         for name, bytes_each in LOSS_BYTES.items():
             own = labels if name == "softmax_cross_entropy" else target
-            operation = getattr(backend, name)
-
-            def work(operation: Any = operation, own: Any = own) -> None:
-                operation(pred, own, None, dpred, loss)
+            work = partial(backend.loss, LossFormula(name), pred, own, None, dpred, loss)
 
             found.append(self.against_copy(f"loss {name}", work, pred.size, bytes_each))
         return found
@@ -180,9 +187,9 @@ class Bench:
         """A step whose time is nearly all products."""
         case = Case("large", rows, (width,) * 4, loss="mean_squared_error")
         model = case.model(self.backend, precision=precision)
-        data = make_source(model, *case.data(2 * rows)).data
+        data = make_source(model.program, *case.data(2 * rows)).data
         steps = 8
-        rates, size = model.rates(steps), model.storage.parameters.size
+        rates, size = model.program.rates(model.step, steps), model.storage.parameters.size
         products = products_of(
             self.backend, [(width, width)] * 3, rows, BF16 if precision == "bf16" else FLOAT32,
             precision == "tf32",
@@ -193,7 +200,7 @@ class Bench:
                 self.gpu.product(product)
 
         own, bare, copies = self.alternate(
-            lambda: self.wall(lambda: model.executor.run(data, None, rows, rates, 0)) / steps,
+            lambda: self.wall(lambda: model.executor.run(Run(data, None, rows, rates, 0))) / steps,
             self.graph(multiply),
             self.copies(size),
         )
@@ -205,18 +212,16 @@ class Bench:
     def chunk(self, case: Case) -> Figure:
         """Many steps in one call; the floor is a step's time on the device, between events."""
         model = case.model(self.backend)
-        data = make_source(model, *case.data(case.n_batches * case.batch)).data
-        rates = model.rates(STEPS)
+        data = make_source(model.program, *case.data(case.n_batches * case.batch)).data
+        rates = model.program.rates(model.step, STEPS)
         executor: Any = model.executor
-        executor.run(data, None, case.batch, rates, LAUNCHED_FIRST)
+        many = Run(data, None, case.batch, rates, LAUNCHED_FIRST)
+        executor.run(many)
         resident = [steps for steps in executor._residents.values() if steps is not None]
         steps = next(iter(resident or executor._steps.values()))
 
-        def run() -> object:
-            return executor.run(data, None, case.batch, rates, LAUNCHED_FIRST)
-
         own, alone = self.alternate(
-            lambda: self.wall(run) / STEPS,
+            lambda: self.wall(lambda: executor.run(many)) / STEPS,
             lambda: self.alone(executor, steps, data, case.batch, rates),
         )
         return Figure.of(f"chunk of {STEPS}, {case.name}", own, alone, 1 / CHUNKS)

@@ -14,7 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import nnbackend as nn
-from nnbackend.bench import CASES, OPERATIONS, repetitions
+from nnbackend.benchmark.cases import CASES, OPERATIONS, repetitions
 
 NAMED = [name for name in os.environ.get("NN_TEST_BACKENDS", "").split(",") if name]
 BACKENDS = NAMED or [name for name, found in nn.available_backends().items() if found.ok]

@@ -7,21 +7,7 @@
 >>> history = model.fit(x, y, epochs=5, verbose=0)
 """
 
-from nnbackend import datasets, initializers, losses, metrics, optimizers, plot, schedules
-from nnbackend.activations import (
-    ELU,
-    GELU,
-    Exponential,
-    GELUTanh,
-    LeakyReLU,
-    Linear,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-)
+from nnbackend import initializers, losses, metrics, optimizers, plot, schedules
 from nnbackend.backends import (
     Availability,
     Backend,
@@ -31,15 +17,8 @@ from nnbackend.backends import (
     set_backend,
     use_backend,
 )
-from nnbackend.callbacks import (
-    Callback,
-    CSVLogger,
-    EarlyStopping,
-    LearningRateScheduler,
-    ModelCheckpoint,
-    ReduceLROnPlateau,
-    TimeLimit,
-)
+from nnbackend.backends.numba import get_num_threads, set_num_threads
+from nnbackend.data import datasets
 from nnbackend.errors import (
     BackendUnavailableError,
     CheckpointError,
@@ -53,14 +32,36 @@ from nnbackend.errors import (
     ShapeError,
     UnknownNameError,
 )
-from nnbackend.history import History
-from nnbackend.layer import Gradient, Layer, Parameter
 from nnbackend.layers import BatchNorm, Dense, Dropout, LayerNorm, Standardize
-from nnbackend.model import Sequential
+from nnbackend.layers.activations import (
+    ELU,
+    GELU,
+    Exponential,
+    GELUTanh,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from nnbackend.layers.base import Gradient, Layer, Parameter
+from nnbackend.model.loading import load
+from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop
 from nnbackend.schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
-from nnbackend.serialization import load
-from nnbackend.threads import get_num_threads, set_num_threads
+from nnbackend.training.callbacks import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    LearningRateScheduler,
+    ModelCheckpoint,
+    ReduceLROnPlateau,
+    TimeLimit,
+)
+from nnbackend.training.history import History
 
 __version__ = "0.1.0"
 

@@ -71,3 +71,23 @@ def check_dtype(dtype: object) -> np.dtype[Any]:
     if result is None or result not in (np.dtype("float32"), np.dtype("float64")):
         raise DTypeError(f"dtype must be 'float32' or 'float64'; received {dtype!r}")
     return result
+
+
+def check_coupled_rows(rows: int) -> None:
+    """A variance needs two rows."""
+    if rows < 2:
+        raise ShapeError(
+            f"BatchNorm in training needs batches of at least 2 rows; received {rows}. Choose a "
+            f"batch_size that leaves no single row at the end of the data"
+        )
+
+
+def declares_all(kind: type, declaration: str, methods: tuple[str, ...]) -> bool:
+    """Whether a declaration still says what a class does: the class that makes it, or one below
+    that leaves ``methods`` as they are.
+
+    Compiled code does what a class declares; where one's own class does something else, its
+    methods have to be called.
+    """
+    declaring = next(base for base in kind.__mro__ if declaration in vars(base))
+    return all(getattr(kind, name) is getattr(declaring, name) for name in methods)

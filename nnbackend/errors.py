@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnbackend.history import History
+    from nnbackend.training.history import History
 
 
 class NNBackendError(Exception):

@@ -1,4 +1,4 @@
-"""Losses: what they expect of predictions and targets, and which backend operation they are.
+"""Losses: what they expect of predictions and targets, and which of a backend's formulas they are.
 
 Each is a callable ``(y_true, y_pred) -> (loss, dpred)``, so a loss of one's own is written the
 same way: a function of two arrays of the backend that returns the mean loss and its gradient.
@@ -15,8 +15,10 @@ import numpy as np
 
 from nnbackend._checks import check_number
 from nnbackend.backends import get_backend
-from nnbackend.backends.base import Array, Backend
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Array, LossFormula
 from nnbackend.errors import DataError, DTypeError, ShapeError, unknown_name
+from nnbackend.kernels.codes import LOSSES as FORMULAS
 
 HostArray = np.ndarray[Any, Any]
 LossFunction = Callable[[Array, Array], tuple[Any, Array]]
@@ -27,23 +29,29 @@ class Loss(ABC):
     """Base of the built-in losses.
 
     Attributes:
-        name: the backend's method, and the name used in ``compile(loss=...)``.
+        name: of the formula, see ``Backend.loss``; and the name used in ``compile(loss=...)``.
         link: turns logits into probabilities in ``predict_proba``; None where there is none.
         from_logits: predictions are logits, so the last layer must not apply the link.
         probabilities: predictions or their links are probabilities.
-        summed: the loss is a sum over rows, not a mean.
+        low, high: bounds of the targets.
     """
 
     name: ClassVar[str]
     link: ClassVar[Link | None] = None
     from_logits: ClassVar[bool] = False
     probabilities: ClassVar[bool] = False
-    summed: ClassVar[bool] = False
+    low: ClassVar[float] = -np.inf
+    high: ClassVar[float] = np.inf
 
     @property
-    def parameters(self) -> tuple[float, ...]:
-        """Further arguments of the backend's method."""
-        return ()
+    def formula(self) -> LossFormula:
+        """What a backend is told."""
+        return LossFormula(self.name)
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether a target is one class of several, not a number for each output."""
+        return self.probabilities and self.threshold is None
 
     @property
     def threshold(self) -> float | None:
@@ -70,13 +78,13 @@ class Loss(ABC):
         dpred: Array | None,
         loss: Array,
     ) -> None:
-        """Run the backend's operation; see ``backends.base`` for the arguments."""
-        getattr(backend, self.name)(pred, target, weight, dpred, loss, *self.parameters)
+        """Run the backend's operation; see ``Backend.loss`` for the arguments."""
+        backend.loss(self.formula, pred, target, weight, dpred, loss)
 
     @property
     def is_built_in(self) -> bool:
-        """Whether compiled code knows what ``apply`` does; not where one's own class says it."""
-        return type(self).apply is Loss.apply and LOSSES.get(self.name) in type(self).__mro__
+        """Whether ``formula`` says what ``apply`` does: not where one's own class says it."""
+        return type(self).apply is Loss.apply and self.name in FORMULAS
 
     def __call__(self, y_true: Any, y_pred: Any) -> tuple[float, Array]:
         """The mean loss and its gradient by ``y_pred`` (B, O), on the current backend."""
@@ -136,9 +144,6 @@ class _ClassLoss(Loss):
 
 class _OutputLoss(Loss):
     """One number per output; (N,) is taken as (N, 1) for one output."""
-
-    low: ClassVar[float] = -np.inf
-    high: ClassVar[float] = np.inf
 
     def target(self, y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
         values = numeric(y)
@@ -203,7 +208,6 @@ class SumSquaredError(_OutputLoss):
     """(p - t)^2, summed over outputs and rows."""
 
     name = "sum_squared_error"
-    summed = True
 
 
 class MeanAbsoluteError(_OutputLoss):
@@ -223,8 +227,8 @@ class Huber(_OutputLoss):
         check_number("Huber.delta", self.delta, 0.0, low_open=True)
 
     @property
-    def parameters(self) -> tuple[float, ...]:
-        return (self.delta,)
+    def formula(self) -> LossFormula:
+        return LossFormula(self.name, self.delta)
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from nnbackend._checks import check_size
-from nnbackend.backends.base import Array, Backend
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError, unknown_name
 from nnbackend.losses import Loss, LossFunction
 

@@ -1,4 +1,4 @@
-"""Optimizers: their settings, and which backend operation makes a step.
+"""Optimizers: their settings, and which of a backend's rules makes a step.
 
 An optimizer keeps no arrays: its state ("slots") lies in flat vectors beside the parameters,
 owned by the program, so that one kernel updates everything.
@@ -6,15 +6,15 @@ owned by the program, so that one kernel updates everything.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend._checks import check_number
-from nnbackend.backends.base import Array, Backend
+from nnbackend._checks import check_number, declares_all
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Array, UpdateRule
 from nnbackend.errors import DTypeError, unknown_name
 from nnbackend.schedules import Rates, Schedule, schedule_from_config
 
@@ -30,12 +30,16 @@ _RULES: dict[str, dict[str, Any]] = {
 }
 
 
-#: What a class of one's own must leave as it is for compiled code to train with it.
-_SAID_BY_BUILT_IN = ("update", "slots", "rates")
+_NO_UPDATE = (
+    "{} does not say how it changes the parameters: give it a method update, or take nn.Adam() or "
+    "another optimizer of nnbackend"
+)
+#: What a class of one's own must leave as it is for its rule to say all that it does.
+_METHODS = ("update", "slots", "rates", "decay")
 
 
 @dataclass
-class Optimizer(ABC):
+class Optimizer:
     """Base of all optimizers.
 
     Attributes:
@@ -45,6 +49,7 @@ class Optimizer(ABC):
 
     lr: float | Schedule = 0.01
     clip_norm: float | None = field(default=None, kw_only=True)
+    #: the slots' names, for an optimizer of one's own
     state_names: ClassVar[tuple[str, ...]] = ()
     #: number of settings made so far, which tells an executor to read them again
     changes = 0
@@ -63,24 +68,26 @@ class Optimizer(ABC):
         return np.full(count, self.lr)
 
     @property
+    def rule(self) -> UpdateRule | None:
+        """What a backend is told; None where ``update`` says it in Python."""
+        return None
+
+    @property
     def slots(self) -> tuple[str, ...]:
         """Names of the state vectors, each as long as the trained parameters."""
-        return self.state_names
+        return self.state_names if self.rule is None else self.rule.slots
 
     @property
     def decay(self) -> float:
         """Decoupled weight decay; biases and norms are spared."""
-        return 0.0
+        return 0.0 if self.rule is None else self.rule.weight_decay
 
     @property
     def is_built_in(self) -> bool:
-        """Whether compiled code knows what ``update`` does: not where a class of one's own says it,
-        or says other rates or slots."""
-        base = next((kind for kind in OPTIMIZERS.values() if isinstance(self, kind)), Optimizer)
-        same = (getattr(type(self), name) is getattr(base, name) for name in _SAID_BY_BUILT_IN)
-        return base is not Optimizer and all(same)
+        """Whether ``rule`` says all that this optimizer does: not where a class of one's own has
+        another update, other rates, slots or a decay of its own."""
+        return self.rule is not None and declares_all(type(self), "rule", _METHODS)
 
-    @abstractmethod
     def update(
         self,
         backend: Backend,
@@ -92,7 +99,20 @@ class Optimizer(ABC):
         step: int,
         scratch: Array,
     ) -> None:
-        """One step over flat vectors, in place; ``slots`` in the order of ``self.slots``."""
+        """One step over flat vectors, in place. An optimizer of one's own writes this.
+
+        Args:
+            param, grad: (P,) each.
+            slots: (P,) each, in the order of ``self.slots``.
+            weight_decay: of these parameters.
+            step: number of updates made before.
+            scratch: to be overwritten.
+        """
+        rule = self.rule
+        if rule is None:
+            raise DTypeError(_NO_UPDATE.format(type(self).__name__))
+        rule = rule._replace(weight_decay=weight_decay)
+        backend.update(rule, param, grad, slots, lr, step, scratch)
 
     def config(self) -> dict[str, Any]:
         """Name and settings, for a model file."""
@@ -118,22 +138,10 @@ class SGD(Optimizer):
             raise DTypeError("SGD.nesterov needs a momentum above 0; received momentum=0")
 
     @property
-    def slots(self) -> tuple[str, ...]:
-        return ("velocity",) if self.momentum else ()
-
-    def update(
-        self,
-        backend: Backend,
-        param: Array,
-        grad: Array,
-        slots: Sequence[Array],
-        lr: float,
-        weight_decay: float,
-        step: int,
-        scratch: Array,
-    ) -> None:
-        velocity = slots[0] if slots else None
-        backend.sgd_step(param, grad, velocity, lr, self.momentum, self.nesterov, scratch)
+    def rule(self) -> UpdateRule:
+        if not self.momentum:
+            return UpdateRule("sgd")
+        return UpdateRule("momentum", momentum=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass
@@ -142,20 +150,10 @@ class AdaGrad(Optimizer):
 
     lr: float | Schedule = 0.01
     eps: float = 1e-7
-    state_names: ClassVar[tuple[str, ...]] = ("cache",)
 
-    def update(
-        self,
-        backend: Backend,
-        param: Array,
-        grad: Array,
-        slots: Sequence[Array],
-        lr: float,
-        weight_decay: float,
-        step: int,
-        scratch: Array,
-    ) -> None:
-        backend.adagrad_step(param, grad, slots[0], lr, self.eps, scratch)
+    @property
+    def rule(self) -> UpdateRule:
+        return UpdateRule("adagrad", eps=self.eps)
 
 
 @dataclass
@@ -165,47 +163,24 @@ class RMSprop(Optimizer):
     lr: float | Schedule = 1e-3
     rho: float = 0.9
     eps: float = 1e-7
-    state_names: ClassVar[tuple[str, ...]] = ("cache",)
 
-    def update(
-        self,
-        backend: Backend,
-        param: Array,
-        grad: Array,
-        slots: Sequence[Array],
-        lr: float,
-        weight_decay: float,
-        step: int,
-        scratch: Array,
-    ) -> None:
-        backend.rmsprop_step(param, grad, slots[0], lr, self.rho, self.eps, scratch)
+    @property
+    def rule(self) -> UpdateRule:
+        return UpdateRule("rmsprop", rho=self.rho, eps=self.eps)
 
 
 @dataclass
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, 2015), epsilon outside the root; see ``Backend.adam_step``."""
+    """Adam (Kingma and Ba, 2015), epsilon outside the root; see ``Backend.update``."""
 
     lr: float | Schedule = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-7
-    state_names: ClassVar[tuple[str, ...]] = ("m", "v")
 
-    def update(
-        self,
-        backend: Backend,
-        param: Array,
-        grad: Array,
-        slots: Sequence[Array],
-        lr: float,
-        weight_decay: float,
-        step: int,
-        scratch: Array,
-    ) -> None:
-        m, v = slots
-        backend.adam_step(
-            param, grad, m, v, lr, self.beta1, self.beta2, self.eps, weight_decay, step, scratch
-        )
+    @property
+    def rule(self) -> UpdateRule:
+        return UpdateRule("adam", beta1=self.beta1, beta2=self.beta2, eps=self.eps)
 
 
 @dataclass
@@ -216,8 +191,8 @@ class AdamW(Adam):
     weight_decay: float = 0.01
 
     @property
-    def decay(self) -> float:
-        return self.weight_decay
+    def rule(self) -> UpdateRule:
+        return super().rule._replace(weight_decay=self.weight_decay)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -232,6 +207,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 def resolve_optimizer(spec: str | Optimizer | Mapping[str, Any]) -> Optimizer:
     """The optimizer behind a name (in lower case), an object or a saved configuration."""
     if isinstance(spec, Optimizer):
+        if spec.rule is None and type(spec).update is Optimizer.update:
+            raise DTypeError(_NO_UPDATE.format(type(spec).__name__))
         return spec
     if isinstance(spec, type) and issubclass(spec, Optimizer):
         return spec()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from nnbackend.model import Sequential
+    from nnbackend.model.sequential import Sequential
 
 HostArray = np.ndarray[Any, Any]
 TRAIN_COLOUR, VALIDATION_COLOUR = "#08306b", "#e6842a"

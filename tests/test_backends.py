@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend import backends
+from nnbackend.backends import registry as backends
 from nnbackend.backends.cuda.backend import CudaBackend
-from nnbackend.backends.numpy_backend import NumpyBackend
+from nnbackend.backends.numpy.backend import NumpyBackend
 
 
 class Broken(NumpyBackend):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
+from nnbackend.data.sources import make_source
 
 
 def classifier(**settings) -> nn.Sequential:
@@ -87,7 +88,7 @@ def test_the_scan_finds_a_value_far_into_the_data_and_spares_large_finite_ones(b
     x = np.zeros((700_000, 3), "float32")
     y = np.zeros(len(x), np.int64)
     x[::2] = np.finfo("float32").max
-    nn.sources.make_source(model, x, y)  # the sum overflows, no value is infinite
+    make_source(model.program, x, y)  # the sum overflows, no value is infinite
     x[:] = 0
     x[654_321, 1] = np.nan
     with pytest.raises(nn.DataError, match="received nan in row 654321, column 1"):

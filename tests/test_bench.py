@@ -11,8 +11,9 @@ import pytest
 from test_cli import run
 
 import nnbackend as nn
-from nnbackend import bench, bench_report
-from nnbackend.bench import CASES, OPERATIONS, Case, Trial
+from nnbackend.benchmark import cases as bench
+from nnbackend.benchmark import report as bench_report
+from nnbackend.benchmark.cases import CASES, OPERATIONS, Case, Trial
 
 ROOT = Path(__file__).parent.parent
 QUICK = [CASES[name] for name in ("tiny", "digits", "tanh-mse", "binary", "dropout-bn")]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnbackend.bench import CASES
+from nnbackend.benchmark.cases import CASES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers are stopped by POSIX signals")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend.backends.numpy_backend import NumpyBackend
+from nnbackend.backends.numpy.backend import NumpyBackend
 from nnbackend.testing.conformance import CHECKS, check_backend, run_check
 
 

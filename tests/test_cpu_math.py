@@ -8,7 +8,7 @@ import pytest
 numba = pytest.importorskip("numba")
 special = pytest.importorskip("scipy.special")
 
-from nnbackend.kernels import cpu_math  # noqa: E402
+from nnbackend.kernels.cpu.codegen import math as cpu_math  # noqa: E402
 
 
 def compiled(function: Callable) -> Callable:

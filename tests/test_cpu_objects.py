@@ -10,8 +10,8 @@ pytest.importorskip("numba")
 
 from numba import njit, types
 
-from nnbackend.kernels.cpu_intrinsics import linked, symbol_of, vector_at
-from nnbackend.kernels.cpu_objects import Objects
+from nnbackend.kernels.cpu.codegen.intrinsics import linked, symbol_of, vector_at
+from nnbackend.kernels.cpu.codegen.objects import Objects
 
 SIGNATURE = types.void(types.int64, types.int64)
 #: Names are the process's, so that each run of the tests takes its own.

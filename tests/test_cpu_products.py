@@ -10,8 +10,9 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from nnbackend.backends._numba_runtime import runtime  # noqa: E402
-from nnbackend.kernels import cpu_products, cpu_tile  # noqa: E402
+from nnbackend.backends.numba.runtime import runtime  # noqa: E402
+from nnbackend.kernels.cpu.gemm import products as cpu_products  # noqa: E402
+from nnbackend.kernels.cpu.gemm import tile as cpu_tile  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,7 +134,7 @@ def test_other_processors_train_alike(machine: str, tmp_path) -> None:
         platform.machine = lambda: "{machine}"
         import numpy as np
         import nnbackend as nn
-        from nnbackend.kernels import cpu_products, cpu_tile
+        from nnbackend.kernels.cpu.gemm import products as cpu_products, tile as cpu_tile
         assert cpu_products.USES_BLAS == ("{machine}" == "arm64")
         assert cpu_tile.VECTOR_BYTES == 16
         rng = np.random.default_rng(1)

@@ -3,6 +3,7 @@
 import pytest
 
 import nnbackend as nn
+from nnbackend.backends import registry
 from nnbackend.backends.cuda.diagnosis import CudaError, Machine, diagnose
 
 
@@ -130,4 +131,4 @@ def test_this_machine_is_asked_without_side_effects(monkeypatch) -> None:
     monkeypatch.setenv("NN_BACKEND", "cuda")
     if not found.ok:
         with pytest.raises(nn.BackendUnavailableError, match="NN_BACKEND=cuda: the cuda backend"):
-            nn.backends._open_from_environment("cuda")
+            registry._open_from_environment("cuda")

@@ -7,10 +7,13 @@ import pytest
 from cuda_stand_in import ASCENDING, RANDOM, StandInBackend, build, compiler
 
 import nnbackend as nn
-from nnbackend import training
 from nnbackend.backends.cuda.executor import KEPT, KEPT_SIZES, STEPS, GraphExecutor, padded
 from nnbackend.backends.cuda.kernels import STATE_BYTES
-from nnbackend.python_executor import PythonExecutor
+from nnbackend.data import sources
+from nnbackend.data.sources import make_source
+from nnbackend.executor.base import Run
+from nnbackend.executor.python import PythonExecutor
+from nnbackend.training import trainer
 
 pytestmark = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
@@ -103,7 +106,7 @@ def test_runs_repeat_bit_for_bit_whatever_the_order_of_threads(rows, dtype) -> N
 def test_results_do_not_depend_on_the_length_of_a_chunk(rows, monkeypatch) -> None:
     models = []
     for seconds in (0.0, 1e-3, 10.0):
-        monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
         models.append(deep(StandInBackend()))
         fit(models[-1], rows)
     same(models[0], models[1])
@@ -114,10 +117,10 @@ def test_long_runs_take_graphs_of_many_steps(rng) -> None:
     model = nn.Sequential([nn.Dense(3, 2)], seed=0, backend=StandInBackend())
     model.compile("mean_squared_error", "sgd")
     x, y = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
-    source = nn.sources.make_source(model, x, y, None)
-    model.executor.run(source.data, None, 4, model.rates(1), 0)
+    source = make_source(model.program, x, y, None)
+    model.executor.run(Run(source.data, None, 4, model.program.rates(model.step, 1), 0))
     assert model.backend.gpu.replays == 0  # the first step is launched
-    model.executor.run(source.data, None, 4, model.rates(3 * STEPS + 2), 1)
+    model.executor.run(Run(source.data, None, 4, model.program.rates(model.step, 3 * STEPS + 2), 1))
     assert model.backend.gpu.replays == 3 + 2
 
 
@@ -207,8 +210,8 @@ def test_models_of_ones_own_run_launch_by_launch(rows) -> None:
 def test_replays_allocate_nothing_but_the_trace(rows, monkeypatch) -> None:
     model = deep(StandInBackend())
     x, y, weight = rows
-    source = nn.sources.make_source(model, x, y, weight)
-    model.executor.run(source.data, None, 83, model.rates(1 + STEPS), 0)
+    source = make_source(model.program, x, y, weight)
+    model.executor.run(Run(source.data, None, 83, model.program.rates(model.step, 1 + STEPS), 0))
     shapes, take = [], model.backend.gpu._memory
 
     def memory(shape, dtype):
@@ -216,7 +219,9 @@ def test_replays_allocate_nothing_but_the_trace(rows, monkeypatch) -> None:
         return take(shape, dtype)
 
     monkeypatch.setattr(model.backend.gpu, "_memory", memory)
-    model.executor.run(source.data, None, 83, model.rates(STEPS), 1 + STEPS)
+    model.executor.run(
+        Run(source.data, None, 83, model.program.rates(model.step, STEPS), 1 + STEPS)
+    )
     width = 3 + model.program.n_sums
     assert sorted(shapes) == sorted([(STEPS, width), (STEPS,)])
 
@@ -240,13 +245,13 @@ def test_data_that_do_not_fit_come_block_by_block(rng, monkeypatch, shuffle, wei
     """The next block is on its way while one is in use, and gives way to nothing too early."""
     x, y = rng.normal(size=(4000, 30)).astype("float32"), rng.integers(0, 3, 4000)
     weight = rng.uniform(size=4000) if weighted else None
-    monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 15)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 15)
     models, figures = [], []
     for memory in (1 << 30, 600_000):  # x takes 480,000 bytes
         backend = StandInBackend(memory=memory)
         model = nn.Sequential([nn.Dense(30, 16, "relu"), nn.Dense(16, 3)], seed=0, backend=backend)
         model.compile("softmax_cross_entropy", metrics=["accuracy", own_accuracy])
-        source = nn.sources.make_source(model, x, y)
+        source = make_source(model.program, x, y)
         assert (source.data is None) == (memory == 600_000)
         assert (source.uploads() is None) == (memory != 600_000)
         model.fit(x, y, epochs=2, batch_size=64, shuffle=shuffle, sample_weight=weight, verbose=0)
@@ -262,7 +267,7 @@ def own_accuracy(y_true, y_pred) -> float:
 
 
 def test_an_interrupted_epoch_of_streamed_data_is_undone(rng, monkeypatch) -> None:
-    monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 15)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 15)
     x, y = rng.normal(size=(4000, 30)).astype("float32"), rng.integers(0, 3, 4000)
     model = nn.Sequential([nn.Dense(30, 3)], seed=0, backend=StandInBackend(memory=600_000))
     model.compile("softmax_cross_entropy")

@@ -30,6 +30,8 @@ from cuda_stand_in import (
 import nnbackend as nn
 from nnbackend.backends.cuda.kernels import Launch, bind, signatures, source
 from nnbackend.backends.cuda.resident import layout_of
+from nnbackend.data.sources import make_source
+from nnbackend.executor.base import Run
 from nnbackend.testing.conformance import CHECKS, run_check
 
 BUILDS = pytest.mark.skipif(
@@ -155,7 +157,7 @@ def network_of(dtype: str) -> str:
     """Definitions of a small network, for the kernel that trains one in shared memory."""
     model = nn.Sequential([nn.Dense(4, 3)], seed=0, dtype=dtype, backend=StandInBackend())
     model.compile("mean_squared_error", "adam")
-    data = nn.sources.make_source(model, np.ones((8, 4)), np.ones((8, 3))).data
+    data = make_source(model.program, np.ones((8, 4)), np.ones((8, 3))).data
     layout = layout_of(model.program, model.backend, 8, data)
     assert layout is not None
     return layout.network
@@ -176,8 +178,8 @@ def train(device: StandInBackend, precision: str) -> None:
     rng = np.random.default_rng(5)
     x, y, weight = rng.normal(size=(70, 6)), rng.integers(0, 4, 70), rng.uniform(size=70)
     model.layers[0].adapt(x)
-    data = nn.sources.make_source(model, x, y, weight).data
-    model.executor.run(data, None, 32, model.rates(6), 0)
+    data = make_source(model.program, x, y, weight).data
+    model.executor.run(Run(data, None, 32, model.program.rates(model.step, 6), 0))
     model.predict(x)
 
 

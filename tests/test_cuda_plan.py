@@ -13,7 +13,9 @@ from cuda_stand_in import StandInBackend, compiler
 import nnbackend as nn
 from nnbackend.backends.cuda.gemm import Epilogue, ProductError
 from nnbackend.backends.cuda.tuning import TuningCache
-from nnbackend.python_executor import PythonExecutor
+from nnbackend.data.sources import make_source
+from nnbackend.executor.base import Run
+from nnbackend.executor.python import PythonExecutor
 
 pytestmark = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
@@ -186,8 +188,8 @@ def test_bfloat16_rounds_nothing_between_dense_layers(fresh, monkeypatch) -> Non
     train(model, fresh())
     launched.clear()
     x, y = fresh().normal(size=(48, 6)), fresh().integers(0, 4, 48)
-    source = nn.sources.make_source(model, x, y)
-    model.executor.run(source.data, None, 12, model.rates(8), model.step)
+    source = make_source(model.program, x, y)
+    model.executor.run(Run(source.data, None, 12, model.program.rates(model.step, 8), model.step))
     assert launched.count("begin_step") == 8
     assert launched.count("round_to_bf16") == 1
 

@@ -10,10 +10,13 @@ import pytest
 from cuda_stand_in import DESCENDING, RANDOM, StandInBackend, compiler
 
 import nnbackend as nn
-from nnbackend import training
 from nnbackend.backends.cuda import executor as cuda_executor
 from nnbackend.backends.cuda.kernels import source
 from nnbackend.backends.cuda.resident import MOST_LAYERS, can_stay, layout_of, stride, tiling
+from nnbackend.data.sources import make_source
+from nnbackend.executor.base import Run
+from nnbackend.kernels.codes import ACTIVATIONS
+from nnbackend.training import trainer
 
 pytestmark = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
@@ -159,7 +162,7 @@ def test_it_does_not_matter_how_a_training_is_cut_into_runs(rng, monkeypatch) ->
     monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", 7)
     models = []
     for seconds in (0.0, 1e-3, 10.0):
-        monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
         models.append(model_of("labels", StandInBackend(), "float32"))
         x, y = rows_of(models[-1], np.random.default_rng(1))
         fit(models[-1], x, y)
@@ -262,8 +265,8 @@ def test_what_is_faster_is_found_with_whole_batches_whatever_rows_there_are(rng)
 
     model.executor._begin = noted
     x, y = rows_of(model, rng, 5)
-    data = nn.sources.make_source(model, x, y).data
-    model.executor.run(data, None, BATCH, model.rates(1), 0)
+    data = make_source(model.program, x, y).data
+    model.executor.run(Run(data, None, BATCH, model.program.rates(model.step, 1), 0))
     assert set(timed[:-1]) == {BATCH}
     assert timed[-1] == 5
 
@@ -272,7 +275,7 @@ def test_few_kernels_serve_batches_of_any_size(rng) -> None:
     networks = set()
     for rows in range(1, 257):
         model = model_of("labels", SHARED_DEVICE)
-        data = nn.sources.make_source(model, *rows_of(model, rng, 4)).data
+        data = make_source(model.program, *rows_of(model, rng, 4)).data
         networks.add(layout_of(model.program, SHARED_DEVICE, rows, data).network)
     assert len(networks) <= 12
 
@@ -318,7 +321,7 @@ def test_the_kernel_compiles_without_a_warning(rng, architecture: str, real: str
     for case in ("labels", "curved"):
         dtype = "float32" if real == "float" else "float64"
         model = model_of(case, StandInBackend(cluster_blocks=8), dtype)
-        data = nn.sources.make_source(model, *rows_of(model, rng)).data
+        data = make_source(model.program, *rows_of(model, rng)).data
         layout = layout_of(model.program, model.backend, 32, data)
         text = source(layout.network)
         nvrtc.compile_program(text, f"-arch={architecture}", f"-DReal={real}")
@@ -346,7 +349,7 @@ def random_training(rng):
     """A function that builds a network on a backend, and what it is to be trained on."""
     depth, rows = int(rng.integers(1, 5)), int(rng.integers(1, 150))
     widths = rng.integers(1, 70, depth + 1).tolist()
-    acts = rng.choice([name for name in nn.activations.ACTIVATIONS if name != "softmax"], depth)
+    acts = rng.choice([name for name in ACTIVATIONS if name != "softmax"], depth)
     loss = str(rng.choice(["softmax_cross_entropy", "sigmoid_cross_entropy", "huber", "poisson"]))
     acts[-1] = {"huber": acts[-1], "poisson": "softplus"}.get(loss, "linear")
     widths[-1] += loss == "softmax_cross_entropy"

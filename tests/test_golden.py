@@ -8,7 +8,7 @@ import pytest
 from conftest import STAND_IN, golden_arrays, golden_index
 
 import nnbackend as nn
-from nnbackend.activations import resolve_activation
+from nnbackend.layers.activations import resolve_activation
 
 INDEX = golden_index()
 UNIT = "unit.npz"
@@ -445,7 +445,7 @@ def test_single_steps(backend: nn.Backend, dtype: str, name: str) -> None:
                         shape = layer.specs[attribute].shape
                         state[f"{slot}.layers.{k}.{attribute}"] = stored.reshape(shape)
         model.set_optimizer_state(state)
-        model.step = step["iterations_before"]
+        model.training.step = step["iterations_before"]
         assert abs(model.optimizer.rates(model.step, 1)[0] / step["lr_used"] - 1) < 1e-12
         x, y = arrays["X"], labels(arrays)
         model.gradient(x, y)

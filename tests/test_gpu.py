@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend import training
 from nnbackend.backends.cuda import executor as cuda_executor
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.executor import GraphExecutor
 from nnbackend.backends.cuda.gemm import Epilogue, Product
-from nnbackend.python_executor import PythonExecutor
+from nnbackend.data import sources
+from nnbackend.executor.python import PythonExecutor
+from nnbackend.training import trainer
 
 pytestmark = pytest.mark.gpu
 #: Products that steps are made of: the epilogue, and which matrix is stored transposed.
@@ -250,7 +251,7 @@ class TestTraining:
         x, y = nn.datasets.digits()
         models = []
         for seconds in (0.05, 0.05, 1e-4):
-            monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+            monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
             layers = [nn.Dense(64, 32, "relu"), nn.Dense(32, 10)]
             models.append(nn.Sequential(layers, seed=0, dtype=dtype, backend=cuda))
             models[-1].compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
@@ -292,7 +293,7 @@ class TestTraining:
 class TestData:
     def test_data_in_blocks_train_as_data_on_the_gpu_do(self, cuda, rng, monkeypatch) -> None:
         x, y = rng.normal(size=(20_000, 20)).astype("float32"), rng.integers(0, 5, 20_000)
-        monkeypatch.setattr(nn.sources, "BLOCK_BYTES", 1 << 18)
+        monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 18)
         models = []
         for spare in (1 << 40, 0):
             monkeypatch.setattr(type(cuda), "spare_bytes", lambda self, spare=spare: spare)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cuda_stand_in import StandInBackend, compiler
 
-from nnbackend.bench import CASES
+from nnbackend.benchmark.cases import CASES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend.activations import ACTIVATIONS
+from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.losses import LOSSES
 from nnbackend.testing import check_layer_gradients, gradient_error
 

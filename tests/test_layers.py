@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend.activations import ACTIVATION_LAYERS, ACTIVATIONS
+from nnbackend.kernels.codes import ACTIVATIONS
+from nnbackend.layers import LAYERS, ActivationLayer
 from nnbackend.testing import check_layer_gradients
 
 WITH_PARAMETERS = [
@@ -16,7 +17,8 @@ WITH_PARAMETERS = [
     lambda: nn.BatchNorm(4, dtype="float64"),
     lambda: nn.LayerNorm(4, dtype="float64"),
 ]
-ALL = [*WITH_PARAMETERS, *ACTIVATION_LAYERS.values(), lambda: nn.Standardize(4, dtype="float64")]
+ACTIVATION_LAYERS = [kind for kind in LAYERS.values() if issubclass(kind, ActivationLayer)]
+ALL = [*WITH_PARAMETERS, *ACTIVATION_LAYERS, lambda: nn.Standardize(4, dtype="float64")]
 
 
 def make(factory) -> nn.Layer:
@@ -148,7 +150,7 @@ def test_layers_can_be_copied_and_pickled(
 
 
 def test_every_activation_has_a_layer() -> None:
-    assert {layer().name for layer in ACTIVATION_LAYERS.values()} == set(ACTIVATIONS)
+    assert {layer().name for layer in ACTIVATION_LAYERS} == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize(

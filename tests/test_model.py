@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend.program import Op
+from nnbackend.kernels.codes import Op
 
 
 def small(seed: int = 0, dtype: str = "float64", **compile_settings) -> nn.Sequential:
@@ -336,7 +336,7 @@ class TestCopies:
         assert other.layers[0].owner is other
 
     def test_to_another_backend_keeps_everything(self, backend, rng) -> None:
-        from nnbackend.backends.numpy_backend import NumpyBackend
+        from nnbackend.backends.numpy.backend import NumpyBackend
 
         x, y = data(rng)
         stays, moves = small(), small()
@@ -439,7 +439,7 @@ def test_compile_inside_fit_is_refused(backend, rng) -> None:
 
 
 def test_a_construction_or_move_that_fails_leaves_everything_as_it_was(backend, rng) -> None:
-    from nnbackend.backends.numpy_backend import NumpyBackend
+    from nnbackend.backends.numpy.backend import NumpyBackend
 
     class Full(NumpyBackend):
         def zeros(self, shape, dtype):

@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend import training
+from nnbackend.backends.types import UpdateRule
+from nnbackend.training import trainer
 
 pytest.importorskip("numba")
 if not nn.available_backends()["numba"].ok:
     pytest.skip("the numba backend cannot run here", allow_module_level=True)
 
-from nnbackend import compiled_executor
-from nnbackend.activations import ACTIVATIONS
-from nnbackend.backends import _numba_runtime
-from nnbackend.kernels import codes, cpu_context
+from nnbackend.backends.numba import cache
+from nnbackend.backends.numba import executor as compiled_executor
+from nnbackend.backends.numba import runtime as _numba_runtime
+from nnbackend.kernels import codes
+from nnbackend.kernels.cpu.program import context as cpu_context
 from nnbackend.losses import LOSSES
-from nnbackend.program import Row
+from nnbackend.program.table import Row
 
 TWO = pytest.mark.skipif(
     nn.get_num_threads() < 2 and not os.environ.get("NN_NUM_THREADS"),
@@ -82,8 +84,10 @@ def rows(rng):
 
 
 def test_codes_are_positions_in_the_public_lists() -> None:
-    assert tuple(ACTIVATIONS) == codes.ACTIVATIONS
+    for kinds in (codes.ACTIVATIONS, codes.LOSSES, codes.UPDATES):
+        assert [kind.code for kind in kinds.values()] == list(range(len(kinds)))
     assert set(LOSSES) == set(codes.LOSSES)
+    assert UpdateRule._fields[1:] == codes.UPDATE_NUMBERS
     assert set(cpu_context.COLUMNS) - {"delta", "norm"} == set(Row._fields)
 
 
@@ -144,7 +148,7 @@ class TestThreads:
             import os, sys
             import numpy as np
             import nnbackend as nn
-            from nnbackend import compiled_executor
+            from nnbackend.backends.numba import executor as compiled_executor
             compiled_executor.STEP_GRAIN = 1
             x, y = nn.datasets.digits()
             def train(model):
@@ -188,7 +192,7 @@ class TestRuns:
         x, y = nn.datasets.digits()
         results = []
         for milliseconds in (1, 7, 50):
-            monkeypatch.setattr(training, "CHUNK_SECONDS", milliseconds / 1000)
+            monkeypatch.setattr(trainer, "CHUNK_SECONDS", milliseconds / 1000)
             model = nn.Sequential(
                 [nn.Dense(64, 32, "tanh"), nn.Dropout(0.1), nn.Dense(32, 10)],
                 seed=1, backend="numba",
@@ -362,29 +366,27 @@ class TestOwnBatches:
 class TestCache:
     def test_the_folder_is_named_by_the_kernels_sources(self, tmp_path, monkeypatch) -> None:
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-        folder = _numba_runtime.cache_folder()
+        folder = cache.cache_folder()
         assert folder.parent == tmp_path
-        assert folder.name == f"nnbackend-{_numba_runtime._fingerprint()}"
+        assert folder.name == f"nnbackend-{cache._fingerprint()}"
 
     def test_folders_that_others_can_write_are_not_used(self, tmp_path, monkeypatch) -> None:
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        own = _numba_runtime.cache_folder()
+        own = cache.cache_folder()
         own.chmod(0o777)
-        assert _numba_runtime.cache_folder().is_relative_to(tmp_path / "home")
+        assert cache.cache_folder().is_relative_to(tmp_path / "home")
 
     def test_without_a_home_the_temporary_folder_serves(self, tmp_path, monkeypatch) -> None:
         blocked = tmp_path / "file"
         blocked.write_text("not a folder")
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(blocked))
         monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-        monkeypatch.setattr(_numba_runtime.tempfile, "gettempdir", lambda: str(tmp_path))
-        assert _numba_runtime.cache_folder().is_relative_to(tmp_path)
-        monkeypatch.setattr(_numba_runtime.tempfile, "gettempdir", lambda: str(blocked))
-        monkeypatch.setattr(
-            _numba_runtime.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "last")
-        )
-        assert _numba_runtime.cache_folder() == tmp_path / "last"
+        monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
+        assert cache.cache_folder().is_relative_to(tmp_path)
+        monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(blocked))
+        monkeypatch.setattr(cache.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "last"))
+        assert cache.cache_folder() == tmp_path / "last"
 
 
 class TestCompiling:
@@ -467,7 +469,7 @@ class TestCompiling:
     def test_two_processes_fill_one_cache(self, tmp_path) -> None:
         done = run_python(
             """
-            from nnbackend.backends._numba_runtime import runtime
+            from nnbackend.backends.numba.runtime import runtime
             here, run = [], runtime()
             run.threads.most = 2
             compile_ = run.unit.compile
@@ -550,7 +552,7 @@ class TestBoundsChecking:
             failures = []
             sys.unraisablehook = lambda error: failures.append(type(error.exc_value).__name__)
             backend = nn.get_backend("numba")
-            from nnbackend.kernels import cpu_activations
+            from nnbackend.kernels.cpu.ops import activations as cpu_activations
             import numba
             @numba.njit
             def plant(dy, saved):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cuda_stand_in import compiler
 
-from nnbackend.orders import Orders
+from nnbackend.training.orders import Orders
 
 
 def generators(count: int = 2) -> list[np.random.Generator]:

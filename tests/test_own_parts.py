@@ -8,10 +8,10 @@ import pytest
 from test_model import data, weights
 
 import nnbackend as nn
-from nnbackend import model as model_module
-from nnbackend.layer import NativeLayer
-from nnbackend.program import Op
-from nnbackend.python_executor import PythonExecutor
+from nnbackend.executor import choice
+from nnbackend.executor.python import PythonExecutor
+from nnbackend.kernels.codes import Op
+from nnbackend.layers.base import NativeLayer
 
 
 class Scale(nn.Layer):
@@ -264,13 +264,12 @@ class TestPythonParts:
         assert issubclass(Wide, NativeLayer)
 
     def test_leaving_a_compiled_executor_is_announced_once(self, monkeypatch, capsys) -> None:
-        from nnbackend.backends.numpy_backend import NumpyBackend
+        from nnbackend.backends.numpy.backend import NumpyBackend
 
         class Compiled(NumpyBackend):
-            def make_executor(self, program):
-                return PythonExecutor(program, self)
+            executor = "nnbackend.backends.numba.executor:CompiledExecutor"
 
-        monkeypatch.setattr(model_module, "_announced", set())
+        monkeypatch.setattr(choice, "_announced", set())
         with pytest.warns(UserWarning, match="Scale is written in Python"):
             model = nn.Sequential([Scale(4), nn.Dense(4, 3)], backend=Compiled())
         with warnings.catch_warnings():

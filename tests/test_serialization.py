@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from test_own_parts import Scale, squared
 
 import nnbackend as nn
-from nnbackend import serialization
+from nnbackend.model import serialization
 
 
 def model_of_everything(seed: int = 3) -> nn.Sequential:

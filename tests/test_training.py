@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend import sources, training
 from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.data import sources, validation
+from nnbackend.executor.base import Run
+from nnbackend.training import trainer
 
 
 def make(seed: int = 0, dtype: str = "float64", lr: float = 1e-3, **layer) -> nn.Sequential:
@@ -46,7 +48,7 @@ def test_it_does_not_matter_where_chunks_end(backend, monkeypatch) -> None:
         for seed in range(3):
             cuts = np.random.default_rng(seed)
             monkeypatch.setattr(
-                training.Trainer, "_next_steps",
+                trainer.Trainer, "_next_steps",
                 lambda self, source, left, cuts=cuts: min(int(cuts.integers(1, 9)), left),
             )  # fmt: skip
             layers = [nn.Dense(114, 179), nn.BatchNorm(179), nn.ReLU(), nn.Dense(179, 7)]
@@ -68,12 +70,12 @@ def test_results_do_not_depend_on_the_length_of_chunks(
 ) -> None:
     results = []
     for seconds in (0.0, 1e-4, 0.05, 10.0):
-        monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
         model = make()
         history = model.fit(*xy, epochs=40, batch_size=10, verbose=0)
         results.append((weights(model), history.to_dict()))
-    monkeypatch.setattr(training, "CHUNK_SECONDS", 10.0)
-    monkeypatch.setattr(training, "TRACE_BYTES", 100)
+    monkeypatch.setattr(trainer, "CHUNK_SECONDS", 10.0)
+    monkeypatch.setattr(trainer, "TRACE_BYTES", 100)
     model = make()
     history = model.fit(*xy, epochs=40, batch_size=10, callbacks=[LookOn()], verbose=0)
     results.append((weights(model), history.to_dict()))
@@ -83,13 +85,13 @@ def test_results_do_not_depend_on_the_length_of_chunks(
 
 
 def test_an_epoch_that_ends_with_part_of_a_batch_is_one_run(backend, xy, monkeypatch) -> None:
-    monkeypatch.setattr(training, "CHUNK_SECONDS", 10.0)
+    monkeypatch.setattr(trainer, "CHUNK_SECONDS", 10.0)
     model = make()
     run, steps = model.executor.run, []
 
-    def count(data, order, batch_size, lr, *more):
-        steps.append(len(lr))
-        return run(data, order, batch_size, lr, *more)
+    def count(asked):
+        steps.append(len(asked.rates))
+        return run(asked)
 
     monkeypatch.setattr(model.executor, "run", count)
     model.fit(*xy, epochs=20, batch_size=10, callbacks=[LookOn()], verbose=0)
@@ -98,7 +100,7 @@ def test_an_epoch_that_ends_with_part_of_a_batch_is_one_run(backend, xy, monkeyp
 
 def test_the_gradient_of_an_epochs_last_step_is_there_afterwards(backend, rng, monkeypatch) -> None:
     """Large matrices are updated while their gradient is in the cache; nobody sees those before."""
-    monkeypatch.setattr(training, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "CHUNK_SECONDS", 0.0)
     x, y = rng.normal(size=(96, 130)), rng.integers(0, 130, 96)
     layers = [nn.Dense(130, 130, "tanh"), nn.Dense(130, 130)]
     model = nn.Sequential(layers, seed=0, dtype="float64")
@@ -148,7 +150,7 @@ class TestSources:
         if isinstance(backend, CudaBackend):
             pytest.skip("tracemalloc sees host memory only")
         monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 16)
-        monkeypatch.setattr(sources, "_SCAN_ELEMENTS", 1 << 14)
+        monkeypatch.setattr(validation, "_SCAN_ELEMENTS", 1 << 14)
         x = np.memmap(tmp_path / "x.bin", "float32", "w+", shape=(160_000, 64))
         x[:] = 0.5
         y = np.zeros(len(x), np.int64)
@@ -185,7 +187,7 @@ class TestSources:
 
     def test_list_of_batches_and_functions(self, backend, xy, expected) -> None:
         x, y = xy
-        order = make().shuffle_generator.permutation
+        order = make().training.shuffle_generator.permutation
         epochs = iter([order(103) for _ in range(3)])
         shuffled = make()
 
@@ -194,7 +196,7 @@ class TestSources:
             for start in range(0, 103, 10):
                 yield x[rows[start : start + 10]], y[rows[start : start + 10]]
 
-        generator = make().shuffle_generator
+        generator = make().training.shuffle_generator
         epochs = iter([generator.permutation(103) for _ in range(3)])
         shuffled.fit(batches, epochs=3, verbose=0)
         np.testing.assert_array_equal(weights(shuffled), expected)
@@ -254,7 +256,7 @@ class TestNonFinite:
     def test_epoch_step_weights_and_history(
         self, backend, xy, monkeypatch, chunk, looks_on
     ) -> None:
-        monkeypatch.setattr(training, "CHUNK_SECONDS", chunk)
+        monkeypatch.setattr(trainer, "CHUNK_SECONDS", chunk)
         callbacks = [LookOn()] if looks_on else []
         model = self.exploding(30, 11)
         with pytest.raises(nn.NonFiniteLossError, match="epoch 31, step 2") as caught:
@@ -289,7 +291,7 @@ class TestNonFinite:
     ) -> None:
         results = []
         for seconds in (0.0, 1e-3, 10.0):
-            monkeypatch.setattr(training, "CHUNK_SECONDS", seconds)
+            monkeypatch.setattr(trainer, "CHUNK_SECONDS", seconds)
             model = self.exploding(30, 11)
             with pytest.raises(nn.NonFiniteLossError):
                 model.fit(*xy, epochs=50, batch_size=10, verbose=0)
@@ -369,7 +371,7 @@ class TestInterrupt:
             assert (history.stopped, history.epochs) == ("interrupted", 1)
 
     def test_second_ctrl_c_is_not_held_back(self) -> None:
-        interrupt = training.Interrupt()
+        interrupt = trainer.Interrupt()
         interrupt._handle(2, None)
         assert interrupt.requested
         with pytest.raises(KeyboardInterrupt):
@@ -440,11 +442,11 @@ def test_steps_allocate_nothing_that_grows_with_the_batch(backend, rng) -> None:
         metrics = ["accuracy", "f1", nn.metrics.TopKAccuracy(3)]
         model.compile("softmax_cross_entropy", nn.AdamW(clip_norm=1.0), metrics)
         dtype = np.dtype("float32")
-        source = sources.make_source(model, x, y, np.ones(rows))
+        source = sources.make_source(model.program, x, y, np.ones(rows))
         order = model.backend.asarray(np.arange(rows)[None], np.dtype(np.int64))
-        model.executor.run(source.data, order, rows, model.rates(1), 0)
+        model.executor.run(Run(source.data, order, rows, model.program.rates(model.step, 1), 0))
         tracemalloc.start()
-        model.executor.run(source.data, order, rows, model.rates(1), 1)
+        model.executor.run(Run(source.data, order, rows, model.program.rates(model.step, 1), 1))
         traced = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert x.dtype == dtype

@@ -7,10 +7,10 @@ from __future__ import annotations
 import numpy as np
 
 import nnbackend as nn
-from nnbackend.backends.base import Array
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.gemm import Product
-from nnbackend.bench import EPOCH_BATCHES, Case, Trial
+from nnbackend.backends.types import Array
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
 from peers.system import Material, System
 
 FLOAT32 = np.dtype(np.float32)

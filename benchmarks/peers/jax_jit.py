@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnbackend.bench import EPOCH_BATCHES, Case, Trial
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
 from peers.system import CHECKED_ROWS, CHECKED_STEPS, PREDICT_BLOCK, Material, System, trial
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-7

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnbackend.bench import Case
+from nnbackend.benchmark.cases import Case
 from peers import PRECISION_VARIABLE
 from peers.ours import losses_of, model_of
 from peers.pool import Pool

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 import nnbackend as nn
-from nnbackend.bench import EPOCH_BATCHES, Case, Trial, reset_function
-from nnbackend.bench_report import PACKAGES
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial, reset_function
+from nnbackend.benchmark.report import PACKAGES
 from peers.system import CHECKED_ROWS, CHECKED_STEPS, Material, System, trial
 
 

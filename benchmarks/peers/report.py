@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from nnbackend.bench import CASES
-from nnbackend.bench_report import bars, duration_text, machine, machine_text, three_digits
+from nnbackend.benchmark.cases import CASES
+from nnbackend.benchmark.report import bars, duration_text, machine, machine_text, three_digits
 from nnbackend.plot import new_figure
 from peers.measuring import TRAINING
 from peers.verdicts import PROCESS, Comparison, Verdict

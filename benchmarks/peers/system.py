@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend.bench import EPOCH_BATCHES, Batches, Case, Trial, timed
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Batches, Case, Trial, timed
 from nnbackend.layers import Dense
 from peers import PRECISION_VARIABLE
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnbackend.bench import Case
+from nnbackend.benchmark.cases import Case
 from peers.system import Material
 from peers.torch_eager import ALL_THREADS, Learner, TorchEager, network_of
 

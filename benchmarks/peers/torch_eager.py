@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnbackend.bench import EPOCH_BATCHES, Case, Trial
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
 from peers.system import (
     CHECKED_ROWS,
     CHECKED_STEPS,

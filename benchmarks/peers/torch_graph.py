@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nnbackend.bench import Case
+from nnbackend.benchmark.cases import Case
 from peers.system import Material
 from peers.torch_eager import HOW, OPTIMIZERS, Learner, TorchEager
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import exp, log
 from statistics import median
 
-from nnbackend.bench import CASES
+from nnbackend.benchmark.cases import CASES
 from peers import CPU, Field
 from peers.measuring import TRAINING, Cell
 

@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnbackend.bench import CASES, Trial, repetitions, timed
-from nnbackend.bench_report import package_versions
+from nnbackend.benchmark.cases import CASES, Trial, repetitions, timed
+from nnbackend.benchmark.report import package_versions
 from nnbackend.errors import NNBackendError
 from peers import SYSTEMS
 from peers.system import Material, System, UnsupportedError

@@ -1,5 +1,5 @@
 // Losses and their gradients in one pass; a warp, or a lane, takes a row. Formulas:
-// nnbackend/backends/base.py.
+// nnbackend/backends/contract.py.
 
 // Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.
 #define CLIP ((Real)1e-7)
@@ -318,10 +318,10 @@ KERNEL MANY_AT_ONCE softmax_loss_rows(
 
 // loss = scale times the sum of the blocks' sums: one block.
 KERNEL finish_loss(
-    int code, const double* partial, Size n, const double* weight_sum, Size rows, double* loss
+    int average, const double* partial, Size n, const double* weight_sum, Size rows, double* loss
 ) {
     SHARED_SUMS;
     double value = sum_of(partial, n, sums);
     if (threadIdx.x == 0)
-        *loss = value * loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum);
+        *loss = value * loss_scale(average, rows, weight_sum);
 }

@@ -511,11 +511,11 @@ KERNEL train_resident(
     if (blockIdx.x) return;
     double* trace = (double*)run_of_steps()[RUN_TRACE];
     for (int i = threadIdx.x; i < steps && trace; i += THREADS) {
-        double* row = trace + (index + i) * (3 + n);
-        row[0] = traced[3 * i];
-        row[1] = 0;
-        row[2] = traced[3 * i + 1];
-        if (n) row[3] = traced[3 * i + 2];
+        double* row = trace + (index + i) * (TRACE_SUMS + n);
+        row[TRACE_LOSS] = traced[3 * i];
+        row[TRACE_PENALTY] = 0;
+        row[TRACE_WEIGHT] = traced[3 * i + 1];
+        if (n) row[TRACE_SUMS] = traced[3 * i + 2];
     }
     if (threadIdx.x) return;
     double* loss = (double*)run_of_steps()[RUN_LOSS];

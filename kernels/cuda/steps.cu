@@ -116,14 +116,14 @@ KERNEL finish_loss_of_step(
         if (threadIdx.x == 0) statistics[hits_place] = right;
         __syncthreads();
     }
-    double* trace = (double*)run[RUN_TRACE] + state->index * (3 + n);
+    double* trace = (double*)run[RUN_TRACE] + state->index * (TRACE_SUMS + n);
     if (run[RUN_TRACE])
-        for (Size i = threadIdx.x; i < n; i += blockDim.x) trace[3 + i] = statistics[i];
+        for (Size i = threadIdx.x; i < n; i += blockDim.x) trace[TRACE_SUMS + i] = statistics[i];
     if (threadIdx.x) return;
     if (run[RUN_TRACE]) {
-        trace[0] = value;
-        trace[1] = 0;
-        trace[2] = weight_sum ? weight_sum[0] : (double)rows;
+        trace[TRACE_LOSS] = value;
+        trace[TRACE_PENALTY] = 0;
+        trace[TRACE_WEIGHT] = weight_sum ? weight_sum[0] : (double)rows;
     }
     if (run[RUN_LOSS]) *(double*)run[RUN_LOSS] = value * loss_scale(average, rows, weight_sum);
     if (!(value - value == 0)) state->stopped = 1;
@@ -136,6 +136,7 @@ KERNEL finish_penalty_of_step(
     const Size* run, const StepState* state, const double* penalty, Size n
 ) {
     if (threadIdx.x) return;
-    if (run[RUN_TRACE]) ((double*)run[RUN_TRACE])[state->index * (3 + n) + 1] = penalty[0];
+    double* trace = (double*)run[RUN_TRACE];
+    if (trace) trace[state->index * (TRACE_SUMS + n) + TRACE_PENALTY] = penalty[0];
     if (run[RUN_LOSS]) *(double*)run[RUN_LOSS] += penalty[0];
 }

@@ -1,4 +1,4 @@
-// Penalties, clipping and optimizer steps over flat vectors. Formulas: nnbackend/backends/base.py.
+// Penalties, clipping and optimizer steps over flat vectors. Formulas: nnbackend/backends/contract.py.
 
 // UPDATE(w, g, m, v) for each place of up to four vectors; those that are not there are null. The
 // new w goes to ``rounded`` as well, if that is there.

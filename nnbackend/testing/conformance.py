@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.activations import ACTIVATIONS
-from nnbackend.backends.base import Activation, Array, Backend
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Activation, Array, LossFormula
+from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.testing import oracle
 
 HostArray = np.ndarray[Any, Any]
@@ -124,7 +125,7 @@ def random_bits(case: Case) -> None:
 
 
 def _activations() -> list[Activation]:
-    usual = [Activation(name, parameter) for name, parameter in ACTIVATIONS.items()]
+    usual = [Activation(name, kind.parameter) for name, kind in ACTIVATIONS.items()]
     return [*usual, Activation("leaky_relu", 0.2), Activation("elu", 0.5)]
 
 
@@ -137,7 +138,7 @@ def activations(case: Case) -> None:
             x, out, dx = case.put(z), case.poisoned(rows, width), case.poisoned(rows, width)
             case.backend.activation_forward(act, x, out)
             case.equal(f"{act.name} forward", out, y)
-            saved = x if case.backend.activation_saves(act) == "input" else out
+            saved = x if act.saves == "input" else out
             case.backend.activation_backward(act, case.put(dy), saved, dx)
             case.equal(f"{act.name} backward", dx, dz)
             in_place = case.state(z)
@@ -184,7 +185,7 @@ def _dense(
     dw, db, dx = oracle.dense_gradients(x, w, dz)
     x_, w_, b_, dy_ = case.put(x), case.put(w), None if b is None else case.put(b), case.put(dy)
     out = case.poisoned(*shape)
-    pre = case.poisoned(*shape) if backend.activation_saves(act) == "input" else None
+    pre = case.poisoned(*shape) if act.saves == "input" else None
     backend.dense_forward(x_, w_, b_, act, out, pre)
     # sums of products: the error grows with the number of terms and their size
     slack = 4.0 * max(1.0, float(np.abs(z).max()))
@@ -277,16 +278,22 @@ def standardize(case: Case) -> None:
 
 
 def losses(case: Case) -> None:
-    for name in oracle.LOSSES:
+    for formula in oracle.LOSSES:
         for rows, outputs in ((6, 4), (1, 2), (700, 33)):
             for weights in (None, "some", "zero"):
                 for labels in (False, True):
-                    _loss(case, name, rows, outputs, weights, labels)
+                    _loss(case, formula, rows, outputs, weights, labels)
 
 
 def _loss(
-    case: Case, name: str, rows: int, outputs: int, weights: str | None, labels: bool
+    case: Case,
+    formula: LossFormula,
+    rows: int,
+    outputs: int,
+    weights: str | None,
+    labels: bool,
 ) -> None:
+    name = formula.name
     pred, target = oracle.loss_inputs(name, rows, outputs, labels, case.rng)
     if target is None:
         return
@@ -296,16 +303,15 @@ def _loss(
     if weights is not None:
         weight = case.rng.uniform(size=rows).astype(case.dtype) * (weights == "some")
         weight[0] = 0
-    want, want_gradient = oracle.loss(name, pred, target, weight)
-    parameters = oracle.LOSS_PARAMETERS.get(name, ())
+    want, want_gradient = oracle.loss(formula, pred, target, weight)
     weight_ = None if weight is None else case.put(weight)
     arrays = case.put(pred), case.put(target, np.int32 if labels else None), weight_
     dpred, value = case.poisoned(rows, outputs), case.scalar()
-    getattr(case.backend, name)(*arrays, dpred, value, *parameters)
+    case.backend.loss(formula, *arrays, dpred, value)
     case.equal(name, value, want, 10)
     case.equal(f"{name} gradient", dpred, want_gradient, 10)
     alone = case.scalar()
-    getattr(case.backend, name)(*arrays, None, alone, *parameters)
+    case.backend.loss(formula, *arrays, None, alone)
     case.equal(f"{name} without gradient", alone, want, 10)
     case.inputs_unchanged()
 
@@ -323,7 +329,8 @@ def loss_extremes(case: Case) -> None:
         ("poisson", np.zeros((2, 2), case.dtype)),
     ):
         value, dpred = case.scalar(), case.poisoned(2, 2)
-        getattr(case.backend, name)(case.put(pred), case.put(target), None, dpred, value)
+        formula = LossFormula(name)
+        case.backend.loss(formula, case.put(pred), case.put(target), None, dpred, value)
         result = case.backend.to_numpy(value), case.backend.to_numpy(dpred)
         if not (np.isfinite(result[0]) and np.isfinite(result[1]).all()):
             raise AssertionError(f"{name} at its limits: loss {result[0]}, gradient {result[1]}")
@@ -399,19 +406,18 @@ def clip_by_global_norm(case: Case) -> None:
 
 def optimizer_steps(case: Case) -> None:
     for size in (1, 1003, 140_000):
-        for name, settings in oracle.STEPS:
+        for rule, lr in oracle.STEPS:
             w, grads = case.normal(size), [case.normal(size) * s for s in (1e-8, 0, 1, 1e3)]
-            want, slots64 = w.astype(np.float64), oracle.slots(name, settings, size)
+            want, slots64 = w.astype(np.float64), oracle.slots(rule, size)
             param = case.state(w)
             slots = [case.state(np.zeros(size)) for _ in slots64]
             scratch = case.poisoned(case.backend.step_scratch_size(size))
             for step, grad in enumerate(grads):
-                want = oracle.step(name, settings, want, grad.astype(np.float64), slots64, step)
-                arguments = oracle.step_arguments(name, settings, slots, step)
-                getattr(case.backend, name)(param, case.put(grad), *arguments, scratch)
-            case.equal(f"{name} {settings}", param, want, 10)
+                want = oracle.step(rule, lr, want, grad.astype(np.float64), slots64, step)
+                case.backend.update(rule, param, case.put(grad), slots, lr, step, scratch)
+            case.equal(f"update by {rule}", param, want, 10)
             for slot, slot64 in zip(slots, slots64, strict=True):
-                case.equal(f"{name} {settings} state", slot, slot64, 10)
+                case.equal(f"state of {rule}", slot, slot64, 10)
     case.inputs_unchanged()
 
 

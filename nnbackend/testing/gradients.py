@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend.layer import Layer
+from nnbackend.layers.base import Layer
 
 if TYPE_CHECKING:
-    from nnbackend.model import Sequential
+    from nnbackend.model.sequential import Sequential
 
 Array64 = np.ndarray[Any, np.dtype[np.float64]]
 

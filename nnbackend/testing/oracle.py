@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends.base import Activation
+from nnbackend.backends.types import Activation, LossFormula, UpdateRule
 
 HostArray = np.ndarray[Any, Any]
 CLIP = 1e-7
@@ -143,17 +143,16 @@ def layer_norm(
 
 # -- losses -----------------------------------------------------------------------------------
 
-LOSS_PARAMETERS: dict[str, tuple[float, ...]] = {"huber": (0.7,)}
 _CLASSES = ("softmax_cross_entropy", "categorical_cross_entropy")
 LOSSES = (
-    *_CLASSES,
-    "sigmoid_cross_entropy",
-    "binary_cross_entropy",
-    "mean_squared_error",
-    "sum_squared_error",
-    "mean_absolute_error",
-    "huber",
-    "poisson",
+    *map(LossFormula, _CLASSES),
+    LossFormula("sigmoid_cross_entropy"),
+    LossFormula("binary_cross_entropy"),
+    LossFormula("mean_squared_error"),
+    LossFormula("sum_squared_error"),
+    LossFormula("mean_absolute_error"),
+    LossFormula("huber", 0.7),
+    LossFormula("poisson"),
 )
 
 
@@ -176,14 +175,15 @@ def loss_inputs(
 
 
 def loss(
-    name: str, pred: HostArray, target: HostArray, weight: HostArray | None
+    formula: LossFormula, pred: HostArray, target: HostArray, weight: HostArray | None
 ) -> tuple[float, HostArray]:
     """The weighted loss and its gradient by ``pred``."""
+    name = formula.name
     p = pred.astype(np.float64)
     rows, outputs = p.shape
     t = np.eye(outputs)[target] if target.ndim == 1 else target.astype(np.float64)
     w = np.ones(rows) if weight is None else weight.astype(np.float64)
-    each, slope = _loss_terms(name, p, t)
+    each, slope = _loss_terms(name, formula.parameter, p, t)
     averaged = name not in (*_CLASSES, "sum_squared_error")
     divisor = outputs if averaged else 1
     total = 1.0 if name == "sum_squared_error" else w.sum()
@@ -193,7 +193,7 @@ def loss(
     return float(value), w[:, None] * slope / divisor / total
 
 
-def _loss_terms(name: str, p: HostArray, t: HostArray) -> tuple[HostArray, HostArray]:
+def _loss_terms(name: str, delta: float, p: HostArray, t: HostArray) -> tuple[HostArray, HostArray]:
     """Per output: the term of the loss, and its derivative by the prediction."""
     e = p - t
     if name == "softmax_cross_entropy":
@@ -211,7 +211,6 @@ def _loss_terms(name: str, p: HostArray, t: HostArray) -> tuple[HostArray, HostA
     if name == "mean_absolute_error":
         return np.abs(e), np.sign(e)
     if name == "huber":
-        delta = LOSS_PARAMETERS["huber"][0]
         small = np.abs(e) <= delta
         value = np.where(small, e**2 / 2, delta * (np.abs(e) - delta / 2))
         return value, np.where(small, e, delta * np.sign(e))
@@ -264,57 +263,42 @@ def regression(pred: HostArray, truth: HostArray, weight: HostArray | None) -> H
 
 # -- optimizers -------------------------------------------------------------------------------
 
-STEPS: tuple[tuple[str, dict[str, float]], ...] = (
-    ("sgd_step", {"lr": 0.1, "momentum": 0.0, "nesterov": False}),
-    ("sgd_step", {"lr": 0.1, "momentum": 0.9, "nesterov": False}),
-    ("sgd_step", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-    ("adagrad_step", {"lr": 0.1, "eps": 1e-7}),
-    ("rmsprop_step", {"lr": 0.01, "rho": 0.9, "eps": 1e-7}),
-    ("adam_step", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-7, "weight_decay": 0.0}),
-    ("adam_step", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-7, "weight_decay": 0.1}),
+#: Rules, each with its rate.
+STEPS: tuple[tuple[UpdateRule, float], ...] = (
+    (UpdateRule("sgd"), 0.1),
+    (UpdateRule("momentum", momentum=0.9), 0.1),
+    (UpdateRule("momentum", momentum=0.9, nesterov=True), 0.1),
+    (UpdateRule("adagrad", eps=1e-7), 0.1),
+    (UpdateRule("rmsprop", rho=0.9, eps=1e-7), 0.01),
+    (UpdateRule("adam", beta1=0.9, beta2=0.99, eps=1e-7), 0.01),
+    (UpdateRule("adam", beta1=0.9, beta2=0.99, eps=1e-7, weight_decay=0.1), 0.01),
 )
+_SLOTS = {"sgd": 0, "momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2}
 
 
-def slots(name: str, settings: dict[str, float], size: int) -> list[HostArray]:
+def slots(rule: UpdateRule, size: int) -> list[HostArray]:
     """Fresh optimizer state."""
-    count = {"sgd_step": int(settings.get("momentum", 0) > 0), "adam_step": 2}.get(name, 1)
-    return [np.zeros(size) for _ in range(count)]
-
-
-def step_arguments(name: str, settings: dict[str, float], state: list[Any], step: int) -> list[Any]:
-    """What the backend's method takes between the gradient and the scratch array."""
-    if name == "sgd_step" and not state:
-        state = [None]
-    tail = [step] if name == "adam_step" else []
-    return [*state, *settings.values(), *tail]
+    return [np.zeros(size) for _ in range(_SLOTS[rule.name])]
 
 
 def step(
-    name: str,
-    settings: dict[str, float],
-    w: HostArray,
-    g: HostArray,
-    state: list[HostArray],
-    t: int,
+    rule: UpdateRule, lr: float, w: HostArray, g: HostArray, state: list[HostArray], t: int
 ) -> HostArray:
     """The parameters after one update; ``state`` is changed in place."""
-    lr = settings["lr"]
-    if name == "sgd_step":
-        if not state:
-            return w - lr * g
-        momentum = settings["momentum"]
-        state[0] = momentum * state[0] - lr * g
-        return w + (momentum * state[0] - lr * g if settings["nesterov"] else state[0])
-    if name == "adagrad_step":
+    if rule.name == "sgd":
+        return w - lr * g
+    if rule.name == "momentum":
+        state[0] = rule.momentum * state[0] - lr * g
+        return w + (rule.momentum * state[0] - lr * g if rule.nesterov else state[0])
+    if rule.name == "adagrad":
         state[0] = state[0] + g * g
-        return w - lr * g / (np.sqrt(state[0]) + settings["eps"])
-    if name == "rmsprop_step":
-        state[0] = settings["rho"] * state[0] + (1 - settings["rho"]) * g * g
-        return w - lr * g / (np.sqrt(state[0]) + settings["eps"])
-    beta1, beta2 = settings["beta1"], settings["beta2"]
-    state[0] = beta1 * state[0] + (1 - beta1) * g
-    state[1] = beta2 * state[1] + (1 - beta2) * g * g
-    m_hat = state[0] / (1 - beta1 ** (t + 1))
-    v_hat = state[1] / (1 - beta2 ** (t + 1))
-    w = w - lr * settings["weight_decay"] * w
-    return w - lr * m_hat / (np.sqrt(v_hat) + settings["eps"])
+        return w - lr * g / (np.sqrt(state[0]) + rule.eps)
+    if rule.name == "rmsprop":
+        state[0] = rule.rho * state[0] + (1 - rule.rho) * g * g
+        return w - lr * g / (np.sqrt(state[0]) + rule.eps)
+    state[0] = rule.beta1 * state[0] + (1 - rule.beta1) * g
+    state[1] = rule.beta2 * state[1] + (1 - rule.beta2) * g * g
+    m_hat = state[0] / (1 - rule.beta1 ** (t + 1))
+    v_hat = state[1] / (1 - rule.beta2 ** (t + 1))
+    w = w - lr * rule.weight_decay * w
+    return w - lr * m_hat / (np.sqrt(v_hat) + rule.eps)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nnbackend.backends._losses_by_name import LossesByName
-from nnbackend.backends._updates import adam_correction
-from nnbackend.backends.base import Activation, Array
 from nnbackend.backends.cuda.arrays import BF16, INT32, CudaArrays, words_of
 from nnbackend.backends.cuda.kernels import THREADS, WARPS
-from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
-
-if TYPE_CHECKING:
-    from nnbackend.executor import Executor
-    from nnbackend.program import Program
-
+from nnbackend.backends.types import Activation, Array, LossFormula, UpdateRule
 
 #: Widths of rows whose softmax a warp keeps in registers.
 _KEPT_OUTPUTS = range(33, 1025)
@@ -38,15 +31,11 @@ class LossSums(NamedTuple):
     weight: Array | None
 
 
-class CudaBackend(LossesByName, CudaArrays):
+class CudaBackend(CudaArrays):
     """CUDA kernels and cuBLASLt on one GPU, over CuPy's arrays."""
 
     name: ClassVar[str] = "cuda"
-
-    def make_executor(self, program: Program) -> Executor:
-        from nnbackend.backends.cuda.executor import GraphExecutor
-
-        return GraphExecutor(program, self)
+    executor: ClassVar[str] = "nnbackend.backends.cuda.executor:GraphExecutor"
 
     # -- layers ---------------------------------------------------------------------------
 
@@ -74,7 +63,7 @@ class CudaBackend(LossesByName, CudaArrays):
     ) -> None:
         """kept = x + bias, out = act(x + bias), all but softmax, and ``out`` in bfloat16; each
         where there is a place for it."""
-        code, parameter = ACTIVATIONS.index(act.name), act.parameter
+        code, parameter = act.code, act.parameter
         self.by_element(
             "activation_forward", x, x, bias, x.size, x.shape[1], code, parameter, kept, out,
             rounded,
@@ -120,7 +109,7 @@ class CudaBackend(LossesByName, CudaArrays):
     ) -> None:
         """out = dy act'(z), all but softmax, and ``out`` in bfloat16; dy and what is saved may be
         so, too."""
-        code, parameter = ACTIVATIONS.index(act.name), act.parameter
+        code, parameter = act.code, act.parameter
         forms = [(None, x) if x.dtype == BF16 else (x, None) for x in (dy, saved)]
         real = np.dtype(np.float32) if dy.dtype == BF16 else dy.dtype
         self.run(
@@ -220,44 +209,43 @@ class CudaBackend(LossesByName, CudaArrays):
 
     # -- losses ---------------------------------------------------------------------------
 
-    def _apply_loss(
+    def loss(
         self,
-        name: str,
+        formula: LossFormula,
         pred: Array,
         target: Array,
         weight: Array | None,
         dpred: Array | None,
-        loss: Array,
-        parameter: float = 0.0,
+        value: Array,
     ) -> None:
         with self.lock:
-            sums = self.sum_loss(name, pred, target, weight, dpred, parameter)
-            code, value = LOSSES.index(name), loss.reshape(-1)
+            sums = self.sum_loss(formula, pred, target, weight, dpred)
             self.run(
-                "finish_loss", pred.dtype, 1, code, sums.loss, sums.blocks, sums.weight, len(pred),
-                value,
+                "finish_loss", pred.dtype, 1, formula.averages, sums.loss, sums.blocks, sums.weight,
+                len(pred), value.reshape(-1),
             )  # fmt: skip
 
     def sum_loss(
         self,
-        name: str,
+        formula: LossFormula,
         pred: Array,
         target: Array,
         weight: Array | None,
         dpred: Array | None,
-        parameter: float = 0.0,
         rounded: Array | None = None,
         count_hits: bool = False,
     ) -> LossSums:
         """The loss's gradient, which may be wanted in bfloat16, too, and its sum over the rows."""
-        code, rows, total = LOSSES.index(name), len(pred), None
+        rows, total = len(pred), None
         hits = self._hits if count_hits else None
         blocks = self.blocks(rows, WARPS)
         if weight is not None:
             total = self._weight_sum
             self.run("sum_weights", pred.dtype, 1, weight, rows, total)
-        kernel: tuple[Any, ...] = ("loss_rows", pred.dtype, blocks, code, parameter)
-        if name == "softmax_cross_entropy" and pred.shape[1] in _KEPT_OUTPUTS:
+        kernel: tuple[Any, ...] = (
+            "loss_rows", pred.dtype, blocks, formula.code, formula.parameter,
+        )  # fmt: skip
+        if formula.name == "softmax_cross_entropy" and pred.shape[1] in _KEPT_OUTPUTS:
             kernel = ("softmax_loss_rows", pred.dtype, blocks)
         self.run(
             *kernel, pred, *_labels_or_rows(target), weight, total, *pred.shape, dpred, rounded,
@@ -329,64 +317,33 @@ class CudaBackend(LossesByName, CudaArrays):
     def step_scratch_size(self, size: int) -> int:
         return 0
 
-    def _update(self, kernel: str, param: Array, *arguments: Any) -> None:
-        blocks = self.blocks(param.size, 4 * THREADS)
-        rounded = self._rounded_part(param)
-        self.run(kernel, param.dtype, blocks, *arguments, rounded, self._state())
-
-    def sgd_step(
+    def update(
         self,
+        rule: UpdateRule,
         param: Array,
         grad: Array,
-        velocity: Array | None,
+        slots: Sequence[Array],
         lr: float,
-        momentum: float,
-        nesterov: bool,
-        scratch: Array,
-    ) -> None:
-        size = param.size
-        if velocity is None:
-            self._update("sgd_step", param, param, grad, size, lr)
-        else:
-            self._update(
-                "momentum_step", param, param, grad, velocity, size, lr, momentum, nesterov
-            )
-
-    def adagrad_step(
-        self, param: Array, grad: Array, cache: Array, lr: float, eps: float, scratch: Array
-    ) -> None:
-        self._update("adagrad_step", param, param, grad, cache, param.size, lr, eps)
-
-    def rmsprop_step(
-        self,
-        param: Array,
-        grad: Array,
-        cache: Array,
-        lr: float,
-        rho: float,
-        eps: float,
-        scratch: Array,
-    ) -> None:
-        self._update("rmsprop_step", param, param, grad, cache, param.size, lr, rho, 1.0 - rho, eps)
-
-    def adam_step(
-        self,
-        param: Array,
-        grad: Array,
-        m: Array,
-        v: Array,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
         step: int,
         scratch: Array,
     ) -> None:
-        rate, small = adam_correction(lr, beta1, beta2, eps, step)
-        self._update(
-            "adam_step", param, param, grad, m, v, param.size, rate, 1.0 - lr * weight_decay, beta1,
-            1.0 - beta1, beta2, 1.0 - beta2, small, weight_decay != 0.0,
+        numbers: tuple[Any, ...]
+        if rule.name == "sgd":
+            numbers = (lr,)
+        elif rule.name == "momentum":
+            numbers = (lr, rule.momentum, rule.nesterov)
+        elif rule.name == "adagrad":
+            numbers = (lr, rule.eps)
+        elif rule.name == "rmsprop":
+            numbers = (lr, rule.rho, 1.0 - rule.rho, rule.eps)
+        else:
+            rate, eps = rule.corrected(lr, step)
+            kept = 1.0 - lr * rule.weight_decay
+            betas = (rule.beta1, 1.0 - rule.beta1, rule.beta2, 1.0 - rule.beta2)
+            numbers = (rate, kept, *betas, eps, rule.weight_decay != 0.0)
+        self.run(
+            f"{rule.name}_step", param.dtype, self.blocks(param.size, 4 * THREADS), param, grad,
+            *slots, param.size, *numbers, self._rounded_part(param), self._state(),
         )  # fmt: skip
 
 

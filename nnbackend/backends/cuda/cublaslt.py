@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from nnbackend.backends.base import Array
 from nnbackend.backends.cuda.cublas import KINDS, WORKSPACE, arithmetic, call, load
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
+from nnbackend.backends.types import Array
 
 #: cublasLtEpilogue_t
 EPILOGUES = {

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends.base import Array, DType, Uploads, is_on_gpu
+from nnbackend.backends.contract import Uploads
 from nnbackend.backends.cuda.cublas import WORKSPACE, Products
 from nnbackend.backends.cuda.cublaslt import LtProducts, Way
 from nnbackend.backends.cuda.device import Device
@@ -26,6 +26,7 @@ from nnbackend.backends.cuda.driver import MOST_SHARED, ClusterStarter, load_dri
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
 from nnbackend.backends.cuda.kernels import THREADS, Launch, source, source_version
 from nnbackend.backends.cuda.tuning import TuningCache
+from nnbackend.backends.types import Array, DType, is_on_gpu
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 #: Blocks of a large launch for each multiprocessor. It has room for three to eight at a time, by

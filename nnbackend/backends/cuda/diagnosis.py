@@ -11,8 +11,8 @@ import os
 from importlib import metadata
 from typing import Any
 
-from nnbackend.backends.base import Availability
 from nnbackend.backends.cuda.cublaslt import lt_version
+from nnbackend.backends.types import Availability
 
 #: Package that brings CuPy -> our extra that installs it with CUDA's libraries.
 PACKAGES = {"cupy-cuda12x": "cuda12", "cupy-cuda13x": "cuda13", "cupy": ""}

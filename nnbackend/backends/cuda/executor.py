@@ -16,18 +16,19 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from nnbackend.backends.base import Array
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS, bind, source_version
 from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, counts_hits, layout_of, padded
+from nnbackend.backends.types import Array, UpdateRule
 from nnbackend.errors import OutOfMemoryError
-from nnbackend.executor import METRIC_SUMS, Data, Trace
+from nnbackend.executor.base import Data, Run, Trace
+from nnbackend.executor.python import PythonExecutor, add_penalties
+from nnbackend.kernels.codes import TRACE_SUMS
 from nnbackend.losses import Loss
-from nnbackend.optimizers import Adam
-from nnbackend.program import Program
-from nnbackend.python_executor import PythonExecutor, add_penalties
+from nnbackend.optimizers import Optimizer
+from nnbackend.program.table import Program
 from nnbackend.schedules import Schedule
 
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
@@ -84,31 +85,27 @@ class GraphExecutor(PythonExecutor):
 
     # -- training ---------------------------------------------------------------------------------
 
-    def run(
-        self,
-        data: Data,
-        order: Array | None,
-        batch_size: int,
-        lr: np.ndarray[Any, np.dtype[np.float64]],
-        first_step: int,
-        keep_gradient: bool = True,
-    ) -> Trace:
-        backend = self.backend
-        rows = len(data.x) if order is None else order.shape[1]
-        batch = min(batch_size, rows)
-        early = max(0, min(len(lr), LAUNCHED_FIRST - first_step))
+    def run(self, run: Run) -> Trace:
+        backend, data, rates = self.backend, run.data, run.rates
+        rows = run.n_rows
+        batch = min(run.batch_size, rows)
+        early = max(0, min(len(rates), LAUNCHED_FIRST - run.first_step))
         with self._lock:
-            # of the size of whole batches, though there may be only the last rows of an epoch
-            resident = self._resident_of(batch_size, data, TRIED_STEPS) if early < len(lr) else None
+            resident = None
+            if early < len(rates):
+                # of whole batches, though there may be only the last rows of an epoch
+                resident = self._resident_of(run.batch_size, data, TRIED_STEPS)
             if resident is None:
-                early = len(lr)
-            trace = backend.zeros((len(lr), METRIC_SUMS + self.program.n_sums), _FLOAT64)
-            rates = backend.asarray(lr, _FLOAT64)
-            self._begin(data, order, rates, 0.0, trace, None, first_step, rows, batch)
+                early = len(rates)
+            trace = backend.zeros((len(rates), TRACE_SUMS + self.program.n_sums), _FLOAT64)
+            device_rates = backend.asarray(rates, _FLOAT64)
+            self._begin(
+                data, run.order, device_rates, 0.0, trace, None, run.first_step, rows, batch
+            )
             for size, count in _sizes(rows, batch, early):
                 self._steps_of(size, data).advance(count)
             if resident is not None:
-                resident.advance(len(lr) - early)
+                resident.advance(len(rates) - early)
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
 
@@ -132,7 +129,7 @@ class GraphExecutor(PythonExecutor):
         if not self._fits(x, program.dtype, 2) or x.shape[1] != program.n_inputs or not len(x):
             return None
         loss = program.loss
-        labels = isinstance(loss, Loss) and loss.probabilities and loss.threshold is None
+        labels = isinstance(loss, Loss) and loss.takes_labels
         if not (self._fits(y, _INT32, 1) if labels else self._fits(y, program.dtype, 2)):
             return None
         if program.couples_rows and len(x) < 2:
@@ -250,8 +247,7 @@ class GraphExecutor(PythonExecutor):
         if optimizer is None:
             return ()
         if optimizer.changes != self._settings_seen[0]:
-            found = {k: v for k, v in vars(optimizer).items() if k not in ("lr", "changes")}
-            self._settings_seen = optimizer.changes, tuple(sorted(found.items()))
+            self._settings_seen = optimizer.changes, (optimizer.rule, optimizer.clip_norm)
         return self._settings_seen[1]
 
     def _kept(self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept], most: int) -> Kept:
@@ -423,23 +419,19 @@ class _Steps:
                 statistic.collect(backend, plan.pred, self.target, self.weight, out)
             start += statistic.size
         loss = cast(Loss, self.program.loss)
-        parameter = (*loss.parameters, 0.0)[0]
         dpred, rounded = plan.dpred
         sums = backend.sum_loss(
-            loss.name, plan.pred, self.target, self.weight, dpred, parameter, rounded,
-            hits_place >= 0,
-        )  # fmt: skip
+            loss.formula, plan.pred, self.target, self.weight, dpred, rounded, hits_place >= 0
+        )
         with backend.gpu.side_stream():
             backend.run(
-                "finish_loss_of_step", self.program.dtype, 1, executor.record, not loss.summed,
-                sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows, max(hits_place, 0),
-                executor.statistics, self.program.n_sums, *self._rate_settings(), executor.state,
+                "finish_loss_of_step", self.program.dtype, 1, executor.record,
+                loss.formula.averages, sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows,
+                max(hits_place, 0), executor.statistics, self.program.n_sums,
+                *self._rate_settings(), executor.state,
             )  # fmt: skip
 
     def _rate_settings(self) -> tuple[bool, float, float, float, float]:
         """What the rate is corrected by: whether it is Adam's, its betas and eps, the decay."""
-        optimizer = self.program.optimizer
-        is_adam = isinstance(optimizer, Adam)
-        betas = (optimizer.beta1, optimizer.beta2) if isinstance(optimizer, Adam) else (0.0, 0.0)
-        eps, decay = getattr(optimizer, "eps", 0.0), getattr(optimizer, "decay", 0.0)
-        return is_adam, *betas, eps, decay
+        rule = cast(UpdateRule, cast(Optimizer, self.program.optimizer).rule)
+        return rule.name == "adam", rule.beta1, rule.beta2, rule.eps, rule.weight_decay

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from nnbackend.backends.base import Array
+from nnbackend.backends.types import Array
 from nnbackend.errors import NNBackendError
 
 #: Bytes: what vectorised loads and cuBLASLt's fastest algorithms want.

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from nnbackend.activations import NAMES
-from nnbackend.backends.base import LINEAR, Activation, Array
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.gemm import Epilogue, Product
-from nnbackend.kernels.codes import Op
-from nnbackend.program import ABSENT, Program, Row
-from nnbackend.python_executor import (
+from nnbackend.backends.types import LINEAR, Activation, Array
+from nnbackend.executor.rows import (
+    activation_of,
     bind_inference,
     bind_row,
-    row_arrays,
-    row_gradients,
+    gradients_of,
     saved_shape,
 )
+from nnbackend.kernels.codes import Op
+from nnbackend.program.table import ABSENT, Program, Row
 
 Work = Callable[[], None]
 
@@ -115,8 +114,7 @@ class GraphPlan:
         return 0 <= i < len(self.table) and self.table[i].op == Op.DENSE
 
     def _activation(self, i: int) -> Activation:
-        row = self.table[i]
-        return Activation(NAMES[row.activation], float(self.program.floats[row.layer][0]))
+        return activation_of(self.program, self.table[i])
 
     def _value(self, i: int) -> Matrix:
         """What row ``i`` reads; behind the last row, the outputs."""
@@ -160,10 +158,9 @@ class GraphPlan:
         return Matrix(dy.real, self._zeros(self.table[i].n_outputs, True))
 
     def _kept_input(self, i: int) -> Array | None:
-        saves = self.backend.activation_saves(self._activation(i)) if self._is_dense(i) else ""
-        return (
-            self._zeros(self.table[i].n_outputs) if i >= self.lowest and saves == "input" else None
-        )
+        if i < self.lowest or not self._is_dense(i) or self._activation(i).saves != "input":
+            return None
+        return self._zeros(self.table[i].n_outputs)
 
     def _scratch(self) -> Array:
         """Room for sums that become bfloat16 when their bias is added."""
@@ -175,7 +172,7 @@ class GraphPlan:
         return self.backend.zeros(size, self.program.dtype) if size else None
 
     def _weight(self, row: Row) -> Array:
-        (weight, _), _ = row_arrays(self.program, row)
+        weight, _ = self.program.arrays[row.layer].parameters
         return self._twin(row.parameter_0, weight)
 
     def _twin(self, offset: int, real: Array) -> Array:
@@ -217,7 +214,7 @@ class GraphPlan:
         """A product, then a kernel for bias and activation."""
         row, backend, out = self.table[i], self.backend, self.values[i + 1]
         act, x, weight = self._activation(i), self.values[i].operand, self._weight(row)
-        (_, bias), _ = row_arrays(self.program, row)
+        _, bias = self.program.arrays[row.layer].parameters
         kept = self.kept[i]
         if act == LINEAR and bias is None:
             return self._multiply(self._product(x, weight, out.operand))
@@ -240,7 +237,7 @@ class GraphPlan:
     def _fused(self, i: int) -> Product | None:
         """Everything in a product, where there is an epilogue that does it."""
         row, out, act = self.table[i], self.values[i + 1], self._activation(i)
-        (_, bias), _ = row_arrays(self.program, row)
+        _, bias = self.program.arrays[row.layer].parameters
         epilogue = {"linear": Epilogue.BIAS, "relu": Epilogue.RELU}.get(act.name)
         if bias is None or epilogue is None:
             return None
@@ -290,7 +287,7 @@ class GraphPlan:
         row = self.table[i]
         if i < self.lowest or row.op != Op.DENSE or not row.trainable:
             return _nothing, _nothing
-        dw, db = row_gradients(self.program, row)
+        dw, db = gradients_of(self.program, row)
         dz = self.dz[i].operand
         product = self._product(self.values[i].operand, dz, dw, a_t=True)
         multiply = self._multiply(product)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnbackend import kernels
-from nnbackend.kernels.codes import ACTIVATIONS, LOSSES
+from nnbackend.kernels import codes
+from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES
 
 FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
 #: Files of the program that trains one network in shared memory.
@@ -38,8 +38,8 @@ PLAN = (
 )  # fmt: skip
 LAYER = ("inputs", "outputs", "place", "stride", "weight", "bias", "x", "x_stride")
 JOBS = ("forward", "slope", "weights", "below")
-#: How such a network's parameters are changed.
-UPDATES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")
+#: Columns of a trace, as kernels/codes.py has them.
+TRACE = ("loss", "penalty", "weight", "sums")
 #: Bytes of the StepState of kernels/cuda/common.cu.
 STATE_BYTES = 64
 #: Threads of a block, in every launch, its warps, and the columns that it takes where it sums over
@@ -82,7 +82,7 @@ class Launch(NamedTuple):
 
 def folder() -> Path:
     """Where the source lies."""
-    return Path(next(iter(kernels.__path__))) / "cuda"
+    return Path(codes.__file__).parent / "cuda"
 
 
 @lru_cache(maxsize=8)
@@ -96,6 +96,7 @@ def source(network: str = "") -> str:
     parts += [_codes(ACTIVATIONS), _codes(LOSSES), _codes(UPDATES, "update_")]
     parts += [_codes((*RUN, "fields"), "run_"), _codes((*PLAN, "fields"), "plan_")]
     parts += [_codes((*LAYER, "fields"), "layer_"), _codes(JOBS, "job_")]
+    parts.append(_codes(TRACE, "trace_"))
     parts.append(f"enum {{ THREADS = {THREADS}, WARPS = {WARPS}, COLUMNS = {COLUMNS} }};")
     for name in RESIDENT_FILES if network else FILES:
         parts.append(f'#line 1 "cuda/{name}.cu"\n{_text(name)}')
@@ -111,7 +112,7 @@ def _text(name: str) -> str:
     return (folder() / f"{name}.cu").read_text(encoding="utf-8")
 
 
-def _codes(names: Sequence[str], prefix: str = "") -> str:
+def _codes(names: Iterable[str], prefix: str = "") -> str:
     return f"enum {{ {', '.join(f'{prefix}{name}'.upper() for name in names)} }};"
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nnbackend.activations import NAMES
-from nnbackend.backends.base import Activation, Array
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.kernels import (
     JOBS,
@@ -19,16 +17,16 @@ from nnbackend.backends.cuda.kernels import (
     PLAN,
     RUN,
     THREADS,
-    UPDATES,
     WARPS,
     bind,
 )  # fmt: skip
-from nnbackend.executor import Data
-from nnbackend.kernels.codes import LOSSES, Op
+from nnbackend.backends.types import Array, LossFormula, UpdateRule
+from nnbackend.executor.base import Data
+from nnbackend.executor.rows import activation_of
+from nnbackend.kernels.codes import Op
 from nnbackend.losses import Loss
 from nnbackend.metrics import Statistic
-from nnbackend.optimizers import SGD, AdaGrad, Adam, Optimizer, RMSprop
-from nnbackend.program import ABSENT, Program, Row
+from nnbackend.program.table import ABSENT, Program, Row
 
 #: Steps of a launch: their rates lie in shared memory.
 MOST_STEPS = 256
@@ -42,8 +40,6 @@ _JOB = (
     "b_column", "large", "out", "out_row", "kept", "saved", "activation", "shift", "across",
     "meets", "per_across", "unused", "parameter",
 )  # fmt: skip
-#: The optimizers whose formulas the kernel has.
-_UPDATES = {SGD: "sgd", AdaGrad: "adagrad", RMSprop: "rmsprop", Adam: "adam"}
 #: The one statistic that is counted where the loss is computed.
 HITS = ("correct", None, 1)
 
@@ -52,24 +48,28 @@ def counts_hits(statistic: Statistic) -> bool:
     return (statistic.kind, statistic.threshold, statistic.top) == HITS
 
 
-def update_of(optimizer: Optimizer | None) -> str | None:
-    """The kernel's name for a built-in optimizer's formula."""
-    name = next((name for kind, name in _UPDATES.items() if isinstance(optimizer, kind)), None)
-    return "momentum" if name == "sgd" and optimizer is not None and optimizer.slots else name
+def formulas_of(program: Program) -> tuple[LossFormula, UpdateRule]:
+    """The formulas of a program that compiled code knows."""
+    loss, optimizer = program.loss, program.optimizer
+    if not isinstance(loss, Loss) or optimizer is None or optimizer.rule is None:
+        raise TypeError("a network that stays in shared memory has a built-in loss and optimizer")
+    return loss.formula, optimizer.rule
 
 
 def can_stay(program: Program, backend: CudaBackend) -> bool:
     """Whether the kernel knows everything that the program asks for, which compiled code does."""
-    loss, optimizer = program.loss, program.optimizer
-    known = update_of(optimizer) is not None and optimizer is not None
+    optimizer = program.optimizer
     return (
-        known
-        and optimizer.clip_norm is None  # type: ignore[union-attr]
-        and isinstance(loss, Loss)
+        optimizer is not None
+        and not program.python_parts
+        and optimizer.clip_norm is None
         and backend.precision == "fp32"
         and not program.penalties
         and all(counts_hits(s) for s in program.statistics)
-        and all(row.op == Op.DENSE and NAMES[row.activation] != "softmax" for row in program.rows)
+        and all(
+            row.op == Op.DENSE and activation_of(program, row).name != "softmax"
+            for row in program.rows
+        )
         and any(row.trainable for row in program.rows)
         and len(program.rows) <= MOST_LAYERS
     )
@@ -124,6 +124,7 @@ class _Writer:
     def layout(self) -> Layout:
         program, plan, rows = self.program, self.plan, self.own_rows
         labels, depth = self.data.target.ndim == 1, len(self.layers)
+        loss, rule = formulas_of(program)
         self._take(8 * len(RUN))  # a copy of the run's record comes first
         plan |= {
             "depth": depth,
@@ -134,9 +135,9 @@ class _Writer:
             "outputs": program.n_outputs,
             "target_width": 0 if labels else program.n_outputs,
             "counts_hits": len(program.statistics),
-            "loss": LOSSES.index(program.loss.name),  # type: ignore[union-attr]
-            "averages": not program.loss.summed,  # type: ignore[union-attr]
-            "update": UPDATES.index(update_of(program.optimizer) or ""),
+            "loss": loss.code,
+            "averages": loss.averages,
+            "update": rule.code,
             "rates": self._take(8 * 3 * MOST_STEPS),
             "traced": self._take(8 * 3 * MOST_STEPS),
             "totals": self._take(8 * 2),
@@ -185,7 +186,7 @@ class _Writer:
 
     def _matrices(self) -> None:
         """The block's rows of two batches, and what each layer makes of one."""
-        plan, rows = self.plan, self.own_rows
+        program, plan, rows = self.program, self.plan, self.own_rows
         weighted = self.data.weight is not None
         width = stride(plan["inputs"] + 1)
         place = self._matrix(2 * rows, width)
@@ -197,8 +198,7 @@ class _Writer:
             width = stride(layer.row.n_outputs + 1)
             place = layer.out = layer.gradient = layer.saved = self._matrix(rows, width)
             layer.stride = width
-            act = Activation(NAMES[layer.row.activation], self._parameter(layer))
-            if self.backend.activation_saves(act) == "input":
+            if activation_of(program, layer.row).saves == "input":
                 layer.kept = layer.saved = self._matrix(rows, width)
         # the loss's gradient is written while outputs are being read
         last = self.layers[-1]
@@ -207,7 +207,7 @@ class _Writer:
         plan["output_gradient"] = last.gradient
 
     def _parameter(self, layer: _Layer) -> float:
-        return float(self.program.floats[layer.row.layer][0])
+        return activation_of(self.program, layer.row).parameter
 
     def _write_jobs(self) -> None:
         rows = self.own_rows
@@ -324,15 +324,11 @@ class ResidentSteps:
         self, program: Program, backend: CudaBackend, layout: Layout, record: Array, state: Array
     ) -> None:
         self.backend = backend
-        loss, optimizer = program.loss, program.optimizer
-        loss_numbers = (*loss.parameters, 0.0) if isinstance(loss, Loss) else (0.0,)
-        numbers = [
-            float(getattr(optimizer, name, 0.0))
-            for name in ("momentum", "beta1", "beta2", "rho", "eps", "decay")
-        ]
+        loss, rule = formulas_of(program)
+        numbers = (rule.momentum, rule.beta1, rule.beta2, rule.rho, rule.eps, rule.weight_decay)
         storage, (m, v, *_) = program.storage, (*program.slots, None, None)
         arguments = (
-            0, loss_numbers[0], program.n_sums, getattr(optimizer, "nesterov", False), *numbers,
+            0, loss.parameter, program.n_sums, rule.nesterov, *numbers,
             storage.parameters, storage.gradients, m, v, record, state,
         )  # fmt: skip
         launch = bind("train_resident", program.dtype, layout.blocks, arguments)

@@ -1,0 +1,82 @@
+"""Machine code in files, loaded by LLVM alone.
+
+Numba's own cache reads a function back only after it has made itself ready to compile, which
+takes longer than all the rest of a small training. Code that needs nothing of Numba but its
+helpers in C is ready as soon as it has been read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding
+from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
+
+from nnbackend._files import write_atomically
+from nnbackend.kernels.cpu.codegen.compile import compile_object
+
+_DIGEST = hashlib.sha256
+_DIGEST_BYTES = _DIGEST().digest_size
+#: Engines and functions: addresses stay good as long as the process lives.
+_KEPT: list[Any] = []
+
+
+class Objects:
+    """Object files in a folder.
+
+    The folder's name has to stand for whatever decides about the code, and nobody else may write
+    to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._not_kept: dict[str, bytes] = {}
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.o"
+
+    def has(self, name: str) -> bool:
+        return name in self._not_kept or self._path(name).is_file()
+
+    def load(self, name: str) -> dict[str, int] | None:
+        """Addresses of the functions of a file, which other files find by their names from now
+        on; None if it was not compiled before, or is damaged."""
+        try:
+            stored = self._not_kept.get(name) or self._path(name).read_bytes()
+        except OSError:
+            return None
+        digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+        if _DIGEST(content).digest() != digest:
+            return None
+        symbols, _, code = content.partition(b"\n")
+        engine = _new_engine()
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        addresses = {}
+        for symbol in symbols.decode().split():
+            addresses[symbol] = int(engine.get_function_address(symbol))
+            binding.add_symbol(symbol, addresses[symbol])
+        return addresses
+
+    def compile(self, name: str, functions: dict[str, tuple[Any, Any]]) -> None:
+        """Compile Python functions with Numba signatures, by the names they shall have, and keep
+        the file."""
+        content = " ".join(functions).encode() + b"\n" + compile_object(functions)
+        stored = _DIGEST(content).digest() + content
+        try:
+            write_atomically(self._path(name), stored)
+        except OSError as error:
+            self._not_kept[name] = stored
+            sys.stderr.write(f"nnbackend: compiled kernels could not be kept: {error}\n")
+
+
+def _new_engine() -> Any:
+    """An engine that finds what code may call of Numba for memory and exceptions."""
+    rtsys.initialize(cpu_target.target_context)
+    machine = binding.Target.from_default_triple().create_target_machine(jit=True)
+    _KEPT.append(binding.create_mcjit_compiler(binding.parse_assembly(""), machine))
+    return _KEPT[-1]

@@ -1,0 +1,1 @@
+"""Formulas: one file for each kind of operation."""

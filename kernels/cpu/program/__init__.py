@@ -1,0 +1,1 @@
+"""Whole programs: what one is told, and its steps."""

@@ -1,0 +1,121 @@
+"""What lies where: parts of the context's buffers as arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend.kernels.codes import Op
+from nnbackend.kernels.cpu.codegen.compile import compiled, view
+from nnbackend.kernels.cpu.codegen.intrinsics import matrix_at, vector_at
+from nnbackend.kernels.cpu.gemm.products import SCRATCH_BYTES
+from nnbackend.kernels.cpu.program import context as c
+from nnbackend.kernels.cpu.program.context import matrix, vector
+
+DENSE, DROPOUT, BATCH_NORM = int(Op.DENSE), int(Op.DROPOUT), int(Op.BATCH_NORM)
+ACTIVATION, LAYER_NORM, STANDARDIZE = int(Op.ACTIVATION), int(Op.LAYER_NORM), int(Op.STANDARDIZE)
+N_COLUMNS = len(c.COLUMNS)
+#: Slices of the batch begin at multiples of this, which keeps Philox's blocks whole.
+ROW_MULTIPLE = 4
+#: Weight rows of a part, and columns of its biases, in multiples of a vector register.
+WEIGHT_MULTIPLE = 16
+
+#: Arrays of a batch norm in a part's area, float64: of the part's rows, of the batch, the
+#: gradients of the part and of all.
+(
+    PART_MEAN, PART_SQUARE, MEAN, INV_STD, PART_DGAMMA, PART_DBETA, DGAMMA, DBETA,
+) = map(np.int64, range(8))  # fmt: skip
+
+
+@view
+def table_of(f: Any) -> Any:
+    return matrix_at(f[c.TABLE], 0, f[c.N_ROWS], N_COLUMNS, c.INT64)
+
+
+@view
+def floats_of(f: Any) -> Any:
+    return matrix_at(f[c.FLOATS], 0, f[c.N_ROWS], c.N_FLOATS, c.FLOAT64)
+
+
+@view
+def sums_of(f: Any, part: int) -> Any:
+    """The part's sums: those of a trace, then the square of the gradient."""
+    width = f[c.SUMS_WIDTH]
+    return vector_at(f[c.SUMS], part * width, width, c.FLOAT64)
+
+
+@view
+def parameters(f: Any, start: int, n: int, like: Any) -> Any:
+    if start < 0:
+        return vector_at(0, 0, 0, like)
+    return vector(f[c.PARAMETERS], f[c.N_PARAMETERS], start, n, like)
+
+
+@view
+def gradients(f: Any, start: int, n: int, like: Any) -> Any:
+    return vector(f[c.GRADIENTS], f[c.N_PARAMETERS], start, n, like)
+
+
+@view
+def state(f: Any, start: int, n: int, like: Any) -> Any:
+    return vector(f[c.STATE], f[c.N_STATE], start, n, like)
+
+
+@view
+def work(f: Any, offset: int, width: int, first: int, last: int, like: Any) -> Any:
+    """Rows first ... last of the (capacity, width) array at ``offset`` in the workspace."""
+    start = offset * f[c.CAPACITY] + first * width
+    return matrix(f[c.WORKSPACE], f[c.WORKSPACE_SIZE], start, last - first, width, like)
+
+
+@view
+def delta(f: Any, offset: int, width: int, first: int, last: int, like: Any) -> Any:
+    """The gradient by rows first ... last of a layer's output."""
+    start = offset * f[c.CAPACITY] + first * width
+    return matrix(f[c.DELTAS], f[c.DELTAS_SIZE], start, last - first, width, like)
+
+
+@compiled
+def scratch_of(f: Any, part: int) -> int:
+    """Address of the part's scratch memory for products."""
+    return f[c.SCRATCH] + part * SCRATCH_BYTES
+
+
+@view
+def nothing(like: Any) -> Any:
+    """An empty matrix, for what is not there."""
+    return matrix_at(0, 0, 0, 0, like)
+
+
+@view
+def input_rows(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> Any:
+    """What row r of the table reads: the batch, or the output of the row before."""
+    width = table[r, c.INPUTS]
+    if r == 0:
+        return matrix(f[c.X_BATCH], f[c.ROWS] * width, first * width, last - first, width, like)
+    return work(f, table[r - 1, c.OUTPUT], width, first, last, like)
+
+
+@view
+def weights(f: Any, table: Any, r: int, like: Any) -> Any:
+    n_inputs, n_outputs = table[r, c.INPUTS], table[r, c.OUTPUTS]
+    size = f[c.N_PARAMETERS]
+    return matrix(f[c.PARAMETERS], size, table[r, c.PARAMETER_0], n_inputs, n_outputs, like)
+
+
+@view
+def norm_area(f: Any, table: Any, r: int, part: int, which: int) -> Any:
+    """One of the (N,) float64 arrays of a batch norm in a part's area."""
+    n = table[r, c.OUTPUTS]
+    start = part * f[c.NORMS_WIDTH] + table[r, c.NORM] + which * n
+    return vector_at(f[c.NORMS], start, n, c.FLOAT64)
+
+
+@view
+def layer_norm_saved(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> Any:
+    start = table[r, c.SAVED] * f[c.CAPACITY]
+    size, capacity = f[c.WORKSPACE_SIZE], f[c.CAPACITY]
+    means = vector(f[c.WORKSPACE], size, start + first, last - first, like)
+    inv_stds = vector(f[c.WORKSPACE], size, start + capacity + first, last - first, like)
+    return means, inv_stds

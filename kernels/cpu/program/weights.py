@@ -1,0 +1,267 @@
+"""The last phases of a step: gradients of the weights, and their update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnbackend.kernels.cpu.codegen.compile import FIRST, ONE, YES, compiled
+from nnbackend.kernels.cpu.codegen.intrinsics import linked, size_of, vector_at
+from nnbackend.kernels.cpu.codegen.math import cast
+from nnbackend.kernels.cpu.gemm.products import (
+    AHEAD_AT,
+    AHEAD_NUMBERS,
+    B_BYTES,
+    BLOCK_TILES,
+    BLOCK_VECTORS,
+    COPY_BYTES,
+    LINE,
+    RESULT_BYTES,
+    STEPS,
+    SWAP_BYTES,
+    address_of,
+    aligned,
+    copy_a,
+    copy_b,
+    lanes_of,
+    look_ahead,
+    multiply_block,
+    multiply_wide,
+    pays_to_copy_a,
+    pieces,
+    start_of,
+    steps_of,
+    transposed_product,
+)
+from nnbackend.kernels.cpu.gemm.tile import TILE_ROWS
+from nnbackend.kernels.cpu.ops.dense import column_sums
+from nnbackend.kernels.cpu.ops.norms import layer_norm_parameters
+from nnbackend.kernels.cpu.ops.updates import (
+    add_penalty_gradient,
+    penalty_value,
+    square_sum,
+    update_step,
+)
+from nnbackend.kernels.cpu.ops.vectors import scale
+from nnbackend.kernels.cpu.program import context as c
+from nnbackend.kernels.cpu.program.context import matrix, numbers_of, share, vector
+from nnbackend.kernels.cpu.program.views import (
+    DENSE,
+    LAYER_NORM,
+    WEIGHT_MULTIPLE,
+    delta,
+    floats_of,
+    gradients,
+    input_rows,
+    layer_norm_saved,
+    parameters,
+    scratch_of,
+    sums_of,
+    table_of,
+)
+from nnbackend.kernels.processor import USES_BLAS
+
+#: Weights of a block whose gradient is used while it is in the cache, together with the
+#: optimizer's averages: 4 x 128 KiB in float32. From FUSED weights on that is worth it.
+BLOCK, FUSED = RESULT_BYTES // 8, 1 << 14
+
+#: ``run_update`` from code outside the object file that it belongs to.
+linked_update = linked("update")
+
+
+@compiled
+def run_update(address: int, phase: int, part: int, like: Any) -> None:
+    """A phase after those that go forward and back, for one part."""
+    f = c.open_context(address)
+    if phase == 2 * f[c.LAST_FORWARD] + 1:
+        run_weights(f, part, like)
+    else:
+        run_clipped_update(f, part, like)
+
+
+@compiled
+def run_weights(f: Any, part: int, like: Any) -> None:
+    """This part's share of the parameters: gradient, penalty, and the update unless the gradient
+    is clipped first."""
+    table, floats = table_of(f), floats_of(f)
+    parts, rows = f[c.N_PARTS], f[c.ROWS]
+    for r in range(table.shape[0]):
+        op, width = table[r, c.OP], table[r, c.OUTPUTS]
+        if op == DENSE:
+            first, last = share(table[r, c.INPUTS], part, parts, WEIGHT_MULTIPLE)
+            size = (last - first) * width
+            lanes = lanes_of(like)
+            fused = size >= FUSED and lanes <= width <= BLOCK_VECTORS * lanes and not USES_BLAS
+            if fused and table[r, c.TRAINABLE] and f[c.TRAINS] and not f[c.CLIPS]:
+                update_as_computed(f, table, floats, r, first, last, part, like)
+            elif size:
+                dense_weights(f, table, floats, r, first, last, part, like)
+            dense_bias(f, table, floats, r, part, like)
+        elif table[r, c.TRAINABLE]:
+            first, last = share(width, part, parts, WEIGHT_MULTIPLE)
+            if last <= first:
+                continue
+            start_0, start_1 = table[r, c.PARAMETER_0] + first, table[r, c.PARAMETER_1] + first
+            if op == LAYER_NORM:
+                dy = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
+                x = input_rows(f, table, r, FIRST, rows, like)
+                means, inv_stds = layer_norm_saved(f, table, r, FIRST, rows, like)
+                dgamma = gradients(f, start_0, last - first, like)
+                dbeta = gradients(f, start_1, last - first, like)
+                layer_norm_parameters(dy, x, means, inv_stds, first, dgamma, dbeta)
+            for start in (start_0, start_1):
+                finish(f, start, gradients(f, start, last - first, like), part, like)
+
+
+@compiled
+def dense_weights(
+    f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
+) -> None:
+    """Rows first ... last of a weight matrix: the gradient, then what follows from it."""
+    width, rows = table[r, c.OUTPUTS], f[c.ROWS]
+    start = table[r, c.PARAMETER_0] + first * width
+    dw = matrix(f[c.GRADIENTS], f[c.N_PARAMETERS], start, last - first, width, like)
+    if table[r, c.TRAINABLE]:
+        x = input_rows(f, table, r, FIRST, rows, like)
+        dz = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
+        transposed_product(x, first, dz, dw, scratch_of(f, part))
+    g = dw.reshape(dw.size)
+    use(f, table[r, c.TRAINABLE], start, g, floats[r, 1], floats[r, 2], part, like)
+
+
+@compiled
+def update_as_computed(
+    f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
+) -> None:
+    """The same for a large matrix, a block of rows at a time: its gradient is used while it is in
+    the cache, and weights and averages come from memory while the processor multiplies.
+
+    The update alone would wait for memory, the product alone leaves memory idle.
+    """
+    width, rows = table[r, c.OUTPUTS], f[c.ROWS]
+    x = input_rows(f, table, r, FIRST, rows, like)
+    dz = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
+    a, b = address_of(x) + first * x.itemsize, address_of(dz)
+    a_step, size = table[r, c.INPUTS], x.itemsize
+    b_copy = aligned(scratch_of(f, part))
+    a_copy, result = b_copy + B_BYTES, b_copy + COPY_BYTES + SWAP_BYTES
+    copies_a = pays_to_copy_a(ONE, a_step, width, True, like)
+    k_blocks = pieces(rows, STEPS)
+    low, steps = steps_of(k_blocks - 1, rows, k_blocks)
+    if low:
+        start = table[r, c.PARAMETER_0] + first * width
+        g = gradients(f, start, (last - first) * width, like)
+        multiply_wide(
+            last - first, width, low, a, ONE, a_step, b, width, ONE, address_of(g), width, b_copy,
+            like,
+        )  # fmt: skip
+    m_blocks = pieces(last - first, BLOCK_TILES * TILE_ROWS)
+    some = max(1, BLOCK // width // TILE_ROWS)
+    # the last gradient of a run stays for the caller, if it is wanted
+    is_last = f[c.STEP] + 1 == f[c.FIRST_STEP] + f[c.N_STEPS]
+    at_once = low == 0 and not (is_last and f[c.KEEPS])
+    ahead = vector_at(b_copy + AHEAD_AT, 0, AHEAD_NUMBERS, ONE)
+    copy_b(steps, width, b + size * low * width, width, ONE, b_copy, like)
+    for mb in range(m_blocks):
+        i = start_of(mb, last - first, m_blocks)
+        j = start_of(mb + 1, last - first, m_blocks)
+        a_block, tiles = a + size * (low * a_step + i), pieces(j - i, TILE_ROWS)
+        if copies_a:
+            copy_a(j - i, steps, a_block, ONE, a_step, a_copy, like)
+            a_block = a_copy
+        for t in range(0, tiles, some):
+            until = min(tiles, t + some)
+            row = first + i + start_of(t, j - i, tiles)
+            n = (first + i + start_of(until, j - i, tiles) - row) * width
+            start = table[r, c.PARAMETER_0] + row * width
+            g = vector_at(result, 0, n, like) if at_once else gradients(f, start, n, like)
+            look_ahead_at_update(f, start, n, ahead, like)
+            multiply_block(
+                j - i, t, until, width, steps, a_block, ONE, a_step, copies_a, b_copy, width, YES,
+                address_of(g), width, low > 0, ahead, like,
+            )  # fmt: skip
+            use(f, ONE, start, g, floats[r, 1], floats[r, 2], part, like)
+
+
+@compiled
+def look_ahead_at_update(f: Any, start: int, n: int, ahead: Any, like: Any) -> None:
+    """Ask for the memory that the update of n parameters will read."""
+    line = LINE // size_of(like)
+    rows = pieces(n, line)
+    ahead[:] = 0
+    for region, address in enumerate((f[c.PARAMETERS], f[c.SLOT_0], f[c.SLOT_1])):
+        if region <= f[c.N_SLOTS]:
+            place = address + start * size_of(like)
+            look_ahead(ahead, region, place, rows, line, line, ONE, like)
+
+
+@compiled
+def dense_bias(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) -> None:
+    """This part's share of a bias."""
+    width = table[r, c.OUTPUTS]
+    first, last = share(width, part, f[c.N_PARTS], WEIGHT_MULTIPLE)
+    start = table[r, c.PARAMETER_1] + first
+    if table[r, c.PARAMETER_1] < 0 or last <= first:
+        return
+    g = gradients(f, start, last - first, like)
+    if table[r, c.TRAINABLE]:
+        dz = delta(f, table[r, c.DELTA], width, FIRST, f[c.ROWS], like)
+        column_sums(dz, first, g)
+    use(f, table[r, c.TRAINABLE], start, g, floats[r, 3], floats[r, 4], part, like)
+
+
+@compiled
+def use(
+    f: Any, trains: int, start: int, g: Any, l1: float, l2: float, part: int, like: Any
+) -> None:
+    """Add an L1 and L2 term to the part's sums and, where the parameters are trained, to their
+    gradient, which is then complete."""
+    if l1 != 0.0 or l2 != 0.0:
+        w = parameters(f, start, g.size, like)
+        sums_of(f, part)[c.TRACE_PENALTY] += penalty_value(w, l1, l2)
+        if trains:
+            add_penalty_gradient(w, cast(l1, like), cast(l2, like), g)
+    if trains:
+        finish(f, start, g, part, like)
+
+
+@compiled
+def finish(f: Any, start: int, g: Any, part: int, like: Any) -> None:
+    """The gradient of some parameters is there: use it, or add its square for the clipping."""
+    if f[c.CLIPS]:
+        sums = sums_of(f, part)
+        sums[sums.size - 1] += square_sum(g)
+    elif f[c.TRAINS]:
+        update(f, start, g, like)
+
+
+@compiled
+def update(f: Any, start: int, g: Any, like: Any) -> None:
+    """One step of the optimizer for parameters with the gradient g, all decayed or none."""
+    numbers, n = numbers_of(f), g.size
+    w = parameters(f, start, n, like)
+    empty = vector_at(0, 0, 0, like)
+    slot_0 = vector(f[c.SLOT_0], f[c.N_TRAINED], start, n, like) if f[c.N_SLOTS] > 0 else empty
+    slot_1 = vector(f[c.SLOT_1], f[c.N_TRAINED], start, n, like) if f[c.N_SLOTS] > 1 else empty
+    update_step(
+        f[c.UPDATE], numbers[c.MOMENTUM :], numbers[c.RATE], numbers[c.CORRECTED_RATE],
+        numbers[c.CORRECTED_EPS], start < f[c.N_DECAYED], w, g, slot_0, slot_1, like,
+    )  # fmt: skip
+
+
+@compiled
+def run_clipped_update(f: Any, part: int, like: Any) -> None:
+    """Scale this part's share of the gradient to the allowed norm, then update."""
+    square = 0.0
+    for other in range(f[c.N_PARTS]):
+        sums = sums_of(f, other)
+        square += sums[sums.size - 1]
+    norm, limit = square**0.5, numbers_of(f)[c.CLIP_NORM]
+    factor = limit / norm if norm > limit else 1.0
+    decayed, trained = f[c.N_DECAYED], f[c.N_TRAINED]
+    for low, high in ((0, decayed), (decayed, trained)):
+        first, last = share(high - low, part, f[c.N_PARTS], WEIGHT_MULTIPLE)
+        if last > first:
+            g = gradients(f, low + first, last - first, like)
+            if factor != 1.0:
+                scale(g, cast(factor, like))
+            update(f, low + first, g, like)

@@ -1,0 +1,428 @@
+"""The contract: every operation a backend offers, with shapes, dtypes and formulas.
+
+Letters in shapes: B rows of the batch, I inputs, O outputs, N width of a layer that keeps it,
+C classes, P parameters. Rules for every method:
+
+- Arrays are C-contiguous and of the model's dtype (float32 or float64) unless said otherwise.
+- The caller owns every array, ``out`` and ``saved`` included: nothing that grows with the batch
+  is allocated. Outputs are overwritten, never read; no input is changed, not even ``dy``.
+- Input is assumed valid: layers and models have checked it.
+- NaN goes in, NaN comes out.
+
+A new backend is easiest written by subclassing ``NumpyBackend``, which is the reference.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnbackend.backends.types import (
+    Activation,
+    Array,
+    Availability,
+    DType,
+    LossFormula,
+    UpdateRule,
+    check_precision,
+    is_on_gpu,
+)
+from nnbackend.errors import DeviceError
+
+
+class Uploads(ABC):
+    """Host arrays on their way to a device while it works, each in one of SLOTS places."""
+
+    #: one in use, one on its way
+    SLOTS: ClassVar[int] = 2
+
+    @abstractmethod
+    def start(self, arrays: Sequence[tuple[np.ndarray[Any, Any], DType]], slot: int) -> list[Array]:
+        """Copies of these arrays, converted, which are there after ``arrive(slot)``. May be called
+        by a thread of its own; what was in the slot is overwritten."""
+
+    @abstractmethod
+    def arrive(self, slot: int) -> None:
+        """Work that is asked for from now on waits for what was started in ``slot``."""
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """What is started next in ``slot`` waits for the work that was asked for so far."""
+
+
+class Backend(ABC):
+    """One implementation of the array operations, on one device."""
+
+    name: ClassVar[str]
+    #: what runs whole programs here, as "module:class"; by default their rows are interpreted with
+    #: the methods below. See nnbackend.executor.
+    executor: ClassVar[str] = "nnbackend.executor.python:PythonExecutor"
+    #: bytes to which the parts of flat vectors are aligned
+    alignment: ClassVar[int] = 64
+    #: whether the host has nothing to do while the device works
+    works_by_itself: ClassVar[bool] = False
+
+    def __init__(self, index: int | None = None) -> None:
+        """Open device number ``index``; backends with one device accept None only."""
+        self.device = self.name if index is None else f"{self.name}:{index}"
+
+    def __repr__(self) -> str:
+        return f"<backend {self.device}>"
+
+    # -- arrays ---------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def is_available(cls) -> Availability:
+        """Say whether this backend can run here, without side effects."""
+
+    @abstractmethod
+    def owns(self, x: object) -> bool:
+        """Whether ``x`` is an array on this backend's device."""
+
+    def adopt(self, x: Any) -> Array | None:
+        """``x`` as an array on this backend's device, of its own dtype and without a copy; None
+        for data on the host that have to be copied or converted.
+
+        Raises:
+            DeviceError: ``x`` lies on another device.
+        """
+        if self.owns(x):
+            return x
+        if is_on_gpu(x):
+            raise DeviceError(
+                f"a model on {self.device} takes host arrays; received an array on a GPU. "
+                f"Copy it with .get() or move the model with model.to('cuda')"
+            )
+        return None
+
+    @abstractmethod
+    def asarray(self, data: Any, dtype: DType) -> Array:
+        """A C-contiguous array of ``dtype`` on the device; no copy where none is needed.
+
+        Raises:
+            DeviceError: ``data`` lies on another device.
+        """
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        """``x`` as a NumPy array; waits for it. It may share memory with ``x``."""
+
+    @abstractmethod
+    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
+        """A new array of zeros, its start aligned to 64 bytes."""
+
+    def spare_bytes(self) -> int | None:
+        """Bytes that are free for data on the device; None where host arrays are used in place."""
+        return None
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything that was started has finished."""
+
+    def at_precision(self, precision: str) -> Backend:
+        """This backend with products of float32 matrices in another precision of ``PRECISIONS``.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+            DeviceError: this backend has full precision only.
+        """
+        check_precision(precision)
+        if precision != "fp32":
+            raise DeviceError(
+                f"precision must be 'fp32' on the backend {self.device}; received {precision!r}, "
+                f"which is for GPUs. Take backend='cuda', or move the model with "
+                f"model.to({self.device!r}, precision='fp32')"
+            )
+        return self
+
+    def make_uploads(self) -> Uploads | None:
+        """A way to copy to the device while it works; None where data are used where they lie."""
+        return None
+
+    def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
+        """Compile what is compiled once on a machine, for these dtypes; nothing by default."""
+        return
+
+    def kept_in(self) -> str:
+        """The folder that keeps what was compiled; empty where there is nothing to compile."""
+        return ""
+
+    @abstractmethod
+    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
+        """out[i] = x[idx[i]]; x (N, ...) of any dtype, idx (B,) int64 within range."""
+
+    @abstractmethod
+    def all_finite(self, x: Array) -> bool:
+        """Whether no element of ``x`` is NaN or infinite; waits for it."""
+
+    @abstractmethod
+    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
+        """Philox4x32-10 words (Salmon et al., SC11), a pure function of the arguments.
+
+        out[i] is word e % 4 of counter (e // 4, stream), e = offset + i.
+
+        Args:
+            out: (n,) uint32.
+            seed: the key, 64 bits.
+            stream: the counter's upper three words, 96 bits.
+            offset: of the first element, a multiple of 4.
+        """
+
+    # -- layers ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
+    ) -> None:
+        """out = act(z), z = x w + b.
+
+        Args:
+            x: (B, I).   w: (I, O).   b: (O,) or None.   out: (B, O).
+            saved: (B, O), receives z, where ``act.saves`` is "input" and a
+                backward pass follows; otherwise None.
+        """
+
+    @abstractmethod
+    def dense_backward(
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        act: Activation,
+        saved: Array | None,
+        dw: Array | None,
+        db: Array | None,
+        dx: Array | None,
+        scratch: Array,
+    ) -> None:
+        """dz = dy act'(z);  dw = x^T dz;  db = column sums of dz;  dx = dz w^T.
+
+        Args:
+            dy: (B, O).   x: (B, I).   w: (I, O).
+            saved: the forward's output or z, as ``act.saves`` says.
+            dw, db, dx: (I, O), (O,), (B, I); None where it is not wanted.
+            scratch: (B, O), overwritten; may be ``dy`` itself when the caller needs it no more.
+        """
+
+    @abstractmethod
+    def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
+        """out = act(x), (B, N); ``out`` may be ``x``. Softmax goes along rows."""
+
+    @abstractmethod
+    def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
+        """out = dy act'(z), (B, N); ``out`` may be ``dy``, ``saved`` as for the dense layer."""
+
+    @abstractmethod
+    def batch_norm_forward(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        momentum: float,
+        eps: float,
+        out: Array,
+        saved: Array,
+    ) -> None:
+        """Normalise each column by the batch's own statistics (Ioffe and Szegedy, 2015).
+
+        out = gamma (x - mean) / sqrt(var + eps) + beta, var the biased variance.
+        running += momentum (batch value - running), with the unbiased variance: in place.
+
+        Args:
+            x, out: (B, N), B >= 2.   gamma, beta, running_*: (N,).
+            saved: (2, N), receives mean and 1 / sqrt(var + eps).
+        """
+
+    @abstractmethod
+    def batch_norm_inference(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        eps: float,
+        out: Array,
+    ) -> None:
+        """out = gamma (x - running_mean) / sqrt(running_var + eps) + beta."""
+
+    @abstractmethod
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        """With n = (x - mean) inv_std: dgamma = sum dy n, dbeta = sum dy over the batch,
+        dx = gamma inv_std (dy - dbeta / B - n dgamma / B)."""
+
+    @abstractmethod
+    def layer_norm_forward(
+        self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
+    ) -> None:
+        """Normalise each row (Ba, Kiros and Hinton, 2016), then scale and shift its columns.
+
+        Args:
+            x, out: (B, N).   gamma, beta: (N,).
+            saved: (2, B), receives mean and 1 / sqrt(var + eps), var biased; None in inference.
+        """
+
+    @abstractmethod
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        """With n = (x - mean) inv_std, g = dy gamma: dgamma = sum dy n, dbeta = sum dy over
+        the batch; dx = inv_std (g - mean(g) - n mean(g n)), means along the row."""
+
+    @abstractmethod
+    def dropout_forward(
+        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+    ) -> None:
+        """Inverted dropout (Srivastava et al., 2014): out = x saved.
+
+        saved is 1 / (1 - rate) where the element's random word (``random_bits`` at
+        row * N + column) is at least floor(rate 2^32), else 0; all (B, N).
+        """
+
+    @abstractmethod
+    def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
+        """out = dy saved, (B, N)."""
+
+    @abstractmethod
+    def standardize_forward(self, x: Array, mean: Array, scale: Array, out: Array) -> None:
+        """out = (x - mean) scale; x (B, N), mean and scale (N,)."""
+
+    @abstractmethod
+    def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
+        """out = dy scale."""
+
+    # -- losses ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(
+        self,
+        formula: LossFormula,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        value: Array,
+    ) -> None:
+        """value = sum_i w_i l_i / sum_i w_i (0 where all weights are 0), dpred its gradient.
+
+        l_i is the mean over the row's outputs, p = pred and t = target, of
+
+        - sigmoid_cross_entropy: max(p, 0) - p t + log(1 + exp(-|p|)), t in [0, 1];
+        - binary_cross_entropy: -t log p - (1 - t) log(1 - p), p clipped to [1e-7, 1 - 1e-7];
+        - mean_squared_error: e^2, e = p - t;
+        - mean_absolute_error: |e|, its derivative 0 at 0;
+        - huber: e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2), delta the parameter;
+        - poisson: p - t log p, p the predicted rate, clipped to at least 1e-7.
+
+        The others are not means over outputs:
+
+        - softmax_cross_entropy: -sum_c t_c log softmax(p)_c, by log-sum-exp;
+        - categorical_cross_entropy: -sum_c t_c log p_c, p clipped to [1e-7, 1 - 1e-7];
+        - sum_squared_error: value = sum_i w_i sum_o e^2, nothing is averaged.
+
+        Args:
+            pred: (B, O).
+            target: (B, O) of the model's dtype, or (B,) int32 class labels for the losses over
+                classes c.
+            weight: (B,) >= 0, or None for ones.
+            dpred: (B, O), or None where it is not wanted.
+            value: () float64; it stays on the device.
+        """
+
+    # -- statistics for metrics: sums over the batch, float64, on the device ------------------
+
+    @abstractmethod
+    def count_correct(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        threshold: float | None,
+        top: int,
+        out: Array,
+    ) -> None:
+        """out () = sum_i w_i [row i is right].
+
+        Without a threshold: the label (or the largest of the row of t) is among the ``top``
+        largest of pred, ties going to the lower class. With one: the share of outputs for which
+        pred > threshold agrees with t > 0.5.
+        """
+
+    @abstractmethod
+    def confusion_counts(
+        self, pred: Array, target: Array, weight: Array | None, threshold: float | None, out: Array
+    ) -> None:
+        """out (3, C): weighted counts per class of hits, of predictions, of occurrences.
+
+        The predicted class is the largest of pred; with a threshold each output is a class of
+        its own, predicted where pred > threshold and present where t > 0.5.
+        """
+
+    @abstractmethod
+    def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
+        """out (4, O): sums of w |e|, w e^2, w t, w t^2 per output, e = pred - target."""
+
+    # -- gradients and updates: flat vectors, in place ----------------------------------------
+
+    @abstractmethod
+    def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
+        """loss += l1 sum|w| + l2 sum w^2;  grad += l1 sign(w) + 2 l2 w, sign(0) = 0."""
+
+    @abstractmethod
+    def clip_by_global_norm(self, grad: Array, limit: float) -> None:
+        """grad *= min(1, limit / |grad|), the Euclidean norm of all of it."""
+
+    @abstractmethod
+    def step_scratch_size(self, size: int) -> int:
+        """Elements of ``scratch`` that a step over ``size`` parameters wants."""
+
+    @abstractmethod
+    def update(
+        self,
+        rule: UpdateRule,
+        param: Array,
+        grad: Array,
+        slots: Sequence[Array],
+        lr: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        """One step of an optimizer, w = param, g = grad:
+
+        - sgd: w -= lr g;
+        - momentum: v = momentum v - lr g;  w += v, or with Nesterov's look-ahead (Sutskever et
+          al., 2013) momentum v - lr g;
+        - adagrad: c += g^2;  w -= lr g / (sqrt(c) + eps)   (Duchi, Hazan and Singer, 2011);
+        - rmsprop: c = rho c + (1 - rho) g^2;  w -= lr g / (sqrt(c) + eps)   (Hinton, 2012);
+        - adam (Kingma and Ba, 2015), with a weight decay AdamW (Loshchilov and Hutter, 2019):
+          m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+          w -= lr weight_decay w;  w -= lr m_hat / (sqrt(v_hat) + eps),
+          m_hat = m / (1 - beta1^(step + 1)), v_hat = v / (1 - beta2^(step + 1)), step from 0.
+
+        Args:
+            param, grad: (P,).
+            slots: (P,) each, as ``rule.slots`` says.
+            scratch: (step_scratch_size(P),), overwritten.
+        """

@@ -1,0 +1,389 @@
+"""The Numba backend: the contract's operations in compiled code.
+
+Arrays are NumPy's. An operation writes the addresses of its arguments into a small int64 array
+and calls ``kernels/cpu/program/operations.py``; the executor beside this file runs whole programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnbackend.backends.numba.runtime import INSTALL, address_of, missing_modules, runtime
+from nnbackend.backends.numpy.backend import NumpyBackend
+from nnbackend.backends.numpy.blocks import row_slices
+from nnbackend.backends.types import (
+    LINEAR,
+    Activation,
+    Array,
+    Availability,
+    LossFormula,
+    UpdateRule,
+)
+
+FLOAT64 = np.dtype(np.float64)
+#: Multiplications that one more thread must have to do to be worth its start (about 25 us).
+GRAIN = 1 << 21
+#: Elements that one more thread must have to pass over.
+ELEMENT_GRAIN = 1 << 17
+_MASK = (1 << 64) - 1
+
+
+def _signed(bits: int) -> int:
+    """64 bits as the int64 with the same bits."""
+    bits &= _MASK
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+class NumbaBackend(NumpyBackend):
+    """Numba on the CPU: compiled kernels, matrix products and threads of its own."""
+
+    name: ClassVar[str] = "numba"
+    executor: ClassVar[str] = "nnbackend.backends.numba.executor:CompiledExecutor"
+
+    def __init__(self, index: int | None = None) -> None:
+        super().__init__(index)
+        from nnbackend.kernels.cpu.gemm import products as cpu_products
+        from nnbackend.kernels.cpu.program import operations as cpu_operations
+
+        self.runtime = runtime()
+        self._operation: Any = cpu_operations
+        self._scratch_bytes: int = cpu_products.SCRATCH_BYTES
+        # leased by the threads that multiply matrices: append and pop are atomic
+        self._scratch: list[Array] = []
+
+    @classmethod
+    def is_available(cls) -> Availability:
+        missing = missing_modules()
+        if missing:
+            return Availability(
+                False, f"the numba backend needs {' and '.join(missing)}; install with: {INSTALL}"
+            )
+        return Availability(True, devices=("numba",))
+
+    def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
+        self.runtime.compile_files(("phase", "operation"), dtypes)
+
+    def kept_in(self) -> str:
+        return str(self.runtime.folder)
+
+    def _run(
+        self,
+        operation: int,
+        like: Array,
+        arguments: tuple[int, ...],
+        numbers: tuple[float, ...] = (),
+        work: float = 0.0,
+        scratch: Array | None = None,
+    ) -> None:
+        """Run an operation on as many threads as its ``work``, in grains, is worth."""
+        run = self.runtime
+        parts = max(1, min(run.threads.count, int(work)))
+        first = self._operation.FIRST_ARGUMENT
+        values = np.zeros(self._operation.N_OPERATION_NUMBERS)
+        values[: len(numbers)] = numbers
+        context = np.zeros(first + self._operation.N_ARGUMENTS, np.int64)
+        context[:first] = address_of(values), parts, address_of(scratch)
+        context[first : first + len(arguments)] = arguments
+        function = run.entry("operation", "float64" if like.dtype == FLOAT64 else "float32")
+        run.unit.run(function, address_of(context), operation, parts)
+
+    def _multiply(
+        self,
+        operation: int,
+        like: Array,
+        arguments: tuple[int, ...],
+        numbers: tuple[float, ...],
+        work: float,
+    ) -> None:
+        """Run an operation that multiplies matrices, which takes scratch memory."""
+        size = self._scratch_bytes * self.runtime.threads.most
+        try:
+            scratch = self._scratch.pop()
+        except IndexError:
+            scratch = np.empty(size, np.uint8)
+        self._run(operation, like, arguments, numbers, work, scratch)
+        self._scratch.append(scratch)
+
+    # -- data -----------------------------------------------------------------------------
+
+    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
+        arguments = (address_of(out), out.size, offset, _signed(seed), _signed(stream))
+        self._run(self._operation.RANDOM_BITS, _FLOAT32, (*arguments, stream >> 64))
+
+    # -- layers ---------------------------------------------------------------------------
+
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
+    ) -> None:
+        (rows, n_inputs), n_outputs = x.shape, w.shape[1]
+        if not rows:
+            return
+        pointers = tuple(map(address_of, (x, w, b, out, saved)))
+        arguments = (*pointers, rows, n_inputs, n_outputs, act.code)
+        work = rows * n_inputs * n_outputs / GRAIN
+        self._multiply(self._operation.DENSE_FORWARD, out, arguments, (act.parameter,), work)
+
+    def dense_backward(
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        act: Activation,
+        saved: Array | None,
+        dw: Array | None,
+        db: Array | None,
+        dx: Array | None,
+        scratch: Array,
+    ) -> None:
+        (rows, n_inputs), n_outputs = x.shape, w.shape[1]
+        dz, code = dy, LINEAR.code
+        if act.name != "linear":
+            self.activation_backward(act, dy, saved, scratch)
+            dz = scratch
+        work = rows * n_inputs * n_outputs / GRAIN
+        if dx is not None and rows:
+            data = (address_of(dz), address_of(w), 0, address_of(dx))
+            sizes = (rows, n_inputs, n_outputs, code)
+            self._multiply(self._operation.DENSE_DATA, dz, (*data, *sizes), (), work)
+        if dw is not None or db is not None:
+            pointers = tuple(map(address_of, (x, dz, dw, db)))
+            arguments = (*pointers, rows, n_inputs, n_outputs)
+            self._multiply(self._operation.DENSE_WEIGHTS, dz, arguments, (), work)
+
+    def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
+        shape = (x.shape[0], x.size // max(1, x.shape[0])) if x.ndim else (1, 1)
+        arguments = (address_of(x), address_of(out), *shape, act.code)
+        work = x.size / ELEMENT_GRAIN
+        if x.size:
+            self._run(self._operation.ACTIVATION_FORWARD, out, arguments, (act.parameter,), work)
+
+    def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
+        shape = (dy.shape[0], dy.size // max(1, dy.shape[0])) if dy.ndim else (1, 1)
+        pointers = (address_of(dy), address_of(saved), address_of(out))
+        work = dy.size / ELEMENT_GRAIN
+        if dy.size:
+            self._run(
+                self._operation.ACTIVATION_BACKWARD,
+                out,
+                (*pointers, *shape, act.code),
+                (act.parameter,),
+                work,
+            )
+
+    def batch_norm_forward(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        momentum: float,
+        eps: float,
+        out: Array,
+        saved: Array,
+    ) -> None:
+        scratch = np.zeros((2, x.shape[1]))
+        arrays = (x, gamma, beta, running_mean, running_var, out, saved)
+        arguments = (*map(address_of, arrays), *x.shape, address_of(scratch))
+        self._run(self._operation.BATCH_NORM_FORWARD, x, arguments, (momentum, eps))
+
+    def batch_norm_inference(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        eps: float,
+        out: Array,
+    ) -> None:
+        scratch = np.zeros(x.shape[1])
+        arrays = (x, gamma, beta, running_mean, running_var, out)
+        arguments = (*map(address_of, arrays), *x.shape, address_of(scratch))
+        self._run(self._operation.BATCH_NORM_INFERENCE, x, arguments, (eps,))
+
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        scratch = np.zeros((4, x.shape[1]))
+        arrays = (dy, x, gamma, saved, dgamma, dbeta, dx)
+        arguments = (*map(address_of, arrays), *x.shape, address_of(scratch))
+        self._run(self._operation.BATCH_NORM_BACKWARD, x, arguments)
+
+    def layer_norm_forward(
+        self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
+    ) -> None:
+        arguments = (*map(address_of, (x, gamma, beta, out, saved)), *x.shape)
+        self._run(self._operation.LAYER_NORM_FORWARD, x, arguments, (eps,))
+
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        arrays = (dy, x, gamma, saved, dgamma, dbeta, dx)
+        self._run(self._operation.LAYER_NORM_BACKWARD, x, (*map(address_of, arrays), *x.shape))
+
+    def dropout_forward(
+        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+    ) -> None:
+        bits = (_signed(seed), _signed(stream), stream >> 64)
+        arguments = (*map(address_of, (x, out, saved)), x.size, *bits)
+        work = x.size / ELEMENT_GRAIN
+        self._run(self._operation.DROPOUT_FORWARD, out, arguments, (rate,), work)
+
+    def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
+        arguments = (*map(address_of, (dy, saved, out)), dy.size)
+        self._run(self._operation.MULTIPLY, out, arguments, (), dy.size / ELEMENT_GRAIN)
+
+    def standardize_forward(self, x: Array, mean: Array, scale: Array, out: Array) -> None:
+        arguments = (*map(address_of, (x, mean, scale, out)), *x.shape)
+        work = x.size / ELEMENT_GRAIN
+        self._run(self._operation.STANDARDIZE_FORWARD, out, arguments, (), work)
+
+    def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
+        arguments = (*map(address_of, (dy, scale, out)), *dy.shape)
+        work = dy.size / ELEMENT_GRAIN
+        self._run(self._operation.STANDARDIZE_BACKWARD, out, arguments, (), work)
+
+    # -- losses and statistics ------------------------------------------------------------
+
+    def _over_outputs(
+        self,
+        operation: int,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        out: Array,
+        last_arguments: tuple[int, ...] = (),
+        numbers: tuple[float, ...] = (),
+        rows: slice | None = None,
+    ) -> None:
+        labels = target.ndim == 1
+        pointers = (
+            address_of(pred),
+            address_of(target) if labels else 0,
+            0 if labels else address_of(target),
+            address_of(weight),
+            address_of(out),
+        )
+        first, last = (0, len(pred)) if rows is None else (rows.start, rows.stop)
+        arguments = (*pointers, first, last, pred.shape[1], *last_arguments)
+        self._run(operation, pred, arguments, numbers)
+
+    def loss(
+        self,
+        formula: LossFormula,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        dpred: Array | None,
+        value: Array,
+    ) -> None:
+        code, scale = formula.code, 1.0
+        if formula.averages:
+            total = float(len(pred) if weight is None else weight.sum(dtype=np.float64))
+            scale = 1.0 / total if total > 0 else 0.0
+        value[...] = 0.0
+        numbers = (formula.parameter, scale, 0.0, scale)
+        if dpred is not None:
+            self._over_outputs(
+                self._operation.LOSS, pred, target, weight, value,
+                (code, 0, address_of(dpred)), numbers,
+            )  # fmt: skip
+            return
+        # the kernels always leave a derivative: here in a block that is thrown away
+        blocks = list(row_slices(*pred.shape))
+        scratch = np.empty((max((s.stop - s.start for s in blocks), default=0), pred.shape[1]),
+                           pred.dtype)  # fmt: skip
+        for rows in blocks:
+            self._over_outputs(
+                self._operation.LOSS, pred, target, weight, value,
+                (code, 0, address_of(scratch)), numbers, rows,
+            )  # fmt: skip
+
+    def count_correct(
+        self,
+        pred: Array,
+        target: Array,
+        weight: Array | None,
+        threshold: float | None,
+        top: int,
+        out: Array,
+    ) -> None:
+        out[...] = 0.0
+        self._over_outputs(
+            self._operation.COUNT_CORRECT, pred, target, weight, out,
+            (top, int(threshold is not None)), (0.0, 0.0, threshold or 0.0),
+        )  # fmt: skip
+
+    def confusion_counts(
+        self, pred: Array, target: Array, weight: Array | None, threshold: float | None, out: Array
+    ) -> None:
+        out[...] = 0.0
+        self._over_outputs(
+            self._operation.CONFUSION_COUNTS, pred, target, weight, out,
+            (0, int(threshold is not None)), (0.0, 0.0, threshold or 0.0),
+        )  # fmt: skip
+
+    def regression_sums(self, pred: Array, target: Array, weight: Array | None, out: Array) -> None:
+        out[...] = 0.0
+        self._over_outputs(self._operation.REGRESSION_SUMS, pred, target, weight, out)
+
+    # -- gradients and updates ------------------------------------------------------------
+
+    def _over_parameters(
+        self,
+        operation: int,
+        arrays: tuple[Array | None, ...],
+        numbers: tuple[float, ...],
+        code: int = 0,
+        threads: bool = True,
+        loss: Array | None = None,
+    ) -> None:
+        size = max(0 if array is None else array.size for array in arrays)
+        like = next(array for array in arrays if array is not None)
+        pointers = (*map(address_of, arrays), 0, 0, 0, 0)[:4]
+        work = size / ELEMENT_GRAIN if threads else 0.0
+        self._run(operation, like, (size, *pointers, address_of(loss), code), numbers, work)
+
+    def penalty(self, param: Array, l1: float, l2: float, grad: Array | None, loss: Array) -> None:
+        self._over_parameters(self._operation.PENALTY, (param, grad), (l1, l2), 0, False, loss)
+
+    def clip_by_global_norm(self, grad: Array, limit: float) -> None:
+        self._over_parameters(self._operation.CLIP, (None, grad), (limit,), threads=False)
+
+    def step_scratch_size(self, size: int) -> int:
+        return 0
+
+    def update(
+        self,
+        rule: UpdateRule,
+        param: Array,
+        grad: Array,
+        slots: Sequence[Array],
+        lr: float,
+        step: int,
+        scratch: Array,
+    ) -> None:
+        corrected = rule.corrected(lr, step) if rule.name == "adam" else (0.0, 0.0)
+        numbers = (lr, *corrected, *rule.numbers)
+        self._over_parameters(self._operation.UPDATE, (param, grad, *slots), numbers, rule.code)
+
+
+_FLOAT32 = np.zeros(0, np.float32)

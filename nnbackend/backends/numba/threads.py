@@ -1,0 +1,94 @@
+"""How many threads compiled code may use, and of which pool."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+from nnbackend._checks import check_size
+from nnbackend.errors import DataError
+
+
+class Threads:
+    """How many threads kernels may use, and whether this process can fork work at all.
+
+    Attributes:
+        layer: "tbb" or "omp"; "serial" where only Numba's workqueue is there, which is not safe
+            to use from two Python threads.
+    """
+
+    def __init__(self) -> None:
+        import numba
+
+        _load_tbb()
+        self.layer = _threading_layer()
+        self.most = int(numba.config.NUMBA_NUM_THREADS)
+        self.count = 1 if self.layer == "serial" else self.most
+        self._listeners: weakref.WeakSet[Any] = weakref.WeakSet()
+        wanted = os.environ.get("NN_NUM_THREADS", "").strip()
+        if wanted:
+            if not wanted.isdigit():
+                raise DataError(f"NN_NUM_THREADS must be a whole number; received {wanted!r}")
+            self.set(int(wanted), "NN_NUM_THREADS")
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def set(self, count: int, name: str = "set_num_threads") -> None:
+        """Use at most ``count`` threads from the next step on."""
+        count = check_size(name, count)
+        if count > self.most:
+            raise DataError(
+                f"{name}: this process has {self.most} threads for kernels, one for each "
+                f"processor it may use; received {count}. NUMBA_NUM_THREADS, set before Python "
+                f"starts, changes that"
+            )
+        self.count = 1 if self.layer == "serial" else count
+        self._announce()
+
+    def watch(self, listener: Any) -> None:
+        """Call ``listener.threads_changed()`` when the number changes."""
+        self._listeners.add(listener)
+
+    def _after_fork(self) -> None:
+        # the other threads of the pool do not exist here
+        self.layer, self.count = "serial", 1
+        self._announce()
+
+    def _announce(self) -> None:
+        for listener in list(self._listeners):
+            listener.threads_changed()
+
+
+def _load_tbb() -> None:
+    """The wheel ``tbb`` puts its library where only this environment's Python looks."""
+    names = ("tbb12.dll",) if os.name == "nt" else ("libtbb.so.12", "libtbb.12.dylib")
+    folders = [Path(sys.prefix) / part for part in ("lib", "Library/bin")]
+    for path in (folder / name for folder in folders for name in names):
+        if path.exists():
+            try:
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                continue
+            return
+
+
+def _threading_layer() -> str:
+    """The first of Numba's safe layers that loads."""
+    import numba
+
+    asked = str(numba.config.THREADING_LAYER)
+    wanted = {"tbb": ("tbb",), "omp": ("omp",), "workqueue": ()}.get(asked, ("tbb", "omp"))
+    for name in wanted:
+        try:
+            importlib.import_module(f"numba.np.ufunc.{name}pool")
+        except ImportError:
+            continue
+        if asked in ("default", "safe", "threadsafe", "forksafe"):
+            numba.config.THREADING_LAYER = name
+        return name
+    return "serial"

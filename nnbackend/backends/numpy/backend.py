@@ -1,0 +1,283 @@
+"""The reference backend: every operation in plain array code, over ``self._xp``.
+
+Formulas stand as one would write them on paper. Arrays are taken in blocks that fit the
+processor's cache, which bounds the temporaries whatever the size of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnbackend.backends.numpy.activations import ACTIVATIONS
+from nnbackend.backends.numpy.blocks import BLOCK, row_slices, slices
+from nnbackend.backends.numpy.losses import NumpyLosses
+from nnbackend.backends.numpy.updates import NumpyUpdates
+from nnbackend.backends.types import Activation, Array, Availability, DType
+from nnbackend.errors import OutOfMemoryError
+from nnbackend.kernels.philox import philox_words
+
+ALIGNMENT = 64
+
+
+class NumpyBackend(NumpyLosses, NumpyUpdates):
+    """NumPy on the CPU; its BLAS brings the threads."""
+
+    name: ClassVar[str] = "numpy"
+    _xp: Any = np
+
+    # -- arrays ---------------------------------------------------------------------------
+
+    @classmethod
+    def is_available(cls) -> Availability:
+        return Availability(True, devices=("numpy",))
+
+    def owns(self, x: object) -> bool:
+        return isinstance(x, np.ndarray)
+
+    def asarray(self, data: Any, dtype: DType) -> Array:
+        if type(data) is np.ndarray and data.dtype == dtype and data.flags.c_contiguous:
+            return data
+        self.adopt(data)
+        with np.errstate(over="ignore", invalid="ignore"):  # checked where it matters
+            return np.asarray(data, dtype=dtype, order="C")
+
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(x)
+
+    def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
+        sizes = (shape,) if isinstance(shape, int) else shape
+        size = math.prod(sizes) * np.dtype(dtype).itemsize
+        try:
+            memory = np.zeros(size + ALIGNMENT, np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise OutOfMemoryError(
+                f"{self.device} has not the memory for an array of shape {shape}: {size:,} bytes; "
+                f"choose narrower layers or a smaller batch"
+            ) from error
+        start = -memory.ctypes.data % ALIGNMENT
+        return memory[start : start + size].view(dtype).reshape(shape)
+
+    def synchronize(self) -> None:
+        pass
+
+    def take_rows(self, x: Array, idx: Array, out: Array) -> None:
+        # any mode but "clip" makes NumPy buffer the output
+        np.take(x, idx, axis=0, out=out, mode="clip")
+
+    def all_finite(self, x: Array) -> bool:
+        # a finite sum has finite terms; an infinite one may be an overflow
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.add.reduce(x, axis=None)):
+                return True
+        flat = x.reshape(-1)
+        return all(bool(np.isfinite(flat[s]).all()) for s in slices(flat.size, BLOCK))
+
+    def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
+        xp, flat = self._xp, out.reshape(-1)
+        for s in slices(flat.size, BLOCK):
+            first, last = (offset + s.start) // 4, (offset + s.stop + 3) // 4
+            counters = xp.arange(first, last, dtype=xp.uint64)
+            words = xp.stack(philox_words(xp, counters, stream, seed), axis=1).reshape(-1)
+            flat[s] = words[: s.stop - s.start]
+
+    # -- layers ---------------------------------------------------------------------------
+
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
+    ) -> None:
+        z = out if saved is None else saved
+        self._xp.matmul(x, w, out=z)
+        if b is not None:
+            self._xp.add(z, b, out=z)
+        self.activation_forward(act, z, out)
+
+    def dense_backward(
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        act: Activation,
+        saved: Array | None,
+        dw: Array | None,
+        db: Array | None,
+        dx: Array | None,
+        scratch: Array,
+    ) -> None:
+        dz = dy
+        if act.name != "linear":
+            dz = scratch
+            self.activation_backward(act, dy, saved, dz)
+        if dw is not None:
+            self._xp.matmul(x.T, dz, out=dw)
+        if db is not None:
+            self._xp.add.reduce(dz, axis=0, out=db)
+        if dx is not None:
+            self._xp.matmul(dz, w.T, out=dx)
+
+    def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
+        if act.name == "linear":
+            if out is not x:
+                out[...] = x
+            return
+        function, _ = ACTIVATIONS[act.name]
+        if act.name == "relu":  # needs no temporaries
+            function(self._xp, x, out, 0.0)
+            return
+        blocks = self._row_blocks if act.name == "softmax" else self._blocks
+        with np.errstate(over="ignore", under="ignore"):
+            for x_block, out_block in blocks(x, out):
+                function(self._xp, x_block, out_block, act.parameter)
+
+    def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
+        if act.name == "linear":
+            if out is not dy:
+                out[...] = dy
+            return
+        _, function = ACTIVATIONS[act.name]
+        blocks = self._row_blocks if act.name == "softmax" else self._blocks
+        with np.errstate(over="ignore", under="ignore"):
+            for dy_block, saved_block, out_block in blocks(dy, saved, out):
+                function(self._xp, dy_block, saved_block, out_block, act.parameter)
+
+    def batch_norm_forward(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        momentum: float,
+        eps: float,
+        out: Array,
+        saved: Array,
+    ) -> None:
+        xp, rows = self._xp, x.shape[0]
+        mean, inv_std = saved
+        xp.mean(x, axis=0, out=mean)
+        xp.subtract(x, mean, out=out)
+        variance = xp.einsum("bn,bn->n", out, out) / rows
+        inv_std[...] = 1.0 / xp.sqrt(variance + eps)
+        out *= gamma * inv_std
+        out += beta
+        running_mean += momentum * (mean - running_mean)
+        running_var += momentum * (variance * (rows / (rows - 1)) - running_var)
+
+    def batch_norm_inference(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        running_mean: Array,
+        running_var: Array,
+        eps: float,
+        out: Array,
+    ) -> None:
+        xp = self._xp
+        xp.subtract(x, running_mean, out=out)
+        out *= gamma / xp.sqrt(running_var + eps)
+        out += beta
+
+    def batch_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        rows = x.shape[0]
+        mean, inv_std = saved
+        dgamma[...] = 0
+        dbeta[...] = 0
+        for dy_block, x_block in self._row_blocks(dy, x):
+            dgamma += (dy_block * (x_block - mean) * inv_std).sum(axis=0)
+            dbeta += dy_block.sum(axis=0)
+        if dx is None:
+            return
+        for dy_block, x_block, dx_block in self._row_blocks(dy, x, dx):
+            n = (x_block - mean) * inv_std
+            dx_block[...] = gamma * inv_std * (dy_block - dbeta / rows - n * (dgamma / rows))
+
+    def layer_norm_forward(
+        self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
+    ) -> None:
+        xp = self._xp
+        for rows, (x_block, out_block) in self._numbered_row_blocks(x, out):
+            mean = x_block.mean(axis=1, keepdims=True)
+            centred = x_block - mean
+            inv_std = 1.0 / xp.sqrt((centred * centred).mean(axis=1, keepdims=True) + eps)
+            out_block[...] = centred * inv_std * gamma + beta
+            if saved is not None:
+                saved[0, rows] = mean[:, 0]
+                saved[1, rows] = inv_std[:, 0]
+
+    def layer_norm_backward(
+        self,
+        dy: Array,
+        x: Array,
+        gamma: Array,
+        saved: Array,
+        dgamma: Array,
+        dbeta: Array,
+        dx: Array | None,
+    ) -> None:
+        dgamma[...] = 0
+        dbeta[...] = 0
+        target = x if dx is None else dx
+        for rows, (dy_block, x_block, dx_block) in self._numbered_row_blocks(dy, x, target):
+            inv_std = saved[1, rows, None]
+            n = (x_block - saved[0, rows, None]) * inv_std
+            dgamma += (dy_block * n).sum(axis=0)
+            dbeta += dy_block.sum(axis=0)
+            if dx is not None:
+                g = dy_block * gamma
+                g_mean = g.mean(axis=1, keepdims=True)
+                dx_block[...] = inv_std * (g - g_mean - n * (g * n).mean(axis=1, keepdims=True))
+
+    def dropout_forward(
+        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+    ) -> None:
+        xp = self._xp
+        threshold = int(rate * 2.0**32)
+        flat, scale = saved.reshape(-1), saved.dtype.type(1.0 / (1.0 - rate))
+        for s in slices(flat.size, BLOCK):
+            bits = xp.empty(s.stop - s.start, xp.uint32)
+            self.random_bits(bits, seed, stream, s.start)
+            xp.multiply(bits >= threshold, scale, out=flat[s])
+        xp.multiply(x, saved, out=out)
+
+    def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
+        self._xp.multiply(dy, saved, out=out)
+
+    def standardize_forward(self, x: Array, mean: Array, scale: Array, out: Array) -> None:
+        self._xp.subtract(x, mean, out=out)
+        out *= scale
+
+    def standardize_backward(self, dy: Array, scale: Array, out: Array) -> None:
+        self._xp.multiply(dy, scale, out=out)
+
+    # -- blocks -----------------------------------------------------------------------------
+
+    def _blocks(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
+        """The arrays, all of one size, as flat pieces of at most BLOCK elements."""
+        if arrays[0].size <= BLOCK:
+            yield arrays
+            return
+        flat = [a.reshape(-1) for a in arrays]
+        for s in slices(flat[0].size, BLOCK):
+            yield tuple(a[s] for a in flat)
+
+    def _row_blocks(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
+        """The arrays, (B, N) each, as pieces of whole rows of about BLOCK elements."""
+        for _, pieces in self._numbered_row_blocks(*arrays):
+            yield pieces
+
+    def _numbered_row_blocks(self, *arrays: Array) -> Iterator[tuple[slice, tuple[Array, ...]]]:
+        for s in row_slices(*arrays[0].shape):
+            yield s, tuple(a[s] for a in arrays)

@@ -1,0 +1,125 @@
+"""What the contract is written in: arrays, dtypes, and formulas with their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.errors import unknown_name
+from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES, Saves
+
+Array = Any  #: an array of some backend: supports slicing, ``reshape`` and ``a[...] = b``
+DType = np.dtype[Any]
+
+
+class Activation(NamedTuple):
+    """An activation as backends see it: its name, and the slope or scale if it has one."""
+
+    name: str
+    parameter: float = 0.0
+
+    @property
+    def code(self) -> int:
+        """Its number in compiled code."""
+        return int(ACTIVATIONS[self.name].code)
+
+    @property
+    def saves(self) -> Saves:
+        """What its backward pass wants as ``saved``: the output y, the input z, or nothing."""
+        return ACTIVATIONS[self.name].saves
+
+
+LINEAR = Activation("linear")
+
+
+class LossFormula(NamedTuple):
+    """A loss as backends see it: its name, and delta or the like if it has one."""
+
+    name: str
+    parameter: float = 0.0
+
+    @property
+    def code(self) -> int:
+        """Its number in compiled code."""
+        return int(LOSSES[self.name].code)
+
+    @property
+    def averages(self) -> bool:
+        """Whether it is a mean over the rows' weights, not a sum."""
+        return bool(LOSSES[self.name].averages)
+
+
+class UpdateRule(NamedTuple):
+    """An optimizer as backends see it: its name, and the numbers that its formula has."""
+
+    name: str
+    momentum: float = 0.0
+    nesterov: float = 0.0
+    rho: float = 0.0
+    beta1: float = 0.0
+    beta2: float = 0.0
+    eps: float = 0.0
+    weight_decay: float = 0.0
+
+    @property
+    def code(self) -> int:
+        """Its number in compiled code."""
+        return int(UPDATES[self.name].code)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the vectors that it keeps."""
+        return tuple(UPDATES[self.name].slots)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """In the order of ``kernels.codes.UPDATE_NUMBERS``."""
+        return tuple(map(float, self[1:]))
+
+    def corrected(self, lr: float, step: int) -> tuple[float, float]:
+        """Rate and eps with which m and v give Adam's step lr m_hat / (sqrt(v_hat) + eps): both
+        bias corrections moved out of the vectors."""
+        root = (1.0 - self.beta2 ** (step + 1)) ** 0.5
+        return lr * root / (1.0 - self.beta1 ** (step + 1)), self.eps * root
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run here.
+
+    Attributes:
+        ok: it can.
+        reason: why not, in one sentence, then the command that mends it; empty when ok.
+        devices: names for ``get_backend``, such as ``("cuda:0", "cuda:1")``.
+        detail: what it will use, where there is a choice.
+    """
+
+    ok: bool
+    reason: str = ""
+    devices: tuple[str, ...] = ()
+    detail: str = ""
+
+
+#: Precisions of the numbers that products of float32 matrices multiply; sums are float32 in each,
+#: and so are weights, outputs and everything else.
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def check_precision(precision: str) -> str:
+    """``precision`` if it is one of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    return precision
+
+
+#: DLPack's number for memory of a CUDA device.
+_DLPACK_CUDA = 2
+
+
+def is_on_gpu(x: Any) -> bool:
+    """Whether ``x`` is an array of some library in the memory of a CUDA device."""
+    if hasattr(x, "__cuda_array_interface__"):
+        return True
+    return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) == _DLPACK_CUDA

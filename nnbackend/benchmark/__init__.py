@@ -1,0 +1,1 @@
+"""The benchmark behind ``nnbackend bench`` and ``pytest benchmarks``."""

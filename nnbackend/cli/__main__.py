@@ -1,0 +1,5 @@
+"""``python -m nnbackend.cli``."""
+
+from nnbackend.cli.app import main
+
+main()

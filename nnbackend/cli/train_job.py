@@ -1,0 +1,408 @@
+"""A training job as the command line runs it: settings -> data -> model -> fit -> picture."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnbackend import plot
+from nnbackend._checks import check_number, check_size
+from nnbackend.data import datasets
+from nnbackend.data.csv import MissingTargetError
+from nnbackend.data.dataset import Dataset, Task, check_task, existing
+from nnbackend.data.readers import read
+from nnbackend.errors import CheckpointError, DataError, ShapeError, unknown_name
+from nnbackend.layers import Dense, Dropout, Standardize
+from nnbackend.layers.base import Layer
+from nnbackend.model.loading import load
+from nnbackend.model.sequential import Sequential
+from nnbackend.optimizers import resolve_optimizer
+from nnbackend.schedules import CosineDecay, Schedule
+from nnbackend.training.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Learning rates that suit small and middle-sized networks, where none is given.
+LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 0.002, "adam": 0.005, "adamw": 0.005}
+SCHEDULES = ("cosine", "constant")
+
+#: Settings that a resumed training cannot change: they made the arrays in the file, or count
+#: the steps that its learning rate follows.
+FIXED = (
+    "hidden", "activation", "dropout", "dtype", "optimizer", "seed", "validation", "task",
+    "batch_size",
+)  # fmt: skip
+#: Settings from which the learning rate of every step follows.
+RATE = ("lr", "schedule", "epochs")
+
+#: Data sets that come with nnbackend, by name, each from a seed.
+BUILT_IN: Mapping[str, Callable[[int], Any]] = {
+    "digits": lambda seed: datasets.digits(),
+    "spiral": lambda seed: datasets.spiral(seed=seed),
+    "vertical": lambda seed: datasets.vertical(seed=seed),
+    "moons": lambda seed: datasets.moons(seed=seed),
+    "circles": lambda seed: datasets.circles(seed=seed),
+    "sine": lambda seed: datasets.sine(),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``nnbackend train``, checked.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        activation, dropout: of and after each hidden layer.
+        lr: highest learning rate; None takes what suits the optimizer.
+        schedule: "cosine" falls to 0 at the last step, "constant" stays.
+        validation: share of rows kept for validation, 0 for none.
+        target: name or number of a CSV's target column; None takes the last.
+        task: "auto", "classification" or "regression".
+    """
+
+    hidden: tuple[int, ...] = (128,)
+    activation: str = "relu"
+    epochs: int = 30
+    batch_size: int = 32
+    lr: float | None = None
+    schedule: str = "cosine"
+    optimizer: str = "adam"
+    dropout: float = 0.0
+    validation: float = 0.2
+    seed: int = 1
+    dtype: str = "float32"
+    target: str | None = None
+    task: Task = "auto"
+
+    def __post_init__(self) -> None:
+        for width in self.hidden:
+            check_size("hidden", width)
+        check_size("epochs", self.epochs)
+        check_size("batch_size", self.batch_size)
+        check_number("dropout", self.dropout, 0.0, 1.0, high_open=True)
+        check_number("validation", self.validation, 0.0, 1.0, high_open=True)
+        check_task(self.task)
+        if self.lr is not None:
+            check_number("lr", self.lr, 0.0, low_open=True)
+        for kind, name, choices in (
+            ("optimizer", self.optimizer, LEARNING_RATES),
+            ("schedule", self.schedule, SCHEDULES),
+        ):
+            if name not in choices:
+                raise unknown_name(kind, name, choices)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Settings from a TOML file; keys are the options' names, with - or _."""
+    try:
+        content = tomllib.loads(existing(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not TOML that can be read: {error}") from error
+    known = {f.name for f in fields(Settings)}
+    settings = {key.replace("-", "_"): value for key, value in content.items()}
+    for name in settings:
+        if name not in known:
+            raise DataError(f"{path}: {unknown_name('setting', name, known)}")
+    if "hidden" in settings:
+        hidden = settings["hidden"]
+        settings["hidden"] = (
+            tuple(hidden) if isinstance(hidden, list) else parse_widths(str(hidden))
+        )
+    return settings
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """ "128,64" -> (128, 64); "0" -> no hidden layers."""
+    try:
+        widths = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        widths = (-1,)
+    if widths == (0,):
+        return ()
+    if not widths or min(widths) < 1:
+        raise DataError(
+            f"hidden must be whole numbers above 0 with commas between them, such as 128,64, or "
+            f"0 for no hidden layer; received {text!r}"
+        )
+    return widths
+
+
+# -- data -------------------------------------------------------------------------------------
+
+
+def load_data(
+    name: str,
+    seed: int = 1,
+    target: str | None = None,
+    task: Task = "auto",
+    features: tuple[str, ...] | None = None,
+) -> Dataset:
+    """A file or folder, or a built-in data set by name."""
+    if name in BUILT_IN and not Path(name).exists():
+        x, y = BUILT_IN[name](seed)
+        classes = None
+        if y.dtype.kind == "i":
+            classes = tuple(str(c) for c in range(int(y.max()) + 1))
+        return Dataset(x, y, classes, image_shape=(8, 8) if name == "digits" else None)
+    if not Path(name).exists():
+        close = unknown_name("data set", name, BUILT_IN)
+        raise DataError(f"there is no file or folder {name}, and the built-in {close}")
+    return read(name, target, task, features)
+
+
+def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The same rows, classes numbered as a model numbers them."""
+    if data.class_names is None or data.y is None:
+        return data
+    unknown = [name for name in data.class_names if name not in names]
+    if unknown:
+        raise DataError(
+            f"the data has classes that the model does not know: {', '.join(unknown)}; it knows "
+            f"{', '.join(names)}"
+        )
+    numbers = np.array([names.index(name) for name in data.class_names])
+    return replace(data, y=numbers[data.y], class_names=names)
+
+
+def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
+    """Data for a trained model: its columns, its classes, its width.
+
+    Args:
+        with_target: read targets; without them a CSV needs no target column.
+    """
+    info = model.info
+    features = info.get("feature_names")
+    classes = info.get("class_names")
+    task: Task = "auto" if classes is None else "classification"
+    if info.get("kind") == "csv":
+        task = "regression" if classes is None else "classification"
+    columns = None if with_target or features is None else tuple(features)
+    target = info.get("target_name")
+    try:
+        data = load_data(test_images(name), model.seed, target, task, columns)
+    except MissingTargetError as error:
+        raise DataError(
+            f"{name} has no column {target!r}, the target this model was trained on; for data "
+            f"without targets use predict"
+        ) from error
+    if with_target and data.y is None:
+        raise DataError(f"{name} holds no targets to compare with")
+    if with_target and features is not None and data.feature_names is not None:
+        missing = [f for f in features if f not in data.feature_names]
+        if missing:
+            raise DataError(f"{name} lacks the columns {', '.join(missing)}")
+        order = [data.feature_names.index(f) for f in features]
+        data = replace(data, x=np.ascontiguousarray(data.x[:, order]))
+    if data.x.shape[1] != model.n_inputs:
+        raise ShapeError(f"the model takes {model.n_inputs} inputs; {name} has {data.x.shape[1]}")
+    return align_classes(data, tuple(classes)) if classes is not None and with_target else data
+
+
+def test_images(name: str) -> str:
+    """The test images of a folder in MNIST's layout, which a model was not trained on; else
+    ``name`` itself."""
+    found = sorted(Path(name).glob("t10k-images-idx3-ubyte*")) if Path(name).is_dir() else []
+    return str(found[0]) if found else name
+
+
+def describe(data: Dataset, validation: float = 0.0) -> str:
+    """One line: what was read, and what is learnt from it."""
+    held_out = round(len(data.x) * validation)
+    rows = f"{len(data.x)} rows"
+    if held_out:
+        rows = f"{len(data.x) - held_out} training and {held_out} validation rows"
+    what = "" if data.target_name is None else f"target {data.target_name!r}: "
+    if data.class_names is None:
+        return f"{what}numbers (regression); {rows}"
+    remedy = "; --task regression for numbers" if _all_numbers(data.class_names) else ""
+    hint = remedy if data.kind in ("csv", "npz") else ""
+    return f"{what}{len(data.class_names)} classes{hint}; {rows}"
+
+
+def _all_numbers(names: tuple[str, ...]) -> bool:
+    return all(name.lstrip("-").replace(".", "", 1).isdigit() for name in names)
+
+
+# -- model ------------------------------------------------------------------------------------
+
+
+def build_model(settings: Settings, data: Dataset, backend: str | None = None) -> Sequential:
+    """A compiled model for this data."""
+    x, y = data
+    if y is None:
+        raise DataError("the data holds no targets to learn")
+    classification = data.class_names is not None
+    outputs = len(data.class_names) if data.class_names is not None else y.shape[1]
+    layers: list[Layer] = [Standardize(x.shape[1])] if data.kind == "csv" else []
+    width = x.shape[1]
+    for units in settings.hidden:
+        layers.append(Dense(width, units, activation=settings.activation))
+        if settings.dropout:
+            layers.append(Dropout(settings.dropout))
+        width = units
+    layers.append(Dense(width, outputs))
+    if not classification and data.kind != "builtin":
+        layers.append(_in_units_of(y))
+    model = Sequential(layers, settings.seed, settings.dtype, backend)
+    model.compile(
+        loss="softmax_cross_entropy" if classification else "mean_squared_error",
+        optimizer=resolve_optimizer(
+            {"name": settings.optimizer, "lr": learning_rate(settings, len(x))}
+        ),
+        metrics=["accuracy"] if classification else ["r2"],
+    )
+    model.info = {
+        "settings": asdict(settings),
+        "class_names": data.class_names,
+        "feature_names": data.feature_names,
+        "target_name": data.target_name,
+        "image_shape": data.image_shape,
+        "kind": data.kind,
+    }
+    return model
+
+
+def _in_units_of(y: np.ndarray[Any, Any]) -> Dense:
+    """A fixed last layer from standardized outputs to the targets' own mean and scale, so that
+    the layers before it learn numbers near 1 whatever the units."""
+    mean, std = y.mean(axis=0, dtype=np.float64), y.std(axis=0, dtype=np.float64)
+    scale = np.diag(np.where(std > 0, std, 1.0))
+    return Dense(len(mean), len(mean), weight_init=scale, bias_init=mean, trainable=False)
+
+
+def learning_rate(settings: Settings, rows: int) -> float | Schedule:
+    """The rate, or the schedule over all of the training's steps."""
+    highest = settings.lr or LEARNING_RATES[settings.optimizer]
+    if settings.schedule == "constant":
+        return highest
+    trained = rows - round(rows * settings.validation)
+    return CosineDecay(highest, steps=settings.epochs * -(-trained // settings.batch_size))
+
+
+def resume(
+    path: Path, given: Mapping[str, Any], backend: str | None
+) -> tuple[Settings, Sequential]:
+    """A model to train on, and its settings with those given now.
+
+    Raises:
+        CheckpointError: the file was not written by a training, or ``given`` contradicts it.
+    """
+    model = load(path, backend)
+    if "settings" not in model.info:
+        raise CheckpointError(
+            f"{path} was not written by nnbackend train, so its settings are not known; train it "
+            f"on in Python: nn.load(path).fit(...)"
+        )
+    saved_settings = dict(model.info["settings"])
+    saved_settings["hidden"] = tuple(saved_settings["hidden"])
+    saved = Settings(**saved_settings)
+    for name in FIXED:
+        if name in given and given[name] != getattr(saved, name):
+            raise CheckpointError(
+                f"{path} was trained with {name} {getattr(saved, name)}; received "
+                f"{given[name]}. Leave that option out, or begin anew without --resume"
+            )
+    settings = replace(saved, **given)
+    if model.epoch >= settings.epochs:
+        raise CheckpointError(
+            f"{path} has been trained for {model.epoch} epochs already; pass --epochs above "
+            f"that to go on"
+        )
+    return settings, model
+
+
+def check_resumed_data(model: Sequential, data: Dataset, path: Path) -> Dataset:
+    """The data in the order of the model's classes, or an error if it is of another kind."""
+    if data.x.shape[1] != model.n_inputs:
+        raise CheckpointError(
+            f"{path} was trained on rows of {model.n_inputs} values; the data has {data.x.shape[1]}"
+        )
+    classes, features = model.info["class_names"], model.info["feature_names"]
+    if (classes is None) != (data.class_names is None):
+        raise CheckpointError(f"{path} was trained for another task than this data is for")
+    if features is not None and data.feature_names != tuple(features):
+        raise CheckpointError(
+            f"{path} was trained on the columns {', '.join(features)}; the data has "
+            f"{', '.join(data.feature_names or ())}"
+        )
+    return data if classes is None else align_classes(data, tuple(classes))
+
+
+def train(settings: Settings, model: Sequential, data: Dataset) -> History:
+    """Fit until the model has had ``settings.epochs`` epochs in all."""
+    x, y = data
+    before = model.info["settings"]
+    if any(before[name] != getattr(settings, name) for name in RATE):
+        model.optimizer.lr = learning_rate(settings, len(x))
+    model.info["settings"] = asdict(settings)
+    return model.fit(
+        x,
+        y,
+        epochs=settings.epochs - model.epoch,
+        batch_size=settings.batch_size,
+        validation_split=settings.validation,
+    )
+
+
+def result_text(history: History) -> str:
+    """One line: epochs, time, and how good the model is."""
+    last = history.last()
+    measure = next((name for name in ("accuracy", "r2") if name in last), "loss")
+    epochs = f"{history.epochs} epoch{'' if history.epochs == 1 else 's'}"
+    parts = [f"{epochs} in {sum(history.seconds):.2f} s"]
+    for name, label in ((measure, "training"), (f"val_{measure}", "validation")):
+        if name in last:
+            value = f"{100 * last[name]:.2f} %" if measure == "accuracy" else f"{last[name]:.4f}"
+            parts.append(f"{label} {measure} {value}")
+    return ", ".join(parts)
+
+
+# -- picture ----------------------------------------------------------------------------------
+
+
+def picture(model: Sequential, data: Dataset) -> Figure:
+    """One page that suits the task: curves, then what the model does on held-out rows."""
+    x, y = data
+    share = model.info["settings"]["validation"]
+    rows = model.split_rows(len(x), share)[1] if share else np.arange(len(x))
+    where = "validation rows" if share else "all rows"
+    x, y = x[rows], y[rows]
+    classes = data.class_names
+    history = model.history
+    panels: list[Callable[[Axes], Axes]] = [lambda ax: plot.history(history, "loss", ax)]
+    if classes is None:
+        panels += [
+            lambda ax: plot.history(history, "r2", ax),
+            lambda ax: _titled(plot.regression_fit(model, x, y, ax=ax), where),
+        ]
+    else:
+        predicted = plot.predicted_classes(model, x)
+        panels += [
+            lambda ax: plot.history(history, "accuracy", ax),
+            lambda ax: _titled(plot.confusion_matrix(y, predicted, classes, ax), where),
+        ]
+        if data.image_shape is not None:
+            shape = data.image_shape
+            panels += [
+                lambda ax: plot.worst_mistakes(model, x, y, shape, 15, classes, ax),
+                lambda ax: plot.first_layer_weights(model, shape, 24, ax),
+            ]
+        elif model.n_inputs == 2:
+            panels.append(
+                lambda ax: _titled(
+                    plot.decision_regions(model, x, y, ax, 200, classes, data.feature_names), where
+                )
+            )
+    return plot.page(panels)
+
+
+def _titled(ax: Axes, title: str) -> Axes:
+    ax.set_title(title, fontsize=9)
+    return ax

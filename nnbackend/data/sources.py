@@ -1,0 +1,222 @@
+"""Where batches come from: arrays on the device, arrays read in blocks, iterables of batches.
+
+Everything is checked before a model is touched; what leaves is ready for an executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from nnbackend._files import RowSubset, read_rows
+from nnbackend.backends.contract import Backend, Uploads
+from nnbackend.backends.types import DType
+from nnbackend.data.prefetch import BlocksAhead
+from nnbackend.data.validation import ClassWeight, checked, class_factors
+from nnbackend.errors import DataError
+from nnbackend.executor.base import Data
+from nnbackend.program.table import Program
+
+HostArray = np.ndarray[Any, Any]
+#: Host data that must be converted are converted whole up to this size, in bytes; above it, and
+#: always for memory-mapped files, block by block. A GPU gets data whole if they fit there.
+RESIDENT_BYTES = 1 << 28
+#: Size of such a block, in bytes.
+BLOCK_BYTES = 1 << 25
+
+
+class ArraySource:
+    """Rows of arrays in host memory, in a file, or on the device.
+
+    Attributes:
+        n_rows: number of rows.
+        data: all rows on the device, or None where they are read in blocks.
+    """
+
+    def __init__(
+        self, backend: Backend, dtype: DType, x: Any, target: HostArray, weight: HostArray | None
+    ) -> None:
+        self.backend, self.dtype = backend, dtype
+        self.x, self.target, self.weight = x, target, weight
+        self.n_rows = len(x)
+        self.data: Data | None = None
+        self._uploads: Uploads | None = None
+        if not self._is_staged():
+            self.data = self._to_device(x, target, weight)
+
+    def _is_staged(self) -> bool:
+        x = self.x
+        if isinstance(x, np.memmap | RowSubset):
+            return True
+        if not isinstance(x, np.ndarray) or (self.backend.owns(x) and x.dtype == self.dtype):
+            return False
+        size, spare = x.size * self.dtype.itemsize, self.backend.spare_bytes()
+        if spare is not None:
+            return size > spare
+        return x.dtype != self.dtype and size > RESIDENT_BYTES
+
+    def _to_device(self, x: Any, target: HostArray, weight: HostArray | None) -> Data:
+        arrays = self._with_dtypes(x, target, weight)
+        return Data(*(self.backend.asarray(*pair) for pair in arrays))
+
+    def _with_dtypes(
+        self, x: Any, target: HostArray, weight: HostArray | None
+    ) -> list[tuple[Any, DType]]:
+        """The arrays of some rows, no weights if there are none, each with the dtype that it has
+        on the device."""
+        target_dtype = self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
+        arrays = [(x, self.dtype), (target, target_dtype)]
+        return arrays if weight is None else [*arrays, (weight, self.dtype)]
+
+    @property
+    def block_rows(self) -> int:
+        """Rows to read at a time: all of them where they are on the device."""
+        if self.data is not None:
+            return self.n_rows
+        return max(1, BLOCK_BYTES // (int(self.x.shape[1]) * self.dtype.itemsize))
+
+    def block(self, rows: slice | HostArray) -> Data:
+        """Some rows on the device, in the order asked for."""
+        if self.data is not None and isinstance(rows, slice):
+            return self.data.rows(rows.start, rows.stop)
+        return self._to_device(*self._on_host(rows))
+
+    def host_block(self, rows: slice | HostArray) -> list[tuple[HostArray, DType]]:
+        """Some rows as they are on the host, each array with the dtype that it has on the
+        device."""
+        return self._with_dtypes(*self._on_host(rows))
+
+    def _on_host(self, rows: slice | HostArray) -> tuple[HostArray, HostArray, HostArray | None]:
+        weight = None if self.weight is None else self.weight[rows]
+        return read_rows(self.x, rows), self.target[rows], weight
+
+    def uploads(self) -> Uploads | None:
+        """What brings blocks to the device while it works, if that is worth while here."""
+        if self.data is None and self._uploads is None:
+            self._uploads = self.backend.make_uploads()
+        return self._uploads
+
+    def blocks(self) -> Iterator[Data]:
+        """All rows in order; a block is valid until the next one is asked for."""
+        starts = range(0, self.n_rows, self.block_rows)
+        parts = [slice(start, min(start + self.block_rows, self.n_rows)) for start in starts]
+        with BlocksAhead.of(self) as ahead:
+            for rows, then in zip_longest(parts, parts[1:]):
+                yield ahead.get(rows, then)
+
+    def multiply_weights(self, factors: HostArray) -> None:
+        """Multiply the rows' weights by these, (N,)."""
+        weight = factors if self.weight is None else self.weight * factors
+        self.weight = weight.astype(self.dtype)
+        if self.data is not None:
+            self.data = self.data._replace(weight=self.backend.asarray(self.weight, self.dtype))
+
+    def split(self, train: HostArray, held_out: HostArray) -> tuple[ArraySource, ArraySource]:
+        """Two sources of the rows with these numbers."""
+        parts = []
+        for index in (train, held_out):
+            weight = None if self.weight is None else self.weight[index]
+            if self.data is None:
+                x: Any = RowSubset(self.x, index)
+            else:
+                x = self.backend.zeros((len(index), self.x.shape[1]), self.dtype)
+                numbers = self.backend.asarray(index, np.dtype(np.int64))
+                self.backend.take_rows(self.data.x, numbers, x)
+            parts.append(ArraySource(self.backend, self.dtype, x, self.target[index], weight))
+        return parts[0], parts[1]
+
+
+class BatchSource:
+    """An iterable of ``(x, y)`` or ``(x, y, weight)`` batches, or a function that makes one."""
+
+    n_rows = None
+
+    def __init__(self, program: Program, batches: Any, class_weight: ClassWeight | None) -> None:
+        if class_weight == "balanced":
+            raise DataError(
+                "class_weight='balanced' counts all rows, which an iterable does not show at "
+                "once; pass a dict of class: weight"
+            )
+        self.program, self.batches, self.class_weight = program, batches, class_weight
+
+    def check_passes(self, passes: int) -> None:
+        """Refuse something that can be read once only where more passes are needed."""
+        once = not callable(self.batches) and iter(self.batches) is self.batches
+        if once and passes > 1:
+            raise DataError(
+                f"a generator can be read only once, and this training reads its data {passes} "
+                f"times. Pass a list, an object whose __iter__ starts anew, or a function that "
+                f"returns a generator"
+            )
+
+    def blocks(self) -> Iterator[Data]:
+        """Every batch in order, checked and on the device."""
+        iterable = self.batches() if callable(self.batches) else self.batches
+        count = 0
+        for batch in iterable:
+            if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+                raise DataError(
+                    f"an iterable of batches must give (x, y) or (x, y, weight); received "
+                    f"{_describe(batch)}"
+                )
+            x, y, *weight = batch
+            count += 1
+            yield one_batch(self.program, x, y, weight[0] if weight else None, self.class_weight)
+        if count == 0:
+            raise DataError("the iterable gave no batches; it must give at least one (x, y)")
+
+
+Source = ArraySource | BatchSource
+
+
+def make_source(
+    program: Program,
+    x: Any,
+    y: Any,
+    sample_weight: Any = None,
+    class_weight: ClassWeight | None = None,
+) -> Source:
+    """Check data for a model and make them ready; arrays are scanned once for NaN.
+
+    ``class_weight`` is for batches; for arrays see ``class_factors``.
+    """
+    if y is None:
+        if not isinstance(x, Iterable) and not callable(x):
+            raise DataError("y is missing: pass fit(x, y), or an iterable of (x, y) batches as x")
+        if hasattr(x, "shape"):
+            raise DataError("y is missing: an array x needs its targets, fit(x, y)")
+        if sample_weight is not None:
+            raise DataError(
+                "sample_weight goes with arrays; an iterable gives (x, y, weight) batches"
+            )
+        return BatchSource(program, x, class_weight)
+    x, target, weight = checked(program, x, y, sample_weight)
+    if weight is not None and not weight.any():
+        raise DataError("weights must not all be 0")
+    return ArraySource(program.backend, program.dtype, x, target, weight)
+
+
+def one_batch(
+    program: Program,
+    x: Any,
+    y: Any,
+    weight: Any = None,
+    class_weight: ClassWeight | None = None,
+) -> Data:
+    """A single batch, checked and on the device."""
+    x, target, checked_weight = checked(program, x, y, weight)
+    if class_weight is not None:
+        factors = class_factors(program, class_weight, target).astype(program.dtype)
+        checked_weight = factors if checked_weight is None else checked_weight * factors
+    asarray = program.backend.asarray
+    device_weight = None if checked_weight is None else asarray(checked_weight, program.dtype)
+    return Data(asarray(x, program.dtype), asarray(target, target.dtype), device_weight)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,186 @@
+"""What is asked of the arrays that a model is given: shapes, types, finite values, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from nnbackend._checks import check_number
+from nnbackend._files import release_pages
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Array, DType, is_on_gpu
+from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.losses import Loss, LossFunction, function_target
+from nnbackend.program.table import NO_LOSS, Program
+
+HostArray = np.ndarray[Any, Any]
+ClassWeight = Mapping[int, float] | Literal["balanced"]
+
+_SCAN_ELEMENTS = 1 << 20
+
+
+def on_host(backend: Backend, values: Any) -> Any:
+    """Targets and weights are checked on the host: a copy of what lies on a GPU."""
+    return backend.to_numpy(backend.adopt(values)) if is_on_gpu(values) else values
+
+
+def checked(
+    program: Program, x: Any, y: Any, weight: Any
+) -> tuple[Any, HostArray, HostArray | None]:
+    x = check_matrix(program.backend, x, program.n_inputs)
+    y, weight = (on_host(program.backend, values) for values in (y, weight))
+    target = check_target(program.loss, y, program.n_outputs, program.dtype)
+    if len(target) != len(x):
+        raise ShapeError(
+            f"x and y must have as many rows; received {len(x)} rows of x and {len(target)} of y"
+        )
+    regression = any(s.kind == "regression" for s in program.statistics)
+    if regression and target.shape != (len(x), program.n_outputs):
+        raise ShapeError(
+            f"the metrics mae, mse and r2 compare outputs of shape (rows, {program.n_outputs}) "
+            f"with targets of the same shape; received {target.shape}"
+        )
+    check_finite(program.backend, x, program.dtype)
+    return x, target, check_weight(program, weight, len(target))
+
+
+def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
+    """``x`` as a (N, n_inputs) array of numbers with at least one row; not copied if it is one."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise DTypeError("x must not be a masked array; fill it with x.filled(value)")
+    if hasattr(x, "toarray"):
+        raise DTypeError("x must be a dense array; received a sparse matrix: pass x.toarray()")
+    if not isinstance(x, np.ndarray):
+        adopted = backend.adopt(x)
+        x = np.asarray(x) if adopted is None else adopted
+    if x.dtype.kind not in "fiub":
+        raise DTypeError(
+            f"x must hold real numbers; received dtype {x.dtype}. Convert it first, for example "
+            f"with x.astype('float32')"
+        )
+    if x.ndim != 2 or x.shape[1] != n_inputs:
+        remedy = ""
+        if x.ndim == 1:
+            remedy = ". For one row use x[None, :], for one column x[:, None]"
+        elif x.ndim > 2 and int(np.prod(x.shape[1:])) == n_inputs:
+            remedy = ". Flatten it with x.reshape(len(x), -1)"
+        raise ShapeError(
+            f"the model takes x of shape (rows, {n_inputs}); received {tuple(x.shape)}{remedy}"
+        )
+    if len(x) == 0:
+        raise DataError("x must have at least one row; received none")
+    return x
+
+
+def check_target(
+    loss: Loss | LossFunction | None, y: Any, n_outputs: int, dtype: DType
+) -> HostArray:
+    """Targets in the form that backends take; see ``Loss.target``."""
+    if loss is None:
+        raise DataError(NO_LOSS)
+    if isinstance(loss, Loss):
+        return loss.target(y, n_outputs, dtype)
+    return function_target(y, n_outputs, dtype)
+
+
+def check_finite(backend: Backend, x: Any, dtype: DType) -> None:
+    """Refuse NaN, infinity, and what would be infinite in ``dtype``, naming the first row and
+    column; scans block by block."""
+    if x.dtype.kind != "f":
+        return
+    if not isinstance(x, np.ndarray):
+        if not backend.all_finite(x):
+            check_finite(backend, backend.to_numpy(x), dtype)
+        return
+    step = max(1, _SCAN_ELEMENTS // x.shape[1])
+    limit = np.finfo(dtype).max
+    for start in range(0, len(x), step):
+        block = x[start : start + step]
+        # NaN wins every maximum and compares false
+        highest, lowest = np.maximum.reduce(block, axis=None), np.minimum.reduce(block, axis=None)
+        if not (highest <= limit and lowest >= -limit):
+            row, column = (int(i) for i in np.argwhere(~(np.abs(block) <= limit))[0])
+            raise DataError(
+                f"x must be finite in {dtype}; received {block[row, column]} in row "
+                f"{start + row}, column {column}. Remove or fill such rows first"
+            )
+        release_pages(x)
+
+
+def check_weight(program: Program, weight: Any, rows: int) -> HostArray | None:
+    """Weights of the rows, (N,) of the model's dtype; None where all are one."""
+    if weight is None:
+        return None
+    if not isinstance(program.loss, Loss):
+        raise DataError(
+            "a loss function of one's own sees no weights; leave sample_weight and class_weight "
+            "out, or use a built-in loss"
+        )
+    values = np.asarray(weight)
+    if values.dtype.kind not in "fiub" or values.shape not in ((rows,), (rows, 1)):
+        raise ShapeError(
+            f"weights must be one number a row, shape ({rows},); received {values.shape} of "
+            f"dtype {values.dtype}"
+        )
+    values = values.reshape(rows)
+    wrong = np.argwhere(~(np.abs(values) <= np.finfo(program.dtype).max) | (values < 0))
+    if len(wrong):
+        row = int(wrong[0, 0])
+        raise DataError(
+            f"weights must be finite and at least 0; received {values[row]} in row {row}"
+        )
+    return values.astype(program.dtype)
+
+
+def class_factors(program: Program, class_weight: ClassWeight, target: HostArray) -> HostArray:
+    """The weight of each row's class, (N,) float64."""
+    labels, classes = _labels(program, target)
+    factors = np.ones(len(labels))
+    if isinstance(class_weight, str):
+        if class_weight != "balanced":
+            raise DataError(
+                f"class_weight must be a dict of class: weight, or 'balanced'; received "
+                f"{class_weight!r}"
+            )
+        counts = np.bincount(labels, minlength=classes)
+        present = counts > 0
+        table = np.ones(classes)
+        table[present] = len(labels) / (present.sum() * counts[present])
+        return np.asarray(table[labels])
+    if not isinstance(class_weight, Mapping):
+        raise DTypeError(
+            f"class_weight must be a dict of class: weight, or 'balanced'; received "
+            f"{type(class_weight).__name__}"
+        )
+    for label, value in class_weight.items():
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            raise DTypeError(f"class_weight's classes are whole numbers; received {label!r}")
+        if not 0 <= label < classes:
+            raise DataError(f"class_weight's classes lie in 0 ... {classes - 1}; received {label}")
+        factors[labels == label] = check_number(f"class_weight[{label}]", value, 0.0)
+    if not factors.any():
+        raise DataError("weights must not all be 0")
+    return factors
+
+
+def _labels(program: Program, target: HostArray) -> tuple[HostArray, int]:
+    """The class of each row and the number of classes, where there are classes."""
+    loss = program.loss
+    if isinstance(loss, Loss) and loss.probabilities:
+        if loss.takes_labels:
+            labels = target if target.ndim == 1 else target.argmax(axis=1)
+            return labels, program.n_outputs
+        if program.n_outputs == 1 and np.isin(target, (0, 1)).all():
+            return target[:, 0].astype(np.int64), 2
+    raise DataError(
+        "class_weight needs one class a row: a loss over classes, or one output with targets 0 "
+        "and 1; use sample_weight instead"
+    )
+
+
+def as_predictions_input(backend: Backend, x: Any, n_inputs: int, dtype: DType) -> Array:
+    """Rows for inference, on the device in the model's dtype. NaN is found afterwards, in the
+    outputs, which is cheaper than a pass over x."""
+    return backend.asarray(check_matrix(backend, x, n_inputs), dtype)

@@ -1,0 +1,127 @@
+"""The interface of what runs a Program, and the traces it gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.backends.types import Array
+from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT
+from nnbackend.losses import Loss
+from nnbackend.program.table import Program
+
+#: Rows of TRACE_SUMS + n_sums numbers, see ``Executor.run``.
+Trace = np.ndarray[Any, np.dtype[np.float64]]
+Rates = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Data(NamedTuple):
+    """Rows on the backend's device.
+
+    Attributes:
+        x: (N, I) of the model's dtype.
+        target: (N, O) of the model's dtype, or (N,) int32 class labels.
+        weight: (N,) of the model's dtype, or None for ones.
+    """
+
+    x: Array
+    target: Array
+    weight: Array | None = None
+
+    def rows(self, start: int, stop: int) -> Data:
+        """Views of rows ``start`` to ``stop``."""
+        weight = None if self.weight is None else self.weight[start:stop]
+        return Data(self.x[start:stop], self.target[start:stop], weight)
+
+
+class Run(NamedTuple):
+    """Training steps to be made in one go, one for each rate.
+
+    Attributes:
+        data: rows on the device.
+        order: (E, n) int64 on the device: for each epoch the rows in their order; None takes the
+            rows as they lie, in every epoch. An epoch's last batch may be smaller.
+        batch_size: rows of a step.
+        rates: (S,) learning rate of each step.
+        first_step: number of updates made before.
+        keep_gradient: the flat gradient has to be that of the last step afterwards.
+    """
+
+    data: Data
+    order: Array | None
+    batch_size: int
+    rates: Rates
+    first_step: int
+    keep_gradient: bool = True
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.data.x) if self.order is None else int(self.order.shape[1])
+
+
+class Executor(ABC):
+    """Runs many steps of a Program without coming back to the caller between layers."""
+
+    program: Program
+
+    @abstractmethod
+    def __init__(self, program: Program, backend: Any) -> None:
+        """What runs ``program`` on ``backend``."""
+
+    @abstractmethod
+    def run(self, run: Run) -> Trace:
+        """Train; parameters, state and slots change in place.
+
+        Returns:
+            (S, TRACE_SUMS + n_sums) float64 on the host. Per step: the loss times the weight sum
+            (for losses that sum: the loss), the penalty, the sum of weights, the metrics' sums.
+        """
+
+    def train_on(self, data: Data, rate: float, number: int) -> Array:
+        """One update on these rows, and its loss with penalties, 0-d float64 on the device.
+        ``number`` is the number of updates made before."""
+        trace = self.run(Run(data, None, len(data.x), np.array([rate]), number))
+        loss = np.array(total_loss(self.program, trace[0]))
+        return self.program.backend.asarray(loss, loss.dtype)
+
+    def step(self, x: Any, y: Any, number: int) -> Array | None:
+        """One update straight from a caller's arrays, and its loss with penalties, 0-d float64.
+
+        None where there is no such shortcut, or the arrays need a conversion or an error message:
+        then nothing has changed, and the caller checks them and calls ``run``. ``number`` is the
+        number of updates made before.
+        """
+        return None
+
+    @abstractmethod
+    def gradient(self, data: Data, step: int = 0) -> float:
+        """Fill the flat gradient for one batch, in training mode, and return the loss with
+        penalties. Changes nothing else. ``step`` decides the dropout masks."""
+
+    @abstractmethod
+    def evaluate(self, data: Data) -> Trace:
+        """One row of a trace, (TRACE_SUMS + n_sums,), over all of ``data`` in inference mode."""
+
+    def call(self, x: Any) -> Array | None:
+        """Outputs for a few rows straight from a caller's array, in a new array; None where there
+        is no such shortcut. Thread-safe."""
+        return None
+
+    @abstractmethod
+    def predict(self, x: Array, out: Array) -> None:
+        """out (N, O) = the model's outputs for x (N, I), in inference mode. Thread-safe."""
+
+
+def total_loss(program: Program, trace: Trace) -> float:
+    """Loss with penalties of one row of a trace."""
+    return data_loss(program, trace[TRACE_LOSS], trace[TRACE_WEIGHT]) + float(trace[TRACE_PENALTY])
+
+
+def data_loss(program: Program, loss_sum: float, weight_sum: float) -> float:
+    """The loss of summed trace columns: a mean, or a sum for losses that sum."""
+    if isinstance(program.loss, Loss) and not program.loss.formula.averages:
+        return float(loss_sum)
+    return float(loss_sum / weight_sum) if weight_sum else 0.0

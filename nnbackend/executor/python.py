@@ -1,0 +1,306 @@
+"""The executor that interprets a program's table in Python, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Array
+from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.executor.base import Data, Executor, Run, Trace, total_loss
+from nnbackend.executor.rows import (
+    Backward,
+    Forward,
+    bind_inference,
+    bind_row,
+    saved_shape,
+)
+from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, TRACE_WEIGHT, Op
+from nnbackend.losses import Loss
+from nnbackend.program.table import ABSENT, NO_LOSS, Program
+
+_FLOAT64 = np.dtype(np.float64)
+
+
+class PythonExecutor(Executor):
+    """Interprets the rows one by one with the backend's operations, into buffers made once.
+
+    Runs every model on every backend, those with user-written layers and losses included.
+    """
+
+    #: rows that inference handles at a time; results do not depend on it
+    inference_rows = 1024
+
+    def __init__(self, program: Program, backend: Backend) -> None:
+        self.program, self.backend = program, backend
+        self._plans: dict[int, TrainingPlan] = {}
+        self._capacity = 0
+        self._workspace: Array = None
+        # leased by the threads that predict: append and pop are atomic
+        self._inference: dict[int, list[_InferencePlan]] = {}
+        self._scratch = backend.zeros(
+            backend.step_scratch_size(program.storage.trained), program.dtype
+        )
+
+    # -- training -----------------------------------------------------------------------------
+
+    def run(self, run: Run) -> Trace:
+        rows, batch_size = run.n_rows, run.batch_size
+        steps_per_epoch = -(-rows // batch_size)
+        trace = self.backend.zeros((len(run.rates), TRACE_SUMS + self.program.n_sums), _FLOAT64)
+        with np.errstate(all="ignore"):  # whoever reads the trace looks for NaN
+            for index in range(len(run.rates)):
+                epoch, batch = divmod(index, steps_per_epoch)
+                start = batch * batch_size
+                stop = min(start + batch_size, rows)
+                plan = self.plan(stop - start, min(batch_size, rows))
+                if run.order is None:
+                    batch_data = run.data.rows(start, stop)
+                else:
+                    batch_data = plan.gather(run.data, run.order[epoch, start:stop])
+                step = run.first_step + index
+                plan.differentiate(batch_data, step, trace[index])
+                self.update(float(run.rates[index]), step)
+        return self.backend.to_numpy(trace)
+
+    def gradient(self, data: Data, step: int = 0) -> float:
+        trace = self.backend.zeros(TRACE_SUMS + self.program.n_sums, _FLOAT64)
+        plan = self.plan(len(data.x), len(data.x))
+        plan.workspace.moves_statistics = False
+        try:
+            with np.errstate(all="ignore"):
+                plan.differentiate(data, step, trace)
+        finally:
+            plan.workspace.moves_statistics = True
+        values = self.backend.to_numpy(trace)
+        return total_loss(self.program, values)
+
+    def update(self, lr: float, step: int) -> None:
+        program, storage, backend = self.program, self.program.storage, self.backend
+        optimizer = program.optimizer
+        if optimizer is None or storage.trained == 0:
+            return
+        gradients = storage.gradients[: storage.trained]
+        if optimizer.clip_norm is not None:
+            backend.clip_by_global_norm(gradients, optimizer.clip_norm)
+        decay = optimizer.decay
+        ranges = [(0, storage.trained, 0.0)]
+        if decay:
+            ranges = [(0, storage.decayed, decay), (storage.decayed, storage.trained, 0.0)]
+        for start, stop, weight_decay in ranges:
+            if start < stop:
+                part = slice(start, stop)
+                optimizer.update(
+                    backend, storage.parameters[part], gradients[part],
+                    [slot[part] for slot in program.slots], lr, weight_decay, step, self._scratch,
+                )  # fmt: skip
+
+    def plan(self, rows: int, most_rows: int) -> TrainingPlan:
+        """The plan for batches of ``rows``; all plans share one workspace."""
+        plan = self._plans.get(rows)
+        if plan is None:
+            if most_rows > self._capacity:
+                # a multiple of 16 keeps every buffer's start aligned
+                capacity = -(-most_rows // 16) * 16
+                self._workspace = Workspace(self.program, self.backend, capacity)
+                self._capacity = capacity
+                self._plans.clear()
+            if len(self._plans) >= 16:
+                self._plans.pop(next(iter(self._plans)))
+            plan = self._plans[rows] = TrainingPlan(self.program, self._workspace, rows)
+        return plan
+
+    # -- inference ----------------------------------------------------------------------------
+
+    def evaluate(self, data: Data) -> Trace:
+        program, backend = self.program, self.backend
+        total = backend.zeros(TRACE_SUMS + program.n_sums, _FLOAT64)
+        part = backend.zeros(TRACE_SUMS + program.n_sums, _FLOAT64)
+        value = backend.zeros((), _FLOAT64)
+        pred = backend.zeros(
+            (min(len(data.x), self.inference_rows), program.n_outputs), program.dtype
+        )
+        for start in range(0, len(data.x), self.inference_rows):
+            block = data.rows(start, start + self.inference_rows)
+            out = pred[: len(block.x)]
+            self.predict(block.x, out)
+            with np.errstate(all="ignore"):
+                _measure(program, block, out, None, part, value)
+            total += part
+        penalty = backend.zeros((), _FLOAT64)
+        add_penalties(program, False, penalty)
+        total[TRACE_PENALTY] = penalty
+        return backend.to_numpy(total)
+
+    def predict(self, x: Array, out: Array) -> None:
+        for start in range(0, len(x), self.inference_rows):
+            block, out_block = (
+                x[start : start + self.inference_rows],
+                out[start : start + self.inference_rows],
+            )
+            idle = self._inference.setdefault(len(block), [])
+            try:
+                plan = idle.pop()
+            except IndexError:
+                plan = _InferencePlan(self.program, self.backend, len(block))
+            with np.errstate(all="ignore"):
+                plan.run(block, out_block)
+            if len(self._inference) > 16:
+                self._inference.clear()
+            idle.append(plan)
+
+
+def _measure(
+    program: Program, data: Data, pred: Array, dpred: Array | None, trace: Array, value: Array
+) -> None:
+    """Loss and metric sums of a batch into ``trace``, the gradient into ``dpred`` if wanted;
+    ``value`` () float64 is overwritten."""
+    backend, loss = program.backend, program.loss
+    weight_sum: Any = len(pred) if data.weight is None else data.weight.sum(dtype=np.float64)
+    if isinstance(loss, Loss):
+        loss.apply(backend, pred, data.target, data.weight, dpred, value)
+        scale = weight_sum if loss.formula.averages else 1
+    else:
+        value[...], answer = _call_loss(program, data, pred)
+        if dpred is not None:
+            dpred[...] = answer  # the backward pass writes into it
+        scale = weight_sum
+    trace[TRACE_LOSS] = value * scale
+    trace[TRACE_WEIGHT] = weight_sum
+    start = TRACE_SUMS
+    for statistic in program.statistics:
+        out = trace[start : start + statistic.size]
+        statistic.collect(backend, pred, data.target, data.weight, out)
+        start += statistic.size
+
+
+def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
+    """A user's loss function, its answer checked."""
+    loss = program.loss
+    if loss is None:
+        raise DataError(NO_LOSS)
+    answer = loss(data.target, pred)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")
+    value, dpred = answer
+    if np.ndim(value) != 0 or value is None:
+        raise ShapeError(
+            f"a loss function returns (loss, dpred), the loss a single number; received "
+            f"{'None' if value is None else f'shape {np.shape(value)}'}"
+        )
+    if getattr(dpred, "shape", None) != pred.shape:
+        raise ShapeError(
+            f"a loss function returns dpred of the shape of y_pred, {tuple(pred.shape)}; "
+            f"received {getattr(dpred, 'shape', type(dpred).__name__)}"
+        )
+    return value, program.backend.asarray(dpred, program.dtype)
+
+
+def add_penalties(program: Program, into_gradients: bool, penalty: Array) -> None:
+    """L1 and L2 terms, added to ``penalty`` () and, if wanted, to the gradients."""
+    storage = program.storage
+    for term in program.penalties:
+        part = slice(term.offset, term.offset + term.size)
+        gradients = storage.gradients[part] if into_gradients and term.trainable else None
+        program.backend.penalty(storage.parameters[part], term.l1, term.l2, gradients, penalty)
+
+
+class Workspace:
+    """Buffers of a training step for up to ``capacity`` rows."""
+
+    def __init__(self, program: Program, backend: Backend, capacity: int) -> None:
+        dtype = program.dtype
+        self.capacity = capacity
+        self.flat = backend.zeros(capacity * program.workspace_width, dtype)
+        self.x = backend.zeros((capacity, program.n_inputs), dtype)
+        # dy of a row and dx for the row before it: two buffers take turns
+        self.gradients = [backend.zeros(capacity * program.gradient_width, dtype) for _ in "ab"]
+        self.weight = backend.zeros(capacity, dtype)
+        self.targets: Array = None
+        #: False while a gradient is taken: running statistics stay as they are
+        self.moves_statistics = True
+
+    def part(self, offset: int, rows: int, width: int) -> Array:
+        """(rows, width) at ``offset`` elements per row of the batch."""
+        start = offset * self.capacity
+        return self.flat[start : start + rows * width].reshape(rows, width)
+
+
+class TrainingPlan:
+    """The table bound to buffers, for one batch size."""
+
+    def __init__(self, program: Program, workspace: Workspace, rows: int) -> None:
+        self.program, self.workspace, self.rows = program, workspace, rows
+        self.forward: list[Forward] = []
+        self.backward: list[Backward] = []
+        self.dpred = workspace.gradients[0][: rows * program.n_outputs].reshape(rows, -1)
+        self.penalty, self.loss = (program.backend.zeros((), _FLOAT64) for _ in range(2))
+        for row in program.rows:
+            dx = None
+            if row.needs_dx:
+                buffer = workspace.gradients[(len(program.rows) - row.layer) % 2]
+                dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
+            out = workspace.part(row.output, rows, row.n_outputs)
+            saved = None
+            if row.saved != ABSENT:
+                start, shape = row.saved * workspace.capacity, saved_shape(row, rows)
+                saved = workspace.flat[start : start + shape[0] * shape[1]].reshape(shape)
+            forward, backward = bind_row(
+                program, row, out, saved, dx, lambda: workspace.moves_statistics
+            )
+            self.forward.append(forward)
+            self.backward.append(backward)
+        trained = [row.layer for row in program.rows if row.trainable]
+        self.first_trained = trained[0] if trained else len(program.rows)
+
+    def gather(self, data: Data, idx: Array) -> Data:
+        """The rows ``idx`` of ``data``, copied into the workspace."""
+        backend, work = self.program.backend, self.workspace
+        x = work.x[: self.rows]
+        backend.take_rows(data.x, idx, x)
+        kind = (data.target.shape[1:], data.target.dtype)
+        if work.targets is None or (work.targets.shape[1:], work.targets.dtype) != kind:
+            work.targets = backend.zeros((work.capacity, *kind[0]), kind[1])
+        target = work.targets[: self.rows]
+        backend.take_rows(data.target, idx, target)
+        if data.weight is None:
+            return Data(x, target, None)
+        weight = work.weight[: self.rows]
+        backend.take_rows(data.weight, idx, weight)
+        return Data(x, target, weight)
+
+    def differentiate(self, data: Data, step: int, trace: Array) -> None:
+        """Forward, loss and backward: fills the flat gradient and one row of a trace."""
+        program = self.program
+        x, inputs = data.x, []
+        for forward in self.forward:
+            inputs.append(x)
+            x = forward(x, step)
+        dy = self.dpred
+        _measure(program, data, x, dy, trace, self.loss)
+        self.penalty[...] = 0
+        for index in range(len(inputs) - 1, self.first_trained - 1, -1):
+            dy = self.backward[index](inputs[index], dy)
+        add_penalties(program, True, self.penalty)
+        trace[TRACE_PENALTY] = self.penalty
+
+
+class _InferencePlan:
+    """Forward only, with buffers of its own, for one number of rows."""
+
+    def __init__(self, program: Program, backend: Backend, rows: int) -> None:
+        used = [row for row in program.rows if row.op != Op.DROPOUT]
+        self.functions = [bind_inference(program, row) for row in used]
+        widest = max(row.n_outputs for row in used)
+        buffers = [backend.zeros(rows * widest, program.dtype) for _ in "ab"[: len(used) - 1]]
+        self.outputs = [
+            buffers[i % 2][: rows * row.n_outputs].reshape(rows, row.n_outputs)
+            for i, row in enumerate(used[:-1])
+        ]
+
+    def run(self, x: Array, out: Array) -> None:
+        for function, buffer in zip(self.functions, [*self.outputs, out], strict=True):
+            function(x, buffer)
+            x = buffer

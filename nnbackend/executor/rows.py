@@ -1,0 +1,253 @@
+"""A row of a program as functions over fixed buffers, made of the backend's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Activation, Array, DType
+from nnbackend.errors import ShapeError
+from nnbackend.kernels.codes import ACTIVATIONS, Op
+from nnbackend.program.table import OwnLayer, Program, Row, RowArrays
+
+#: (x, number of the update) -> outputs
+Forward = Callable[[Array, int], Array]
+#: (x, dy) -> dx
+Backward = Callable[[Array, Array], Array]
+#: (x, outputs to be filled)
+Inference = Callable[[Array, Array], None]
+
+_NAMES = tuple(ACTIVATIONS)
+
+
+def saved_shape(row: Row, rows: int) -> tuple[int, int]:
+    """Of what a row keeps for its backward pass, for so many rows of the batch."""
+    if row.op == Op.BATCH_NORM:
+        return 2, row.n_outputs
+    return (2, rows) if row.op == Op.LAYER_NORM else (rows, row.n_outputs)
+
+
+def activation_of(program: Program, row: Row) -> Activation:
+    """The row's activation, whose number is the first of its floats."""
+    return Activation(_NAMES[row.activation], float(program.floats[row.layer][0]))
+
+
+def gradients_of(program: Program, row: Row) -> tuple[Array | None, Array | None]:
+    """Views of the flat gradient; None for a frozen dense layer, which can do without."""
+    if not row.trainable and row.op == Op.DENSE:
+        return None, None
+    return program.arrays[row.layer].gradients
+
+
+class Bound(NamedTuple):
+    """A row with all that its operations take.
+
+    Attributes:
+        out: (rows, n_outputs).
+        saved: of ``saved_shape``; None where the row keeps nothing.
+        dx: (rows, n_inputs); None where it is not needed.
+        moves_statistics: whether a forward pass moves running statistics.
+    """
+
+    program: Program
+    row: Row
+    out: Array
+    saved: Array | None
+    dx: Array | None
+    moves_statistics: Callable[[], bool]
+
+    @property
+    def backend(self) -> Backend:
+        return self.program.backend
+
+    @property
+    def arrays(self) -> RowArrays:
+        return self.program.arrays[self.row.layer]
+
+    @property
+    def gradients(self) -> tuple[Array | None, Array | None]:
+        return gradients_of(self.program, self.row)
+
+    @property
+    def activation(self) -> Activation:
+        return activation_of(self.program, self.row)
+
+    @property
+    def floats(self) -> list[float]:
+        return [float(f) for f in self.program.floats[self.row.layer]]
+
+
+def _dense(b: Bound) -> tuple[Forward, Backward]:
+    backend, act, out, dx = b.backend, b.activation, b.out, b.dx
+    (weight, bias), (dw, db) = b.arrays.parameters, b.gradients
+    z = b.saved if act.saves == "input" else None
+    kept = out if z is None else z
+
+    def forward(x: Array, step: int) -> Array:
+        backend.dense_forward(x, weight, bias, act, out, z)
+        return out
+
+    def backward(x: Array, dy: Array) -> Array:
+        backend.dense_backward(dy, x, weight, act, kept, dw, db, dx, dy)
+        return dx
+
+    return forward, backward
+
+
+def _activation(b: Bound) -> tuple[Forward, Backward]:
+    backend, act, out, dx = b.backend, b.activation, b.out, b.dx
+    keeps_input = act.saves == "input"
+
+    def forward(x: Array, step: int) -> Array:
+        backend.activation_forward(act, x, out)
+        return out
+
+    def backward(x: Array, dy: Array) -> Array:
+        backend.activation_backward(act, dy, x if keeps_input else out, dx)
+        return dx
+
+    return forward, backward
+
+
+def _dropout(b: Bound) -> tuple[Forward, Backward]:
+    backend, out, saved, dx = b.backend, b.out, b.saved, b.dx
+    key, layer, rate = b.program.dropout_key, b.row.layer, b.floats[0]
+
+    def forward(x: Array, step: int) -> Array:
+        backend.dropout_forward(x, rate, key, step | layer << 64, out, saved)
+        return out
+
+    def backward(x: Array, dy: Array) -> Array:
+        backend.dropout_backward(dy, saved, dx)
+        return dx
+
+    return forward, backward
+
+
+def _batch_norm(b: Bound) -> tuple[Forward, Backward]:
+    backend, out, saved, dx = b.backend, b.out, b.saved, b.dx
+    (gamma, beta), (dgamma, dbeta) = b.arrays.parameters, b.gradients
+    momentum, eps = b.floats[:2]
+    running = b.arrays.state
+    # what a gradient moves instead of the model's running statistics
+    unmoved = backend.zeros((2, b.row.n_outputs), b.program.dtype)
+
+    def forward(x: Array, step: int) -> Array:
+        moved = running if b.moves_statistics() else (unmoved[0], unmoved[1])
+        backend.batch_norm_forward(x, gamma, beta, *moved, momentum, eps, out, saved)
+        return out
+
+    def backward(x: Array, dy: Array) -> Array:
+        backend.batch_norm_backward(dy, x, gamma, saved, dgamma, dbeta, dx)
+        return dx
+
+    return forward, backward
+
+
+def _layer_norm(b: Bound) -> tuple[Forward, Backward]:
+    backend, out, saved, dx = b.backend, b.out, b.saved, b.dx
+    (gamma, beta), (dgamma, dbeta) = b.arrays.parameters, b.gradients
+    eps = b.floats[0]
+
+    def forward(x: Array, step: int) -> Array:
+        backend.layer_norm_forward(x, gamma, beta, eps, out, saved)
+        return out
+
+    def backward(x: Array, dy: Array) -> Array:
+        backend.layer_norm_backward(dy, x, gamma, saved, dgamma, dbeta, dx)
+        return dx
+
+    return forward, backward
+
+
+def _standardize(b: Bound) -> tuple[Forward, Backward]:
+    backend, out, dx = b.backend, b.out, b.dx
+    mean, scale = b.arrays.state
+
+    def forward(x: Array, step: int) -> Array:
+        backend.standardize_forward(x, mean, scale, out)
+        return out
+
+    def backward(x: Array, dy: Array) -> Array:
+        backend.standardize_backward(dy, scale, dx)
+        return dx
+
+    return forward, backward
+
+
+def _own_layer(b: Bound) -> tuple[Forward, Backward]:
+    """A layer written in Python: its own methods, their answers checked."""
+    row, dx = b.row, b.dx
+    layer, backend, dtype = b.program.own_layers[row.layer], b.backend, b.program.dtype
+
+    def forward(x: Array, step: int) -> Array:
+        y = layer.forward(x, training=True)
+        return _answer(backend, dtype, layer, "forward", y, (len(x), row.n_outputs))
+
+    def backward(x: Array, dy: Array) -> Array:
+        answer = _answer(backend, dtype, layer, "backward", layer.backward(dy), tuple(x.shape))
+        if dx is not None:
+            dx[...] = answer  # the rows before write into it, and the answer is the layer's
+        return dx
+
+    return forward, backward
+
+
+def _answer(
+    backend: Backend, dtype: DType, layer: OwnLayer, what: str, array: Any, shape: tuple[int, ...]
+) -> Array:
+    """What a layer written in Python returned, on the device and of the right shape."""
+    array = backend.asarray(array, dtype)
+    if tuple(array.shape) != shape:
+        raise ShapeError(
+            f"{type(layer).__name__}.{what} must return shape {shape}; received {array.shape}"
+        )
+    return array
+
+
+_TRAINING: dict[Op, Callable[[Bound], tuple[Forward, Backward]]] = {
+    Op.PYTHON: _own_layer,
+    Op.DENSE: _dense,
+    Op.ACTIVATION: _activation,
+    Op.DROPOUT: _dropout,
+    Op.BATCH_NORM: _batch_norm,
+    Op.LAYER_NORM: _layer_norm,
+    Op.STANDARDIZE: _standardize,
+}
+
+
+def bind_row(
+    program: Program,
+    row: Row,
+    out: Array,
+    saved: Array | None,
+    dx: Array | None,
+    moves_statistics: Callable[[], bool] = lambda: True,
+) -> tuple[Forward, Backward]:
+    """A row's forward and backward; the arguments are those of ``Bound``."""
+    return _TRAINING[Op(row.op)](Bound(program, row, out, saved, dx, moves_statistics))
+
+
+def bind_inference(program: Program, row: Row) -> Inference:
+    """A row's inference; a dropout has none."""
+    backend, dtype, act = program.backend, program.dtype, activation_of(program, row)
+    numbers = [float(f) for f in program.floats[row.layer]]
+    (p0, p1), _, (s0, s1) = program.arrays[row.layer]
+    if row.op == Op.DENSE:
+        return lambda x, out: backend.dense_forward(x, p0, p1, act, out, None)
+    if row.op == Op.ACTIVATION:
+        return lambda x, out: backend.activation_forward(act, x, out)
+    if row.op == Op.BATCH_NORM:
+        return lambda x, out: backend.batch_norm_inference(x, p0, p1, s0, s1, numbers[1], out)
+    if row.op == Op.LAYER_NORM:
+        return lambda x, out: backend.layer_norm_forward(x, p0, p1, numbers[0], out, None)
+    if row.op == Op.STANDARDIZE:
+        return lambda x, out: backend.standardize_forward(x, s0, s1, out)
+    layer = program.own_layers[row.layer]
+
+    def call(x: Array, out: Array) -> None:
+        y = layer.forward(x, training=False)
+        out[...] = _answer(backend, dtype, layer, "forward", y, (len(x), row.n_outputs))
+
+    return call

@@ -1,0 +1,56 @@
+"""Layers, one file for each kind."""
+
+from nnbackend.layers.activations import (
+    ELU,
+    GELU,
+    ActivationLayer,
+    Exponential,
+    GELUTanh,
+    LeakyReLU,
+    Linear,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from nnbackend.layers.base import Gradient, Layer, Parameter
+from nnbackend.layers.dense import Dense
+from nnbackend.layers.dropout import Dropout
+from nnbackend.layers.normalization import BatchNorm, LayerNorm
+from nnbackend.layers.standardize import Standardize
+
+#: Built-in layers by the names that model files have for them.
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind
+    for kind in (
+        Dense, Dropout, BatchNorm, LayerNorm, Standardize, Linear, ReLU, LeakyReLU, ELU, GELU,
+        GELUTanh, SiLU, Sigmoid, Tanh, Softplus, Exponential, Softmax,
+    )
+}  # fmt: skip
+
+__all__ = [
+    "ELU",
+    "GELU",
+    "LAYERS",
+    "ActivationLayer",
+    "BatchNorm",
+    "Dense",
+    "Dropout",
+    "Exponential",
+    "GELUTanh",
+    "Gradient",
+    "Layer",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "Parameter",
+    "ReLU",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Standardize",
+    "Tanh",
+]

@@ -1,0 +1,167 @@
+"""Activation functions: the names, and a layer for each.
+
+The formulas stand with the backends (``nnbackend.backends.numpy.activations``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from nnbackend._checks import check_number
+from nnbackend.backends.types import LINEAR, Activation, Array
+from nnbackend.errors import DTypeError, unknown_name
+from nnbackend.kernels.codes import ACTIVATIONS, Op
+from nnbackend.layers.base import NativeLayer
+
+
+def resolve_activation(spec: Any) -> Activation:
+    """The Activation behind a name, None (linear), a layer such as ``nn.ELU(0.5)`` or its
+    class, or a saved configuration."""
+    if spec is None:
+        return LINEAR
+    if isinstance(spec, type) and issubclass(spec, ActivationLayer):
+        spec = spec()
+    if isinstance(spec, ActivationLayer):
+        return spec.activation
+    if isinstance(spec, Mapping):
+        spec = Activation(str(spec.get("name")), float(spec.get("parameter", 0.0)))
+    if isinstance(spec, Activation):
+        if spec.name not in ACTIVATIONS:
+            raise unknown_name("activation", spec.name, ACTIVATIONS)
+        return spec
+    if not isinstance(spec, str):
+        raise DTypeError(
+            f"an activation is a name such as 'relu', or a layer such as nn.ReLU(); received "
+            f"{type(spec).__name__}. A function of your own goes into a layer of your own "
+            f"(subclass nn.Layer)"
+        )
+    if spec not in ACTIVATIONS:
+        raise unknown_name("activation", spec, ACTIVATIONS)
+    return Activation(spec, ACTIVATIONS[spec].parameter)
+
+
+def activation_config(act: Activation) -> Any:
+    """A name, or name and parameter where it is not the usual one."""
+    if act.parameter == ACTIVATIONS[act.name].parameter:
+        return act.name
+    return {"name": act.name, "parameter": act.parameter}
+
+
+class ActivationLayer(NativeLayer):
+    """An activation function as a layer of its own; takes and keeps any width."""
+
+    op = Op.ACTIVATION
+    transient = ("_saved",)
+    name: ClassVar[str]
+
+    def __init__(self, parameter: float | None = None) -> None:
+        super().__init__()
+        default = ACTIVATIONS[self.name].parameter
+        self.activation = Activation(self.name, default if parameter is None else parameter)
+        self._saved: Array | None = None
+
+    @property
+    def row_floats(self) -> tuple[float, ...]:
+        return (self.activation.parameter,)
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, x: Any, training: bool = False) -> Array:
+        x = self._input(x)
+        y = self.backend.zeros(x.shape, self.dtype)
+        self.backend.activation_forward(self.activation, x, y)
+        self._saved = x if self.activation.saves == "input" else y
+        return y
+
+    def backward(self, dy: Any) -> Array:
+        dy = self._output_gradient(dy, None if self._saved is None else self._saved.shape)
+        dx = self.backend.zeros(dy.shape, self.dtype)
+        self.backend.activation_backward(self.activation, dy, self._saved, dx)
+        return dx
+
+
+class Linear(ActivationLayer):
+    """y = x."""
+
+    name = "linear"
+
+
+class ReLU(ActivationLayer):
+    """y = max(x, 0)."""
+
+    name = "relu"
+
+
+class LeakyReLU(ActivationLayer):
+    """y = x for x > 0, slope x otherwise."""
+
+    name = "leaky_relu"
+
+    def __init__(self, slope: float = 0.01) -> None:
+        # a negative slope would hide the sign of x in the output
+        super().__init__(check_number("LeakyReLU.slope", slope, 0.0))
+
+    def config(self) -> dict[str, Any]:
+        return {"slope": self.activation.parameter}
+
+
+class ELU(ActivationLayer):
+    """y = x for x > 0, alpha (exp(x) - 1) otherwise."""
+
+    name = "elu"
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        super().__init__(check_number("ELU.alpha", alpha, 0.0))
+
+    def config(self) -> dict[str, Any]:
+        return {"alpha": self.activation.parameter}
+
+
+class GELU(ActivationLayer):
+    """y = x Phi(x), the exact form with erf."""
+
+    name = "gelu"
+
+
+class GELUTanh(ActivationLayer):
+    """GELU by its tanh approximation."""
+
+    name = "gelu_tanh"
+
+
+class SiLU(ActivationLayer):
+    """y = x sigmoid(x)."""
+
+    name = "silu"
+
+
+class Sigmoid(ActivationLayer):
+    """y = 1 / (1 + exp(-x))."""
+
+    name = "sigmoid"
+
+
+class Tanh(ActivationLayer):
+    """y = tanh(x)."""
+
+    name = "tanh"
+
+
+class Softplus(ActivationLayer):
+    """y = log(1 + exp(x))."""
+
+    name = "softplus"
+
+
+class Exponential(ActivationLayer):
+    """y = exp(x)."""
+
+    name = "exponential"
+
+
+class Softmax(ActivationLayer):
+    """y = exp(x) / sum exp(x), along each row."""
+
+    name = "softmax"

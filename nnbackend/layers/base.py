@@ -1,0 +1,402 @@
+"""The base of all layers, and how their parameters are held.
+
+A layer used by itself owns its arrays and draws them at first use. Inside a model its
+parameters are views of the model's flat vectors; ``layer.weight`` is the current view.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+
+from nnbackend._checks import check_dtype, check_seed, check_size, declares_all
+from nnbackend.backends import get_backend
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import LINEAR, Activation, Array, DType
+from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.initializers import InitializerLike, draw
+from nnbackend.kernels.codes import Op
+
+#: "weight" is trained and decayed, "bias" trained and not decayed, "state" only saved.
+ParameterKind = Literal["weight", "bias", "state"]
+
+
+class ParameterSpec(NamedTuple):
+    """One declared array of a layer."""
+
+    shape: tuple[int, ...]
+    initializer: InitializerLike
+    kind: ParameterKind
+
+
+class Parameter:
+    """Class attribute for a parameter: reading gives the current view, assigning copies.
+
+    Declaring ``factor = Parameter()`` also gives the layer ``factor_grad``.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        setattr(owner, f"{name}_grad", Gradient(name))
+
+    def __get__(self, layer: Layer | None, owner: type | None = None) -> Any:
+        return self if layer is None else layer.array(self.name)
+
+    def __set__(self, layer: Layer, value: Any) -> None:
+        layer.assign(self.name, value)
+
+
+class Gradient:
+    """Class attribute for the gradient of the parameter ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Layer | None, owner: type | None = None) -> Any:
+        return self if layer is None else layer.gradient(self.name)
+
+    def __set__(self, layer: Layer, value: Any) -> None:
+        gradient = layer.gradient(self.name)
+        if gradient is None:
+            raise DataError(f"this {type(layer).__name__} has no {self.name}")
+        if np.shape(value) not in (gradient.shape, (1, *gradient.shape)):
+            raise ShapeError(
+                f"{type(layer).__name__}.{self.name}_grad has shape {tuple(gradient.shape)}; "
+                f"received {np.shape(value)}"
+            )
+        gradient[...] = value.reshape(gradient.shape) if np.ndim(value) else value
+
+
+class Layer(ABC):
+    """A differentiable step: ``y = layer.forward(x)``, ``dx = layer.backward(dy)``.
+
+    A layer of one's own subclasses this, declares what it learns and writes both methods:
+
+        class Scale(nn.Layer):
+            factor = nn.Parameter()
+
+            def __init__(self, width):
+                super().__init__(width, width)
+                self.add_parameter("factor", (width,), "ones")
+
+            def forward(self, x, training=False):
+                self.x = x
+                return x * self.factor
+
+            def backward(self, dy):
+                self.factor_grad = (dy * self.x).sum(axis=0)
+                return dy * self.factor
+
+    Args:
+        n_inputs, n_outputs: widths; None for a layer that takes and keeps any width.
+        trainable: False keeps the parameters as they are during training.
+        seed: of the initial weights, when the model's seed shall not decide.
+        dtype: "float32" or "float64", for use outside a model.
+    """
+
+    n_inputs: int | None
+    n_outputs: int | None
+    #: attributes that copies and pickles leave behind: caches of a forward pass
+    transient: ClassVar[tuple[str, ...]] = ()
+    #: whether the layer learns from data once, by ``adapt(x)``, before it can be used
+    adapts: ClassVar[bool] = False
+    adapted = True
+    #: whether a row's outputs in training depend on the other rows of the batch, of which there
+    #: must be at least two
+    couples_rows: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        n_inputs: int | None = None,
+        n_outputs: int | None = None,
+        *,
+        trainable: bool = True,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        name = type(self).__name__
+        self.n_inputs = None if n_inputs is None else check_size(f"{name}.n_inputs", n_inputs)
+        self.n_outputs = None if n_outputs is None else check_size(f"{name}.n_outputs", n_outputs)
+        if (n_inputs is None) != (n_outputs is None):
+            raise ShapeError(
+                f"{name} needs n_inputs and n_outputs, or neither to keep any width; received "
+                f"n_inputs={n_inputs}, n_outputs={n_outputs}"
+            )
+        self._trainable = bool(trainable)
+        self.seed = check_seed(seed)
+        self.dtype: DType = check_dtype(dtype)
+        self.specs: dict[str, ParameterSpec] = {}
+        self._arrays: dict[str, Array] = {}
+        self._gradients: dict[str, Array] = {}
+        self._backend: Backend | None = None
+        self.owner: Any = None
+
+    # -- what a subclass writes -----------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, x: Any, training: bool = False) -> Array:
+        """y of shape (batch, n_outputs) for x of shape (batch, n_inputs).
+
+        Keeps what ``backward`` needs; x and y must not be changed before it is called.
+        """
+
+    @abstractmethod
+    def backward(self, dy: Any) -> Array:
+        """dx of shape (batch, n_inputs) for the last forward; overwrites the gradients."""
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, for a model file; values that JSON can hold."""
+        raise DTypeError(
+            f"{type(self).__name__} cannot be saved: give it a method config() that returns the "
+            f"constructor's arguments as a dict"
+        )
+
+    @property
+    def declaration(self) -> NativeLayer | None:
+        """The layer as a row of a program, if that says all that it does; None where ``forward`` or
+        ``backward`` are written in Python, in a class of one's own."""
+        return None
+
+    @property
+    def penalties(self) -> Mapping[str, tuple[float, float]]:
+        """Rates (l1, l2) of the terms l1 sum|w| + l2 sum w^2 of the loss, by parameter."""
+        return {}
+
+    def adapt(self, x: Any) -> None:
+        """Learn from data (N, n_inputs), where ``adapts`` is said; ``adapted`` is true then."""
+        raise DTypeError(f"{type(self).__name__} has nothing to learn from data by itself")
+
+    def check_adapted(self) -> None:
+        """Refuse to be used before ``adapt``, where ``adapts`` is said."""
+        return
+
+    def add_parameter(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        initializer: InitializerLike,
+        kind: ParameterKind = "weight",
+    ) -> None:
+        """Declare an array of this layer; see ``ParameterKind`` for ``kind``."""
+        self.specs[name] = ParameterSpec(shape, initializer, kind)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the parameters are updated. Changing it inside a model acts at once; earlier
+        views of the model's parameters are then no longer linked."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        if bool(value) != self._trainable:
+            if self.owner is not None:
+                self.owner.change_trainable(self, bool(value))
+            self._trainable = bool(value)
+
+    # -- arrays -----------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> Backend:
+        """What this layer runs on; without a model, the current backend at first use."""
+        if self._backend is None:
+            self._backend = get_backend()
+        return self._backend
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of the trained arrays, in order of declaration."""
+        return [name for name, spec in self.specs.items() if spec.kind != "state"]
+
+    @property
+    def state_names(self) -> list[str]:
+        """Names of the arrays that are saved but not trained."""
+        return [name for name, spec in self.specs.items() if spec.kind == "state"]
+
+    @property
+    def saved_names(self) -> list[str]:
+        """Names of the arrays that a model file holds."""
+        return list(self.specs)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trained values."""
+        return sum(int(np.prod(self.specs[name].shape)) for name in self.parameter_names)
+
+    def array(self, name: str) -> Array | None:
+        """The array ``name``, drawn now if need be; None where the layer has none."""
+        if name not in self.specs:
+            return None
+        if not self._arrays:
+            self._draw_standalone()
+        return self._arrays[name]
+
+    def gradient(self, name: str) -> Array | None:
+        """The gradient of the array ``name``, as the last backward pass left it."""
+        if name not in self.specs or self.specs[name].kind == "state":
+            return None
+        if not self._arrays:
+            self._draw_standalone()
+        return self._gradients[name]
+
+    def assign(self, name: str, value: Any) -> None:
+        """Copy ``value`` into the array ``name``; (1, N) is accepted for (N,)."""
+        current = self.array(name)
+        if current is None:
+            raise DataError(f"this {type(self).__name__} has no {name}, so it cannot be assigned")
+        values = self.backend.to_numpy(value) if self.backend.owns(value) else np.asarray(value)
+        if values.dtype.kind not in "fiub":
+            raise DTypeError(
+                f"{type(self).__name__}.{name} holds real numbers; received dtype {values.dtype}"
+            )
+        if values.shape != current.shape and values.shape != (1, *current.shape):
+            raise ShapeError(
+                f"{type(self).__name__}.{name} has shape {tuple(current.shape)}; "
+                f"received {values.shape}"
+            )
+        current[...] = self.backend.asarray(values.reshape(current.shape), self.dtype)
+
+    def initial_values(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """Values to start from: those already here, else drawn with the layer's own seed or
+        from ``rng``. Float64 on the host, whatever the backend."""
+        if self._arrays:
+            return {n: self.backend.to_numpy(a).copy() for n, a in self._arrays.items()}
+        if self.seed is not None:
+            rng = np.random.default_rng(self.seed)
+        return {
+            name: draw(spec.initializer, f"{type(self).__name__}.{name}", spec.shape, rng)
+            for name, spec in self.specs.items()
+        }
+
+    def bind(
+        self,
+        backend: Backend,
+        dtype: DType,
+        arrays: dict[str, Array],
+        gradients: dict[str, Array],
+    ) -> None:
+        """Use these arrays from now on; earlier views stay readable but are no longer linked."""
+        self._backend, self.dtype = backend, dtype
+        self._arrays, self._gradients = arrays, gradients
+
+    def _draw_standalone(self) -> None:
+        backend = self.backend
+        values = self.initial_values(np.random.default_rng(self.seed))
+        arrays, gradients = {}, {}
+        for name, spec in self.specs.items():
+            arrays[name] = backend.zeros(spec.shape, self.dtype)
+            arrays[name][...] = backend.asarray(values[name], self.dtype)
+            if spec.kind != "state":
+                gradients[name] = backend.zeros(spec.shape, self.dtype)
+        self.bind(backend, self.dtype, arrays, gradients)
+
+    # -- helpers for the built-in layers ------------------------------------------------------
+
+    def _input(self, x: Any) -> Array:
+        """``x`` on this layer's backend, as (batch, n_inputs) of its dtype."""
+        if not self.specs and self.owner is None:
+            self.dtype = np.dtype(np.float64 if _is_float64(x) else np.float32)
+        x = as_device_array(self.backend, x, self.dtype)
+        width = self.n_inputs
+        if x.ndim != 2 or x.shape[1] == 0 or (width is not None and x.shape[1] != width):
+            raise ShapeError(
+                f"{type(self).__name__} takes x of shape (batch, {width or 'width'}); "
+                f"received {tuple(x.shape)}"
+            )
+        return x
+
+    def _output_gradient(self, dy: Any, shape: tuple[int, ...] | None) -> Array:
+        """``dy`` on this layer's backend, of the shape of the last output."""
+        if shape is None:
+            raise DataError(
+                f"{type(self).__name__}.backward needs a forward pass before it; "
+                f"call forward(x, training=True) first"
+            )
+        dy = as_device_array(self.backend, dy, self.dtype)
+        if dy.shape != shape:
+            raise ShapeError(
+                f"{type(self).__name__}.backward takes dy of the shape of its output, "
+                f"{shape}; received {tuple(dy.shape)}"
+            )
+        return dy
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = {"_arrays", "_gradients", "_backend", *self.transient}
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+        state["owner"] = None
+        if self._arrays:
+            to_numpy = self.backend.to_numpy
+            state["values"] = {name: to_numpy(a).copy() for name, a in self._arrays.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        values = state.pop("values", None)
+        self.__dict__.update(state)
+        self._arrays, self._gradients, self._backend = {}, {}, None
+        for attribute in self.transient:
+            setattr(self, attribute, None)
+        for name, value in (values or {}).items():
+            self.assign(name, value)
+
+    def __repr__(self) -> str:
+        widths = [str(w) for w in (self.n_inputs, self.n_outputs) if w is not None]
+        return f"{type(self).__name__}({', '.join(widths)})"
+
+    def check_free(self) -> None:
+        """Refuse a layer that is part of a model: it belongs to one only."""
+        if self.owner is not None:
+            raise DataError(
+                f"{self!r} belongs to another model already; make a new layer for this one, or "
+                f"use copy.deepcopy(layer)"
+            )
+
+
+class NativeLayer(Layer):
+    """A layer that backends have formulas for: it declares a row of a program's table.
+
+    Attributes:
+        op: what the row does.
+        activation: of the row; LINEAR where there is none.
+    """
+
+    op: ClassVar[Op]
+    activation: Activation = LINEAR
+
+    @property
+    def declaration(self) -> NativeLayer | None:
+        return self if declares_all(type(self), "op", ("forward", "backward")) else None
+
+    @property
+    def row_floats(self) -> tuple[float, ...]:
+        """The row's numbers, at most N_FLOATS: rates, penalties, constants."""
+        return ()
+
+    def saved_width(self, width: int) -> int:
+        """Elements that a training step keeps for the backward pass beside the output, for
+        each row of the batch; ``width`` is the layer's number of outputs."""
+        return 0
+
+
+def as_device_array(backend: Backend, x: Any, dtype: DType) -> Array:
+    """``x`` on the backend's device in ``dtype``; float64, int and bool are cast.
+
+    Raises:
+        DTypeError: complex numbers, objects, text.
+        DeviceError: an array on another device.
+    """
+    if type(x) is np.ndarray and x.dtype == dtype:
+        return backend.asarray(x, dtype)
+    adopted = backend.adopt(x)
+    x = np.asarray(x) if adopted is None else adopted
+    if x.dtype.kind not in "fiub":
+        raise DTypeError(
+            f"arrays must hold real numbers; received dtype {x.dtype}. "
+            f"Convert them first, for example with .astype('float32')"
+        )
+    return backend.asarray(x, dtype)
+
+
+def _is_float64(x: Any) -> bool:
+    return getattr(x, "dtype", None) == np.float64

@@ -1,0 +1,119 @@
+"""The dense layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnbackend._checks import check_number
+from nnbackend.backends.types import Array
+from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
+from nnbackend.kernels.codes import Op
+from nnbackend.layers.activations import activation_config, resolve_activation
+from nnbackend.layers.base import NativeLayer, Parameter
+
+
+class Dense(NativeLayer):
+    """y = act(x w + b), every input connected with every output.
+
+    Args:
+        n_inputs, n_outputs: I and O.
+        activation: a name such as "relu", a layer such as ``nn.ELU(0.5)``, None for linear.
+        bias: False leaves b out.
+        weight_init, bias_init: a name of ``nnbackend.initializers``, an array, or a callable
+            ``(shape, rng) -> array``.
+        weight_l1, weight_l2, bias_l1, bias_l2: penalties; l1 sum|w| + l2 sum w^2 joins the loss.
+        trainable: False keeps w and b as they are.
+        seed, dtype: see ``Layer``.
+
+    Attributes:
+        weight: (I, O).   bias: (O,), or None.
+        weight_grad, bias_grad: what the last backward pass gave, of the same shapes.
+    """
+
+    op = Op.DENSE
+    transient = ("_x", "_saved")
+    weight = Parameter()
+    bias = Parameter()
+    weight_grad: Any
+    bias_grad: Any
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_outputs: int,
+        activation: Any = None,
+        bias: bool = True,
+        weight_init: InitializerLike = "glorot_uniform",
+        bias_init: InitializerLike = "zeros",
+        weight_l1: float = 0.0,
+        weight_l2: float = 0.0,
+        bias_l1: float = 0.0,
+        bias_l2: float = 0.0,
+        trainable: bool = True,
+        *,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__(n_inputs, n_outputs, trainable=trainable, seed=seed, dtype=dtype)
+        self.activation = resolve_activation(activation)
+        self.weight_l1 = check_number("Dense.weight_l1", weight_l1, 0.0)
+        self.weight_l2 = check_number("Dense.weight_l2", weight_l2, 0.0)
+        self.bias_l1 = check_number("Dense.bias_l1", bias_l1, 0.0)
+        self.bias_l2 = check_number("Dense.bias_l2", bias_l2, 0.0)
+        self.weight_init, self.bias_init = weight_init, bias_init
+        for initializer in (weight_init, bias_init):
+            resolve_initializer(initializer)
+        self.add_parameter("weight", (n_inputs, n_outputs), weight_init)
+        if bias:
+            self.add_parameter("bias", (n_outputs,), bias_init, "bias")
+        self._x: Array | None = None
+        self._saved: Array | None = None
+
+    @property
+    def row_floats(self) -> tuple[float, ...]:
+        """Parameter of the activation, weight_l1, weight_l2, bias_l1, bias_l2."""
+        rates = (self.weight_l1, self.weight_l2, self.bias_l1, self.bias_l2)
+        return (self.activation.parameter, *rates)
+
+    @property
+    def penalties(self) -> dict[str, tuple[float, float]]:
+        return {
+            "weight": (self.weight_l1, self.weight_l2),
+            "bias": (self.bias_l1, self.bias_l2),
+        }
+
+    def saved_width(self, width: int) -> int:
+        return width
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "n_inputs": self.n_inputs,
+            "n_outputs": self.n_outputs,
+            "activation": activation_config(self.activation),
+            "bias": "bias" in self.specs,
+            "weight_init": initializer_config(self.weight_init),
+            "bias_init": initializer_config(self.bias_init),
+            "weight_l1": self.weight_l1,
+            "weight_l2": self.weight_l2,
+            "bias_l1": self.bias_l1,
+            "bias_l2": self.bias_l2,
+            "trainable": self.trainable,
+        }
+
+    def forward(self, x: Any, training: bool = False) -> Array:
+        x = self._input(x)
+        y = self.backend.zeros((len(x), self.weight.shape[1]), self.dtype)
+        z = self.backend.zeros(y.shape, self.dtype) if self.activation.saves == "input" else None
+        self.backend.dense_forward(x, self.weight, self.bias, self.activation, y, z)
+        self._x, self._saved = x, y if z is None else z
+        return y
+
+    def backward(self, dy: Any) -> Array:
+        dy = self._output_gradient(dy, None if self._saved is None else self._saved.shape)
+        dx = self.backend.zeros(self._x.shape, self.dtype)  # type: ignore[union-attr]
+        scratch = self.backend.zeros(dy.shape, self.dtype)
+        self.backend.dense_backward(
+            dy, self._x, self.weight, self.activation, self._saved,
+            self.weight_grad, self.bias_grad, dx, scratch,
+        )  # fmt: skip
+        return dx

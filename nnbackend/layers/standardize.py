@@ -1,0 +1,111 @@
+"""Standardisation of a model's input, learnt once from data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend._files import read_rows
+from nnbackend.backends.types import Array
+from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.kernels.codes import Op
+from nnbackend.layers.base import NativeLayer, Parameter
+
+
+class Standardize(NativeLayer):
+    """y = (x - mean) scale, learnt once from data: zero mean and unit variance per column.
+
+    As a model's first layer it learns from the data of the first ``fit``; elsewhere call
+    ``adapt(x)``. Constant columns get scale 1. Mean and scale are saved with the model.
+
+    Args:
+        n: width.
+    """
+
+    op = Op.STANDARDIZE
+    adapts = True
+    transient = ("_shape",)
+    mean = Parameter()
+    scale = Parameter()
+
+    def __init__(self, n: int, *, dtype: str = "float32") -> None:
+        super().__init__(n, n, dtype=dtype)
+        self.adapted = False
+        self.add_parameter("mean", (n,), "zeros", "state")
+        self.add_parameter("scale", (n,), "ones", "state")
+        self._shape: tuple[int, ...] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        adapted = state["adapted"]
+        super().__setstate__(state)
+        self.adapted = adapted
+
+    @property
+    def saved_names(self) -> list[str]:
+        return list(self.specs) if self.adapted else []
+
+    def config(self) -> dict[str, Any]:
+        return {"n": self.n_inputs}
+
+    def adapt(self, x: Any) -> None:
+        """Learn mean and scale of (N, n) data, in one pass over blocks of rows, in float64.
+
+        Raises:
+            ShapeError, DataError: wrong width, no rows, or values that are not finite.
+        """
+        if not hasattr(x, "shape"):
+            x = np.asarray(x)
+        shape = tuple(x.shape)
+        if len(shape) != 2 or shape[1] != self.n_inputs or shape[0] == 0:
+            raise ShapeError(
+                f"Standardize.adapt takes x of shape (rows, {self.n_inputs}), at least one row; "
+                f"received {shape}"
+            )
+        if x.dtype.kind not in "fiub":
+            raise DTypeError(f"Standardize.adapt takes real numbers; received dtype {x.dtype}")
+        x = self.backend.to_numpy(x) if self.backend.owns(x) else x
+        count, mean = 0, np.zeros(x.shape[1])
+        square = np.zeros(x.shape[1])  # sum of squared distances from the mean
+        for start in range(0, len(x), 4096):
+            block = read_rows(x, slice(start, start + 4096)).astype(np.float64)
+            block_mean = block.mean(axis=0)
+            shift, total = block_mean - mean, count + len(block)
+            # merging two means and sums of squares: Chan, Golub and LeVeque (1979)
+            square += ((block - block_mean) ** 2).sum(axis=0)
+            square += shift**2 * (count * len(block) / total)
+            mean += shift * (len(block) / total)
+            count = total
+        std = np.sqrt(square / count)
+        if not np.isfinite(std).all():
+            raise DataError("Standardize.adapt needs finite values; x holds NaN or infinity")
+        # rounding leaves a constant column a spread of this size; 1 / std must not overflow
+        constant = std <= np.maximum(1e-7 * np.abs(mean), np.finfo(self.dtype).tiny)
+        self.assign("mean", mean)
+        self.assign("scale", 1.0 / np.where(constant, 1.0, std))
+        self.adapted = True
+
+    def check_adapted(self) -> None:
+        if not self.adapted:
+            raise DataError(
+                "Standardize has not seen data yet: as a model's first layer it learns in fit(x, "
+                "y) from arrays; otherwise call layer.adapt(x) before"
+            )
+
+    def assign(self, name: str, value: Any) -> None:
+        super().assign(name, value)
+        self.adapted = True
+
+    def forward(self, x: Any, training: bool = False) -> Array:
+        self.check_adapted()
+        x = self._input(x)
+        self._shape = x.shape
+        y = self.backend.zeros(x.shape, self.dtype)
+        self.backend.standardize_forward(x, self.mean, self.scale, y)
+        return y
+
+    def backward(self, dy: Any) -> Array:
+        dy = self._output_gradient(dy, self._shape)
+        dx = self.backend.zeros(dy.shape, self.dtype)
+        self.backend.standardize_backward(dy, self.scale, dx)
+        return dx

@@ -1,0 +1,51 @@
+"""How a model ends, and whether that fits its loss."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from nnbackend.backends.types import LINEAR, Activation
+from nnbackend.errors import DataError
+from nnbackend.layers.base import Layer, NativeLayer
+from nnbackend.losses import Loss, LossFunction
+
+#: A loss from logits applies one of these itself; a loss over probabilities wants it before.
+_OVER_PROBABILITIES = {
+    "categorical_cross_entropy": ("softmax", "softmax_cross_entropy"),
+    "binary_cross_entropy": ("sigmoid", "sigmoid_cross_entropy"),
+}
+
+
+def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction) -> None:
+    """Refuse a loss from logits after a softmax or sigmoid; warn where a loss over probabilities
+    follows outputs that are none."""
+    if not isinstance(loss, Loss):
+        return
+    activation = last_activation(layers)
+    if loss.from_logits and activation.name in ("softmax", "sigmoid"):
+        remedy = {link: name for name, (link, _) in _OVER_PROBABILITIES.items()}[activation.name]
+        raise DataError(
+            f"{loss.name} works on logits and applies {loss.link} itself, but the model ends with "
+            f"{activation.name}. Remove that activation (predict_proba still gives "
+            f"probabilities), or keep it and use loss={remedy!r}"
+        )
+    wanted = _OVER_PROBABILITIES.get(loss.name)
+    own_layer = layers[-1].declaration is None
+    if wanted and not own_layer and activation.name not in ("softmax", "sigmoid"):
+        link, logits = wanted
+        warnings.warn(
+            f"{loss.name} takes probabilities, but the model's outputs, after "
+            f"{activation.name!r}, need not lie in [0, 1] and will be clipped. Use "
+            f"loss={logits!r}, or end the model with activation={link!r}",
+            stacklevel=3,
+        )
+
+
+def last_activation(layers: Sequence[Layer]) -> Activation:
+    """The activation of the outputs, layers that keep any width and do nothing to it apart."""
+    for layer in reversed(layers):
+        activation = layer.activation if isinstance(layer, NativeLayer) else LINEAR
+        if activation != LINEAR or layer.n_inputs is not None:
+            return activation
+    return LINEAR

@@ -1,0 +1,118 @@
+"""Models from files that ``Sequential.save`` wrote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from nnbackend._files import Path_
+from nnbackend.backends.contract import Backend
+from nnbackend.errors import CheckpointError, NNBackendError
+from nnbackend.layers import LAYERS
+from nnbackend.layers.base import Layer
+from nnbackend.model.sequential import Sequential
+from nnbackend.model.serialization import Tensors, fill, read_file
+from nnbackend.schedules import schedule_from_config
+from nnbackend.training.history import History
+
+
+def load(
+    path: Path_,
+    backend: str | Backend | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> Sequential:
+    """Read a model that ``save`` wrote, ready to predict or to be trained on.
+
+    Args:
+        path: the file.
+        backend: where it shall run; None takes the current backend.
+        custom_objects: layers, losses and metrics of one's own by name, if the model has any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is truncated, not safetensors, not a model of nnbackend, or of a
+            newer format version.
+    """
+    tensors, metadata = read_file(path)
+    own = dict(custom_objects or {})
+    try:
+        config = metadata["config"]
+        layers = [_layer(dict(entry), own) for entry in config["layers"]]
+        model = Sequential(layers, metadata["seed"], config["dtype"], backend)
+        if "loss" in config:
+            model.compile(
+                _own_or(config["loss"], own),
+                _own_optimizer(config["optimizer"], own),
+                [_own_or(entry, own) for entry in config["metrics"]],
+            )
+        fill(model, tensors, path)
+        if "loss" in config:
+            prefix = "optimizer."
+            slots = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            missing = model.optimizer_state().keys() - slots.keys()
+            if missing:
+                raise CheckpointError(f"{os.fspath(path)} lacks {prefix}{min(missing)}")
+            model.set_optimizer_state(slots)
+        state = model.training
+        state.step, state.epoch = int(metadata["step"]), int(metadata["epoch"])
+        if state.step < 0 or state.epoch < 0:
+            raise CheckpointError(f"{os.fspath(path)} has a negative step or epoch")
+        state.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
+        state.history = History(metadata["history"]["curves"])
+        state.history.seconds = list(metadata["history"]["seconds"])
+        model.info = dict(metadata["info"])
+        model.callback_states = _load_callback_states(metadata["callbacks"], tensors)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, NNBackendError) as error:
+        raise CheckpointError(
+            f"{os.fspath(path)} does not describe a model that this version can build: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return model
+
+
+def _load_callback_states(states: list[dict[str, Any]], tensors: Tensors) -> list[dict[str, Any]]:
+    for key, value in tensors.items():
+        if key.startswith("callbacks."):
+            _, number, name = key.split(".", 2)
+            states[int(number)][name] = value
+    return states
+
+
+def _layer(config: dict[str, Any], own: Mapping[str, Any]) -> Layer:
+    kind = config.pop("type")
+    made = own.get(kind) or LAYERS.get(kind)
+    if made is None:
+        raise CheckpointError(
+            f"the model has a layer {kind!r} that nnbackend does not know; pass it as "
+            f"nn.load(path, custom_objects={{{kind!r}: {kind}}})"
+        )
+    layer = made(**config)
+    if not isinstance(layer, Layer):
+        raise CheckpointError(f"custom_objects[{kind!r}] must be a subclass of nn.Layer")
+    return layer
+
+
+def _own_or(config: dict[str, Any], own: Mapping[str, Any]) -> Any:
+    """A built-in's configuration, or the user's own function or object that it names."""
+    if "function" not in config:
+        settings = dict(config)
+        name = settings.pop("name", None)
+        return own[name](**settings) if name in own else config
+    name = config["function"]
+    if name not in own:
+        raise CheckpointError(
+            f"the model was compiled with a function {name!r} of one's own; pass it as "
+            f"nn.load(path, custom_objects={{{name!r}: {name}}})"
+        )
+    return own[name]
+
+
+def _own_optimizer(config: dict[str, Any], own: Mapping[str, Any]) -> Any:
+    """The same for an optimizer, whose rate may be a schedule."""
+    if isinstance(config.get("lr"), dict):
+        lr = _own_or(config["lr"], own)
+        config = {**config, "lr": schedule_from_config(lr) if isinstance(lr, dict) else lr}
+    return _own_or(config, own)

@@ -1,0 +1,617 @@
+"""Sequential: a stack of layers with a loss and an optimizer."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nnbackend._checks import check_dtype, check_number, check_seed, check_size
+from nnbackend._files import release_pages
+from nnbackend.backends import get_backend
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Activation, Array, check_precision
+from nnbackend.data.sources import ArraySource, BatchSource, Source, make_source, one_batch
+from nnbackend.data.validation import (
+    ClassWeight,
+    as_predictions_input,
+    check_finite,
+    check_matrix,
+    class_factors,
+)
+from nnbackend.errors import DataError, DTypeError, ModelBusyError, NNBackendError
+from nnbackend.executor.base import Data, Executor
+from nnbackend.executor.choice import make_executor
+from nnbackend.layers.base import Layer
+from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
+from nnbackend.metrics import Metric, MetricFunction, resolve_metric
+from nnbackend.model import serialization
+from nnbackend.model.ending import check_ending
+from nnbackend.model.summary import summary_text
+from nnbackend.optimizers import Optimizer, resolve_optimizer
+from nnbackend.program.lowering import check_widths, lay_out, lower
+from nnbackend.program.table import NO_LOSS
+from nnbackend.training.callbacks import Callback, CallbackList
+from nnbackend.training.evaluation import (
+    check_metric_names,
+    evaluate_source,
+    function_metrics,
+)
+from nnbackend.training.history import History
+from nnbackend.training.progress import make_progress
+from nnbackend.training.state import TrainingState
+from nnbackend.training.trainer import Trainer
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
+
+BUSY = "this model is being trained by another thread; wait for it, or train a copy.deepcopy(model)"
+#: The most rows, and bytes of them, that predict brings to the device at a time.
+PREDICT_ROWS, PREDICT_BYTES = 1 << 16, 1 << 26
+
+
+class Sequential:
+    """A stack of layers, each fed with the output of the one before.
+
+    >>> model = Sequential([Dense(2, 8, activation="tanh"), Dense(8, 1)], seed=0)
+    >>> model.compile(loss="mean_squared_error", optimizer="adam")
+
+    Args:
+        layers: at least one; each belongs to this model from now on.
+        seed: of initial weights, shuffling and dropout; None draws one and records it.
+        dtype: "float32" or "float64".
+        backend: a name such as "cuda:1"; None takes the current backend.
+        precision: of products on a GPU. "fp32" multiplies float32 numbers as they are, "tf32"
+            rounds them to ten bits of mantissa and "bf16" to seven, which tensor cores multiply
+            many times as fast; sums, weights and all else stay float32.
+
+    Attributes:
+        layers, backend, dtype, seed, precision: as given.
+        loss, optimizer, metrics: as compiled; ``optimizer.lr`` may be changed between steps.
+        epoch, step: completed epochs and updates.
+        history: the curves of all epochs so far.
+        info: notes of one's own that JSON can hold; saved with the model.
+        callbacks: of the last ``fit``; their states are saved with the model.
+        n_inputs, n_outputs: widths.
+
+    Raises:
+        ShapeError: neighbouring layers do not fit.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        seed: int | None = None,
+        dtype: str = "float32",
+        backend: str | Backend | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        if isinstance(layers, Layer):
+            raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
+        self.layers: list[Layer] = list(layers)
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise DTypeError(
+                    f"layers must be nn.Layer objects, such as nn.Dense(2, 3); received {layer!r}"
+                )
+        self.n_inputs = check_widths(self.layers)
+        self.dtype = check_dtype(dtype)
+        self.precision = self._checked_precision(precision)
+        self.backend = get_backend(backend).at_precision(precision)
+        seed = check_seed(seed)
+        self.seed: int = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
+        init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
+        #: how far training has come, which a trainer at work moves on
+        self.training = TrainingState(np.random.Generator(np.random.PCG64(shuffle)))
+        self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
+        self.loss: Loss | LossFunction | None = None
+        self._optimizer: Optimizer | None = None
+        self.metrics: list[Metric | MetricFunction] = []
+        self.info: dict[str, Any] = {}
+        self.callbacks: list[Callback] = []
+        self.callback_states: list[dict[str, Any]] = []
+        self._busy = threading.Lock()
+        rng = np.random.Generator(np.random.PCG64(init))
+        if len({id(layer) for layer in self.layers}) < len(self.layers):
+            raise DataError("a layer can stand in a model only once; make two layers")
+        for layer in self.layers:
+            layer.check_free()
+        self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
+
+    def _checked_precision(self, precision: str) -> str:
+        if check_precision(precision) != "fp32" and self.dtype != np.float32:
+            raise DTypeError(
+                f"precision={precision!r} is for models of dtype float32; received {self.dtype}"
+            )
+        return precision
+
+    def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
+        """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
+        kept, or replaced by ``values``. Nothing changes if it fails."""
+        if values is None:
+            rng = np.random.default_rng(0)  # not used: every layer has its values
+            values = [layer.initial_values(rng) for layer in self.layers]
+        self.storage = lay_out(self.layers, backend, self.dtype, values)
+        self.backend = backend
+        for layer in self.layers:
+            layer.owner = self
+        self._adapting = [layer for layer in self.layers if layer.adapts]
+        self._lower()
+
+    def change_trainable(self, layer: Layer, value: bool) -> None:
+        """Freeze or thaw a layer, which decides where its parameters lie in the flat vectors.
+        The optimizer's state of other layers is kept."""
+        with self._training():
+            slots = {} if self._optimizer is None else self.optimizer_state()
+            layer._trainable = value
+            self._build(self.backend)
+            kept = self.program.slot_views().keys() & slots.keys()
+            self.set_optimizer_state({key: slots[key] for key in kept})
+
+    def _lower(self) -> None:
+        self.program = lower(
+            self.layers,
+            self.n_inputs,
+            self.storage,
+            self.dropout_key,
+            self.loss,
+            self._optimizer,
+            [metric for metric in self.metrics if isinstance(metric, Metric)],
+        )
+        self.executor: Executor = make_executor(self.program, self.backend)
+
+    # -- settings -----------------------------------------------------------------------------
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the last layer."""
+        return self.program.n_outputs
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of values in all layers, frozen ones included, running statistics not."""
+        return sum(layer.n_parameters for layer in self.layers)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer given to ``compile``."""
+        self._check_compiled()
+        return self._optimizer  # type: ignore[return-value]
+
+    def compile(
+        self,
+        loss: str | Loss | LossFunction,
+        optimizer: str | Optimizer = "adam",
+        metrics: Sequence[str | Metric | MetricFunction] | str | Metric | None = (),
+    ) -> None:
+        """Choose what to minimise and how; starts the optimizer's state anew.
+
+        Args:
+            loss: a name of ``nnbackend.losses``, an object such as ``nn.losses.Huber(2.0)``, or
+                a function ``(y_true, y_pred) -> (loss, dpred)`` of arrays of the backend.
+            optimizer: a name, or an object such as ``nn.Adam(lr=1e-3)``.
+            metrics: names of ``nnbackend.metrics``, objects, or functions
+                ``(y_true, y_pred) -> number`` of NumPy arrays.
+
+        Raises:
+            UnknownNameError: with the choices.
+            DataError: a loss from logits after a softmax or sigmoid; a metric that does not
+                fit the loss.
+        """
+        if metrics is None or isinstance(metrics, str | Metric) or callable(metrics):
+            metrics = [] if metrics is None else [metrics]
+        new_loss = resolve_loss(loss)
+        new_metrics = [resolve_metric(metric) for metric in metrics]
+        check_metric_names(new_metrics)
+        check_ending(self.layers, new_loss)
+        new_optimizer = resolve_optimizer(optimizer)
+        before = (self.loss, self._optimizer, self.metrics)
+        with self._training():
+            self.loss, self._optimizer, self.metrics = new_loss, new_optimizer, new_metrics
+            try:
+                self._lower()
+            except Exception:
+                self.loss, self._optimizer, self.metrics = before
+                raise
+            self.training.step = 0
+
+    def _check_compiled(self) -> None:
+        if self._optimizer is None:
+            raise DataError(NO_LOSS)
+
+    @property
+    def step(self) -> int:
+        """Completed updates."""
+        return self.training.step
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.training.epoch
+
+    @property
+    def history(self) -> History:
+        """The curves of all epochs so far."""
+        return self.training.history
+
+    @property
+    def _function_metrics(self) -> list[MetricFunction]:
+        return [metric for metric in self.metrics if not isinstance(metric, Metric)]
+
+    # -- training -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: Any = None,
+        validation_split: float = 0.0,
+        callbacks: Sequence[Callback] | Callback | None = (),
+        shuffle: bool = True,
+        sample_weight: Any = None,
+        class_weight: ClassWeight | None = None,
+        verbose: int = 1,
+    ) -> History:
+        """Train for ``epochs`` more epochs.
+
+        Args:
+            x: (N, n_inputs) array; a ``np.memmap`` is read batch by batch. Or an iterable of
+                ``(x, y)`` or ``(x, y, weight)`` batches, or a function that returns one.
+            y: (N,) class labels, (N, n_outputs) targets, or (N,) for one output.
+            batch_size: rows of a step; the last batch of an epoch may be smaller.
+            validation_data: ``(x, y)`` or ``(x, y, weight)`` arrays, or an iterable of batches.
+            validation_split: share of rows, drawn at random by the seed, kept for validation.
+            callbacks: see ``nnbackend.training.callbacks``.
+            shuffle: a new order of the rows in every epoch.
+            sample_weight: (N,) weight of each row.
+            class_weight: dict of class: weight, or "balanced".
+            verbose: 0 nothing, 1 a progress bar (plain lines without a terminal), 2 lines.
+
+        Returns:
+            The curves of these epochs. Ctrl-C returns what there is, ``stopped="interrupted"``.
+
+        Raises:
+            ShapeError, DataError, DTypeError: bad input, found before the model is touched.
+            NonFiniteLossError: the loss became NaN or infinite; the weights are those of the
+                last good epoch's end.
+            ModelBusyError: another thread trains this model.
+        """
+        self._check_compiled()
+        epochs, batch_size = check_size("epochs", epochs), check_size("batch_size", batch_size)
+        split = check_number("validation_split", validation_split, 0.0, 1.0, high_open=True)
+        if split and validation_data is not None:
+            raise DataError("pass validation_data or validation_split, not both")
+        if callbacks is None or isinstance(callbacks, Callback):
+            callbacks = [] if callbacks is None else [callbacks]
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise DTypeError(
+                    f"callbacks must be nn.Callback objects, such as nn.EarlyStopping(); "
+                    f"received {type(callback).__name__}"
+                )
+        with self._training():
+            source = make_source(self.program, x, y, sample_weight, class_weight)
+            validation: Source | None = None
+            if validation_data is not None:
+                validation = self._validation_source(validation_data)
+            if isinstance(source, ArraySource):
+                if split:
+                    source, validation = source.split(*self.split_rows(source.n_rows, split))
+                if class_weight is not None:
+                    # for training alone: validation figures are those of evaluate
+                    factors = class_factors(self.program, class_weight, source.target)
+                    source.multiply_weights(factors)
+                self.program.check_batch(min(source.n_rows, batch_size))
+                self.program.check_batch(source.n_rows % batch_size or batch_size)
+                self._adapt(source)
+            elif split:
+                raise DataError(
+                    "validation_split goes with arrays; for an iterable pass validation_data"
+                )
+            else:
+                source.check_passes(2 * epochs if self._function_metrics else epochs)
+                self._check_adapted()
+            if isinstance(validation, BatchSource):
+                validation.check_passes(epochs)
+            self._begin_callbacks(callbacks)
+            last = self.epoch + epochs
+            trainer = Trainer(
+                self.program,
+                self.executor,
+                self.training,
+                source,
+                epochs=last,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                callbacks=CallbackList(self, callbacks),
+                validate=None if validation is None else partial(self._figures, validation),
+                python_metrics=partial(self._training_figures, source)
+                if self._function_metrics
+                else None,
+                progress=make_progress(verbose, self.epoch, last, source.n_rows),
+                history=History(),
+            )
+            return trainer.run()
+
+    def _figures(self, source: Source) -> dict[str, float]:
+        return evaluate_source(self.executor, source, self._function_metrics, self)
+
+    def _training_figures(self, source: Source) -> dict[str, float]:
+        return function_metrics(self.program, source, self._function_metrics, self)
+
+    def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> Array:
+        """One update on one batch, for a loop of one's own.
+
+        Args:
+            x, y, sample_weight: as in ``fit``, any number of rows.
+
+        Returns:
+            The loss with penalties before the update, a 0-d float64 array of the backend.
+        """
+        if not self._busy.acquire(False):
+            raise ModelBusyError(BUSY)
+        try:
+            loss = self.executor.step(x, y, self.step) if sample_weight is None else None
+            if loss is None:
+                loss = self._checked_step(x, y, sample_weight)
+            self.training.step += 1
+        finally:
+            self._busy.release()
+        return loss
+
+    def _checked_step(self, x: Any, y: Any, sample_weight: Any) -> Array:
+        self._check_compiled()
+        data = self._batch(x, y, sample_weight)
+        rate = float(self.program.rates(self.step, 1)[0])
+        return self.executor.train_on(data, rate, self.step)
+
+    def _batch(self, x: Any, y: Any, sample_weight: Any) -> Data:
+        """A batch to be trained on, checked."""
+        data = one_batch(self.program, x, y, sample_weight)
+        self._check_adapted()
+        self.program.check_batch(len(data.x))
+        return data
+
+    def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """Loss with penalties of one batch, its gradient left in ``layer.weight_grad`` and so
+        on; nothing is updated."""
+        self._check_compiled()
+        with self._training():
+            return self.executor.gradient(self._batch(x, y, sample_weight), self.step)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise ModelBusyError(BUSY)
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def _begin_callbacks(self, callbacks: Sequence[Callback]) -> None:
+        """Give the states that a file held to the first fit's callbacks, matched by class."""
+        states, self.callback_states = self.callback_states, []
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            state = next((s for s in states if s["type"] == name), None)
+            if state is not None:
+                states.remove(state)
+                callback.set_state({k: v for k, v in state.items() if k != "type"})
+
+    def _validation_source(self, data: Any) -> Source:
+        arrays = isinstance(data, tuple) or (
+            isinstance(data, list) and data and not isinstance(data[0], tuple | list)
+        )
+        try:
+            if arrays and len(data) in (2, 3):
+                return make_source(self.program, *data)
+            return make_source(self.program, data, None)
+        except NNBackendError as error:
+            raise type(error)(f"validation_data: {error}") from error
+
+    def split_rows(self, n_rows: int, share: float) -> tuple[RowNumbers, RowNumbers]:
+        """Numbers of the rows for training and for validation that ``validation_split=share``
+        chooses; they depend on the model's seed and the number of rows only."""
+        held_out = round(n_rows * share)
+        if held_out == 0 or held_out == n_rows:
+            raise DataError(
+                f"validation_split={share:g} of {n_rows} rows leaves no rows on one side"
+            )
+        seed = np.random.SeedSequence(self.seed, spawn_key=(3,))
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(n_rows)
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+    def _adapt(self, source: ArraySource) -> None:
+        first = self.layers[0]
+        if not first.adapted:
+            first.adapt(source.x)
+        self._check_adapted()
+
+    def _check_adapted(self) -> None:
+        for layer in self._adapting:
+            layer.check_adapted()
+
+    # -- inference ----------------------------------------------------------------------------
+
+    def __call__(self, x: Any) -> Array:
+        """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend: the way of
+        least overhead. Values are not checked."""
+        self._check_adapted()
+        quick = self.executor.call(x)
+        if quick is not None:
+            return quick
+        x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
+        out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
+        self.executor.predict(x, out)
+        return out
+
+    def predict(self, x: Any) -> np.ndarray[Any, Any]:
+        """Raw outputs (N, n_outputs) as a NumPy array. Thread-safe.
+
+        Raises:
+            ShapeError, DTypeError: wrong rank, width or type.
+            DataError: x holds NaN or infinity that reached the outputs.
+        """
+        x = check_matrix(self.backend, x, self.n_inputs)
+        out = np.empty((len(x), self.n_outputs), self.dtype)
+        row_bytes = self.n_inputs * self.dtype.itemsize
+        some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
+        for start in range(0, len(x), some):
+            part = slice(start, start + some)
+            out[part] = self.backend.to_numpy(self(x[part]))
+            release_pages(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(out.sum())
+        if suspicious:
+            check_finite(self.backend, x, self.dtype)
+        return out
+
+    def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:
+        """Probabilities (N, n_outputs): the loss's link (softmax, sigmoid) applied to
+        ``predict``, or the outputs themselves where the loss is one over probabilities."""
+        self._check_compiled()
+        if not isinstance(self.loss, Loss) or not self.loss.probabilities:
+            raise DataError(
+                f"predict_proba needs a loss over classes, such as softmax_cross_entropy; this "
+                f"model was compiled with {loss_name(self.loss)}"
+            )
+        out = self.predict(x)
+        if self.loss.link is None:
+            return out
+        get_backend("numpy").activation_forward(Activation(self.loss.link), out, out)
+        return out
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+    ) -> dict[str, float]:
+        """Loss and metrics in inference mode.
+
+        Args:
+            x, y, sample_weight: arrays, or an iterable of batches, as in ``fit``.
+
+        Returns:
+            {"loss": with penalties, "accuracy": ...}; also "data_loss" where there are penalties.
+        """
+        self._check_compiled()
+        self._check_adapted()
+        return self._figures(make_source(self.program, x, y, sample_weight))
+
+    # -- moving, copying, saving ----------------------------------------------------------------
+
+    def to(self, backend: str | Backend, precision: str | None = None) -> Sequential:
+        """Move the model, optimizer state included, and return it. Earlier views of parameters
+        stay readable but are no longer linked. The precision stays as it is if none is given."""
+        wanted = self.precision if precision is None else self._checked_precision(precision)
+        target = get_backend(backend).at_precision(wanted)
+        self.precision = wanted
+        if target is self.backend:
+            return self
+        with self._training():
+            slots = {} if self._optimizer is None else self.optimizer_state()
+            self._build(target)
+            self.set_optimizer_state(slots)
+        return self
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of all parameters and running statistics by key, ``layers.{i}.{name}``."""
+        return {
+            f"layers.{number}.{name}": self.backend.to_numpy(layer.array(name)).copy()
+            for number, layer in enumerate(self.layers)
+            for name in layer.saved_names
+        }
+
+    def set_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put back what ``arrays`` gave, in place."""
+        for key, value in arrays.items():
+            _, number, name = key.split(".")
+            self.layers[int(number)].assign(name, value)
+
+    def optimizer_state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""
+        self._check_compiled()
+        to_numpy = self.backend.to_numpy
+        return {key: to_numpy(view).copy() for key, view in self.program.slot_views().items()}
+
+    def set_optimizer_state(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put back what ``optimizer_state`` gave; keys that are missing stay as they are.
+
+        Raises:
+            DataError, ShapeError: an unknown key, another shape, values that are not finite;
+                nothing is changed then.
+        """
+        self.program.set_slots(state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, its optimizer's state, seeds and history to a safetensors file.
+
+        The file appears whole or not at all; ``nn.load(path)`` reads it.
+        """
+        serialization.save_model(self, path)
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Read parameters and layer state, in place, from a file that ``save`` wrote.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is of another architecture.
+        """
+        serialization.load_weights(self, path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = (
+            "_busy",
+            "_adapting",
+            "storage",
+            "program",
+            "executor",
+            "backend",
+            "callbacks",
+        )
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+        state["backend_name"] = self.backend.device
+        state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        slots, backend = state.pop("slots"), state.pop("backend_name")
+        self.__dict__.update(state)
+        self._busy = threading.Lock()
+        self.callbacks = []
+        self._build(get_backend(backend))
+        self.set_optimizer_state(slots)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sequential:
+        state = copy.deepcopy(self.__getstate__(), memo)
+        state["backend_name"] = self.backend  # an object that need not be registered
+        other = object.__new__(type(self))
+        other.__setstate__(state)
+        return other
+
+    # -- for people -----------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"Sequential([{', '.join(map(repr, self.layers))}])"
+
+    def summary(self, print_fn: Callable[[str], object] | None = None) -> None:
+        """Print a table of the layers and what the model runs on.
+
+        Args:
+            print_fn: called with the text instead of printing it.
+        """
+        text = summary_text(self)
+        if print_fn is None:
+            sys.stdout.write(text + "\n")
+        else:
+            print_fn(text)

@@ -1,0 +1,166 @@
+"""Model files: plain tensors in safetensors, everything else in one JSON metadata entry.
+
+Keys: ``layers.{i}.{name}`` and ``optimizer.{slot}.layers.{i}.{name}``. No pickle, no code.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnbackend._files import Path_, write_atomically
+from nnbackend.errors import CheckpointError, DTypeError
+from nnbackend.losses import Loss, loss_name
+from nnbackend.metrics import Metric, metric_name
+
+if TYPE_CHECKING:
+    from nnbackend.model.sequential import Sequential
+
+FORMAT_VERSION = 1
+METADATA_KEY = "nnbackend"
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+def save_model(model: Sequential, path: Path_) -> None:
+    """Write ``model`` to ``path``; see ``Sequential.save``."""
+    import json
+
+    from safetensors.numpy import save
+
+    tensors: Tensors = model.arrays()
+    if model.loss is not None:
+        for key, value in model.optimizer_state().items():
+            tensors[f"optimizer.{key}"] = value
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": _config(model),
+        "seed": model.seed,
+        "step": model.step,
+        "epoch": model.epoch,
+        "generators": {"shuffle": model.training.shuffle_generator.bit_generator.state},
+        "history": {"curves": model.history.to_dict(), "seconds": model.history.seconds},
+        "callbacks": _callback_states(model, tensors),
+        "info": model.info,
+    }
+    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata, default=_plain)}))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers as Python's, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise DTypeError(
+        f"a model file holds numbers, text, lists and dicts; received {type(value).__name__}"
+    )
+
+
+def _callback_states(model: Sequential, tensors: Tensors) -> list[dict[str, Any]]:
+    """States of the callbacks; their arrays go into ``tensors``."""
+    states = [{"type": type(c).__name__, **c.state()} for c in model.callbacks]
+    states = states or [dict(state) for state in model.callback_states]
+    for number, state in enumerate(states):
+        for name, value in list(state.items()):
+            if isinstance(value, np.ndarray):
+                tensors[f"callbacks.{number}.{name}"] = state.pop(name)
+    return states
+
+
+def _config(model: Sequential) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "dtype": str(model.dtype),
+        "layers": [{"type": type(layer).__name__, **layer.config()} for layer in model.layers],
+    }
+    if model.loss is not None:
+        loss = model.loss
+        config["loss"] = loss.config() if isinstance(loss, Loss) else {"function": loss_name(loss)}
+        config["optimizer"] = model.optimizer.config()
+        config["metrics"] = [
+            m.config() if isinstance(m, Metric) else {"function": metric_name(m)}
+            for m in model.metrics
+        ]
+    return config
+
+
+def load_weights(model: Sequential, path: Path_) -> None:
+    """Read parameters and layer state into ``model``; see ``Sequential.load_weights``."""
+    tensors, _ = read_file(path)
+    fill(model, tensors, path)
+
+
+def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and nnbackend's metadata of a model file, the version checked."""
+    from safetensors import SafetensorError, safe_open
+
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no model file {name}")
+    try:
+        with safe_open(name, framework="np") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            metadata = _read_metadata(name, text)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{name} is not a whole safetensors file ({error}); it may be truncated or of "
+            f"another kind"
+        ) from error
+    return tensors, metadata
+
+
+def _read_metadata(name: str, text: str | None) -> dict[str, Any]:
+    """The metadata, if its version can be read."""
+    import json
+
+    if text is None:
+        raise CheckpointError(
+            f"{name} is a safetensors file, but was not written by nnbackend: its metadata has "
+            f"no entry {METADATA_KEY!r}"
+        )
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+        version = int(metadata["format_version"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{name} has unreadable metadata: {error}") from error
+    if not 1 <= version <= FORMAT_VERSION:
+        raise CheckpointError(
+            f"{name} has format version {version}; this nnbackend reads up to {FORMAT_VERSION}. "
+            f"Update it: pip install --upgrade nnbackend"
+        )
+    return metadata
+
+
+def fill(model: Sequential, tensors: Tensors, path: Path_) -> None:
+    """Copy ``layers.*`` tensors into the model, all of them or none."""
+    wanted = {
+        f"layers.{number}.{name}": (layer, name)
+        for number, layer in enumerate(model.layers)
+        for name in layer.specs
+    }
+    given = {key: value for key, value in tensors.items() if key.startswith("layers.")}
+    optional = {key for key, (layer, _) in wanted.items() if layer.adapts}
+    for key in (wanted.keys() - given.keys() - optional) | (given.keys() - wanted.keys()):
+        where = "the model, not the file" if key in wanted else "the file, not the model"
+        raise CheckpointError(
+            f"{os.fspath(path)} holds a model of another architecture: {key} is in {where}"
+        )
+    for key, value in given.items():
+        layer, name = wanted[key]
+        if value.shape != layer.specs[name].shape:
+            raise CheckpointError(
+                f"{os.fspath(path)} holds a model of another architecture: {key} has shape "
+                f"{value.shape} there and {layer.specs[name].shape} in the model"
+            )
+        with np.errstate(over="ignore"):
+            finite = value.dtype.kind == "f" and np.isfinite(value.astype(model.dtype)).all()
+        if not finite:
+            raise CheckpointError(f"{os.fspath(path)}: {key} holds values that are not finite "
+                                  f"numbers")  # fmt: skip
+    for key, value in given.items():
+        layer, name = wanted[key]
+        layer.assign(name, value)

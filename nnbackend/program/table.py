@@ -1,0 +1,211 @@
+"""A program: a model as a flat table of steps over flat vectors, which is what an executor runs.
+
+The table holds numbers only, so that compiled code can interpret it: the same code for every
+network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from nnbackend._checks import check_coupled_rows
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import Array, DType
+from nnbackend.errors import DataError, ShapeError
+from nnbackend.losses import Loss, LossFunction
+from nnbackend.metrics import Metric, Statistic
+from nnbackend.optimizers import Optimizer
+from nnbackend.program.storage import Storage
+
+ABSENT = -1
+
+
+class Row(NamedTuple):
+    """One step. Offsets count elements; ABSENT where there is nothing.
+
+    Attributes:
+        op: an Op.
+        activation: its code, 0 is linear.
+        n_inputs, n_outputs: widths.
+        parameter_0, parameter_1: offsets in the flat parameters and gradients, in the layer's
+            order: weight and bias, or gamma and beta.
+        state_0, state_1: offsets in the flat state: running mean and variance, or mean and scale.
+        output, saved: offsets in a workspace for one row of the batch; times the capacity they
+            are the start of a (capacity, width) array.
+        layer: number of the layer in the model; part of a dropout's random stream.
+        trainable: 1 if the parameters are updated.
+        needs_dx: 1 if a row before this one has parameters to train.
+        phase: rows of one phase handle each row of the batch by itself; a row that needs the
+            whole batch (BatchNorm) begins the next phase.
+    """
+
+    op: int
+    activation: int
+    n_inputs: int
+    n_outputs: int
+    parameter_0: int
+    parameter_1: int
+    state_0: int
+    state_1: int
+    output: int
+    saved: int
+    layer: int
+    trainable: int
+    needs_dx: int
+    phase: int
+
+
+class Penalty(NamedTuple):
+    """An L1 or L2 term of the loss, on a part of the flat parameters."""
+
+    offset: int
+    size: int
+    l1: float
+    l2: float
+    trainable: bool
+
+
+class OwnLayer(Protocol):
+    """What a row with ``Op.PYTHON`` calls."""
+
+    def forward(self, x: Any, training: bool = False) -> Array: ...
+
+    def backward(self, dy: Any) -> Array: ...
+
+
+class RowArrays(NamedTuple):
+    """A row's arrays as views of the flat vectors, each in the layer's order; None where it has
+    fewer than two."""
+
+    parameters: tuple[Array | None, Array | None]
+    gradients: tuple[Array | None, Array | None]
+    state: tuple[Array | None, Array | None]
+
+
+@dataclass(eq=False)
+class Program:
+    """A lowered model.
+
+    Attributes:
+        rows: the table, as ``Row``s; ``table`` (R, len(Row._fields)) int64 is the same.
+        floats: (R, N_FLOATS) float64, the rows' numbers.
+        arrays: of each row.
+        own_layers: for rows with ``Op.PYTHON``, by their number.
+        storage: flat parameters, gradients and state.
+        penalties: L1 and L2 terms of the loss.
+        couples_rows: a row looks at the whole batch, so that one row is no batch.
+        n_inputs, n_outputs: widths.
+        workspace_width: elements of a training workspace for one row of the batch.
+        gradient_width: widest dx that is needed.
+        dropout_key: seed of every dropout in the model.
+        python_parts: names of the parts that are written in Python, layers, loss and optimizer,
+            which only the Python executor can run.
+        loss, optimizer: as compiled, or None.
+        slots: flat optimizer state, ``optimizer.slots`` in order, each (trained,).
+        metrics, statistics: of the training pass; each metric has the index of its statistic.
+        n_sums: number of sums of all statistics.
+    """
+
+    rows: list[Row]
+    floats: np.ndarray[Any, np.dtype[np.float64]]
+    arrays: list[RowArrays]
+    own_layers: Mapping[int, OwnLayer]
+    storage: Storage
+    penalties: list[Penalty]
+    couples_rows: bool
+    n_inputs: int
+    workspace_width: int
+    dropout_key: int
+    python_parts: list[str]
+    loss: Loss | LossFunction | None = None
+    optimizer: Optimizer | None = None
+    metrics: Sequence[Metric] = ()
+    slots: list[Array] = field(init=False)
+    statistics: list[Statistic] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = np.array(self.rows, dtype=np.int64)
+        self.n_outputs = self.rows[-1].n_outputs
+        self.gradient_width = max(row.n_outputs for row in self.rows)
+        names = () if self.optimizer is None else self.optimizer.slots
+        self.slots = [self.backend.zeros(self.storage.trained, self.dtype) for _ in names]
+        wanted = [metric.statistic(self.loss, self.n_outputs) for metric in self.metrics]
+        self.statistics = list(dict.fromkeys(wanted))
+        self.statistic_of = [self.statistics.index(statistic) for statistic in wanted]
+        self.n_sums = sum(s.size for s in self.statistics)
+
+    @property
+    def backend(self) -> Backend:
+        return self.storage.backend
+
+    @property
+    def dtype(self) -> DType:
+        return self.storage.dtype
+
+    def check_batch(self, rows: int) -> None:
+        """Refuse a training batch that is too small."""
+        if self.couples_rows:
+            check_coupled_rows(rows)
+
+    def rates(self, first_step: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Learning rates of ``count`` updates from number ``first_step`` on."""
+        if self.optimizer is None:
+            raise DataError(NO_LOSS)
+        if len(self.optimizer.slots) != len(self.slots):
+            raise DataError(
+                "the optimizer's momentum was switched on or off after compile; call "
+                "model.compile again, which starts the optimizer's state anew"
+            )
+        return self.optimizer.rates(first_step, count)
+
+    def metric_values(self, sums: np.ndarray[Any, Any], weight_sum: float) -> dict[str, float]:
+        """The metrics of summed statistics (n_sums,)."""
+        parts = []
+        start = 0
+        for statistic in self.statistics:
+            parts.append(sums[start : start + statistic.size].reshape(statistic.shape))
+            start += statistic.size
+        return {
+            metric.name: metric.value(parts[index], weight_sum)
+            for metric, index in zip(self.metrics, self.statistic_of, strict=True)
+        }
+
+    # -- the optimizer's state --------------------------------------------------------------------
+
+    def slot_views(self) -> dict[str, Array]:
+        """Parts of the optimizer's vectors by key, ``{slot}.layers.{i}.{name}``."""
+        names = () if self.optimizer is None else self.optimizer.slots
+        return {
+            f"{name}.{segment.key}": segment.of(slot)
+            for name, slot in zip(names, self.slots, strict=True)
+            for segment in self.storage.trained_segments()
+        }
+
+    def set_slots(self, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Copy values into ``slot_views``; keys that are missing stay as they are.
+
+        Raises:
+            DataError, ShapeError: an unknown key, another shape, values that are not finite;
+                nothing is changed then.
+        """
+        views = self.slot_views()
+        for key, value in values.items():
+            if key not in views:
+                raise DataError(f"the optimizer has no state {key}; it has {', '.join(views)}")
+            if np.shape(value) != views[key].shape:
+                raise ShapeError(
+                    f"optimizer state {key} has shape {views[key].shape}; received "
+                    f"{np.shape(value)}"
+                )
+            if not np.isfinite(value).all():
+                raise DataError(f"optimizer state {key} must be finite")
+        for key, value in values.items():
+            views[key][...] = self.backend.asarray(value, self.dtype)
+
+
+#: What is said where a loss is needed.
+NO_LOSS = "the model has no loss yet; call model.compile(loss=..., optimizer=...) first"

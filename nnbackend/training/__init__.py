@@ -1,0 +1,1 @@
+"""Training: the loop over epochs, what looks on, and the way back when it fails."""

@@ -1,0 +1,389 @@
+"""What can look on and step in between epochs: early stopping, checkpoints, logs, rates.
+
+model.fit(x, y, epochs=200, validation_split=0.2,
+          callbacks=[nn.EarlyStopping(patience=10), nn.ModelCheckpoint("best.safetensors")])
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from nnbackend._checks import check_number, check_size
+from nnbackend.errors import DataError, unknown_name
+from nnbackend.schedules import Schedule
+from nnbackend.training.history import History
+
+if TYPE_CHECKING:
+    from nnbackend.model.sequential import Sequential
+
+Figures = Mapping[str, float]
+Mode = Literal["auto", "min", "max"]
+
+#: Curves for which more is better, in mode "auto".
+_MORE_IS_BETTER = ("accuracy", "top_k_accuracy", "precision", "recall", "f1", "r2")
+
+
+class Callback:
+    """Base of all callbacks; override what you need.
+
+    ``fit`` comes back to Python after every epoch when it has callbacks, so they see the model
+    as it is and may change it, ``model.optimizer.lr`` for example.
+    """
+
+    #: called after the others, as what saves the model must be
+    runs_last: ClassVar[bool] = False
+
+    def on_fit_begin(self, model: Sequential) -> None:
+        """Before the first epoch."""
+
+    def on_epoch_end(
+        self, model: Sequential, epoch: int, figures: Figures, history: History
+    ) -> str | None:
+        """After an epoch and its validation.
+
+        Args:
+            epoch: counted from 1, over all calls of ``fit``.
+            figures: the epoch's values, as they were appended to ``history``.
+
+        Returns:
+            A reason to stop, kept as ``history.stopped``; or None to go on.
+        """
+        return None
+
+    def on_fit_end(self, model: Sequential, history: History) -> None:
+        """After the last epoch, or after Ctrl-C."""
+
+    def state(self) -> dict[str, Any]:
+        """What a model file keeps so that a resumed training goes on exactly: numbers, text,
+        None, and NumPy arrays."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Put back what ``state`` gave."""
+
+
+class CallbackList:
+    """The callbacks of a training, told of it one after another, each with the model."""
+
+    def __init__(self, model: Sequential, callbacks: Sequence[Callback]) -> None:
+        self.model = model
+        # those that save the model come last, when the others have their new state
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.runs_last)
+
+    def __len__(self) -> int:
+        return len(self.callbacks)
+
+    def fit_begins(self) -> None:
+        for callback in self.callbacks:
+            callback.on_fit_begin(self.model)
+
+    def epoch_ends(self, epoch: int, figures: Figures, history: History) -> None:
+        """Epoch number ``epoch`` is complete; a reason to stop is left in ``history``."""
+        for callback in self.callbacks:
+            reason = callback.on_epoch_end(self.model, epoch, figures, history)
+            if reason:
+                history.stopped = str(reason)
+
+    def fit_ends(self, history: History) -> None:
+        for callback in self.callbacks:
+            callback.on_fit_end(self.model, history)
+
+
+class Monitor:
+    """Watches one curve for improvement; shared by the callbacks that do."""
+
+    def __init__(self, name: str, mode: Mode, min_delta: float = 0.0) -> None:
+        if mode not in ("auto", "min", "max"):
+            raise unknown_name("mode", mode, ("auto", "min", "max"))
+        self.name = name
+        more = name.removeprefix("val_") in _MORE_IS_BETTER if mode == "auto" else mode == "max"
+        self.sign = -1.0 if more else 1.0
+        self.min_delta = check_number("min_delta", min_delta, 0.0)
+        self.best = math.inf  # of sign * value: lower is better
+
+    def state(self) -> float | None:
+        """The best value so far, for a model file; None before the first."""
+        return None if self.best == math.inf else self.best
+
+    def set_state(self, best: float | None) -> None:
+        self.best = math.inf if best is None else float(best)
+
+    def improved(self, figures: Figures) -> bool:
+        """Whether this epoch is the best so far, by more than ``min_delta``."""
+        if self.name not in figures:
+            validated = any(name.startswith("val_") for name in figures)
+            hint = ""
+            if self.name.startswith("val_") and not validated:
+                hint = " Pass validation_data or validation_split to fit."
+            raise DataError(
+                f"a callback watches a curve that this training does not compute: "
+                f"{unknown_name('the curve', self.name, figures)}{hint}"
+            )
+        value = self.sign * figures[self.name]
+        if value < self.best - self.min_delta or (self.best == math.inf and value == value):
+            self.best = value
+            return True
+        return False
+
+
+class EarlyStopping(Callback):
+    """Stop when a curve has not improved for a while.
+
+    Args:
+        monitor: the curve, "val_loss" for example.
+        patience: epochs without improvement before it stops.
+        min_delta: what counts as improvement.
+        mode: "min", "max", or "auto": more is better for accuracies, f1, r2 and the like.
+        restore_best: put the best epoch's parameters back at the end of ``fit``.
+
+    A training resumed from a file goes on with the patience that was left; for a fresh start set
+    ``model.callback_states = []`` after ``nn.load``.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Mode = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        self.monitor = Monitor(monitor, mode, min_delta)
+        self.patience = check_size("EarlyStopping.patience", patience)
+        self.restore_best = restore_best
+        self.waited = 0
+        self.best_epoch = 0
+        self.best: dict[str, np.ndarray[Any, Any]] = {}
+
+    def on_epoch_end(
+        self, model: Sequential, epoch: int, figures: Figures, history: History
+    ) -> str | None:
+        if self.monitor.improved(figures):
+            self.waited, self.best_epoch = 0, epoch
+            if self.restore_best:
+                self.best = model.arrays()
+            return None
+        self.waited += 1
+        if self.waited >= self.patience:
+            return f"{self.monitor.name} has not improved for {self.patience} epochs"
+        return None
+
+    def on_fit_end(self, model: Sequential, history: History) -> None:
+        # after Ctrl-C the training may be resumed, so it stays where it was
+        if self.best and history.stopped != "interrupted":
+            model.set_arrays(self.best)
+
+    def state(self) -> dict[str, Any]:
+        arrays = {f"best.{name}": values for name, values in self.best.items()}
+        return {
+            "waited": self.waited,
+            "best_epoch": self.best_epoch,
+            "best": self.monitor.state(),
+            **arrays,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.waited, self.best_epoch = int(state["waited"]), int(state["best_epoch"])
+        self.monitor.set_state(state["best"])
+        self.best = {k.removeprefix("best."): v for k, v in state.items() if k[:5] == "best."}
+
+
+class ModelCheckpoint(Callback):
+    """Save the model after epochs, to resume from or to keep the best.
+
+    Args:
+        path: the file; ``{epoch}`` in it is replaced by the epoch's number.
+        monitor: with a curve's name, save only when it improved; None saves always.
+        every: save each so many epochs.
+        mode: see ``EarlyStopping``.
+    """
+
+    runs_last = True
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        monitor: str | None = None,
+        every: int = 1,
+        mode: Mode = "auto",
+    ) -> None:
+        self.path = os.fspath(path)
+        self.monitor = None if monitor is None else Monitor(monitor, mode)
+        self.every = check_size("ModelCheckpoint.every", every)
+
+    def on_fit_begin(self, model: Sequential) -> None:
+        folder = Path(self.path).absolute().parent
+        if not folder.is_dir():
+            raise DataError(f"the folder {folder} for checkpoints does not exist; make it first")
+
+    def on_epoch_end(
+        self, model: Sequential, epoch: int, figures: Figures, history: History
+    ) -> str | None:
+        better = self.monitor is None or self.monitor.improved(figures)
+        if better and epoch % self.every == 0:
+            model.save(self.path.replace("{epoch}", str(epoch)))
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.monitor is None else {"best": self.monitor.state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        if self.monitor is not None and "best" in state:
+            self.monitor.set_state(state["best"])
+
+
+class CSVLogger(Callback):
+    """Write a line of figures after each epoch; columns are fixed by the first.
+
+    Args:
+        path: the file. A resumed training appends to it, a new one begins it anew.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def on_epoch_end(
+        self, model: Sequential, epoch: int, figures: Figures, history: History
+    ) -> str | None:
+        import csv
+
+        new = epoch == 1 or not self.path.exists()
+        with self.path.open("w" if new else "a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["epoch", *figures])
+            writer.writerow([epoch, *figures.values()])
+        return None
+
+
+class LearningRateScheduler(Callback):
+    """Set the learning rate of each epoch by a function of one's own.
+
+    Args:
+        function: ``(epoch, lr) -> lr``; epoch, from 1, is the one that comes next, lr the
+            present rate.
+    """
+
+    def __init__(self, function: Callable[[int, float], float]) -> None:
+        self.function = function
+        self.set_for = 0  # the epoch whose rate is set
+
+    def on_fit_begin(self, model: Sequential) -> None:
+        if self.set_for != model.epoch + 1:
+            self._set(model, model.epoch + 1)
+
+    def on_epoch_end(
+        self, model: Sequential, epoch: int, figures: Figures, history: History
+    ) -> str | None:
+        self._set(model, epoch + 1)
+        return None
+
+    def _set(self, model: Sequential, epoch: int) -> None:
+        model.optimizer.lr = float(self.function(epoch, plain_rate(model, "LearningRateScheduler")))
+        self.set_for = epoch
+
+    def state(self) -> dict[str, Any]:
+        return {"set_for": self.set_for}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.set_for = int(state["set_for"])
+
+
+class ReduceLROnPlateau(Callback):
+    """Lower the learning rate when a curve has not improved for a while.
+
+    Args:
+        monitor, mode, min_delta: see ``EarlyStopping``.
+        factor: what the rate is multiplied by.
+        patience: epochs without improvement before that.
+        min_lr: the rate never goes below it.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        factor: float = 0.5,
+        patience: int = 5,
+        min_lr: float = 0.0,
+        min_delta: float = 0.0,
+        mode: Mode = "auto",
+    ) -> None:
+        self.monitor = Monitor(monitor, mode, min_delta)
+        self.factor = check_number(
+            "ReduceLROnPlateau.factor", factor, 0.0, 1.0, low_open=True, high_open=True
+        )
+        self.patience = check_size("ReduceLROnPlateau.patience", patience)
+        self.min_lr = check_number("ReduceLROnPlateau.min_lr", min_lr, 0.0)
+        self.waited = 0
+
+    def on_fit_begin(self, model: Sequential) -> None:
+        plain_rate(model, "ReduceLROnPlateau")
+
+    def on_epoch_end(
+        self, model: Sequential, epoch: int, figures: Figures, history: History
+    ) -> str | None:
+        if self.monitor.improved(figures):
+            self.waited = 0
+            return None
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.waited = 0
+            rate = plain_rate(model, "ReduceLROnPlateau")
+            model.optimizer.lr = max(self.min_lr, rate * self.factor)
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {"waited": self.waited, "best": self.monitor.state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.waited = int(state["waited"])
+        self.monitor.set_state(state["best"])
+
+
+class TimeLimit(Callback):
+    """Stop at the first epoch's end after so many seconds of training.
+
+    Args:
+        seconds: of all calls of ``fit`` together, those before a resume included.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = check_number("TimeLimit.seconds", seconds, 0.0, low_open=True)
+        self.spent = 0.0
+        self._last = time.perf_counter()
+
+    def on_fit_begin(self, model: Sequential) -> None:
+        self._last = time.perf_counter()
+
+    def on_epoch_end(
+        self, model: Sequential, epoch: int, figures: Figures, history: History
+    ) -> str | None:
+        now = time.perf_counter()
+        self.spent, self._last = self.spent + now - self._last, now
+        if self.spent >= self.seconds:
+            return f"the time limit of {self.seconds:g} s"
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {"spent": self.spent}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.spent = float(state["spent"])
+
+
+def plain_rate(model: Sequential, who: str) -> float:
+    """The model's learning rate, if it is a number."""
+    lr = model.optimizer.lr
+    if isinstance(lr, Schedule):
+        raise DataError(
+            f"{who} changes the learning rate, but the optimizer has a schedule, "
+            f"{type(lr).__name__}; give it a number, such as lr=1e-3"
+        )
+    return lr

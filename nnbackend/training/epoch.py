@@ -1,0 +1,69 @@
+"""An epoch under way, and how its steps are run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nnbackend.data.prefetch import BlocksAhead
+from nnbackend.data.sources import ArraySource
+from nnbackend.executor.base import Executor, Run, Trace
+from nnbackend.program.table import Program
+
+
+@dataclass(slots=True)
+class Epoch:
+    """An epoch under way or done: what is needed to train it again, and its trace so far.
+
+    ``generator`` is a state of the model's shuffle generator, from which ``drawn`` orders were
+    drawn before that of the epoch.
+    """
+
+    number: int
+    order: np.ndarray[Any, np.dtype[np.int64]] | None
+    generator: dict[str, Any]
+    drawn: int
+    first_step: int
+    rates: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    trace: list[Trace] = field(default_factory=list)
+    steps_done: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+
+class ChunkRunner:
+    """Hands some steps of an epoch over arrays to the executor."""
+
+    def __init__(
+        self, program: Program, executor: Executor, source: ArraySource, batch_size: int
+    ) -> None:
+        self.program, self.executor = program, executor
+        self.source, self.batch_size = source, batch_size
+
+    def run(
+        self,
+        blocks: BlocksAhead,
+        epoch: Epoch,
+        first: int,
+        rates: np.ndarray[Any, Any],
+        then: int = 0,
+    ) -> Trace:
+        """Steps of an epoch from number ``first`` on, one for each rate; ``then`` more follow."""
+        source = self.source
+        start = first * self.batch_size
+        stop = min(start + len(rates) * self.batch_size, source.n_rows)
+        end = min(stop + then * self.batch_size, source.n_rows)
+        order, rows, following = None, slice(start, stop), slice(stop, end)
+        if epoch.order is None:
+            data = blocks.get(rows, following if then else None)
+        elif source.data is None:
+            data = blocks.get(epoch.order[rows], epoch.order[following] if then else None)
+        else:
+            data = source.data
+            order = self.program.backend.asarray(epoch.order[None, rows], np.dtype(np.int64))
+        # a gradient that nobody can look at need not be written to memory
+        ends = stop == source.n_rows
+        first_step = epoch.first_step + first
+        return self.executor.run(Run(data, order, self.batch_size, rates, first_step, ends))

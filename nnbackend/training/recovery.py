@@ -1,0 +1,142 @@
+"""Going back to the end of an epoch: after Ctrl-C, or when a loss has left the numbers.
+
+Without anything that looks on between epochs, the state is copied now and then only; what came
+after is trained again, exactly, up to the last good epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from nnbackend.backends.types import Array
+from nnbackend.data.prefetch import BlocksAhead
+from nnbackend.executor.base import Trace
+from nnbackend.kernels.codes import TRACE_SUMS
+from nnbackend.program.table import Program
+from nnbackend.training.epoch import ChunkRunner, Epoch
+from nnbackend.training.state import TrainingState
+
+#: How often the state is copied, where nothing looks on.
+SNAPSHOT_SECONDS = 1.0
+
+
+class Snapshot(NamedTuple):
+    """Copies of everything that training changes, at the boundary of an epoch."""
+
+    arrays: list[Array]
+    step: int
+    epoch: int
+
+    @classmethod
+    def take(
+        cls, program: Program, step: int, epoch: int, before: Snapshot | None = None
+    ) -> Snapshot:
+        """``before`` is not needed any more: its memory is used again."""
+        if before is None:
+            return cls([array.copy() for array in _changing(program)], step, epoch)
+        for kept, array in zip(before.arrays, _changing(program), strict=True):
+            kept[...] = array
+        return cls(before.arrays, step, epoch)
+
+    def restore(self, program: Program, state: TrainingState) -> None:
+        for array, copy in zip(_changing(program), self.arrays, strict=True):
+            array[...] = copy
+        state.step, state.epoch = self.step, self.epoch
+
+
+def _changing(program: Program) -> list[Array]:
+    return [program.storage.parameters, program.storage.state, *program.slots]
+
+
+class Fault(NamedTuple):
+    """Where a training left the numbers: the step of the epoch, from 1, and the state before the
+    epoch."""
+
+    epoch: Epoch
+    step: int
+    good: Snapshot
+
+
+class Recovery:
+    """The last snapshot of a training, and the epochs since."""
+
+    def __init__(self, program: Program, state: TrainingState) -> None:
+        self.program, self.state = program, state
+        self.snapshot: Snapshot | None = None
+        self.epochs: list[Epoch] = []
+        self._time = 0.0
+
+    def keep(self, looked_on: bool) -> None:
+        """At the start of an epoch: remember the state, if the last one remembered is old, or
+        something looks on between epochs."""
+        now = time.perf_counter()
+        if self.snapshot is None or looked_on or now - self._time > SNAPSHOT_SECONDS:
+            state = self.state
+            self.snapshot = Snapshot.take(self.program, state.step, state.epoch, self.snapshot)
+            self._time = now
+            self.epochs = []
+
+    def forget(self, runner: ChunkRunner, unfinished: Epoch, chunk_steps: int) -> None:
+        """Undo an epoch that was interrupted, so that the model stands where its history ends
+        and can be trained on as if nothing had happened."""
+        self._restore()
+        blocks = BlocksAhead(runner.source)
+        for epoch in self.epochs:
+            if epoch is unfinished:
+                break
+            rates = np.concatenate(epoch.rates)
+            for first in range(0, len(rates), chunk_steps):
+                runner.run(blocks, epoch, first, rates[first : first + chunk_steps])
+        self.state.step, self.state.epoch = unfinished.first_step, unfinished.number
+        self.restore_generator(unfinished)
+
+    def find_fault(self, runner: ChunkRunner, failing: Epoch) -> Fault:
+        """Train the epochs since the snapshot again to find where it broke."""
+        good = self._restore()
+        for epoch in self.epochs:
+            good = Snapshot.take(self.program, epoch.first_step, epoch.number)
+            step = self._bad_step(runner, epoch)
+            if step is not None:
+                return Fault(epoch, step, good)
+            if epoch is failing:
+                break
+        # not repeatable: a user-written layer with a random generator of its own, for example
+        return Fault(failing, failing.steps_done + 1, good)
+
+    def restore_generator(self, epoch: Epoch) -> None:
+        """The shuffle generator as it was before ``epoch``."""
+        generator = self.state.shuffle_generator
+        if epoch.generator:
+            generator.bit_generator.state = epoch.generator
+        if epoch.order is not None:
+            for _ in range(epoch.drawn):
+                generator.permutation(len(epoch.order))
+
+    def _restore(self) -> Snapshot:
+        if self.snapshot is None:
+            raise AssertionError("a snapshot is taken before the first step")
+        self.snapshot.restore(self.program, self.state)
+        return self.snapshot
+
+    def _bad_step(self, runner: ChunkRunner, epoch: Epoch) -> int | None:
+        """Repeat an epoch step by step; the first bad step, counted from 1, or None."""
+        rates, blocks = np.concatenate(epoch.rates), BlocksAhead(runner.source)
+        for step in range(len(rates)):
+            trace = runner.run(blocks, epoch, step, rates[step : step + 1])
+            if not is_finite(trace) or not parameters_finite(self.program):
+                return step + 1
+        return None
+
+
+def is_finite(trace: Trace) -> bool:
+    """Whether the losses of a trace are numbers."""
+    return bool(np.isfinite(trace[:, :TRACE_SUMS]).all())
+
+
+def parameters_finite(program: Program) -> bool:
+    """Whether parameters and state are."""
+    storage, all_finite = program.storage, program.backend.all_finite
+    return all_finite(storage.parameters) and all_finite(storage.state)

@@ -1,0 +1,296 @@
+"""The training loop: epochs cut into chunks of steps that an executor runs in one go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+
+from nnbackend.data.prefetch import BlocksAhead
+from nnbackend.data.sources import ArraySource, BatchSource, Source
+from nnbackend.errors import NonFiniteLossError
+from nnbackend.executor.base import Executor, Run, Trace
+from nnbackend.kernels.codes import TRACE_SUMS
+from nnbackend.program.table import Program
+from nnbackend.training.callbacks import CallbackList
+from nnbackend.training.epoch import ChunkRunner, Epoch
+from nnbackend.training.evaluation import epoch_figures
+from nnbackend.training.history import History
+from nnbackend.training.interrupt import Interrupt
+from nnbackend.training.orders import Orders
+from nnbackend.training.progress import Progress
+from nnbackend.training.recovery import (
+    Fault,
+    Recovery,
+    Snapshot,
+    is_finite,
+    parameters_finite,
+)
+from nnbackend.training.state import TrainingState
+
+#: A chunk is about this long, so that Ctrl-C, progress and callbacks stay live.
+CHUNK_SECONDS = 0.05
+#: Largest trace of a chunk, in bytes.
+TRACE_BYTES = 1 << 24
+
+
+class Trainer:
+    """One call of ``fit``: trains on ``source`` until epoch ``epochs``.
+
+    Args:
+        program, executor: of the model.
+        state: of the training, moved on.
+        epochs: number of the last epoch.
+        validate: figures over the validation data.
+        python_metrics: those of metrics that are functions.
+        history: curves of this call.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        executor: Executor,
+        state: TrainingState,
+        source: Source,
+        *,
+        epochs: int,
+        batch_size: int,
+        shuffle: bool,
+        callbacks: CallbackList,
+        validate: Callable[[], dict[str, float]] | None,
+        python_metrics: Callable[[], dict[str, float]] | None,
+        progress: Progress,
+        history: History,
+    ) -> None:
+        self.program, self.executor, self.state = program, executor, state
+        self.source = source
+        if isinstance(source, ArraySource):
+            batch_size = min(batch_size, source.n_rows)
+            self.runner = ChunkRunner(program, executor, source, batch_size)
+        self.epochs, self.batch_size, self.shuffle = epochs, batch_size, shuffle
+        self.callbacks = callbacks
+        self.validate = validate
+        self.python_metrics = python_metrics
+        self.progress, self.history = progress, history
+        self.first_epoch = state.epoch
+        self.earlier_epochs = state.history.epochs
+        self.interrupt = Interrupt()
+        self.looks_on = bool(callbacks) or validate is not None or python_metrics is not None
+        self.recovery = Recovery(program, state)
+        self.chunk_steps = 1
+
+    def run(self) -> History:
+        self.callbacks.fit_begins()
+        source, generator = self.source, self.state.shuffle_generator
+        n_rows = source.n_rows if isinstance(source, ArraySource) else 0
+        ahead = self.program.backend.works_by_itself
+        try:
+            with (
+                self.interrupt.watch(),
+                self.progress,
+                Orders.of(generator, n_rows, ahead) as self.orders,
+            ):
+                while self.state.epoch < self.epochs and self.history.stopped is None:
+                    if isinstance(self.source, ArraySource):
+                        self._train_arrays(self.source)
+                    else:
+                        self._train_batches(self.source)
+                    if self.interrupt.requested:
+                        self.history.stopped = "interrupted"
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+            unfinished = [e for e in self.recovery.epochs if e.number == self.state.epoch]
+            if unfinished and isinstance(self.source, ArraySource):
+                self.recovery.forget(self.runner, unfinished[0], self.chunk_steps)
+        if self.history.stopped is not None:
+            self.progress.stopped(self.state.epoch, self.history.stopped)
+        self.callbacks.fit_ends(self.history)
+        return self.history
+
+    # -- arrays -------------------------------------------------------------------------------
+
+    def _train_arrays(self, source: ArraySource) -> None:
+        """Train one epoch, or several whole ones where they are short and nobody looks on."""
+        steps_per_epoch = -(-source.n_rows // self.batch_size)
+        self.recovery.keep(self.looks_on)
+        count = 1
+        if not self.looks_on and source.data is not None:
+            most = min(self.chunk_steps, self._most_trace_steps())
+            count = max(1, min(most // steps_per_epoch, self.epochs - self.state.epoch))
+        if count > 1:
+            self._train_epochs(source, count, steps_per_epoch)
+            return
+        (epoch,), _ = self._begin_epochs(1, steps_per_epoch)
+        self._draw_ahead(1)
+        with BlocksAhead.of(source) as blocks:
+            steps = self._next_steps(source, steps_per_epoch)
+            while epoch.steps_done < steps_per_epoch:
+                # decided now, so that its block can be fetched meanwhile
+                left = steps_per_epoch - epoch.steps_done - steps
+                then = self._next_steps(source, left)
+                rates = self._rates(steps)
+                epoch.rates.append(rates)
+                start = time.perf_counter()
+                trace = self.runner.run(blocks, epoch, epoch.steps_done, rates, then)
+                self._adapt_chunk(steps, time.perf_counter() - start)
+                self._finish_steps(epoch, trace, source)
+                if self.interrupt.requested and epoch.steps_done < steps_per_epoch:
+                    self.history.stopped = "interrupted"
+                    self.recovery.forget(self.runner, epoch, self.chunk_steps)
+                    return
+                steps = then if blocks.fetches else self._next_steps(source, left)
+        self._end_epoch(epoch, np.concatenate(epoch.trace))
+
+    def _next_steps(self, source: ArraySource, left: int) -> int:
+        """Steps of the next chunk, of those that are left in an epoch."""
+        fitting = -(-source.block_rows // self.batch_size)
+        return min(self.chunk_steps, self._most_trace_steps(), fitting, left)
+
+    def _rates(self, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return self.program.rates(self.state.step, count)
+
+    def _train_epochs(self, source: ArraySource, count: int, steps_per_epoch: int) -> None:
+        """Several whole epochs in one run of the executor."""
+        begun, orders = self._begin_epochs(count, steps_per_epoch)
+        order = None
+        if orders is not None:
+            order = self.program.backend.asarray(orders, np.dtype(np.int64))
+        rates = self._rates(count * steps_per_epoch)
+        start = time.perf_counter()
+        self._draw_ahead(count)
+        whole = source.block(slice(0, source.n_rows))
+        trace = self.executor.run(Run(whole, order, self.batch_size, rates, self.state.step))
+        seconds = time.perf_counter() - start
+        self._adapt_chunk(len(rates), seconds)
+        shaped = trace.reshape(count, steps_per_epoch, -1)
+        for k, epoch in enumerate(begun):
+            epoch.rates.append(rates[k * steps_per_epoch : (k + 1) * steps_per_epoch])
+        if not is_finite(trace):
+            for epoch, own in zip(begun, shaped, strict=True):
+                self._finish_steps(epoch, own, source, check_parameters=False)
+                self._end_epoch(epoch, own, seconds / count)
+        if not parameters_finite(self.program):
+            self._fail(self.recovery.find_fault(self.runner, begun[-1]))
+        self.state.step += len(trace)
+        self.progress.advance(count * source.n_rows)
+        figures = epoch_figures(self.program, shaped)
+        last_rates = rates[steps_per_epoch - 1 :: steps_per_epoch].tolist()
+        for named, rate in zip(figures, last_rates, strict=True):
+            named["lr"] = rate
+        self._end_epochs(figures, seconds / count)
+
+    def _begin_epochs(
+        self, count: int, steps_per_epoch: int
+    ) -> tuple[list[Epoch], np.ndarray[Any, np.dtype[np.int64]] | None]:
+        """The next epochs, and the orders of their rows (count, n_rows), if they are drawn."""
+        generator, step = dict(self.orders.generator.bit_generator.state), self.state.step
+        orders = self.orders.take(count) if self.shuffle else None
+        since = self.recovery.epochs
+        first = since[-1].number + 1 if since else self.state.epoch
+        epochs = []
+        for k in range(count):
+            order = None if orders is None else orders[k]
+            epochs.append(Epoch(first + k, order, generator, k, step + k * steps_per_epoch))
+        since += epochs
+        return epochs, orders
+
+    def _draw_ahead(self, count: int) -> None:
+        """The epochs after the next ``count`` ones are likely to be as many, if any are left."""
+        if self.shuffle:
+            self.orders.draw_ahead(min(count, self.epochs - self.state.epoch - count))
+
+    def _finish_steps(
+        self, epoch: Epoch, trace: Trace, source: ArraySource, check_parameters: bool = True
+    ) -> None:
+        """Count the steps of a chunk; raise if the loss, or at an epoch's end a parameter, left
+        the numbers."""
+        self.state.step += len(trace)
+        rows = len(trace) * self.batch_size
+        ends = epoch.steps_done + len(trace) == -(-source.n_rows // self.batch_size)
+        if ends:
+            rows -= -source.n_rows % self.batch_size
+        self.progress.advance(rows)
+        epoch.trace.append(trace)
+        good = is_finite(trace)
+        if good and check_parameters and ends:
+            good = parameters_finite(self.program)
+        if not good:
+            self._fail(self.recovery.find_fault(self.runner, epoch))
+        epoch.steps_done += len(trace)
+
+    def _adapt_chunk(self, steps: int, seconds: float) -> None:
+        """Aim at CHUNK_SECONDS, growing at most twofold at a time."""
+        wanted = int(steps * CHUNK_SECONDS / max(seconds, 1e-9))
+        self.chunk_steps = max(1, min(wanted, 2 * self.chunk_steps))
+
+    def _most_trace_steps(self) -> int:
+        return max(1, TRACE_BYTES // (8 * (int(TRACE_SUMS) + self.program.n_sums)))
+
+    # -- iterables ----------------------------------------------------------------------------
+
+    def _train_batches(self, source: BatchSource) -> None:
+        """One epoch over an iterable: a step for each batch, whatever its size."""
+        program, state = self.program, self.state
+        snapshot = Snapshot.take(program, state.step, state.epoch)
+        epoch = Epoch(state.epoch, None, {}, 0, state.step)
+        try:
+            for data in source.blocks():
+                program.check_batch(len(data.x))
+                rates = self._rates(1)
+                trace = self.executor.run(Run(data, None, len(data.x), rates, state.step))
+                epoch.rates.append(rates)
+                state.step += 1
+                epoch.steps_done += 1
+                epoch.trace.append(trace)
+                self.progress.advance(len(data.x))
+                if not is_finite(trace) or not parameters_finite(program):
+                    self._fail(Fault(epoch, epoch.steps_done, snapshot))
+                if self.interrupt.requested:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            snapshot.restore(program, state)
+            raise
+        self._end_epoch(epoch, np.concatenate(epoch.trace))
+
+    # -- after an epoch -------------------------------------------------------------------------
+
+    def _end_epoch(self, epoch: Epoch, trace: Trace, seconds: float | None = None) -> None:
+        epoch.trace = []
+        figures = epoch_figures(self.program, trace[None])[0]
+        if self.python_metrics is not None:
+            figures |= self.python_metrics()
+        if self.validate is not None:
+            figures |= {f"val_{name}": value for name, value in self.validate().items()}
+        figures["lr"] = float(epoch.rates[-1][-1])
+        if seconds is None:
+            seconds = time.perf_counter() - epoch.start
+        self._end_epochs([figures], seconds)
+        self.callbacks.epoch_ends(self.state.epoch, figures, self.history)
+
+    def _end_epochs(self, figures: list[dict[str, float]], seconds: float) -> None:
+        """Epochs are complete, each after so many seconds."""
+        for history in (self.history, self.state.history):
+            history.extend(figures, seconds)
+        first = self.state.epoch + 1
+        self.state.epoch += len(figures)
+        for number, own in enumerate(figures, first):
+            self.progress.epoch_end(number, own)
+
+    def _fail(self, fault: Fault) -> NoReturn:
+        """Return to the state before the epoch that failed, and raise the error."""
+        epoch = fault.epoch
+        fault.good.restore(self.program, self.state)
+        self.recovery.restore_generator(epoch)
+        done = epoch.number - self.first_epoch
+        self.history.truncate(done)
+        self.state.history.truncate(self.earlier_epochs + done)
+        raise NonFiniteLossError(
+            f"the loss or a parameter became NaN or infinite in epoch {epoch.number + 1}, step "
+            f"{fault.step}. The model is back at the end of epoch {epoch.number}. Try a smaller "
+            f"learning rate, clip_norm=1.0 in the optimizer, or nn.Standardize as the first layer",
+            self.history,
+            epoch.number + 1,
+            fault.step,
+        )
