@@ -47,7 +47,8 @@ from nnbackend.layers.activations import (
     Softplus,
     Tanh,
 )
-from nnbackend.layers.base import Gradient, Layer, Parameter
+from nnbackend.layers.base import Layer
+from nnbackend.layers.parameters import Gradient, Parameter
 from nnbackend.model.loading import load
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop

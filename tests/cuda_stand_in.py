@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends.contract import Uploads
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.backends.cuda.kernels import THREADS, Launch, signatures, source
 from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.backends.types import Availability, is_on_gpu
+from nnbackend.backends.uploads import Uploads
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
 SHIM = Path(__file__).parent / "cuda" / "shim.h"

@@ -7,7 +7,8 @@ import pytest
 from cuda_stand_in import ASCENDING, RANDOM, StandInBackend, build, compiler
 
 import nnbackend as nn
-from nnbackend.backends.cuda.executor import KEPT, KEPT_SIZES, STEPS, GraphExecutor, padded
+from nnbackend.backends.cuda.executor import KEPT, KEPT_SIZES, GraphExecutor, padded
+from nnbackend.backends.cuda.graphs import STEPS
 from nnbackend.backends.cuda.kernels import STATE_BYTES
 from nnbackend.data import sources
 from nnbackend.data.sources import make_source

@@ -9,7 +9,7 @@ C classes, P parameters. Rules for every method:
 - Input is assumed valid: layers and models have checked it.
 - NaN goes in, NaN comes out.
 
-A new backend is easiest written by subclassing ``NumpyBackend``, which is the reference.
+``NumpyBackend`` is the reference; a new backend is easiest written by subclassing it.
 """
 
 from __future__ import annotations
@@ -30,27 +30,8 @@ from nnbackend.backends.types import (
     check_precision,
     is_on_gpu,
 )
+from nnbackend.backends.uploads import Uploads
 from nnbackend.errors import DeviceError
-
-
-class Uploads(ABC):
-    """Host arrays on their way to a device while it works, each in one of SLOTS places."""
-
-    #: one in use, one on its way
-    SLOTS: ClassVar[int] = 2
-
-    @abstractmethod
-    def start(self, arrays: Sequence[tuple[np.ndarray[Any, Any], DType]], slot: int) -> list[Array]:
-        """Copies of these arrays, converted, which are there after ``arrive(slot)``. May be called
-        by a thread of its own; what was in the slot is overwritten."""
-
-    @abstractmethod
-    def arrive(self, slot: int) -> None:
-        """Work that is asked for from now on waits for what was started in ``slot``."""
-
-    @abstractmethod
-    def release(self, slot: int) -> None:
-        """What is started next in ``slot`` waits for the work that was asked for so far."""
 
 
 class Backend(ABC):
@@ -85,10 +66,7 @@ class Backend(ABC):
 
     def adopt(self, x: Any) -> Array | None:
         """``x`` as an array on this backend's device, of its own dtype and without a copy; None
-        for data on the host that have to be copied or converted.
-
-        Raises:
-            DeviceError: ``x`` lies on another device.
+        for data on the host that have to be copied or converted; DeviceError for another device.
         """
         if self.owns(x):
             return x
@@ -101,11 +79,8 @@ class Backend(ABC):
 
     @abstractmethod
     def asarray(self, data: Any, dtype: DType) -> Array:
-        """A C-contiguous array of ``dtype`` on the device; no copy where none is needed.
-
-        Raises:
-            DeviceError: ``data`` lies on another device.
-        """
+        """A C-contiguous array of ``dtype`` on the device; no copy where none is needed;
+        DeviceError for data on another device."""
 
     @abstractmethod
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
@@ -343,11 +318,9 @@ class Backend(ABC):
         - sum_squared_error: value = sum_i w_i sum_o e^2, nothing is averaged.
 
         Args:
-            pred: (B, O).
-            target: (B, O) of the model's dtype, or (B,) int32 class labels for the losses over
-                classes c.
+            pred: (B, O).   dpred: (B, O), or None where it is not wanted.
+            target: (B, O), or (B,) int32 class labels for the losses over classes c.
             weight: (B,) >= 0, or None for ones.
-            dpred: (B, O), or None where it is not wanted.
             value: () float64; it stays on the device.
         """
 
@@ -421,8 +394,5 @@ class Backend(ABC):
           w -= lr weight_decay w;  w -= lr m_hat / (sqrt(v_hat) + eps),
           m_hat = m / (1 - beta1^(step + 1)), v_hat = v / (1 - beta2^(step + 1)), step from 0.
 
-        Args:
-            param, grad: (P,).
-            slots: (P,) each, as ``rule.slots`` says.
-            scratch: (step_scratch_size(P),), overwritten.
+        param, grad and each slot of ``rule.slots`` (P,), scratch (step_scratch_size(P),).
         """

@@ -12,11 +12,9 @@ import numpy as np
 
 from nnbackend import plot
 from nnbackend._checks import check_number, check_size
-from nnbackend.data import datasets
-from nnbackend.data.csv import MissingTargetError
+from nnbackend.cli.job_data import align_classes
 from nnbackend.data.dataset import Dataset, Task, check_task, existing
-from nnbackend.data.readers import read
-from nnbackend.errors import CheckpointError, DataError, ShapeError, unknown_name
+from nnbackend.errors import CheckpointError, DataError, unknown_name
 from nnbackend.layers import Dense, Dropout, Standardize
 from nnbackend.layers.base import Layer
 from nnbackend.model.loading import load
@@ -41,16 +39,6 @@ FIXED = (
 )  # fmt: skip
 #: Settings from which the learning rate of every step follows.
 RATE = ("lr", "schedule", "epochs")
-
-#: Data sets that come with nnbackend, by name, each from a seed.
-BUILT_IN: Mapping[str, Callable[[int], Any]] = {
-    "digits": lambda seed: datasets.digits(),
-    "spiral": lambda seed: datasets.spiral(seed=seed),
-    "vertical": lambda seed: datasets.vertical(seed=seed),
-    "moons": lambda seed: datasets.moons(seed=seed),
-    "circles": lambda seed: datasets.circles(seed=seed),
-    "sine": lambda seed: datasets.sine(),
-}
 
 
 @dataclass(frozen=True)
@@ -135,102 +123,6 @@ def parse_widths(text: str) -> tuple[int, ...]:
 
 
 # -- data -------------------------------------------------------------------------------------
-
-
-def load_data(
-    name: str,
-    seed: int = 1,
-    target: str | None = None,
-    task: Task = "auto",
-    features: tuple[str, ...] | None = None,
-) -> Dataset:
-    """A file or folder, or a built-in data set by name."""
-    if name in BUILT_IN and not Path(name).exists():
-        x, y = BUILT_IN[name](seed)
-        classes = None
-        if y.dtype.kind == "i":
-            classes = tuple(str(c) for c in range(int(y.max()) + 1))
-        return Dataset(x, y, classes, image_shape=(8, 8) if name == "digits" else None)
-    if not Path(name).exists():
-        close = unknown_name("data set", name, BUILT_IN)
-        raise DataError(f"there is no file or folder {name}, and the built-in {close}")
-    return read(name, target, task, features)
-
-
-def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
-    """The same rows, classes numbered as a model numbers them."""
-    if data.class_names is None or data.y is None:
-        return data
-    unknown = [name for name in data.class_names if name not in names]
-    if unknown:
-        raise DataError(
-            f"the data has classes that the model does not know: {', '.join(unknown)}; it knows "
-            f"{', '.join(names)}"
-        )
-    numbers = np.array([names.index(name) for name in data.class_names])
-    return replace(data, y=numbers[data.y], class_names=names)
-
-
-def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
-    """Data for a trained model: its columns, its classes, its width.
-
-    Args:
-        with_target: read targets; without them a CSV needs no target column.
-    """
-    info = model.info
-    features = info.get("feature_names")
-    classes = info.get("class_names")
-    task: Task = "auto" if classes is None else "classification"
-    if info.get("kind") == "csv":
-        task = "regression" if classes is None else "classification"
-    columns = None if with_target or features is None else tuple(features)
-    target = info.get("target_name")
-    try:
-        data = load_data(test_images(name), model.seed, target, task, columns)
-    except MissingTargetError as error:
-        raise DataError(
-            f"{name} has no column {target!r}, the target this model was trained on; for data "
-            f"without targets use predict"
-        ) from error
-    if with_target and data.y is None:
-        raise DataError(f"{name} holds no targets to compare with")
-    if with_target and features is not None and data.feature_names is not None:
-        missing = [f for f in features if f not in data.feature_names]
-        if missing:
-            raise DataError(f"{name} lacks the columns {', '.join(missing)}")
-        order = [data.feature_names.index(f) for f in features]
-        data = replace(data, x=np.ascontiguousarray(data.x[:, order]))
-    if data.x.shape[1] != model.n_inputs:
-        raise ShapeError(f"the model takes {model.n_inputs} inputs; {name} has {data.x.shape[1]}")
-    return align_classes(data, tuple(classes)) if classes is not None and with_target else data
-
-
-def test_images(name: str) -> str:
-    """The test images of a folder in MNIST's layout, which a model was not trained on; else
-    ``name`` itself."""
-    found = sorted(Path(name).glob("t10k-images-idx3-ubyte*")) if Path(name).is_dir() else []
-    return str(found[0]) if found else name
-
-
-def describe(data: Dataset, validation: float = 0.0) -> str:
-    """One line: what was read, and what is learnt from it."""
-    held_out = round(len(data.x) * validation)
-    rows = f"{len(data.x)} rows"
-    if held_out:
-        rows = f"{len(data.x) - held_out} training and {held_out} validation rows"
-    what = "" if data.target_name is None else f"target {data.target_name!r}: "
-    if data.class_names is None:
-        return f"{what}numbers (regression); {rows}"
-    remedy = "; --task regression for numbers" if _all_numbers(data.class_names) else ""
-    hint = remedy if data.kind in ("csv", "npz") else ""
-    return f"{what}{len(data.class_names)} classes{hint}; {rows}"
-
-
-def _all_numbers(names: tuple[str, ...]) -> bool:
-    return all(name.lstrip("-").replace(".", "", 1).isdigit() for name in names)
-
-
-# -- model ------------------------------------------------------------------------------------
 
 
 def build_model(settings: Settings, data: Dataset, backend: str | None = None) -> Sequential:

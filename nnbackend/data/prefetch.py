@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from nnbackend.backends.contract import Uploads
 from nnbackend.backends.types import Array, DType
+from nnbackend.backends.uploads import Uploads
 from nnbackend.executor.base import Data
 
 Rows = slice | np.ndarray[Any, Any]

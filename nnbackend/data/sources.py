@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from nnbackend._files import RowSubset, read_rows
-from nnbackend.backends.contract import Backend, Uploads
+from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import DType
+from nnbackend.backends.uploads import Uploads
 from nnbackend.data.prefetch import BlocksAhead
 from nnbackend.data.validation import ClassWeight, checked, class_factors
 from nnbackend.errors import DataError

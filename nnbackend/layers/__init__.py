@@ -15,10 +15,11 @@ from nnbackend.layers.activations import (
     Softplus,
     Tanh,
 )
-from nnbackend.layers.base import Gradient, Layer, Parameter
+from nnbackend.layers.base import Layer
 from nnbackend.layers.dense import Dense
 from nnbackend.layers.dropout import Dropout
 from nnbackend.layers.normalization import BatchNorm, LayerNorm
+from nnbackend.layers.parameters import Gradient, Parameter
 from nnbackend.layers.standardize import Standardize
 
 #: Built-in layers by the names that model files have for them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,55 +19,7 @@ from nnbackend.backends.types import LINEAR, Activation, Array, DType
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.initializers import InitializerLike, draw
 from nnbackend.kernels.codes import Op
-
-#: "weight" is trained and decayed, "bias" trained and not decayed, "state" only saved.
-ParameterKind = Literal["weight", "bias", "state"]
-
-
-class ParameterSpec(NamedTuple):
-    """One declared array of a layer."""
-
-    shape: tuple[int, ...]
-    initializer: InitializerLike
-    kind: ParameterKind
-
-
-class Parameter:
-    """Class attribute for a parameter: reading gives the current view, assigning copies.
-
-    Declaring ``factor = Parameter()`` also gives the layer ``factor_grad``.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-        setattr(owner, f"{name}_grad", Gradient(name))
-
-    def __get__(self, layer: Layer | None, owner: type | None = None) -> Any:
-        return self if layer is None else layer.array(self.name)
-
-    def __set__(self, layer: Layer, value: Any) -> None:
-        layer.assign(self.name, value)
-
-
-class Gradient:
-    """Class attribute for the gradient of the parameter ``name``."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, layer: Layer | None, owner: type | None = None) -> Any:
-        return self if layer is None else layer.gradient(self.name)
-
-    def __set__(self, layer: Layer, value: Any) -> None:
-        gradient = layer.gradient(self.name)
-        if gradient is None:
-            raise DataError(f"this {type(layer).__name__} has no {self.name}")
-        if np.shape(value) not in (gradient.shape, (1, *gradient.shape)):
-            raise ShapeError(
-                f"{type(layer).__name__}.{self.name}_grad has shape {tuple(gradient.shape)}; "
-                f"received {np.shape(value)}"
-            )
-        gradient[...] = value.reshape(gradient.shape) if np.ndim(value) else value
+from nnbackend.layers.parameters import ParameterKind, ParameterSpec
 
 
 class Layer(ABC):

@@ -9,7 +9,8 @@ from nnbackend.backends.types import Array
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.activations import activation_config, resolve_activation
-from nnbackend.layers.base import NativeLayer, Parameter
+from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.parameters import Parameter
 
 
 class Dense(NativeLayer):

@@ -7,7 +7,8 @@ from typing import Any
 from nnbackend._checks import check_coupled_rows, check_number
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.base import NativeLayer, Parameter
+from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.parameters import Parameter
 
 
 class _Norm(NativeLayer):

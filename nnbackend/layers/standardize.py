@@ -10,7 +10,8 @@ from nnbackend._files import read_rows
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.base import NativeLayer, Parameter
+from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.parameters import Parameter
 
 
 class Standardize(NativeLayer):

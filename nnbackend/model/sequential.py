@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_dtype, check_number, check_seed, check_size
+from nnbackend._checks import check_number, check_size
 from nnbackend._files import release_pages
 from nnbackend.backends import get_backend
-from nnbackend.backends.contract import Backend
-from nnbackend.backends.types import Activation, Array, check_precision
+from nnbackend.backends.types import Activation, Array
 from nnbackend.data.sources import ArraySource, BatchSource, Source, make_source, one_batch
 from nnbackend.data.validation import (
     ClassWeight,
@@ -27,37 +23,27 @@ from nnbackend.data.validation import (
     class_factors,
 )
 from nnbackend.errors import DataError, DTypeError, ModelBusyError, NNBackendError
-from nnbackend.executor.base import Data, Executor
-from nnbackend.executor.choice import make_executor
-from nnbackend.layers.base import Layer
+from nnbackend.executor.base import Data
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
 from nnbackend.metrics import Metric, MetricFunction, resolve_metric
 from nnbackend.model import serialization
 from nnbackend.model.ending import check_ending
+from nnbackend.model.stack import BUSY, LayerStack
 from nnbackend.model.summary import summary_text
 from nnbackend.optimizers import Optimizer, resolve_optimizer
-from nnbackend.program.lowering import check_widths, lay_out, lower
-from nnbackend.program.table import NO_LOSS
 from nnbackend.training.callbacks import Callback, CallbackList
-from nnbackend.training.evaluation import (
-    check_metric_names,
-    evaluate_source,
-    function_metrics,
-)
+from nnbackend.training.evaluation import check_metric_names, evaluate_source, function_metrics
 from nnbackend.training.history import History
 from nnbackend.training.progress import make_progress
-from nnbackend.training.state import TrainingState
 from nnbackend.training.trainer import Trainer
 
-Arrays = dict[str, np.ndarray[Any, Any]]
 RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 
-BUSY = "this model is being trained by another thread; wait for it, or train a copy.deepcopy(model)"
 #: The most rows, and bytes of them, that predict brings to the device at a time.
 PREDICT_ROWS, PREDICT_BYTES = 1 << 16, 1 << 26
 
 
-class Sequential:
+class Sequential(LayerStack):
     """A stack of layers, each fed with the output of the one before.
 
     >>> model = Sequential([Dense(2, 8, activation="tanh"), Dense(8, 1)], seed=0)
@@ -85,105 +71,7 @@ class Sequential:
         ShapeError: neighbouring layers do not fit.
     """
 
-    def __init__(
-        self,
-        layers: Iterable[Layer],
-        seed: int | None = None,
-        dtype: str = "float32",
-        backend: str | Backend | None = None,
-        precision: str = "fp32",
-    ) -> None:
-        if isinstance(layers, Layer):
-            raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
-        self.layers: list[Layer] = list(layers)
-        for layer in self.layers:
-            if not isinstance(layer, Layer):
-                raise DTypeError(
-                    f"layers must be nn.Layer objects, such as nn.Dense(2, 3); received {layer!r}"
-                )
-        self.n_inputs = check_widths(self.layers)
-        self.dtype = check_dtype(dtype)
-        self.precision = self._checked_precision(precision)
-        self.backend = get_backend(backend).at_precision(precision)
-        seed = check_seed(seed)
-        self.seed: int = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
-        init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
-        #: how far training has come, which a trainer at work moves on
-        self.training = TrainingState(np.random.Generator(np.random.PCG64(shuffle)))
-        self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
-        self.loss: Loss | LossFunction | None = None
-        self._optimizer: Optimizer | None = None
-        self.metrics: list[Metric | MetricFunction] = []
-        self.info: dict[str, Any] = {}
-        self.callbacks: list[Callback] = []
-        self.callback_states: list[dict[str, Any]] = []
-        self._busy = threading.Lock()
-        rng = np.random.Generator(np.random.PCG64(init))
-        if len({id(layer) for layer in self.layers}) < len(self.layers):
-            raise DataError("a layer can stand in a model only once; make two layers")
-        for layer in self.layers:
-            layer.check_free()
-        self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
-
-    def _checked_precision(self, precision: str) -> str:
-        if check_precision(precision) != "fp32" and self.dtype != np.float32:
-            raise DTypeError(
-                f"precision={precision!r} is for models of dtype float32; received {self.dtype}"
-            )
-        return precision
-
-    def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
-        """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
-        kept, or replaced by ``values``. Nothing changes if it fails."""
-        if values is None:
-            rng = np.random.default_rng(0)  # not used: every layer has its values
-            values = [layer.initial_values(rng) for layer in self.layers]
-        self.storage = lay_out(self.layers, backend, self.dtype, values)
-        self.backend = backend
-        for layer in self.layers:
-            layer.owner = self
-        self._adapting = [layer for layer in self.layers if layer.adapts]
-        self._lower()
-
-    def change_trainable(self, layer: Layer, value: bool) -> None:
-        """Freeze or thaw a layer, which decides where its parameters lie in the flat vectors.
-        The optimizer's state of other layers is kept."""
-        with self._training():
-            slots = {} if self._optimizer is None else self.optimizer_state()
-            layer._trainable = value
-            self._build(self.backend)
-            kept = self.program.slot_views().keys() & slots.keys()
-            self.set_optimizer_state({key: slots[key] for key in kept})
-
-    def _lower(self) -> None:
-        self.program = lower(
-            self.layers,
-            self.n_inputs,
-            self.storage,
-            self.dropout_key,
-            self.loss,
-            self._optimizer,
-            [metric for metric in self.metrics if isinstance(metric, Metric)],
-        )
-        self.executor: Executor = make_executor(self.program, self.backend)
-
     # -- settings -----------------------------------------------------------------------------
-
-    @property
-    def n_outputs(self) -> int:
-        """Width of the last layer."""
-        return self.program.n_outputs
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of values in all layers, frozen ones included, running statistics not."""
-        return sum(layer.n_parameters for layer in self.layers)
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer given to ``compile``."""
-        self._check_compiled()
-        return self._optimizer  # type: ignore[return-value]
 
     def compile(
         self,
@@ -221,25 +109,6 @@ class Sequential:
                 self.loss, self._optimizer, self.metrics = before
                 raise
             self.training.step = 0
-
-    def _check_compiled(self) -> None:
-        if self._optimizer is None:
-            raise DataError(NO_LOSS)
-
-    @property
-    def step(self) -> int:
-        """Completed updates."""
-        return self.training.step
-
-    @property
-    def epoch(self) -> int:
-        """Completed epochs."""
-        return self.training.epoch
-
-    @property
-    def history(self) -> History:
-        """The curves of all epochs so far."""
-        return self.training.history
 
     @property
     def _function_metrics(self) -> list[MetricFunction]:
@@ -300,6 +169,7 @@ class Sequential:
                 )
         with self._training():
             source = make_source(self.program, x, y, sample_weight, class_weight)
+            functions = self._function_metrics
             validation: Source | None = None
             if validation_data is not None:
                 validation = self._validation_source(validation_data)
@@ -318,7 +188,7 @@ class Sequential:
                     "validation_split goes with arrays; for an iterable pass validation_data"
                 )
             else:
-                source.check_passes(2 * epochs if self._function_metrics else epochs)
+                source.check_passes(2 * epochs if functions else epochs)
                 self._check_adapted()
             if isinstance(validation, BatchSource):
                 validation.check_passes(epochs)
@@ -334,9 +204,7 @@ class Sequential:
                 shuffle=shuffle,
                 callbacks=CallbackList(self, callbacks),
                 validate=None if validation is None else partial(self._figures, validation),
-                python_metrics=partial(self._training_figures, source)
-                if self._function_metrics
-                else None,
+                python_metrics=partial(self._training_figures, source) if functions else None,
                 progress=make_progress(verbose, self.epoch, last, source.n_rows),
                 history=History(),
             )
@@ -387,15 +255,6 @@ class Sequential:
         self._check_compiled()
         with self._training():
             return self.executor.gradient(self._batch(x, y, sample_weight), self.step)
-
-    @contextmanager
-    def _training(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise ModelBusyError(BUSY)
-        try:
-            yield
-        finally:
-            self._busy.release()
 
     def _begin_callbacks(self, callbacks: Sequence[Callback]) -> None:
         """Give the states that a file held to the first fit's callbacks, matched by class."""
@@ -509,50 +368,19 @@ class Sequential:
         self._check_adapted()
         return self._figures(make_source(self.program, x, y, sample_weight))
 
-    # -- moving, copying, saving ----------------------------------------------------------------
+    # -- for people, and for later ----------------------------------------------------------------
 
-    def to(self, backend: str | Backend, precision: str | None = None) -> Sequential:
-        """Move the model, optimizer state included, and return it. Earlier views of parameters
-        stay readable but are no longer linked. The precision stays as it is if none is given."""
-        wanted = self.precision if precision is None else self._checked_precision(precision)
-        target = get_backend(backend).at_precision(wanted)
-        self.precision = wanted
-        if target is self.backend:
-            return self
-        with self._training():
-            slots = {} if self._optimizer is None else self.optimizer_state()
-            self._build(target)
-            self.set_optimizer_state(slots)
-        return self
+    def summary(self, print_fn: Callable[[str], object] | None = None) -> None:
+        """Print a table of the layers and what the model runs on.
 
-    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Copies of all parameters and running statistics by key, ``layers.{i}.{name}``."""
-        return {
-            f"layers.{number}.{name}": self.backend.to_numpy(layer.array(name)).copy()
-            for number, layer in enumerate(self.layers)
-            for name in layer.saved_names
-        }
-
-    def set_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Put back what ``arrays`` gave, in place."""
-        for key, value in arrays.items():
-            _, number, name = key.split(".")
-            self.layers[int(number)].assign(name, value)
-
-    def optimizer_state(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""
-        self._check_compiled()
-        to_numpy = self.backend.to_numpy
-        return {key: to_numpy(view).copy() for key, view in self.program.slot_views().items()}
-
-    def set_optimizer_state(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Put back what ``optimizer_state`` gave; keys that are missing stay as they are.
-
-        Raises:
-            DataError, ShapeError: an unknown key, another shape, values that are not finite;
-                nothing is changed then.
+        Args:
+            print_fn: called with the text instead of printing it.
         """
-        self.program.set_slots(state)
+        text = summary_text(self)
+        if print_fn is None:
+            sys.stdout.write(text + "\n")
+        else:
+            print_fn(text)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its optimizer's state, seeds and history to a safetensors file.
@@ -568,50 +396,3 @@ class Sequential:
             CheckpointError: the file cannot be read, or is of another architecture.
         """
         serialization.load_weights(self, path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        left_out = (
-            "_busy",
-            "_adapting",
-            "storage",
-            "program",
-            "executor",
-            "backend",
-            "callbacks",
-        )
-        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
-        state["backend_name"] = self.backend.device
-        state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        slots, backend = state.pop("slots"), state.pop("backend_name")
-        self.__dict__.update(state)
-        self._busy = threading.Lock()
-        self.callbacks = []
-        self._build(get_backend(backend))
-        self.set_optimizer_state(slots)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Sequential:
-        state = copy.deepcopy(self.__getstate__(), memo)
-        state["backend_name"] = self.backend  # an object that need not be registered
-        other = object.__new__(type(self))
-        other.__setstate__(state)
-        return other
-
-    # -- for people -----------------------------------------------------------------------------
-
-    def __repr__(self) -> str:
-        return f"Sequential([{', '.join(map(repr, self.layers))}])"
-
-    def summary(self, print_fn: Callable[[str], object] | None = None) -> None:
-        """Print a table of the layers and what the model runs on.
-
-        Args:
-            print_fn: called with the text instead of printing it.
-        """
-        text = summary_text(self)
-        if print_fn is None:
-            sys.stdout.write(text + "\n")
-        else:
-            print_fn(text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from nnbackend._files import Path_, write_atomically
 from nnbackend.errors import CheckpointError, DTypeError
 from nnbackend.losses import Loss, loss_name
 from nnbackend.metrics import Metric, metric_name
-
-if TYPE_CHECKING:
-    from nnbackend.model.sequential import Sequential
+from nnbackend.model.stack import LayerStack
 
 FORMAT_VERSION = 1
 METADATA_KEY = "nnbackend"
@@ -25,7 +23,7 @@ METADATA_KEY = "nnbackend"
 Tensors = dict[str, np.ndarray[Any, Any]]
 
 
-def save_model(model: Sequential, path: Path_) -> None:
+def save_model(model: LayerStack, path: Path_) -> None:
     """Write ``model`` to ``path``; see ``Sequential.save``."""
     import json
 
@@ -58,7 +56,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _callback_states(model: Sequential, tensors: Tensors) -> list[dict[str, Any]]:
+def _callback_states(model: LayerStack, tensors: Tensors) -> list[dict[str, Any]]:
     """States of the callbacks; their arrays go into ``tensors``."""
     states = [{"type": type(c).__name__, **c.state()} for c in model.callbacks]
     states = states or [dict(state) for state in model.callback_states]
@@ -69,7 +67,7 @@ def _callback_states(model: Sequential, tensors: Tensors) -> list[dict[str, Any]
     return states
 
 
-def _config(model: Sequential) -> dict[str, Any]:
+def _config(model: LayerStack) -> dict[str, Any]:
     config: dict[str, Any] = {
         "dtype": str(model.dtype),
         "layers": [{"type": type(layer).__name__, **layer.config()} for layer in model.layers],
@@ -85,7 +83,7 @@ def _config(model: Sequential) -> dict[str, Any]:
     return config
 
 
-def load_weights(model: Sequential, path: Path_) -> None:
+def load_weights(model: LayerStack, path: Path_) -> None:
     """Read parameters and layer state into ``model``; see ``Sequential.load_weights``."""
     tensors, _ = read_file(path)
     fill(model, tensors, path)
@@ -135,7 +133,7 @@ def _read_metadata(name: str, text: str | None) -> dict[str, Any]:
     return metadata
 
 
-def fill(model: Sequential, tensors: Tensors, path: Path_) -> None:
+def fill(model: LayerStack, tensors: Tensors, path: Path_) -> None:
     """Copy ``layers.*`` tensors into the model, all of them or none."""
     wanted = {
         f"layers.{number}.{name}": (layer, name)

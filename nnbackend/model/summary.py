@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nnbackend.backends.types import LINEAR
 from nnbackend.layers.base import NativeLayer
 from nnbackend.losses import loss_name
-
-if TYPE_CHECKING:
-    from nnbackend.model.sequential import Sequential
+from nnbackend.model.stack import LayerStack
 
 
-def summary_text(model: Sequential) -> str:
+def summary_text(model: LayerStack) -> str:
     """The table that ``summary`` prints."""
     lines = [("", "layer", "output", "parameters")]
     for row, layer in zip(model.program.rows, model.layers, strict=True):

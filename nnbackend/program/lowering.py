@@ -11,7 +11,8 @@ from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, DType
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.kernels.codes import N_FLOATS, Op
-from nnbackend.layers.base import Layer, ParameterKind
+from nnbackend.layers.base import Layer
+from nnbackend.layers.parameters import ParameterKind
 from nnbackend.losses import Loss, LossFunction, loss_name
 from nnbackend.metrics import Metric
 from nnbackend.optimizers import Optimizer

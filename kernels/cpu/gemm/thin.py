@@ -13,7 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from nnbackend.kernels.cpu.gemm.tile import VECTOR_BYTES, Code
+from nnbackend.kernels.cpu.gemm.tile import Code
+from nnbackend.kernels.cpu.gemm.vector_code import VECTOR_BYTES
 
 #: Steps, and vectors of a panel of b that stay in registers; columns of a result of dot products.
 FEW_STEPS, PANEL_VECTORS, FEW_COLUMNS = 4, 4 if VECTOR_BYTES == 64 else 2, 4

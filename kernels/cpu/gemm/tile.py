@@ -14,130 +14,20 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from nnbackend.kernels.cpu.gemm.vector_code import (
+    I1,
+    I32,
+    I64,
+    TILE_ROWS,
+    TILE_VECTORS,
+    VECTOR_BYTES,
+    Code,
+)
 
-def _shape() -> tuple[int, int, int, str]:
-    """Bytes of a vector, rows and vectors of a tile, and LLVM's name for vector registers, for the
-    processor compiled for."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    if "+avx512f" in features:
-        return 64, 9, 3, "v"  # 32 registers: 27 sums, 3 of b, 1 of a
-    if "+avx" in features:
-        return 32, 6, 2, "x"  # 16 registers: 12 sums, 2 of b, 1 of a
-    if triple.startswith(("aarch64", "arm64")):
-        return 16, 8, 3, "w"  # 32 registers: 24 sums, 3 of b, 1 of a
-    return 16, 6, 2, "x"
-
-
-VECTOR_BYTES, TILE_ROWS, TILE_VECTORS, _REGISTER = _shape()
 #: Steps ahead for which a row of b is asked from memory, and steps of a turn with copied operands.
 _AHEAD, TURN = 8, 4
-_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-_SIZES = {types.float32: 4, types.float64: 8}
-
-
-class Code:
-    """Writes functions over vectors of one element type into a module."""
-
-    def __init__(self, module: ir.Module, number: ir.Type, size: int) -> None:
-        self.module, self.number = module, number
-        self.lanes = VECTOR_BYTES // size
-        self.vector = ir.VectorType(number, self.lanes)
-        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
-        self.kind = f"v{self.lanes}f{8 * size}"
-        self.builder = ir.IRBuilder()
-
-    @classmethod
-    def inside(
-        cls, context: Any, builder: Any, like: Any, addresses: Any
-    ) -> tuple[Code, list[Any]]:
-        """For a call from a function that is being compiled: code over elements of ``like``'s type,
-        and its addresses as pointers."""
-        code = cls(builder.module, context.get_data_type(like), _SIZES[like])
-        return code, [builder.inttoptr(x, code.number.as_pointer()) for x in addresses]
-
-    def begin(self, name: str, n_pointers: int, n_sizes: int) -> ir.Function:
-        """A function of some pointers, which do not overlap, and then some int64."""
-        pointers, sizes = [self.number.as_pointer()] * n_pointers, [_I64] * n_sizes
-        kind = ir.FunctionType(ir.VoidType(), pointers + sizes)
-        function = ir.Function(self.module, kind, name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        # without these LLVM halves the widest vectors, for fear of lower clock rates
-        for attribute in ("min-legal-vector-width", "prefer-vector-width"):
-            set.add(function.attributes, f'"{attribute}"="{8 * VECTOR_BYTES}"')
-        for pointer in function.args[:n_pointers]:
-            pointer.add_attribute("noalias")
-        self.builder = ir.IRBuilder(function.append_basic_block())
-        return function
-
-    def _call(self, name: str, result: ir.Type, *arguments: Any) -> Any:
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        function = cgutils.get_or_insert_function(self.module, kind, name)
-        return self.builder.call(function, arguments)
-
-    def at(self, pointer: Any, *offsets: Any) -> Any:
-        """The pointer so many elements on."""
-        for offset in offsets:
-            pointer = self.builder.gep(pointer, [offset])
-        return pointer
-
-    def load(self, pointer: Any, mask: Any = None) -> Any:
-        place = self.builder.bitcast(pointer, self.vector.as_pointer())
-        if mask is None:
-            return self.builder.load(place, align=4)
-        name = f"llvm.masked.load.{self.kind}.p0"
-        return self._call(name, self.vector, place, _I32(4), mask, self.zero)
-
-    def store(self, value: Any, pointer: Any, mask: Any = None) -> None:
-        place = self.builder.bitcast(pointer, self.vector.as_pointer())
-        if mask is None:
-            self.builder.store(value, place, align=4)
-        else:
-            name = f"llvm.masked.store.{self.kind}.p0"
-            self._call(name, ir.VoidType(), value, place, _I32(4), mask)
-
-    def prefetch(self, pointer: Any, level: int = 1) -> None:
-        """Bring the line of memory at a place into the cache of a level."""
-        place = self.builder.bitcast(pointer, _I8.as_pointer())
-        self._call("llvm.prefetch.p0", ir.VoidType(), place, _I32(0), _I32(4 - level), _I32(1))
-
-    def row(self, factor: Any, vectors: list[Any], sums: list[Any]) -> list[Any]:
-        """A step of a row of the tile."""
-        factor = self.broadcast(self.builder.load(factor), self.lanes)
-        return self.keep(
-            [self.multiply_add(factor, x, s) for x, s in zip(vectors, sums, strict=True)]
-        )
-
-    def keep(self, values: list[Any]) -> list[Any]:
-        """The same values, computed before what is written next: LLVM would load factors of many
-        rows first, and has no registers for them."""
-        n, kinds = len(values), [self.vector] * len(values)
-        outputs, inputs = [f"={_REGISTER}"] * n, [str(i) for i in range(n)]
-        result = kinds[0] if n == 1 else ir.LiteralStructType(kinds)
-        constraints = ",".join([*outputs, *inputs, "~{memory}"])
-        kept = self.builder.asm(ir.FunctionType(result, kinds), "", constraints, values, True)
-        return [kept] if n == 1 else [self.builder.extract_value(kept, i) for i in range(n)]
-
-    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        return self._call(f"llvm.fmuladd.{self.kind}", self.vector, a, b, c)
-
-    def broadcast(self, value: Any, lanes: int) -> Any:
-        vector = ir.VectorType(value.type, lanes)
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, _I32(0))
-        zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
-        return self.builder.shuffle_vector(first, undefined, zeros)
-
-    def mask(self, n: Any) -> Any:
-        """True in the first n lanes."""
-        lanes = ir.VectorType(_I32, self.lanes)
-        numbers = ir.Constant(lanes, list(range(self.lanes)))
-        bound = self.broadcast(self.builder.trunc(n, _I32), self.lanes)
-        return self.builder.icmp_signed("<", numbers, bound)
 
 
 def _tile_function(code: Code, rows: int, vectors: int, partial: bool) -> ir.Function:
@@ -151,13 +41,13 @@ def _tile_function(code: Code, rows: int, vectors: int, partial: bool) -> ir.Fun
     function = code.begin(name, 3, 7)
     a, b, c, a_row, a_step, b_row, c_row, steps, last, add = function.args
     start, places = code.builder, range(vectors)
-    offsets = [_I64(v * code.lanes) for v in places]
+    offsets = [I64(v * code.lanes) for v in places]
     mask = code.mask(last) if partial else None
     masks = [mask if v == vectors - 1 else None for v in places]
-    a_rows = [code.at(a, start.mul(a_row, _I64(i))) for i in range(rows)]
-    c_rows = [code.at(c, start.mul(c_row, _I64(i))) for i in range(rows)]
+    a_rows = [code.at(a, start.mul(a_row, I64(i))) for i in range(rows)]
+    c_rows = [code.at(c, start.mul(c_row, I64(i))) for i in range(rows)]
     fetching, entry, loop = (function.append_basic_block() for _ in range(3))
-    start.cbranch(start.icmp_signed(">", steps, _I64(_AHEAD)), fetching, entry)
+    start.cbranch(start.icmp_signed(">", steps, I64(_AHEAD)), fetching, entry)
     code.builder = ir.IRBuilder(fetching)
     for row in c_rows:
         for offset in offsets:
@@ -166,25 +56,25 @@ def _tile_function(code: Code, rows: int, vectors: int, partial: bool) -> ir.Fun
     ir.IRBuilder(entry).branch(loop)
 
     code.builder = body = ir.IRBuilder(loop)
-    step = body.phi(_I64)
+    step = body.phi(I64)
     sums = [[body.phi(code.vector) for _ in places] for _ in range(rows)]
     here = code.at(b, body.mul(step, b_row))
     loaded = [code.load(code.at(here, offset), m) for offset, m in zip(offsets, masks, strict=True)]
-    below = code.at(here, body.mul(b_row, _I64(_AHEAD)))
+    below = code.at(here, body.mul(b_row, I64(_AHEAD)))
     for offset in offsets:
         code.prefetch(code.at(below, offset))
     if rows == TILE_ROWS:
         # the following tile's rows, each line of memory once
-        line = _I64(64 * code.lanes // VECTOR_BYTES)
-        row = body.add(body.urem(step, line), _I64(rows))
+        line = I64(64 * code.lanes // VECTOR_BYTES)
+        row = body.add(body.urem(step, line), I64(rows))
         column = body.sub(step, body.urem(step, line))
         code.prefetch(code.at(a, body.mul(row, a_row), column))
     a_offset = body.mul(step, a_step)
     following = []
     for row, row_sums in zip(a_rows, sums, strict=True):
         following.append(code.row(code.at(row, a_offset), loaded, row_sums))
-    after = body.add(step, _I64(1))
-    step.add_incoming(_I64(0), entry)
+    after = body.add(step, I64(1))
+    step.add_incoming(I64(0), entry)
     step.add_incoming(after, loop)
     for row_sums, results in zip(sums, following, strict=True):
         for total, result in zip(row_sums, results, strict=True):
@@ -208,12 +98,12 @@ def _store(
     """c = sums, or c += sums, and return."""
     adding, storing, end = (function.append_basic_block() for _ in range(3))
     build = ir.IRBuilder(block)
-    build.cbranch(build.trunc(add, _I1), adding, storing)
+    build.cbranch(build.trunc(add, I1), adding, storing)
     for choice, adds in ((adding, True), (storing, False)):
         code.builder = ir.IRBuilder(choice)
         for row, row_sums in zip(rows, sums, strict=True):
             for v, (mask, value) in enumerate(zip(masks, row_sums, strict=True)):
-                place = code.at(row, _I64(v * code.lanes))
+                place = code.at(row, I64(v * code.lanes))
                 if adds:
                     value = code.builder.fadd(value, code.load(place, mask))
                 code.store(value, place, mask)
@@ -235,35 +125,35 @@ def _copied_tile_function(code: Code, rows: int, vectors: int, partial: bool) ->
     a, b, c, ahead, ahead_step, c_row, steps, last, add = function.args
     start, places, lanes = code.builder, range(vectors), code.lanes
     masks = [code.mask(last) if partial and v == vectors - 1 else None for v in places]
-    c_rows = [code.at(c, start.mul(c_row, _I64(i))) for i in range(rows)]
-    next_tile = start.mul(steps, _I64(rows))
+    c_rows = [code.at(c, start.mul(c_row, I64(i))) for i in range(rows)]
+    next_tile = start.mul(steps, I64(rows))
     entry, loop, done = start.block, function.append_basic_block(), function.append_basic_block()
     start.branch(loop)
 
     code.builder = body = ir.IRBuilder(loop)
-    step = body.phi(_I64)
+    step = body.phi(I64)
     here_a, here_b, here_c, here_ahead = (body.phi(a.type) for _ in range(4))
     sums = [[body.phi(code.vector) for _ in places] for _ in range(rows)]
     now = [list(row) for row in sums]
     for v in places:
-        code.prefetch(code.at(here_c, _I64(v * lanes)))
+        code.prefetch(code.at(here_c, I64(v * lanes)))
     line = 64 * lanes // VECTOR_BYTES
     for offset in range(0, TURN * rows, line):
-        code.prefetch(code.at(here_a, next_tile, _I64(offset)))
+        code.prefetch(code.at(here_a, next_tile, I64(offset)))
     code.prefetch(here_ahead, 2)
     for turn in range(TURN):
         loaded = []
         for v in places:
-            loaded.append(code.load(code.at(here_b, _I64((turn * vectors + v) * lanes))))
-            code.prefetch(code.at(here_b, _I64(((turn + _AHEAD) * vectors + v) * lanes)))
+            loaded.append(code.load(code.at(here_b, I64((turn * vectors + v) * lanes))))
+            code.prefetch(code.at(here_b, I64(((turn + _AHEAD) * vectors + v) * lanes)))
         for i in range(rows):
-            now[i] = code.row(code.at(here_a, _I64(turn * rows + i)), loaded, now[i])
-    after = body.add(step, _I64(TURN))
-    more = body.icmp_signed("<", after, _I64(TURN * rows))
+            now[i] = code.row(code.at(here_a, I64(turn * rows + i)), loaded, now[i])
+    after = body.add(step, I64(TURN))
+    more = body.icmp_signed("<", after, I64(TURN * rows))
     changes = [
-        (step, _I64(0), after),
-        (here_a, a, code.at(here_a, _I64(TURN * rows))),
-        (here_b, b, code.at(here_b, _I64(TURN * vectors * lanes))),
+        (step, I64(0), after),
+        (here_a, a, code.at(here_a, I64(TURN * rows))),
+        (here_b, b, code.at(here_b, I64(TURN * vectors * lanes))),
         (here_c, c, body.select(more, code.at(here_c, c_row), here_c)),
         (here_ahead, ahead, code.at(here_ahead, ahead_step)),
     ]
@@ -297,24 +187,24 @@ def _any_tile_function(code: Code) -> ir.Function:
         function.args
     )
     build = code.builder
-    last = build.and_(columns, _I64(code.lanes - 1))
-    partial = build.zext(build.icmp_signed("!=", last, _I64(0)), _I64)
-    vectors = build.udiv(build.add(columns, _I64(code.lanes - 1)), _I64(code.lanes))
+    last = build.and_(columns, I64(code.lanes - 1))
+    partial = build.zext(build.icmp_signed("!=", last, I64(0)), I64)
+    vectors = build.udiv(build.add(columns, I64(code.lanes - 1)), I64(code.lanes))
     # the place of (rows, vectors, partial) among the kinds, plus 2 (TILE_VECTORS + 1)
-    which = build.add(build.mul(rows, _I64(TILE_VECTORS)), vectors)
-    which = build.add(build.shl(which, _I64(1)), partial)
+    which = build.add(build.mul(rows, I64(TILE_VECTORS)), vectors)
+    which = build.add(build.shl(which, I64(1)), partial)
     common = c_row, steps, last, add
     end = function.append_basic_block()
     choice = build.switch(which, end)
     for place, kind in enumerate(kinds):
         block = function.append_basic_block()
-        choice.add_case(_I64(place + 2 * (TILE_VECTORS + 1)), block)
+        choice.add_case(I64(place + 2 * (TILE_VECTORS + 1)), block)
         case = ir.IRBuilder(block)
         if kind in functions_of_copies:
-            copied = case.icmp_signed("==", case.and_(steps, _I64(TURN - 1)), _I64(0))
+            copied = case.icmp_signed("==", case.and_(steps, I64(TURN - 1)), I64(0))
             distances = ((a_row, 1), (a_step, kind[0]), (b_row, kind[1] * code.lanes))
             for distance, known in distances:
-                copied = case.and_(copied, case.icmp_signed("==", distance, _I64(known)))
+                copied = case.and_(copied, case.icmp_signed("==", distance, I64(known)))
             with case.if_then(copied):
                 function_of_copies = functions_of_copies[kind]
                 case.call(function_of_copies, (a, b, c, ahead, ahead_step, *common), tail=True)
@@ -333,24 +223,24 @@ def _transpose_function(code: Code) -> ir.Function:
     function = code.begin(name, 2, 3)
     source, out, source_row, rows, out_row = function.args
     build, lanes = code.builder, code.lanes
-    final = build.sub(rows, _I64(1))
+    final = build.sub(rows, I64(1))
     block = []
     for i in range(lanes):
-        row = build.select(build.icmp_signed("<", _I64(i), rows), _I64(i), final)
+        row = build.select(build.icmp_signed("<", I64(i), rows), I64(i), final)
         block.append(code.load(code.at(source, build.mul(row, source_row))))
     distance = lanes // 2
     while distance:
         # exchange the off-diagonal squares of this size
         low = [j if not j & distance else j - distance + lanes for j in range(lanes)]
         high = [j + distance if not j & distance else j + lanes for j in range(lanes)]
-        kinds = [ir.Constant(ir.VectorType(_I32, lanes), order) for order in (low, high)]
+        kinds = [ir.Constant(ir.VectorType(I32, lanes), order) for order in (low, high)]
         for i in range(lanes):
             if not i & distance:
                 pair = block[i], block[i + distance]
                 block[i], block[i + distance] = (build.shuffle_vector(*pair, k) for k in kinds)
         distance //= 2
     for i, column in enumerate(block):
-        code.store(column, code.at(out, build.mul(out_row, _I64(i))))
+        code.store(column, code.at(out, build.mul(out_row, I64(i))))
     build.ret_void()
     return function
 
@@ -385,7 +275,7 @@ def tile(
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         n_rows, n_columns, n_steps, a_, ar, at, b_, br, c_, cr, adds, next_, nexts, _ = arguments
         code, pointers = Code.inside(context, builder, like, (a_, b_, c_, next_))
-        sizes = (nexts, ar, at, br, cr, n_steps, n_rows, n_columns, builder.zext(adds, _I64))
+        sizes = (nexts, ar, at, br, cr, n_steps, n_rows, n_columns, builder.zext(adds, I64))
         builder.call(_any_tile_function(code), (*pointers, *sizes))
         return context.get_dummy_value()
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import atomic_add, matrix_at, vector_at
-from nnbackend.kernels.cpu.gemm.products import address_of, pieces
+from nnbackend.kernels.cpu.gemm.copies import pieces
+from nnbackend.kernels.cpu.gemm.products import address_of
 from nnbackend.kernels.cpu.ops.norms import batch_normalise, inverse_deviation
 from nnbackend.kernels.cpu.ops.updates import penalty_value
 from nnbackend.kernels.cpu.ops.vectors import add_to, copy

@@ -7,6 +7,7 @@ from typing import Any
 from nnbackend.kernels.cpu.codegen.compile import FIRST, ONE, YES, compiled
 from nnbackend.kernels.cpu.codegen.intrinsics import linked, size_of, vector_at
 from nnbackend.kernels.cpu.codegen.math import cast
+from nnbackend.kernels.cpu.gemm.copies import copy_a, copy_b, lanes_of, pieces, start_of
 from nnbackend.kernels.cpu.gemm.products import (
     AHEAD_AT,
     AHEAD_NUMBERS,
@@ -20,19 +21,14 @@ from nnbackend.kernels.cpu.gemm.products import (
     SWAP_BYTES,
     address_of,
     aligned,
-    copy_a,
-    copy_b,
-    lanes_of,
     look_ahead,
     multiply_block,
     multiply_wide,
     pays_to_copy_a,
-    pieces,
-    start_of,
     steps_of,
     transposed_product,
 )
-from nnbackend.kernels.cpu.gemm.tile import TILE_ROWS
+from nnbackend.kernels.cpu.gemm.vector_code import TILE_ROWS
 from nnbackend.kernels.cpu.ops.dense import column_sums
 from nnbackend.kernels.cpu.ops.norms import layer_norm_parameters
 from nnbackend.kernels.cpu.ops.updates import (

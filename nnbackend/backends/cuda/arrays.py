@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend.backends.contract import Backend, Uploads
+from nnbackend.backends.contract import Backend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Product, ProductError
 from nnbackend.backends.cuda.kernels import COLUMNS, THREADS, WARPS, bind
 from nnbackend.backends.types import Array, Availability, DType, check_precision
+from nnbackend.backends.uploads import Uploads
 from nnbackend.errors import DeviceError
 
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.backends.contract import Uploads
 from nnbackend.backends.cuda.gemm import Product
 from nnbackend.backends.cuda.kernels import Launch
 from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.backends.types import Array, DType
+from nnbackend.backends.uploads import Uploads
 
 
 class Device(ABC):

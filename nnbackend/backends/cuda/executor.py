@@ -12,28 +12,23 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
-from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
-from nnbackend.backends.cuda.graph_plan import GraphPlan
-from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS, bind, source_version
-from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, counts_hits, layout_of, padded
-from nnbackend.backends.types import Array, UpdateRule
+from nnbackend.backends.cuda.graphs import GraphInference, GraphSteps, StepPlace
+from nnbackend.backends.cuda.kernels import bind, source_version
+from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, layout_of, padded
+from nnbackend.backends.types import Array
 from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor.base import Data, Run, Trace
-from nnbackend.executor.python import PythonExecutor, add_penalties
+from nnbackend.executor.python import PythonExecutor
 from nnbackend.kernels.codes import TRACE_SUMS
 from nnbackend.losses import Loss
-from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import Program
 from nnbackend.schedules import Schedule
 
-#: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
-#: before, so that more steps gain nothing.
-STEPS = 16
 #: Bytes of a layer's outputs that inference makes at a time: enough to keep a large GPU busy.
 INFERENCE_BYTES = 1 << 26
 #: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, and
@@ -62,15 +57,7 @@ class GraphExecutor(PythonExecutor):
 
     def __init__(self, program: Program, backend: CudaBackend) -> None:
         super().__init__(program, backend)
-        zeros = backend.zeros
-        self.record = zeros(len(RUN), _INT64)
-        self.state = zeros(STATE_BYTES, np.dtype(np.uint8))
-        self.penalty = zeros(1, _FLOAT64)
-        self.statistics = zeros(max(1, program.n_sums), _FLOAT64)
-        #: the parameters as products of precision bf16 read them
-        self.rounded: Array | None = None
-        if backend.precision == "bf16":
-            self.rounded = zeros(program.storage.parameters.size, BF16)
+        self.place = StepPlace(program, backend)
         widest = max(row.n_outputs for row in program.rows)
         self.inference_rows = max(1024, INFERENCE_BYTES // (widest * program.dtype.itemsize))
         #: the launch that begins a run: a single step has no time to bind its arguments again
@@ -78,9 +65,9 @@ class GraphExecutor(PythonExecutor):
         self._settings_seen: tuple[int, tuple[Any, ...]] = (-1, ())
         self._losses: Array = None
         self._losses_given = LOSSES
-        self._steps: dict[Any, _Steps] = {}
+        self._steps: dict[Any, GraphSteps] = {}
         self._residents: dict[Any, ResidentSteps | None] = {}
-        self._inferences: dict[int, _Inference] = {}
+        self._inferences: dict[int, GraphInference] = {}
         self._lock = threading.Lock()
 
     # -- training ---------------------------------------------------------------------------------
@@ -166,7 +153,7 @@ class GraphExecutor(PythonExecutor):
         with self.backend.lock:
             if self._begin_run is None:
                 nothing = np.zeros(len(numbers), np.int64)
-                arguments = (*nothing, 0.0, self.record, self.state)
+                arguments = (*nothing, 0.0, self.place.record, self.place.state)
                 self._begin_run = gpu.prepare(bind("begin_run", self.program.dtype, 1, arguments))
             self._begin_run(*numbers, rate)
         self._round_parameters()
@@ -180,12 +167,15 @@ class GraphExecutor(PythonExecutor):
 
     def _round_parameters(self) -> None:
         """Parameters may have been set since they were used last."""
-        if self.rounded is not None:
-            self.backend.round_to_bf16(self.program.storage.parameters, self.rounded)
+        if self.place.rounded is not None:
+            self.backend.round_to_bf16(self.program.storage.parameters, self.place.rounded)
 
-    def _steps_of(self, size: int, data: Data) -> _Steps:
+    def _steps_of(self, size: int, data: Data) -> GraphSteps:
         return self._kept(
-            self._steps, self._key(size, data), partial(_Steps, self, size, data), KEPT
+            self._steps,
+            self._key(size, data),
+            partial(GraphSteps, self.program, self.backend, self.place, self.update, size, data),
+            KEPT,
         )
 
     def _key(self, size: int, data: Data) -> tuple[Any, ...]:
@@ -207,7 +197,7 @@ class GraphExecutor(PythonExecutor):
         if choice == "graphs":
             return None
         try:
-            resident = ResidentSteps(program, backend, layout, self.record, self.state)
+            resident = ResidentSteps(program, backend, layout, self.place.record, self.place.state)
             if choice != "resident":
                 rows = _example(data, size, backend)
                 both = (resident, self._steps_of(size, rows))
@@ -277,7 +267,10 @@ class GraphExecutor(PythonExecutor):
                 part = slice(start, start + self.inference_rows)
                 rows = padded(len(x[part]))
                 inference = self._kept(
-                    self._inferences, rows, partial(_Inference, self, rows), KEPT_SIZES
+                    self._inferences,
+                    rows,
+                    partial(GraphInference, self.program, self.backend, rows, self.place.rounded),
+                    KEPT_SIZES,
                 )
                 inference.run(x[part], out[part])
 
@@ -304,134 +297,3 @@ def _sizes(rows: int, batch: int, steps: int) -> Iterator[tuple[int, int]]:
         if steps > full:
             yield rest, 1
         steps -= full + 1
-
-
-class _Graphs:
-    """The same launches again and again: the first time one by one, then as graphs of them."""
-
-    def __init__(self, backend: CudaBackend, launch: Callable[[], None]) -> None:
-        self.backend, self.launch = backend, launch
-        self._graphs: dict[int, Callable[[], None]] = {}
-        self._is_warm = False
-
-    def run(self, count: int) -> None:
-        """Launch everything ``count`` times. The first time ever compiles and allocates what is
-        needed, which cannot be captured."""
-        with self.backend.lock:  # not between the launches of another thread's operation
-            if count and not self._is_warm:
-                self.launch()
-                self._is_warm = True
-                count -= 1
-            for times in (STEPS, 1):
-                while count >= times:
-                    self._graph(times)()
-                    count -= times
-
-    def _graph(self, times: int) -> Callable[[], None]:
-        if times not in self._graphs:
-
-            def work() -> None:
-                for _ in range(times):
-                    self.launch()
-
-            self._graphs[times] = self.backend.gpu.capture(work)
-        return self._graphs[times]
-
-
-class _Inference:
-    """Outputs for up to so many rows, copied into arrays of the graph's own and out of them. What
-    stands in the rows that are not used does not matter: inference takes each row by itself."""
-
-    def __init__(self, executor: GraphExecutor, rows: int) -> None:
-        self.backend = executor.backend
-        self.plan = GraphPlan(executor.program, self.backend, rows, False, executor.rounded)
-        self._graphs = _Graphs(self.backend, self._launch)
-
-    def run(self, x: Array, out: Array) -> None:
-        own, rows = self.plan.x, len(x)
-        with self.backend.lock:
-            if own.real is not None:
-                own.real[:rows] = x
-            if own.bf16 is not None:
-                self.backend.round_to_bf16(x, own.bf16[:rows])
-            self._graphs.run(1)
-            out[...] = self.plan.pred[:rows]
-
-    def _launch(self) -> None:
-        for forward in self.plan.forward:
-            forward()
-
-
-class _Steps:
-    """A training step with batches of one size and form."""
-
-    def __init__(self, executor: GraphExecutor, rows: int, data: Data) -> None:
-        self.executor, self.program = executor, executor.program
-        self.backend, dtype = executor.backend, executor.program.dtype
-        zeros = self.backend.zeros
-        self.plan = GraphPlan(self.program, self.backend, rows, True, executor.rounded)
-        self.target = zeros((rows, *data.target.shape[1:]), data.target.dtype)
-        self.weight = None if data.weight is None else zeros(rows, dtype)
-        self.advance = _Graphs(self.backend, self._launch).run
-
-    def _launch(self) -> None:
-        """All launches of a step."""
-        executor, plan, program = self.executor, self.plan, self.program
-        with self.backend.from_state(executor.state, program.storage.parameters, executor.rounded):
-            self._begin()
-            for forward in plan.forward:
-                forward()
-            self._measure()
-            plan.backward()
-            self.backend.gpu.join()
-            if program.penalties:
-                add_penalties(program, True, executor.penalty)
-                self.backend.run(
-                    "finish_penalty_of_step", None, 1, executor.record, executor.state,
-                    executor.penalty, program.n_sums,
-                )  # fmt: skip
-            executor.update(0.0, 0)
-
-    def _begin(self) -> None:
-        """The step's number and rate, and its rows."""
-        executor, backend, plan = self.executor, self.backend, self.plan
-        x, bf16, *rest = (
-            None if a is None else a.reshape(-1) for a in (*plan.x, self.target, self.weight)
-        )
-        x, target, weight = (None if a is None else a.view(_WORD) for a in (x, *rest))
-        columns = self.program.n_inputs * self.program.dtype.itemsize // _WORD.itemsize
-        sizes = (columns, *(0 if a is None else a.size // plan.rows for a in (target, weight)))
-        backend.run(
-            "begin_step", None, backend.blocks(plan.rows, WARPS), executor.record,
-            executor.penalty, plan.rows, *sizes, x, bf16, target, weight, executor.state,
-        )  # fmt: skip
-
-    def _measure(self) -> None:
-        """Statistics, then the loss and its gradient; what is added up over the batch for the
-        trace runs beside the backward pass."""
-        backend, executor, plan = self.backend, self.executor, self.plan
-        start, hits_place = 0, -1
-        for statistic in self.program.statistics:
-            if hits_place < 0 and counts_hits(statistic):
-                hits_place = start
-            else:
-                out = executor.statistics[start : start + statistic.size]
-                statistic.collect(backend, plan.pred, self.target, self.weight, out)
-            start += statistic.size
-        loss = cast(Loss, self.program.loss)
-        dpred, rounded = plan.dpred
-        sums = backend.sum_loss(
-            loss.formula, plan.pred, self.target, self.weight, dpred, rounded, hits_place >= 0
-        )
-        with backend.gpu.side_stream():
-            backend.run(
-                "finish_loss_of_step", self.program.dtype, 1, executor.record,
-                loss.formula.averages, sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows,
-                max(hits_place, 0), executor.statistics, self.program.n_sums,
-                *self._rate_settings(), executor.state,
-            )  # fmt: skip
-
-    def _rate_settings(self) -> tuple[bool, float, float, float, float]:
-        """What the rate is corrected by: whether it is Adam's, its betas and eps, the decay."""
-        rule = cast(UpdateRule, cast(Optimizer, self.program.optimizer).rule)
-        return rule.name == "adam", rule.beta1, rule.beta2, rule.eps, rule.weight_decay

@@ -20,7 +20,16 @@ from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES
 
 FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
 #: Files of the program that trains one network in shared memory.
-RESIDENT_FILES = ("common", "cluster", "activations", "losses", "steps", "updates", "resident")
+RESIDENT_FILES = (
+    "common",
+    "cluster",
+    "activations",
+    "losses",
+    "steps",
+    "updates",
+    "jobs",
+    "resident",
+)
 #: What a run of captured steps reads from an int64 array: addresses, 0 for what is not there, the
 #: number of updates made before, the step in the run, rows of an epoch and of a batch, and the rate
 #: (as a double) where there are no rates.

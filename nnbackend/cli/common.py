@@ -1,0 +1,75 @@
+"""What the commands share: errors as messages, and checks before a long job."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import nnbackend as nn
+from nnbackend._files import write_atomically
+from nnbackend.errors import DataError, NNBackendError
+
+app = typer.Typer(
+    name="nnbackend",
+    help="Train dense neural networks and use them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+PICTURES = (".png", ".pdf", ".svg")
+
+
+@app.callback()
+def _root() -> None:
+    """Train dense neural networks and use them."""
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """One clear message and exit code 1 for an error of the user's, 130 for Ctrl-C."""
+    try:
+        yield
+    except (NNBackendError, OSError, ImportError, UnicodeError, MemoryError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def check_picture(path: Path | None) -> None:
+    """Find out before a long job that its picture could not be made."""
+    if path is None:
+        return
+    nn.plot.require_matplotlib()
+    if path.suffix not in PICTURES:
+        raise DataError(f"--plot takes a file ending in {', '.join(PICTURES)}; received {path}")
+
+
+def save_picture(figure: Any, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format=path.suffix[1:])
+    write_atomically(path, content.getvalue())
+
+
+def check_targets(*targets: Path | None) -> None:
+    """Find out before a long job that its results could not be written."""
+    for target in targets:
+        if target is None:
+            continue
+        folder = target.absolute().parent
+        if not folder.is_dir():
+            raise DataError(
+                f"the folder {folder} does not exist; make it first, or choose another file"
+            )
+        if target.is_dir():
+            raise DataError(f"{target} is a folder; name a file in it")
+        if not os.access(folder, os.W_OK):
+            raise DataError(f"the folder {folder} cannot be written to; choose another one")

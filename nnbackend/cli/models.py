@@ -1,0 +1,266 @@
+"""Commands about models: train, evaluate, predict, summary."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import nnbackend as nn
+from nnbackend._files import write_atomically
+from nnbackend.cli import job_data
+from nnbackend.cli import train_job as job
+from nnbackend.cli.common import app, check_picture, check_targets, save_picture, user_errors
+from nnbackend.errors import DataError
+from nnbackend.training.progress import figures_text
+
+DEFAULTS = job.Settings()
+KEYS = ", ".join(field.name for field in fields(job.Settings))
+DATA_HELP = (
+    f"a data set ({', '.join(job_data.BUILT_IN)}), a .csv, an .npz, an IDX file or folder (MNIST), "
+    f"or a folder of PNG images in one folder for each class"
+)
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file written by train --save")]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(help="a name that nnbackend info lists, or auto; by default the best CPU backend"),
+]
+
+
+def _default(name: str) -> Any:
+    value = getattr(DEFAULTS, name)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    target: Annotated[
+        str | None,
+        typer.Option(help="the CSV's target column, by name or number", show_default="the last"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="classification, regression, or auto: text, and whole numbers with at most 20 "
+            "distinct values, are classes",
+            show_default=_default("task"),
+        ),
+    ] = None,
+    hidden: Annotated[
+        str | None,
+        typer.Option(
+            help="widths of the hidden layers, such as 128 or 128,64; 0 for none",
+            show_default=_default("hidden"),
+        ),
+    ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(help="of the hidden layers", show_default=_default("activation")),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="passes over the data", show_default=_default("epochs")),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="rows of a step", show_default=_default("batch_size"))
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="highest learning rate", show_default="what suits the optimizer"),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="of the learning rate: cosine (falls to 0) or constant",
+            show_default=_default("schedule"),
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help=", ".join(job.LEARNING_RATES), show_default=_default("optimizer")),
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(help="rate after each hidden layer", show_default=_default("dropout")),
+    ] = None,
+    validation: Annotated[
+        float | None,
+        typer.Option(help="share of rows kept for validation", show_default=_default("validation")),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="same seed, same run", show_default=_default("seed"))
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or float64", show_default=_default("dtype")),
+    ] = None,
+    backend: BackendOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help=f"a TOML file of settings; the command line wins. Keys: {KEYS}"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="go on with this model up to --epochs in all; more epochs than at first "
+            "stretch the cosine of the learning rate"
+        ),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="write the model here (.safetensors)")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write a picture here (.png, .pdf)")] = None,
+) -> None:
+    """Train a network and say how good it is.
+
+    Ctrl-C stops after the last finished epoch and still writes the model;
+    --resume goes on from there as if nothing had happened.
+
+    [bold]Examples[/bold]
+
+      nnbackend train digits --save digits.safetensors --plot digits.png
+
+      nnbackend train wine.csv --target quality --hidden 64,64 --epochs 100 --save wine.safetensors
+
+      nnbackend train wine.csv --resume wine.safetensors --epochs 200 --save wine.safetensors
+
+      nnbackend train spiral --hidden 64,64 --epochs 500 --lr 0.02
+
+      nnbackend train sine --hidden 64,64 --activation tanh --epochs 200
+
+      nnbackend train mnist/ --hidden 256 --dropout 0.2 --epochs 10
+    """
+    given = {
+        "target": target, "task": task, "activation": activation, "epochs": epochs,
+        "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer,
+        "dropout": dropout, "validation": validation, "seed": seed, "dtype": dtype,
+    }  # fmt: skip
+    with user_errors():
+        chosen = {} if config is None else job.read_config(config)
+        chosen |= {name: value for name, value in given.items() if value is not None}
+        if hidden is not None:
+            chosen["hidden"] = job.parse_widths(hidden)
+        settings = job.Settings(**chosen)
+        check_targets(save, plot)
+        check_picture(plot)
+        if resume is None:
+            dataset = job_data.load_data(data, settings.seed, settings.target, settings.task)
+            model = job.build_model(settings, dataset, backend)
+        else:
+            settings, model = job.resume(resume, chosen, backend)
+            dataset = job_data.load_data(data, settings.seed, settings.target, settings.task)
+            dataset = job.check_resumed_data(model, dataset, resume)
+        typer.echo(job_data.describe(dataset, settings.validation))
+        model.summary()
+        history = job.train(settings, model, dataset)
+        typer.echo(job.result_text(history))
+        if save is not None:
+            model.save(save)
+            typer.echo(f"model   {save}")
+        if plot is not None and model.history.epochs:
+            save_picture(job.picture(model, dataset), plot)
+            typer.echo(f"picture {plot}")
+        if history.stopped == "interrupted":
+            raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    model: ModelFile,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    backend: BackendOption = None,
+) -> None:
+    """Loss and metrics of a trained model on data with targets.
+
+    [bold]Example[/bold]
+
+      nnbackend evaluate wine.safetensors wine-test.csv
+
+    Of a folder in MNIST's layout the test images (t10k) are taken, if there are any.
+    """
+    with user_errors():
+        trained = nn.load(model, backend)
+        dataset = job_data.data_for(trained, data, with_target=True)
+        for name, value in trained.evaluate(dataset.x, dataset.y).items():
+            typer.echo(f"{name:10} {value:.6g}")
+        typer.echo(f"{'rows':10} {len(dataset.x)}")
+        if job_data.test_images(data) != data:
+            typer.echo(f"{'from':10} {job_data.test_images(data)}")
+
+
+@app.command()
+def predict(
+    model: ModelFile,
+    data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, typer.Option(help="write predictions here, a line a row (.csv)")],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="also a column for each class")
+    ] = False,
+    backend: BackendOption = None,
+) -> None:
+    """Predictions for data, with or without targets; class names are restored.
+
+    [bold]Examples[/bold]
+
+      nnbackend predict wine.safetensors new-wines.csv --out predictions.csv
+
+      nnbackend predict digits.safetensors digits --out predictions.csv --probabilities
+    """
+    with user_errors():
+        check_targets(out)
+        trained = nn.load(model, backend)
+        dataset = job_data.data_for(trained, data, with_target=False)
+        classes = trained.info.get("class_names")
+        header, columns = _predictions(trained, dataset.x, classes, probabilities)
+        if dataset.row_names is not None:
+            header, columns = ["file", *header], [list(dataset.row_names), *columns]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(zip(*columns, strict=True))
+        write_atomically(out, text.getvalue().encode())
+        typer.echo(f"{len(dataset.x)} predictions written to {out}")
+
+
+def _predictions(
+    model: nn.Sequential, x: Any, classes: list[str] | None, probabilities: bool
+) -> tuple[list[str], list[list[Any]]]:
+    """Header and columns of the predictions' file."""
+    name = model.info.get("target_name") or "prediction"
+    if classes is None:
+        if probabilities:
+            raise DataError("--probabilities needs a model of classes; this one predicts numbers")
+        values = model.predict(x)
+        names = [name] if values.shape[1] == 1 else [f"{name}_{k}" for k in range(values.shape[1])]
+        return names, [[f"{v:.8g}" for v in column] for column in values.T]
+    shares = model.predict_proba(x)
+    header, columns = [name], [[classes[k] for k in shares.argmax(axis=1)]]
+    if probabilities:
+        header += [f"p_{c}" for c in classes]
+        columns += [[f"{v:.6g}" for v in column] for column in shares.T]
+    return header, columns
+
+
+@app.command()
+def summary(model: ModelFile) -> None:
+    """Layers, training and classes of a model file.
+
+    [bold]Example[/bold]
+
+      nnbackend summary digits.safetensors
+    """
+    with user_errors():
+        trained = nn.load(model)
+        trained.summary()
+        last = trained.history.last()
+        figures = figures_text(last)
+        typer.echo(f"trained for {trained.epoch} epochs, {trained.step} steps, seed {trained.seed}")
+        if figures:
+            typer.echo(f"last epoch: {figures}")
+        for key, label in (("class_names", "classes"), ("feature_names", "columns")):
+            if trained.info.get(key):
+                typer.echo(f"{label}: {', '.join(trained.info[key])}")

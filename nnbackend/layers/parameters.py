@@ -1,0 +1,70 @@
+"""How a layer declares what it learns: ``weight = Parameter()``."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from nnbackend.backends.types import Array
+from nnbackend.errors import DataError, ShapeError
+from nnbackend.initializers import InitializerLike
+
+#: "weight" is trained and decayed, "bias" trained and not decayed, "state" only saved.
+ParameterKind = Literal["weight", "bias", "state"]
+
+
+class ParameterSpec(NamedTuple):
+    """One declared array of a layer."""
+
+    shape: tuple[int, ...]
+    initializer: InitializerLike
+    kind: ParameterKind
+
+
+class HasArrays(Protocol):
+    """A layer, as seen from here."""
+
+    def array(self, name: str) -> Array | None: ...
+
+    def gradient(self, name: str) -> Array | None: ...
+
+    def assign(self, name: str, value: Any) -> None: ...
+
+
+class Parameter:
+    """Class attribute for a parameter: reading gives the current view, assigning copies.
+
+    Declaring ``factor = Parameter()`` also gives the layer ``factor_grad``.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        setattr(owner, f"{name}_grad", Gradient(name))
+
+    def __get__(self, layer: HasArrays | None, owner: type | None = None) -> Any:
+        return self if layer is None else layer.array(self.name)
+
+    def __set__(self, layer: HasArrays, value: Any) -> None:
+        layer.assign(self.name, value)
+
+
+class Gradient:
+    """Class attribute for the gradient of the parameter ``name``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: HasArrays | None, owner: type | None = None) -> Any:
+        return self if layer is None else layer.gradient(self.name)
+
+    def __set__(self, layer: HasArrays, value: Any) -> None:
+        gradient = layer.gradient(self.name)
+        if gradient is None:
+            raise DataError(f"this {type(layer).__name__} has no {self.name}")
+        if np.shape(value) not in (gradient.shape, (1, *gradient.shape)):
+            raise ShapeError(
+                f"{type(layer).__name__}.{self.name}_grad has shape {tuple(gradient.shape)}; "
+                f"received {np.shape(value)}"
+            )
+        gradient[...] = value.reshape(gradient.shape) if np.ndim(value) else value

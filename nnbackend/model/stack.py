@@ -1,0 +1,249 @@
+"""A stack of layers on a backend: its arrays, and where they are."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+
+from nnbackend._checks import check_dtype, check_seed
+from nnbackend.backends import get_backend
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.types import check_precision
+from nnbackend.errors import DataError, DTypeError, ModelBusyError
+from nnbackend.executor.base import Executor
+from nnbackend.executor.choice import make_executor
+from nnbackend.layers.base import Layer
+from nnbackend.losses import Loss, LossFunction
+from nnbackend.metrics import Metric, MetricFunction
+from nnbackend.optimizers import Optimizer
+from nnbackend.program.lowering import check_widths, lay_out, lower
+from nnbackend.program.table import NO_LOSS
+from nnbackend.training.callbacks import Callback
+from nnbackend.training.history import History
+from nnbackend.training.state import TrainingState
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+BUSY = "this model is being trained by another thread; wait for it, or train a copy.deepcopy(model)"
+
+
+class LayerStack:
+    """Layers whose arrays lie in flat vectors on a backend, with what was compiled for them.
+
+    Arguments and attributes: see ``Sequential``, which trains and predicts.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        seed: int | None = None,
+        dtype: str = "float32",
+        backend: str | Backend | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        if isinstance(layers, Layer):
+            raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
+        self.layers: list[Layer] = list(layers)
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise DTypeError(
+                    f"layers must be nn.Layer objects, such as nn.Dense(2, 3); received {layer!r}"
+                )
+        self.n_inputs = check_widths(self.layers)
+        self.dtype = check_dtype(dtype)
+        self.precision = self._checked_precision(precision)
+        self.backend = get_backend(backend).at_precision(precision)
+        seed = check_seed(seed)
+        self.seed: int = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
+        init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
+        #: how far training has come, which a trainer at work moves on
+        self.training = TrainingState(np.random.Generator(np.random.PCG64(shuffle)))
+        self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
+        self.loss: Loss | LossFunction | None = None
+        self._optimizer: Optimizer | None = None
+        self.metrics: list[Metric | MetricFunction] = []
+        self.info: dict[str, Any] = {}
+        self.callbacks: list[Callback] = []
+        self.callback_states: list[dict[str, Any]] = []
+        self._busy = threading.Lock()
+        rng = np.random.Generator(np.random.PCG64(init))
+        if len({id(layer) for layer in self.layers}) < len(self.layers):
+            raise DataError("a layer can stand in a model only once; make two layers")
+        for layer in self.layers:
+            layer.check_free()
+        self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def n_outputs(self) -> int:
+        """Width of the last layer."""
+        return self.program.n_outputs
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of values in all layers, frozen ones included, running statistics not."""
+        return sum(layer.n_parameters for layer in self.layers)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer given to ``compile``."""
+        self._check_compiled()
+        return self._optimizer  # type: ignore[return-value]
+
+    @property
+    def step(self) -> int:
+        """Completed updates."""
+        return self.training.step
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.training.epoch
+
+    @property
+    def history(self) -> History:
+        """The curves of all epochs so far."""
+        return self.training.history
+
+    def _check_compiled(self) -> None:
+        if self._optimizer is None:
+            raise DataError(NO_LOSS)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise ModelBusyError(BUSY)
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    # -- where it is ----------------------------------------------------------------------------
+
+    def _checked_precision(self, precision: str) -> str:
+        if check_precision(precision) != "fp32" and self.dtype != np.float32:
+            raise DTypeError(
+                f"precision={precision!r} is for models of dtype float32; received {self.dtype}"
+            )
+        return precision
+
+    def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
+        """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
+        kept, or replaced by ``values``. Nothing changes if it fails."""
+        if values is None:
+            rng = np.random.default_rng(0)  # not used: every layer has its values
+            values = [layer.initial_values(rng) for layer in self.layers]
+        self.storage = lay_out(self.layers, backend, self.dtype, values)
+        self.backend = backend
+        for layer in self.layers:
+            layer.owner = self
+        self._adapting = [layer for layer in self.layers if layer.adapts]
+        self._lower()
+
+    def _lower(self) -> None:
+        self.program = lower(
+            self.layers,
+            self.n_inputs,
+            self.storage,
+            self.dropout_key,
+            self.loss,
+            self._optimizer,
+            [metric for metric in self.metrics if isinstance(metric, Metric)],
+        )
+        self.executor: Executor = make_executor(self.program, self.backend)
+
+    def change_trainable(self, layer: Layer, value: bool) -> None:
+        """Freeze or thaw a layer, which decides where its parameters lie in the flat vectors.
+        The optimizer's state of other layers is kept."""
+        with self._training():
+            slots = {} if self._optimizer is None else self.optimizer_state()
+            layer._trainable = value
+            self._build(self.backend)
+            kept = self.program.slot_views().keys() & slots.keys()
+            self.set_optimizer_state({key: slots[key] for key in kept})
+
+    def to(self, backend: str | Backend, precision: str | None = None) -> Self:
+        """Move the model, optimizer state included, and return it. Earlier views of parameters
+        stay readable but are no longer linked. The precision stays as it is if none is given."""
+        wanted = self.precision if precision is None else self._checked_precision(precision)
+        target = get_backend(backend).at_precision(wanted)
+        self.precision = wanted
+        if target is self.backend:
+            return self
+        with self._training():
+            slots = {} if self._optimizer is None else self.optimizer_state()
+            self._build(target)
+            self.set_optimizer_state(slots)
+        return self
+
+    # -- its arrays -----------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies of all parameters and running statistics by key, ``layers.{i}.{name}``."""
+        return {
+            f"layers.{number}.{name}": self.backend.to_numpy(layer.array(name)).copy()
+            for number, layer in enumerate(self.layers)
+            for name in layer.saved_names
+        }
+
+    def set_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put back what ``arrays`` gave, in place."""
+        for key, value in arrays.items():
+            _, number, name = key.split(".")
+            self.layers[int(number)].assign(name, value)
+
+    def optimizer_state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""
+        self._check_compiled()
+        to_numpy = self.backend.to_numpy
+        return {key: to_numpy(view).copy() for key, view in self.program.slot_views().items()}
+
+    def set_optimizer_state(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put back what ``optimizer_state`` gave; keys that are missing stay as they are.
+
+        Raises:
+            DataError, ShapeError: an unknown key, another shape, values that are not finite;
+                nothing is changed then.
+        """
+        self.program.set_slots(state)
+
+    # -- copies ---------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = (
+            "_busy",
+            "_adapting",
+            "storage",
+            "program",
+            "executor",
+            "backend",
+            "callbacks",
+        )
+        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+        state["backend_name"] = self.backend.device
+        state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        slots, backend = state.pop("slots"), state.pop("backend_name")
+        self.__dict__.update(state)
+        self._busy = threading.Lock()
+        self.callbacks = []
+        self._build(get_backend(backend))
+        self.set_optimizer_state(slots)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        state = copy.deepcopy(self.__getstate__(), memo)
+        state["backend_name"] = self.backend  # an object that need not be registered
+        other = object.__new__(type(self))
+        other.__setstate__(state)
+        return other
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}([{', '.join(map(repr, self.layers))}])"
