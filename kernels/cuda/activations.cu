@@ -1,5 +1,5 @@
 // Activations, their derivatives, and what has to be added to a product before them.
-// Formulas and sources: nnbackend/backends/_elementwise.py.
+// Formulas and sources: nnbackend/backends/numpy/activations.py.
 
 #define SQRT_HALF 0.70710678118654752440
 #define INV_SQRT_2PI 0.39894228040143267794

@@ -77,6 +77,29 @@ def inverse_deviation(square: Any, rows: float, eps: float, out: Any) -> None:
         out[j] = 1.0 / math.sqrt(square[j] / rows + eps)
 
 
+@compiled
+def end_statistics(
+    mean: Any, square: Any, rows: float, momentum: float, eps: float, moves: bool,
+    running_mean: Any, running_var: Any,
+) -> None:  # fmt: skip
+    """From sums of squared distances over ``rows`` rows to 1 / deviation, in place; the running
+    values move before, if they are to."""
+    if moves:
+        move_running(running_mean, running_var, mean, square, rows, momentum)
+    inverse_deviation(square, rows, eps, square)
+
+
+@compiled
+def batch_norm_inference(
+    x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, eps: float, inv_std: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    """out = gamma (x - running_mean) / sqrt(running_var + eps) + beta; inv_std (N,) float64 is
+    overwritten."""
+    inverse_deviation(running_var, 1.0, eps, inv_std)
+    batch_normalise(x, running_mean, inv_std, gamma, beta, out)
+
+
 @loop
 def _normalise(x: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any, out: Any) -> None:
     for j in range(x.size):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.kernels.cpu.codegen.compile import formula, loop
+from nnbackend.kernels.cpu.codegen.compile import compiled, formula, loop
 from nnbackend.kernels.cpu.codegen.intrinsics import high_word
 from nnbackend.kernels.cpu.codegen.math import cast
 from nnbackend.kernels.philox import MULTIPLIER_0, MULTIPLIER_1, ROUNDS, WEYL_0, WEYL_1
@@ -24,6 +24,12 @@ def _words(x0: Any, x1: Any, x2: Any, x3: Any, key0: Any, key1: Any) -> Any:
         x1, x3 = x2_low, x0_low
         key0, key1 = np.uint32(key0 + _W0), np.uint32(key1 + _W1)
     return x0, x1, x2, x3
+
+
+@compiled
+def words_of(bits: int) -> Any:
+    """The two words of 64 bits, lowest first."""
+    return np.uint32(bits), np.uint32(bits >> 32)
 
 
 @loop
@@ -67,6 +73,22 @@ def dropout_mask(
         last = _words(np.uint32(first + whole), s0, s1, s2, k0, k1)
         for lane in range(saved.size - 4 * whole):
             saved[4 * whole + lane] = scale if last[lane] >= threshold else zero
+
+
+@compiled
+def dropout(
+    x: Any, rate: float, key: int, stream: int, stream_top: int, offset: int, out: Any, saved: Any
+) -> None:
+    """out = x saved, saved (n,) = 1 / (1 - rate) or 0 by the elements' words; all flat.
+
+    key is 64 bits, stream the lowest 64 of 96 and stream_top the rest, as int64; the elements
+    begin at ``offset``, a multiple of 4.
+    """
+    keys, words = words_of(key), words_of(stream)
+    threshold = np.uint32(np.int64(rate * 4294967296.0))
+    scale = cast(1.0 / (1.0 - rate), saved[0])
+    dropout_mask(saved, keys, (words[0], words[1], np.uint32(stream_top)), offset, threshold, scale)
+    multiply(x, saved, out)
 
 
 @loop

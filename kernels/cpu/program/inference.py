@@ -13,7 +13,7 @@ from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import atomic_add, matrix_at, vector_at
 from nnbackend.kernels.cpu.gemm.copies import pieces
 from nnbackend.kernels.cpu.gemm.products import address_of
-from nnbackend.kernels.cpu.ops.norms import batch_normalise, inverse_deviation
+from nnbackend.kernels.cpu.ops.norms import batch_norm_inference
 from nnbackend.kernels.cpu.ops.updates import penalty_value
 from nnbackend.kernels.cpu.ops.vectors import add_to, copy
 from nnbackend.kernels.cpu.program import context as c
@@ -67,8 +67,9 @@ def infer(f: Any, part: int, x: Any, out: Any, like: Any) -> None:
             gamma = parameters(f, table[r, c.PARAMETER_0], width, like)
             beta = parameters(f, table[r, c.PARAMETER_1], width, like)
             inv_std = norm_area(f, table, r, part, INV_STD)
-            inverse_deviation(running_var, 1.0, floats[r, 1], inv_std)
-            batch_normalise(x, running_mean, inv_std, gamma, beta, target)
+            batch_norm_inference(
+                x, gamma, beta, running_mean, running_var, floats[r, 1], inv_std, target
+            )
         else:
             apply_row(f, table, floats, r, part, x, target, nothing(like), like)
         x = target

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import vector_at
 from nnbackend.kernels.cpu.codegen.math import cast
@@ -18,16 +16,15 @@ from nnbackend.kernels.cpu.ops.dense import dense_backward_data, dense_forward
 from nnbackend.kernels.cpu.ops.norms import (
     batch_norm_data,
     batch_normalise,
-    inverse_deviation,
+    end_statistics,
     join_statistics,
     layer_norm_data,
     layer_norm_forward,
-    move_running,
     standardize_backward,
     standardize_forward,
     store,
 )
-from nnbackend.kernels.cpu.ops.random import dropout_mask, multiply
+from nnbackend.kernels.cpu.ops.random import dropout, multiply
 from nnbackend.kernels.cpu.ops.vectors import add_to, copy
 from nnbackend.kernels.cpu.program import context as c
 from nnbackend.kernels.cpu.program.context import share
@@ -100,15 +97,10 @@ def forward_row(
     out = work(f, table[r, c.OUTPUT], width, first, last, like)
     if op == DROPOUT:
         saved = work(f, table[r, c.SAVED], width, first, last, like)
-        flat = saved.reshape(saved.size)
-        step, layer, key = f[c.STEP], table[r, c.LAYER], f[c.DROPOUT_KEY]
-        keys = (np.uint32(key), np.uint32(key >> 32))
-        stream = (np.uint32(step), np.uint32(step >> 32), np.uint32(layer))
-        rate = floats[r, 0]
-        threshold = np.uint32(np.int64(rate * 4294967296.0))
-        kept = cast(1.0 / (1.0 - rate), like)
-        dropout_mask(flat, keys, stream, first * width, threshold, kept)
-        multiply(x.reshape(x.size), flat, out.reshape(out.size))
+        dropout(
+            x.reshape(x.size), floats[r, 0], f[c.DROPOUT_KEY], f[c.STEP], table[r, c.LAYER],
+            first * width, out.reshape(out.size), saved.reshape(saved.size),
+        )  # fmt: skip
     elif op == BATCH_NORM:
         mean, inv_std = join_parts(f, table, floats, r, part, like)
         gamma = parameters(f, table[r, c.PARAMETER_0], width, like)
@@ -144,12 +136,11 @@ def join_parts(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) ->
             )
             join_statistics(float(count), mean, square, float(more), mean2, square2)
             count += more
-    if part == 0 and f[c.TRAINS]:
-        width = table[r, c.OUTPUTS]
-        running_mean = state(f, table[r, c.STATE_0], width, like)
-        running_var = state(f, table[r, c.STATE_1], width, like)
-        move_running(running_mean, running_var, mean, square, float(rows), floats[r, 0])
-    inverse_deviation(square, float(rows), floats[r, 1], square)
+    width = table[r, c.OUTPUTS]
+    end_statistics(
+        mean, square, float(rows), floats[r, 0], floats[r, 1], part == 0 and f[c.TRAINS] != 0,
+        state(f, table[r, c.STATE_0], width, like), state(f, table[r, c.STATE_1], width, like),
+    )  # fmt: skip
     return mean, square
 
 

@@ -24,19 +24,19 @@ from nnbackend.kernels.cpu.ops.dense import (
 from nnbackend.kernels.cpu.ops.losses import loss_rows
 from nnbackend.kernels.cpu.ops.norms import (
     batch_norm_data,
+    batch_norm_inference,
     batch_norm_sums,
     batch_normalise,
     batch_statistics,
-    inverse_deviation,
+    end_statistics,
     layer_norm_data,
     layer_norm_forward,
     layer_norm_parameters,
-    move_running,
     standardize_backward,
     standardize_forward,
     store,
 )
-from nnbackend.kernels.cpu.ops.random import dropout_mask, multiply, random_bits
+from nnbackend.kernels.cpu.ops.random import dropout, multiply, random_bits, words_of
 from nnbackend.kernels.cpu.ops.statistics import confusion_counts, count_correct, regression_sums
 from nnbackend.kernels.cpu.ops.updates import (
     add_penalty_gradient,
@@ -155,11 +155,10 @@ def _norm(a: Any, numbers: Any, operation: int, like: Any) -> None:
         x, scratch = _rows(x_, 0, rows, n, like), _rows(scratch_, 0, 2, n, c.FLOAT64)
         mean, square = scratch[0], scratch[1]
         batch_statistics(x, mean, square)
-        move_running(
-            _vector(running_mean, n, like), _vector(running_var, n, like), mean, square,
-            float(rows), numbers[0],
+        end_statistics(
+            mean, square, float(rows), numbers[0], numbers[1], True,
+            _vector(running_mean, n, like), _vector(running_var, n, like),
         )  # fmt: skip
-        inverse_deviation(square, float(rows), numbers[1], square)
         kept = _rows(saved, 0, 2, n, like)
         store(mean, kept[0])
         store(square, kept[1])
@@ -169,11 +168,10 @@ def _norm(a: Any, numbers: Any, operation: int, like: Any) -> None:
         )  # fmt: skip
     elif operation == BATCH_NORM_INFERENCE:
         x_, gamma, beta, running_mean, running_var, out, rows, n, scratch_ = a[:9]
-        inv_std = _vector(scratch_, n, c.FLOAT64)
-        inverse_deviation(_vector(running_var, n, like), 1.0, numbers[0], inv_std)
-        batch_normalise(
-            _rows(x_, 0, rows, n, like), _vector(running_mean, n, like), inv_std,
-            _vector(gamma, n, like), _vector(beta, n, like), _rows(out, 0, rows, n, like),
+        batch_norm_inference(
+            _rows(x_, 0, rows, n, like), _vector(gamma, n, like), _vector(beta, n, like),
+            _vector(running_mean, n, like), _vector(running_var, n, like), numbers[0],
+            _vector(scratch_, n, c.FLOAT64), _rows(out, 0, rows, n, like),
         )  # fmt: skip
     elif operation == BATCH_NORM_BACKWARD:
         dy_, x_, gamma, saved, dgamma, dbeta, dx_, rows, n, scratch_ = a[:10]
@@ -218,15 +216,12 @@ def _by_element(a: Any, numbers: Any, operation: int, part: int, parts: int, lik
     if operation == DROPOUT_FORWARD:
         x, out, saved_, size, key, stream_low, stream_high = a[:7]
         first, last = share(size, part, parts, 4)
-        saved = vector_at(saved_, first, last - first, like)
-        keys = (np.uint32(key), np.uint32(key >> 32))
-        stream = (np.uint32(stream_low), np.uint32(stream_low >> 32), np.uint32(stream_high))
-        threshold = np.uint32(np.int64(numbers[0] * 4294967296.0))
-        kept = cast(1.0 / (1.0 - numbers[0]), like)
-        dropout_mask(saved, keys, stream, first, threshold, kept)
-        multiply(
-            vector_at(x, first, saved.size, like), saved, vector_at(out, first, saved.size, like)
-        )
+        n = last - first
+        if n > 0:
+            dropout(
+                vector_at(x, first, n, like), numbers[0], key, stream_low, stream_high, first,
+                vector_at(out, first, n, like), vector_at(saved_, first, n, like),
+            )  # fmt: skip
     elif operation == MULTIPLY:
         dy, saved_, out, size = a[:4]
         first, last = share(size, part, parts, 4)
@@ -305,6 +300,6 @@ def _over_parameters(
 @compiled
 def _random_bits(a: Any) -> None:
     out, size, offset, key, stream_low, stream_high = a[:6]
-    keys = (np.uint32(key), np.uint32(key >> 32))
-    stream = (np.uint32(stream_low), np.uint32(stream_low >> 32), np.uint32(stream_high))
-    random_bits(vector_at(out, 0, size, np.uint32(0)), keys, stream, offset)
+    low, high = words_of(stream_low)
+    stream = (low, high, np.uint32(stream_high))
+    random_bits(vector_at(out, 0, size, np.uint32(0)), words_of(key), stream, offset)
