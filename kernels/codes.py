@@ -50,6 +50,7 @@ ACTIVATIONS: dict[str, ActivationKind] = {
     "softplus": ActivationKind(9, "output"),
     "exponential": ActivationKind(10, "output"),
     "softmax": ActivationKind(11, "output"),
+    "mish": ActivationKind(12, "input"),
 }
 
 

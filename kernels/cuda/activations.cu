@@ -7,6 +7,8 @@
 #define GELU_TANH_CUBIC 0.044715
 // Beyond it a gelu or silu is its limit, and nothing overflows on the way.
 #define FAR 1e4
+// From here on mish(z) is z.
+#define MISH_IS_Z 20
 
 __device__ inline Real normal_cdf(Real z) { return (Real)0.5 * erfc(-z * (Real)SQRT_HALF); }
 
@@ -23,6 +25,11 @@ __device__ inline Real activate(int code, Real z, Real parameter) {
             return (Real)0.5 * z * (one + tanh(inner));
         }
         case SILU: z = at_least(z, -FAR); return z / (one + exp(-z));
+        case MISH: {
+            z = at_least(z, -FAR);
+            Real e = exp(at_most(z, MISH_IS_Z)), w = e * (e + 2);
+            return z * (w / (w + 2));
+        }
         case SIGMOID: return one / (one + exp(-z));
         case TANH: return tanh(z);
         case SOFTPLUS: return at_least(z, 0) + log1p(exp(-fabs(z)));
@@ -31,7 +38,7 @@ __device__ inline Real activate(int code, Real z, Real parameter) {
     }
 }
 
-// act'(z), from the output, or from z for gelu, gelu_tanh and silu.
+// act'(z), from the output, or from z where kernels/codes.py says "input".
 __device__ inline Real slope(int code, Real saved, Real parameter) {
     const Real one = 1;
     switch (code) {
@@ -51,6 +58,11 @@ __device__ inline Real slope(int code, Real saved, Real parameter) {
         case SILU: {
             Real z = at_most(at_least(saved, -FAR), FAR), s = one / (one + exp(-z));
             return s * (one + z * (one - s));
+        }
+        case MISH: {
+            Real z = at_most(at_least(saved, -FAR), MISH_IS_Z), e = exp(z), w = e * (e + 2);
+            Real rest = 2 / (w + 2);
+            return w / (w + 2) + z * e * (one + e) * rest * rest;
         }
         case SIGMOID: return saved * (one - saved);
         case TANH: return one - saved * saved;

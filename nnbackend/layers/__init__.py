@@ -8,6 +8,7 @@ from nnbackend.layers.activations import (
     GELUTanh,
     LeakyReLU,
     Linear,
+    Mish,
     ReLU,
     Sigmoid,
     SiLU,
@@ -27,7 +28,7 @@ LAYERS: dict[str, type[Layer]] = {
     kind.__name__: kind
     for kind in (
         Dense, Dropout, BatchNorm, LayerNorm, Standardize, Linear, ReLU, LeakyReLU, ELU, GELU,
-        GELUTanh, SiLU, Sigmoid, Tanh, Softplus, Exponential, Softmax,
+        GELUTanh, SiLU, Sigmoid, Tanh, Softplus, Exponential, Softmax, Mish,
     )
 }  # fmt: skip
 
@@ -46,6 +47,7 @@ __all__ = [
     "LayerNorm",
     "LeakyReLU",
     "Linear",
+    "Mish",
     "Parameter",
     "ReLU",
     "SiLU",

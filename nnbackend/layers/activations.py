@@ -137,6 +137,12 @@ class SiLU(ActivationLayer):
     name = "silu"
 
 
+class Mish(ActivationLayer):
+    """y = x tanh(log(1 + exp(x)))."""
+
+    name = "mish"
+
+
 class Sigmoid(ActivationLayer):
     """y = 1 / (1 + exp(-x))."""
 

@@ -56,10 +56,13 @@ def _value_and_slope(name: str, a: float, z: float) -> tuple[float, float]:
         return s, s * (1 - s)
     if name == "softplus":
         return max(z, 0.0) + math.log1p(math.exp(-abs(z))), s
-    if math.isinf(z):  # gelu, gelu_tanh and silu
+    if math.isinf(z):  # gelu, gelu_tanh, silu and mish
         return (z, 1.0) if z > 0 else (0.0, 0.0)
     if name == "silu":
         return z * s, s + z * s * (1 - s)
+    if name == "mish":
+        t = math.tanh(math.log1p(math.exp(z)) if z < 700 else z)
+        return z * t, t + z * (1 - t * t) * s
     if name == "gelu":
         cdf = 0.5 * math.erfc(-z / math.sqrt(2))
         return z * cdf, cdf + z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)

@@ -18,6 +18,7 @@ SQRT_HALF = math.sqrt(0.5)
 INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 GELU_TANH_SCALE = math.sqrt(2.0 / math.pi)
 GELU_TANH_CUBIC = 0.044715
+MISH_IS_Z = 20.0
 
 
 @formula
@@ -111,6 +112,24 @@ def silu_backward(dy: Any, z: Any, _: Any) -> Any:
     b = at_most(at_least(z, -1e4), 1e4)
     s = one / (one + exp(-b))
     return dy * (s * (one + b * (one - s)))
+
+
+@formula
+def mish_forward(z: Any, _: Any) -> Any:
+    two, b = cast(2.0, z), at_least(z, -1e4)
+    e = exp(at_most(b, MISH_IS_Z))
+    w = e * (e + two)
+    return b * (w / (w + two))
+
+
+@formula
+def mish_backward(dy: Any, z: Any, _: Any) -> Any:
+    one, two = cast(1.0, z), cast(2.0, z)
+    b = at_most(at_least(z, -1e4), MISH_IS_Z)
+    e = exp(b)
+    w = e * (e + two)
+    rest = two / (w + two)
+    return dy * (w / (w + two) + b * e * (one + e) * rest * rest)
 
 
 @formula
@@ -235,6 +254,7 @@ FORMULAS: dict[str, tuple[Any, Any]] = {
     "gelu": (gelu_forward, gelu_backward),
     "gelu_tanh": (gelu_tanh_forward, gelu_tanh_backward),
     "silu": (silu_forward, silu_backward),
+    "mish": (mish_forward, mish_backward),
     "sigmoid": (sigmoid_forward, sigmoid_backward),
     "tanh": (tanh_forward, tanh_backward),
     "softplus": (softplus_forward, softplus_backward),

@@ -19,6 +19,8 @@ INV_SQRT_2PI = 1.0 / math.sqrt(2.0 * math.pi)
 #: Hendrycks and Gimpel, "Gaussian error linear units" (2016), the tanh approximation
 GELU_TANH_SCALE = math.sqrt(2.0 / math.pi)
 GELU_TANH_CUBIC = 0.044715
+#: from here on mish(z) is z, in float64 too; and exp(z)^4 does not overflow in float32
+MISH_IS_Z = 20.0
 
 
 def relu_forward(xp: Any, x: Array, out: Array, _: float) -> None:
@@ -106,6 +108,22 @@ def silu_backward(xp: Any, dy: Array, z: Array, out: Array, _: float) -> None:
     out[...] = dy * (s * (1 + bounded * (1 - s)))
 
 
+def mish_forward(xp: Any, x: Array, out: Array, _: float) -> None:
+    """y = z tanh(log(1 + exp(z))) (Misra, 2019) = z w / (w + 2), w = e (e + 2), e = exp(z)."""
+    bounded = xp.maximum(x, -1e4)
+    e = xp.exp(xp.minimum(bounded, MISH_IS_Z))
+    w = e * (e + 2)
+    out[...] = bounded * (w / (w + 2))
+
+
+def mish_backward(xp: Any, dy: Array, z: Array, out: Array, _: float) -> None:
+    """dy/dz = w / (w + 2) + 4 z e (1 + e) / (w + 2)^2."""
+    bounded = xp.clip(z, -1e4, MISH_IS_Z)
+    e = xp.exp(bounded)
+    w = e * (e + 2)
+    out[...] = dy * (w / (w + 2) + 4 * bounded * e * (1 + e) / ((w + 2) * (w + 2)))
+
+
 def tanh_forward(xp: Any, x: Array, out: Array, _: float) -> None:
     """y = tanh(z)."""
     xp.tanh(x, out=out)
@@ -157,6 +175,7 @@ ACTIVATIONS: dict[str, tuple[Forward, Backward]] = {
     "gelu": (gelu_forward, gelu_backward),
     "gelu_tanh": (gelu_tanh_forward, gelu_tanh_backward),
     "silu": (silu_forward, silu_backward),
+    "mish": (mish_forward, mish_backward),
     "sigmoid": (sigmoid_forward, sigmoid_backward),
     "tanh": (tanh_forward, tanh_backward),
     "softplus": (softplus_forward, softplus_backward),
