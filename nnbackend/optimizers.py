@@ -75,12 +75,14 @@ class Optimizer:
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the state vectors, each as long as the trained parameters."""
-        return self.state_names if self.rule is None else self.rule.slots
+        rule = self.rule
+        return self.state_names if rule is None else rule.slots
 
     @property
     def decay(self) -> float:
         """Decoupled weight decay; biases and norms are spared."""
-        return 0.0 if self.rule is None else self.rule.weight_decay
+        rule = self.rule
+        return 0.0 if rule is None else rule.weight_decay
 
     @property
     def is_built_in(self) -> bool:

@@ -55,21 +55,36 @@ def test_core_dependencies_stay_few() -> None:
     assert names == {"numpy", "safetensors", "typer", "rich"}
 
 
-def readme_blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+def blocks_of(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.S | re.M)
 
 
-def test_the_readmes_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+PAGES += [f"docs/decisions/{path.name}" for path in (ROOT / "docs" / "decisions").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "python")])
+def test_examples_in_the_documentation_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = readme_blocks("python")
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    for block in blocks_of(page, "python"):
+        exec(compile(block, page, "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_in_the_documentation_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    gone = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    named = re.findall(r"`((?:nnbackend|kernels|benchmarks|tests|examples|docs)/[\w./-]+)`", text)
+    gone += [path for path in named if not (ROOT / path).exists()]
+    assert gone == []
 
 
 def test_ci_calls_the_readmes_test_command() -> None:
-    commands = [block.strip() for block in readme_blocks("sh")]
+    commands = [block.strip() for block in blocks_of("README.md", "sh")]
     tests = [command for command in commands if "pytest" in command]
     assert tests
     assert tests[0] in (ROOT / ".ci" / "run").read_text()

@@ -87,8 +87,8 @@ KERNEL begin_step(
     }
 }
 
-// What the update reads: Adam's corrections, which kernels/cpu_batch.py and
-// nnbackend/backends/_updates.py work out in the same way, and what a decay leaves.
+// What the update reads: Adam's corrections, which kernels/cpu/ops/updates.py and
+// nnbackend/backends/types.py work out in the same way, and what a decay leaves.
 __device__ inline void correct_rate(
     StepState* state, int adam, double beta1, double beta2, double eps, double decay
 ) {

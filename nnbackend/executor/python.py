@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnbackend.backends.contract import Backend
-from nnbackend.backends.types import Array
+from nnbackend.backends.types import Array, UpdateRule
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.executor.base import Data, Executor, Run, Trace, total_loss
 from nnbackend.executor.rows import (
@@ -19,9 +19,21 @@ from nnbackend.executor.rows import (
 )
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, TRACE_WEIGHT, Op
 from nnbackend.losses import Loss
+from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import ABSENT, NO_LOSS, Program
 
 _FLOAT64 = np.dtype(np.float64)
+
+
+class _Part(NamedTuple):
+    """A part of the flat vectors that an update handles alike; no rule where the optimizer is
+    written in Python."""
+
+    rule: UpdateRule | None
+    decay: float
+    param: Array
+    grad: Array
+    slots: list[Array]
 
 
 class PythonExecutor(Executor):
@@ -40,6 +52,8 @@ class PythonExecutor(Executor):
         self._workspace: Array = None
         # leased by the threads that predict: append and pop are atomic
         self._inference: dict[int, list[_InferencePlan]] = {}
+        self._parts: list[_Part] = []
+        self._parts_for = -1  # of the optimizer, which the parts are made for
         self._scratch = backend.zeros(
             backend.step_scratch_size(program.storage.trained), program.dtype
         )
@@ -78,24 +92,41 @@ class PythonExecutor(Executor):
         return total_loss(self.program, values)
 
     def update(self, lr: float, step: int) -> None:
-        program, storage, backend = self.program, self.program.storage, self.backend
-        optimizer = program.optimizer
-        if optimizer is None or storage.trained == 0:
+        """Change the parameters by the flat gradient; ``step`` is the number of updates before."""
+        optimizer = self.program.optimizer
+        if optimizer is None or self.program.storage.trained == 0:
             return
-        gradients = storage.gradients[: storage.trained]
+        if optimizer.changes != self._parts_for:
+            self._parts, self._parts_for = self._updates(optimizer), optimizer.changes
         if optimizer.clip_norm is not None:
-            backend.clip_by_global_norm(gradients, optimizer.clip_norm)
-        decay = optimizer.decay
+            gradients = self.program.storage.gradients[: self.program.storage.trained]
+            self.backend.clip_by_global_norm(gradients, optimizer.clip_norm)
+        for rule, decay, param, grad, slots in self._parts:
+            if rule is None:
+                optimizer.update(self.backend, param, grad, slots, lr, decay, step, self._scratch)
+            else:
+                self.backend.update(rule, param, grad, slots, lr, step, self._scratch)
+
+    def _updates(self, optimizer: Optimizer) -> list[_Part]:
+        """The flat vectors in one part, or in two where only the first is decayed."""
+        storage, slots = self.program.storage, self.program.slots
+        rule = optimizer.rule if optimizer.is_built_in else None
         ranges = [(0, storage.trained, 0.0)]
-        if decay:
-            ranges = [(0, storage.decayed, decay), (storage.decayed, storage.trained, 0.0)]
-        for start, stop, weight_decay in ranges:
-            if start < stop:
-                part = slice(start, stop)
-                optimizer.update(
-                    backend, storage.parameters[part], gradients[part],
-                    [slot[part] for slot in program.slots], lr, weight_decay, step, self._scratch,
-                )  # fmt: skip
+        if optimizer.decay:
+            ranges = [
+                (0, storage.decayed, optimizer.decay), (storage.decayed, storage.trained, 0.0)
+            ]  # fmt: skip
+        return [
+            _Part(
+                None if rule is None else rule._replace(weight_decay=decay),
+                decay,
+                storage.parameters[start:stop],
+                storage.gradients[start:stop],
+                [slot[start:stop] for slot in slots],
+            )
+            for start, stop, decay in ranges
+            if start < stop
+        ]
 
     def plan(self, rows: int, most_rows: int) -> TrainingPlan:
         """The plan for batches of ``rows``; all plans share one workspace."""
@@ -159,7 +190,10 @@ def _measure(
     ``value`` () float64 is overwritten."""
     backend, loss = program.backend, program.loss
     weight_sum: Any = len(pred) if data.weight is None else data.weight.sum(dtype=np.float64)
-    if isinstance(loss, Loss):
+    if program.formula is not None:
+        backend.loss(program.formula, pred, data.target, data.weight, dpred, value)
+        scale = weight_sum if program.formula.averages else 1
+    elif isinstance(loss, Loss):
         loss.apply(backend, pred, data.target, data.weight, dpred, value)
         scale = weight_sum if loss.formula.averages else 1
     else:

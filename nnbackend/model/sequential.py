@@ -228,10 +228,11 @@ class Sequential(LayerStack):
         if not self._busy.acquire(False):
             raise ModelBusyError(BUSY)
         try:
-            loss = self.executor.step(x, y, self.step) if sample_weight is None else None
+            state = self.training
+            loss = self.executor.step(x, y, state.step) if sample_weight is None else None
             if loss is None:
                 loss = self._checked_step(x, y, sample_weight)
-            self.training.step += 1
+            state.step += 1
         finally:
             self._busy.release()
         return loss

@@ -14,7 +14,7 @@ import numpy as np
 
 from nnbackend._checks import check_coupled_rows
 from nnbackend.backends.contract import Backend
-from nnbackend.backends.types import Array, DType
+from nnbackend.backends.types import Array, DType, LossFormula
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.losses import Loss, LossFunction
 from nnbackend.metrics import Metric, Statistic
@@ -105,6 +105,7 @@ class Program:
         python_parts: names of the parts that are written in Python, layers, loss and optimizer,
             which only the Python executor can run.
         loss, optimizer: as compiled, or None.
+        formula: the loss as a backend is told of it; None where it is written in Python.
         slots: flat optimizer state, ``optimizer.slots`` in order, each (trained,).
         metrics, statistics: of the training pass; each metric has the index of its statistic.
         n_sums: number of sums of all statistics.
@@ -124,27 +125,25 @@ class Program:
     loss: Loss | LossFunction | None = None
     optimizer: Optimizer | None = None
     metrics: Sequence[Metric] = ()
+    formula: LossFormula | None = field(init=False)
     slots: list[Array] = field(init=False)
     statistics: list[Statistic] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.backend: Backend = self.storage.backend
+        self.dtype: DType = self.storage.dtype
         self.table = np.array(self.rows, dtype=np.int64)
         self.n_outputs = self.rows[-1].n_outputs
         self.gradient_width = max(row.n_outputs for row in self.rows)
+        loss = self.loss
+        built_in = isinstance(loss, Loss) and loss.is_built_in
+        self.formula: LossFormula | None = loss.formula if built_in else None  # type: ignore[union-attr]
         names = () if self.optimizer is None else self.optimizer.slots
         self.slots = [self.backend.zeros(self.storage.trained, self.dtype) for _ in names]
         wanted = [metric.statistic(self.loss, self.n_outputs) for metric in self.metrics]
         self.statistics = list(dict.fromkeys(wanted))
         self.statistic_of = [self.statistics.index(statistic) for statistic in wanted]
         self.n_sums = sum(s.size for s in self.statistics)
-
-    @property
-    def backend(self) -> Backend:
-        return self.storage.backend
-
-    @property
-    def dtype(self) -> DType:
-        return self.storage.dtype
 
     def check_batch(self, rows: int) -> None:
         """Refuse a training batch that is too small."""
@@ -178,6 +177,8 @@ class Program:
 
     def slot_views(self) -> dict[str, Array]:
         """Parts of the optimizer's vectors by key, ``{slot}.layers.{i}.{name}``."""
+        loss = self.loss
+        self.formula = loss.formula if isinstance(loss, Loss) and loss.is_built_in else None
         names = () if self.optimizer is None else self.optimizer.slots
         return {
             f"{name}.{segment.key}": segment.of(slot)

@@ -177,6 +177,8 @@ def _decorator(**options: Any) -> Callable[[F], F]:
 
 #: A function that decides, and calls others.
 compiled = _decorator(**_OPTIONS)
+#: The same, a part of its caller where that is small and called for each layer or step.
+inlined = _decorator(forceinline=True, **_OPTIONS)
 #: A function that returns an array, which Numba only lets pass with reference counts.
 view = _decorator(**{**_OPTIONS, "_nrt": True})
 #: A loop over arrays, to become vector code: small, so that LLVM sees what overlaps.

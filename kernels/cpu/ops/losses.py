@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.kernels.codes import LOSSES
-from nnbackend.kernels.cpu.codegen.compile import NARROW, compiled, formula, loop
+from nnbackend.kernels.cpu.codegen.compile import NARROW, compiled, formula, inlined, loop
 from nnbackend.kernels.cpu.codegen.math import cast, exp, log, log1p
 from nnbackend.kernels.cpu.ops.activations import (
     at_least,
@@ -269,7 +269,7 @@ for _name, _pair in reversed(FORMULAS.items()):
     _output_losses = _output_loss(LOSSES[_name].code, *_pair, _output_losses)
 
 
-@compiled
+@inlined
 def averages(code: int) -> bool:
     """Whether the loss is a mean over the rows' weights, not a sum."""
     return code not in _SUMS

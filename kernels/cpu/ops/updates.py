@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from nnbackend.kernels.codes import UPDATE_NUMBERS, UPDATES
-from nnbackend.kernels.cpu.codegen.compile import compiled, loop
+from nnbackend.kernels.cpu.codegen.compile import compiled, inlined, loop
 from nnbackend.kernels.cpu.codegen.math import cast
 
 
@@ -71,7 +71,7 @@ MOMENTUM_AT, NESTEROV_AT, RHO_AT, BETA_1_AT, BETA_2_AT, EPS_AT, DECAY_AT = range
 )
 
 
-@compiled
+@inlined
 def corrected(numbers: Any, rate: float, count: int) -> Any:
     """Adam's rate and eps after so many updates, with its bias corrections, which are moved out of
     the vectors."""
@@ -79,7 +79,7 @@ def corrected(numbers: Any, rate: float, count: int) -> Any:
     return rate * root / (1.0 - numbers[BETA_1_AT] ** float(count)), numbers[EPS_AT] * root
 
 
-@compiled
+@inlined
 def update_step(
     code: int, numbers: Any, rate: float, adam_rate: float, adam_eps: float, decays: bool,
     w: Any, g: Any, slot_0: Any, slot_1: Any, like: Any,

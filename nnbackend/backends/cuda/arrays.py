@@ -1,6 +1,6 @@
 """Arrays, launches and products on one GPU: what the CUDA backend's operations are made of.
 
-What is asked of the GPU itself is the small class ``_device.Device``.
+What is asked of the GPU itself is the small class ``device.Device``.
 """
 
 from __future__ import annotations

@@ -279,8 +279,10 @@ class _Training:
         f[c.TRAINS] = int(trains and optimizer is not None)
         f[c.CLIPS] = int(trains and trained and clip is not None)
         f[c.N_PHASES] = 2 * f[c.LAST_FORWARD] + 2 + f[c.CLIPS]
-        rule = None if optimizer is None else optimizer.rule
-        if optimizer is None or rule is None:
+        if optimizer is None or optimizer.changes == self._settings:
+            return
+        rule = optimizer.rule
+        if rule is None:
             return
         f[c.UPDATE] = rule.code
         numbers[c.MOMENTUM : c.DECAY + 1] = rule.numbers
