@@ -215,7 +215,7 @@ def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
     loss = program.loss
     if loss is None:
         raise DataError(NO_LOSS)
-    answer = loss(data.target, pred)
+    answer: Any = loss(data.target, pred)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")
     value, dpred = answer
