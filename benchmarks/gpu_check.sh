@@ -15,7 +15,7 @@ importable() {  # makes this checkout importable in $python, without installing 
     ln -s "$PWD/kernels" "$here/nnbackend/kernels"
     # Python is not to look in the folder that it starts in: nnbackend/ there has no kernels
     export PYTHONSAFEPATH=1
-    export PYTHONPATH="$here:$PWD/benchmarks:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHONPATH="$here:$PWD/benchmarks:$PWD/tests/support${PYTHONPATH:+:$PYTHONPATH}"
 }
 case "${1:-}" in
 --here)

@@ -68,7 +68,8 @@ def compare(name: str, seconds: float, *arguments: str) -> Part:
     return script(name, seconds, "benchmarks/compare.py", *options)
 
 
-GPU_TESTS = "tests/test_gpu.py"
+GPU_TESTS, GOLDEN_TESTS = "tests/backends/cuda/test_gpu.py", "tests/model/test_golden.py"
+CONTRACT_TESTS = ("tests/backends/test_conformance.py", "tests/layers/test_gradients.py")
 STAGES: dict[str, tuple[Part, ...]] = {
     "first": (
         Part("driver", 10, ("nvidia-smi",)),
@@ -79,10 +80,10 @@ STAGES: dict[str, tuple[Part, ...]] = {
         suite("training", 20, f"{GPU_TESTS}::TestTraining"),
     ),
     "right": (
-        suite("contract", 50, "tests/test_conformance.py", "tests/test_gradients.py"),
-        suite("golden", 60, "tests/test_golden.py"),
-        suite("models", 90, "tests", "--ignore=tests/test_gpu.py", "--ignore=tests/test_golden.py",
-              "--ignore=tests/test_conformance.py", "--ignore=tests/test_gradients.py"),
+        suite("contract", 50, *CONTRACT_TESTS),
+        suite("golden", 60, GOLDEN_TESTS),
+        suite("models", 90, "tests", *(f"--ignore={path}" for path in
+              (GPU_TESTS, GOLDEN_TESTS, *CONTRACT_TESTS))),
         suite("data", 40, f"{GPU_TESTS}::TestData"),
     ),
     "memory": (

@@ -7,26 +7,17 @@ Without it every backend that can run here is tested, and the CUDA backend on a 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from cuda_stand_in import STAND_IN, StandInBackend, compiler
 
 import nnbackend as nn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from cuda_stand_in import StandInBackend, compiler
-
-GOLDEN = Path(__file__).parent / "golden"
-STAND_IN = "cuda_stand_in"
 nn.register_backend(STAND_IN, StandInBackend)
 NAMED = [name for name in os.environ.get("NN_TEST_BACKENDS", "").split(",") if name]
 HERE = [name for name, found in nn.available_backends().items() if found.ok]
@@ -62,15 +53,3 @@ def dtype(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20240117)
-
-
-@cache
-def golden_index() -> dict[str, Any]:
-    entries = json.loads((GOLDEN / "index.json").read_text())["entries"]
-    return {entry["id"]: entry for entry in entries}
-
-
-@cache
-def golden_arrays(file: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / file) as archive:
-        return dict(archive)

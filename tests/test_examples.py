@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import golden_index
+from goldens import golden_index
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 INDEX = golden_index()

@@ -317,7 +317,7 @@ class TestStandIn:
             [sys.executable, "-c", "import numpy as np; from cuda_stand_in import CpuDevice\n"
              "x = CpuDevice().zeros(64, np.float64)\n"
              "np.lib.stride_tricks.as_strided(np.asarray(x), (65,))[64] = 1"],
-            cwd=Path(__file__).parent, capture_output=True, check=False,
+            cwd=Path(nvrtc.__file__).parent, capture_output=True, check=False,
         )  # fmt: skip
         assert done.returncode < 0
 

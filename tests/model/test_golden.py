@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import STAND_IN, golden_arrays, golden_index
+from cuda_stand_in import STAND_IN
+from goldens import golden_arrays, golden_index
 
 import nnbackend as nn
 from nnbackend.layers.activations import resolve_activation

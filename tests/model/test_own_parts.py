@@ -5,36 +5,13 @@ import warnings
 
 import numpy as np
 import pytest
-from test_model import data, weights
+from sample_models import Scale, data, squared, weights
 
 import nnbackend as nn
 from nnbackend.executor import choice
 from nnbackend.executor.python import PythonExecutor
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.base import NativeLayer
-
-
-class Scale(nn.Layer):
-    """A layer of one's own, as in the documentation of nn.Layer."""
-
-    factor = nn.Parameter()
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, width)
-        self.add_parameter("factor", (width,), "ones")
-
-    def forward(self, x, training=False):
-        self.x = x
-        return x * self.factor
-
-    def backward(self, dy):
-        self.factor_grad = (dy * self.x).sum(axis=0)
-        return dy * self.factor
-
-
-def squared(y_true, y_pred):
-    error = y_pred - y_true
-    return (error**2).mean(), 2 * error / error.size
 
 
 class Signs(nn.Optimizer):

@@ -7,28 +7,10 @@ import threading
 
 import numpy as np
 import pytest
+from sample_models import data, small, weights
 
 import nnbackend as nn
 from nnbackend.kernels.codes import Op
-
-
-def small(seed: int = 0, dtype: str = "float64", **compile_settings) -> nn.Sequential:
-    model = nn.Sequential(
-        [nn.Dense(4, 8, "tanh"), nn.Dropout(0.2), nn.BatchNorm(8), nn.Dense(8, 3)],
-        seed=seed,
-        dtype=dtype,
-    )
-    settings = {"loss": "softmax_cross_entropy", "optimizer": "adam", "metrics": ["accuracy"]}
-    model.compile(**{**settings, **compile_settings})
-    return model
-
-
-def data(rng: np.random.Generator, rows: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    return rng.normal(size=(rows, 4)), rng.integers(0, 3, rows)
-
-
-def weights(model: nn.Sequential) -> np.ndarray:
-    return model.backend.to_numpy(model.storage.parameters).copy()
 
 
 class TestSameSeedSameRun:

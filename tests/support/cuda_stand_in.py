@@ -35,7 +35,9 @@ from nnbackend.backends.types import Availability, is_on_gpu
 from nnbackend.backends.uploads import Uploads
 from nnbackend.errors import DeviceError, OutOfMemoryError
 
-SHIM = Path(__file__).parent / "cuda" / "shim.h"
+SHIM = Path(__file__).parent / "shim.h"
+#: The name by which tests ask for the CUDA backend on this device.
+STAND_IN = "cuda_stand_in"
 #: Orders in which the threads of a block run.
 ASCENDING, DESCENDING, RANDOM = range(3)
 ALIGNMENT = 256

@@ -14,7 +14,7 @@ import pytest
 
 from nnbackend.benchmark.cases import CASES
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers are stopped by POSIX signals")
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
+import cuda_stand_in
 import numpy as np
 import pytest
 from cuda_stand_in import compiler
@@ -74,5 +75,5 @@ def test_a_thread_may_train_on_when_the_main_one_has_ended() -> None:
         "threading.Thread(target=fit).start()\n"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True,
-                          cwd=Path(__file__).parent, check=False)  # fmt: skip
+                          cwd=Path(cuda_stand_in.__file__).parent, check=False)  # fmt: skip
     assert (done.stdout, done.stderr) == ("10\n", "")

@@ -10,7 +10,7 @@ from cuda_stand_in import StandInBackend, compiler
 
 from nnbackend.benchmark.cases import CASES
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
 )

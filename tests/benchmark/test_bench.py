@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import run
+from command_line import run
 
 import nnbackend as nn
 from nnbackend.benchmark import cases as bench
 from nnbackend.benchmark import report as bench_report
 from nnbackend.benchmark.cases import CASES, OPERATIONS, Case, Trial
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 QUICK = [CASES[name] for name in ("tiny", "digits", "tanh-mse", "binary", "dropout-bn")]
 
 

@@ -1,6 +1,6 @@
 """Every CUDA kernel, launched and compared with NumPy: for the tests, and under a sanitizer.
 
-    compute-sanitizer --tool memcheck python tests/every_kernel.py float32
+    compute-sanitizer --tool memcheck python tests/support/every_kernel.py float32
 
 There CuPy takes each array from the driver by itself: in memory of a pool nobody would see an
 access beyond an array's end.

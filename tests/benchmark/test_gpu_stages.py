@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cuda_stand_in import compiler
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a part is ended with all it started")
 
 

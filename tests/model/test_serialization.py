@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from test_own_parts import Scale, squared
+from sample_models import Scale, squared
 
 import nnbackend as nn
 from nnbackend.model import serialization

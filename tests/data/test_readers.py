@@ -1,25 +1,15 @@
 """Readers of users' files: what they give, and where they say a file is wrong."""
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from idx_files import write_idx
 from PIL import Image
 
 import nnbackend as nn
 
 datasets = nn.datasets
-
-
-def write_idx(path: Path, values: np.ndarray) -> Path:
-    codes = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
-    head = bytes([0, 0, codes[values.dtype.str[1:]], values.ndim])
-    head += struct.pack(f">{values.ndim}I", *values.shape)
-    content = head + values.astype(values.dtype.newbyteorder(">")).tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
 
 
 class TestIdx:

@@ -6,22 +6,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import COMMAND, run
 
 import nnbackend as nn
-
-COMMAND = [sys.executable, "-m", "nnbackend.cli"]
-
-
-def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **environment}
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, env=settings, timeout=120
-    )
 
 
 def test_the_main_job_trains_digits_and_writes_model_and_picture(tmp_path: Path) -> None:
@@ -190,8 +181,8 @@ class TestFiles:
         assert not (tmp_path / "q.csv").exists()
 
     def test_idx_npz_and_images(self, tmp_path: Path) -> None:
+        from idx_files import write_idx
         from PIL import Image
-        from test_readers import write_idx
 
         rng = np.random.default_rng(0)
         labels = np.arange(40, dtype="uint8") % 2
