@@ -233,8 +233,8 @@ class Bench:
         device_rates = self.backend.asarray(rates, FLOAT64)
         executor._begin(data, None, device_rates, 0.0, trace, None, 0, len(data.x), batch)
         if isinstance(steps, ResidentSteps):
-            return self.gpu.seconds(lambda: steps.advance(ALONE), captured=False) / ALONE
-        return self.gpu.seconds(steps._launch)
+            return self.gpu.time(lambda: steps.advance(ALONE), captured=False) / ALONE
+        return self.gpu.time(steps._launch)
 
 
 def measure(bench: Bench, options: argparse.Namespace, show: Callable[[str], None]) -> list[Figure]:

@@ -42,6 +42,7 @@ SERIAL, STEPS, EVALUATE, END_EVALUATE, PREDICT = range(5)
 
 @compiled
 def _run(address: int, phase: int, part: int, like: Any) -> None:
+    """A phase of a program; ``like`` is a number of the model's dtype."""
     before = set_flush_subnormals(np.int32(-1))
     f = c.open_context(address)
     if phase == PREDICT:
@@ -59,6 +60,7 @@ def _run(address: int, phase: int, part: int, like: Any) -> None:
 
 @compiled
 def _operate(address: int, operation: int, part: int, like: Any) -> None:
+    """One part of a single operation; ``like`` is a number of the arrays' dtype."""
     before = set_flush_subnormals(np.int32(-1))
     operate(address, operation, part, like)
     set_flush_subnormals(before)

@@ -203,7 +203,7 @@ class CpuDevice(Device):
         for what, arguments in waiting:
             self._do(what, *arguments)
 
-    def seconds(self, work: Callable[[], None], captured: bool = True) -> float:
+    def time(self, work: Callable[[], None], captured: bool = True) -> float:
         before = self.launches
         work()
         count = self.launches - before

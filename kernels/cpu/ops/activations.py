@@ -2,6 +2,8 @@
 
 The formulas and their names are those of ``nnbackend.backends.numpy.activations``; stable forms,
 NaN stays NaN. In place, because a loop over one array needs no check for overlaps.
+
+A formula takes and gives single numbers: z or dy, what is saved, and the activation's parameter.
 """
 
 from __future__ import annotations
@@ -207,6 +209,7 @@ def row_maximum(row: Any) -> Any:
 
 @loop
 def _shift(row: Any, by: Any) -> None:
+    """row (n,) -= by."""
     for j in range(row.size):
         row[j] -= by
 
@@ -237,6 +240,7 @@ def _softmax(z: Any) -> None:
 
 @loop
 def _softmax_backward(dy: Any, y: Any) -> None:
+    """dy (B, N) = y (dy - sum dy y), in place; y (B, N)."""
     for i in range(dy.shape[0]):
         dy_row, y_row = dy[i], y[i]
         inner = cast(0.0, dy_row[0])

@@ -28,6 +28,7 @@ def _add_rows_4(out: Any, a: Any, b: Any, c: Any, d: Any) -> None:
 
 @loop
 def _add_bias_relu(z: Any, b: Any) -> None:
+    """z (B, O) = max(z + b, 0), b (O,)."""
     for i in range(z.shape[0]):
         for j in range(b.size):
             z[i, j] = at_least(z[i, j] + b[j], 0.0)
@@ -53,6 +54,7 @@ def take_rows(source: Any, order: Any, out: Any) -> None:
 
 @loop
 def _add_bias_narrow(z: Any, b: Any) -> None:
+    """z (B, O) += b (O,), for few columns."""
     for i in range(z.shape[0]):
         for j in range(b.size):
             z[i, j] += b[j]
@@ -60,6 +62,7 @@ def _add_bias_narrow(z: Any, b: Any) -> None:
 
 @loop
 def _column_sums_narrow(dz: Any, first: int, out: Any) -> None:
+    """out (n,) = sums of the columns of dz (B, O) from ``first`` on, few of them."""
     for j in range(out.size):
         total = 0.0
         for i in range(dz.shape[0]):

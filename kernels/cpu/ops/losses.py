@@ -37,12 +37,14 @@ CLIP = 1e-7
 
 @loop
 def _subtract(row: Any, by: Any, out: Any) -> None:
+    """out (n,) = row (n,) - by."""
     for j in range(out.size):
         out[j] = row[j] - by
 
 
 @loop
 def _scale_and_subtract(row: Any, factor: Any, target: Any, target_factor: Any) -> None:
+    """row (n,) = row factor - target target_factor; target (n,)."""
     for j in range(row.size):
         row[j] = row[j] * factor - target[j] * target_factor
 
@@ -92,6 +94,7 @@ def _normalise_narrow(labels: Any, weight: Any, scale: float, dpred: Any) -> flo
 def softmax_cross_entropy(
     pred: Any, labels: Any, target: Any, weight: Any, scale: float, dpred: Any
 ) -> float:
+    """pred, dpred (B, C); labels (B,) int32 or target (B, C), weight (B,): empty if not there."""
     if labels.size and pred.shape[1] <= NARROW:
         loss = _shift_narrow(pred, labels, weight, dpred)
         exponentials(dpred.reshape(dpred.size))
@@ -127,6 +130,7 @@ def clip_probability(p: Any) -> Any:
 
 @loop
 def _categorical_row(p: Any, target: Any, factor: Any, out: Any) -> Any:
+    """The loss of a row p (C,) with target (C,); its derivative times ``factor`` into out (C,)."""
     total = cast(0.0, p[0])
     for j in range(p.size):
         clipped = clip_probability(p[j])
@@ -139,6 +143,7 @@ def _categorical_row(p: Any, target: Any, factor: Any, out: Any) -> Any:
 def categorical_cross_entropy(
     pred: Any, labels: Any, target: Any, weight: Any, scale: float, dpred: Any
 ) -> float:
+    """Arguments: see softmax_cross_entropy."""
     loss = 0.0
     for i in range(pred.shape[0]):
         row = dpred[i]
@@ -261,6 +266,7 @@ def _output_loss(code: int, own_value: Any, slope: Any, others: Any) -> Any:
 
 @compiled
 def _no_loss(asked: int, pred: Any, target: Any, parameter: Any, factor: Any, dpred: Any) -> float:
+    """For a code that is none of these."""
     return np.nan
 
 

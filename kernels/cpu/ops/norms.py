@@ -17,18 +17,21 @@ from nnbackend.kernels.cpu.ops.vectors import add_to
 
 @loop
 def _fill(out: Any, value: Any) -> None:
+    """out (n,) = value."""
     for j in range(out.size):
         out[j] = value
 
 
 @loop
 def _divide(total: Any, by: Any) -> None:
+    """total (n,) /= by."""
     for j in range(total.size):
         total[j] /= by
 
 
 @loop
 def _add_square_distance(total: Any, row: Any, mean: Any) -> None:
+    """total (N,) += (row - mean)^2; row and mean (N,)."""
     for j in range(total.size):
         distance = row[j] - mean[j]
         total[j] += distance * distance
@@ -102,6 +105,7 @@ def batch_norm_inference(
 
 @loop
 def _normalise(x: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any, out: Any) -> None:
+    """A row: x, gamma, beta, out (N,); mean, inv_std (N,) float64."""
     for j in range(x.size):
         scale = gamma[j] * cast(inv_std[j], gamma[j])
         out[j] = (x[j] - cast(mean[j], gamma[j])) * scale + beta[j]
@@ -116,6 +120,7 @@ def batch_normalise(x: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any, out:
 
 @loop
 def _add_gradients(dy: Any, x: Any, mean: Any, inv_std: Any, dgamma: Any, dbeta: Any) -> None:
+    """A row's part: dy, x (N,); mean, inv_std, dgamma, dbeta (N,) float64."""
     for j in range(dy.size):
         dgamma[j] += dy[j] * ((x[j] - mean[j]) * inv_std[j])
         dbeta[j] += dy[j]
@@ -142,6 +147,7 @@ def _batch_norm_dx(
     rows: float,
     dx: Any,
 ) -> None:
+    """A row: dy, x, gamma, dx (N,); mean, inv_std, dgamma, dbeta (N,) float64."""
     for j in range(dx.size):
         n = (x[j] - mean[j]) * inv_std[j]
         value = gamma[j] * inv_std[j] * (dy[j] - dbeta[j] / rows - n * (dgamma[j] / rows))
@@ -182,6 +188,7 @@ def _row_mean(x: Any) -> Any:
 
 @loop
 def _row_variance(x: Any, mean: Any) -> Any:
+    """Mean of (x - mean)^2, x (N,)."""
     total = cast(0.0, x[0])
     for j in range(x.size):
         total += (x[j] - mean) * (x[j] - mean)
@@ -190,6 +197,7 @@ def _row_variance(x: Any, mean: Any) -> Any:
 
 @loop
 def _normalise_row(x: Any, mean: Any, inv_std: Any, gamma: Any, beta: Any, out: Any) -> None:
+    """A row: x, gamma, beta, out (N,); mean and inv_std are numbers."""
     for j in range(x.size):
         out[j] = (x[j] - mean) * inv_std * gamma[j] + beta[j]
 
@@ -210,6 +218,7 @@ def layer_norm_forward(
 
 @loop
 def _layer_norm_dx(dy: Any, x: Any, gamma: Any, mean: Any, inv_std: Any, dx: Any) -> None:
+    """A row: dy, x, gamma, dx (N,); mean and inv_std are numbers."""
     sum_g, sum_gn = cast(0.0, mean), cast(0.0, mean)
     for j in range(x.size):
         g = dy[j] * gamma[j]
@@ -231,6 +240,7 @@ def layer_norm_data(dy: Any, x: Any, gamma: Any, means: Any, inv_stds: Any, dx: 
 
 @loop
 def _add_layer_gradients(dy: Any, x: Any, mean: Any, inv_std: Any, dgamma: Any, dbeta: Any) -> None:
+    """A row's part: dy, x, dgamma, dbeta (n,); mean and inv_std are numbers."""
     for j in range(dgamma.size):
         dgamma[j] += dy[j] * ((x[j] - mean) * inv_std)
         dbeta[j] += dy[j]
@@ -252,6 +262,7 @@ def layer_norm_parameters(
 
 @loop
 def _standardize(x: Any, mean: Any, scale: Any, out: Any) -> None:
+    """A row: x, mean, scale, out (N,)."""
     for j in range(x.size):
         out[j] = (x[j] - mean[j]) * scale[j]
 
@@ -265,6 +276,7 @@ def standardize_forward(x: Any, mean: Any, scale: Any, out: Any) -> None:
 
 @loop
 def _multiply(dy: Any, scale: Any, out: Any) -> None:
+    """A row: dy, scale, out (N,)."""
     for j in range(dy.size):
         out[j] = dy[j] * scale[j]
 

@@ -17,6 +17,7 @@ _W0, _W1 = np.uint32(WEYL_0), np.uint32(WEYL_1)
 
 @formula
 def _words(x0: Any, x1: Any, x2: Any, x3: Any, key0: Any, key1: Any) -> Any:
+    """The four words of a counter x0 ... x3, uint32, with the key."""
     for _ in range(ROUNDS):
         high0, high1 = high_word(_M0, x0), high_word(_M1, x2)
         x2_low, x0_low = np.uint32(_M1 * x2), np.uint32(_M0 * x0)

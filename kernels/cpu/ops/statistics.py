@@ -19,11 +19,13 @@ def largest(row: Any) -> int:
 
 @compiled
 def _label(labels: Any, target: Any, i: int) -> int:
+    """The class of row i, from labels (B,) or target (B, C)."""
     return int(labels[i]) if labels.size else largest(target[i])
 
 
 @compiled
 def _is_right(row: Any, label: int, top: int) -> bool:
+    """Whether ``label`` is among the ``top`` largest of row (C,)."""
     if top == 1:
         return largest(row) == label
     own, before = row[label], 0

@@ -73,6 +73,7 @@ def _rows(address: int, first: int, last: int, width: int, like: Any) -> Any:
 
 @view
 def _vector(address: int, n: int, like: Any) -> Any:
+    """(n,) at an address; empty where there is none."""
     return vector_at(address, 0, n if address else 0, like)
 
 
@@ -100,6 +101,7 @@ def operate(address: int, operation: int, part: int, like: Any) -> None:
 def _dense(
     a: Any, numbers: Any, operation: int, part: int, parts: int, scratch: int, like: Any
 ) -> None:
+    """Products and activations of some rows of the batch."""
     parameter = cast(numbers[0], like)
     if operation == DENSE_FORWARD:
         x, w, b, out, saved, rows, n_inputs, n_outputs, code = a[:9]
@@ -150,6 +152,7 @@ def _dense(
 
 @compiled
 def _norm(a: Any, numbers: Any, operation: int, like: Any) -> None:
+    """Norms, of the whole batch."""
     if operation == BATCH_NORM_FORWARD:
         x_, gamma, beta, running_mean, running_var, out, saved, rows, n, scratch_ = a[:10]
         x, scratch = _rows(x_, 0, rows, n, like), _rows(scratch_, 0, 2, n, c.FLOAT64)
@@ -213,6 +216,7 @@ def _norm(a: Any, numbers: Any, operation: int, like: Any) -> None:
 
 @compiled
 def _by_element(a: Any, numbers: Any, operation: int, part: int, parts: int, like: Any) -> None:
+    """Dropout and standardisation of some elements or rows."""
     if operation == DROPOUT_FORWARD:
         x, out, saved_, size, key, stream_low, stream_high = a[:7]
         first, last = share(size, part, parts, 4)
@@ -273,6 +277,7 @@ def _over_outputs(a: Any, numbers: Any, operation: int, like: Any) -> None:
 def _over_parameters(
     a: Any, numbers: Any, operation: int, part: int, parts: int, like: Any
 ) -> None:
+    """Penalty, clipping or update of a part of flat vectors (n,)."""
     size = a[0]
     first, last = share(size, part, parts, 16)
     n = last - first

@@ -94,6 +94,7 @@ def run_forward(f: Any, phase: int, part: int, first: int, last: int, like: Any)
 
 @compiled
 def run_loss(f: Any, part: int, first: int, last: int, like: Any) -> None:
+    """Loss and metrics of rows first ... last, and the gradient by the outputs."""
     if last <= first:
         return
     table = table_of(f)

@@ -47,6 +47,7 @@ def sums_of(f: Any, part: int) -> Any:
 
 @view
 def parameters(f: Any, start: int, n: int, like: Any) -> Any:
+    """(n,) of the flat parameters; empty where ``start`` is ABSENT."""
     if start < 0:
         return vector_at(0, 0, 0, like)
     return vector(f[c.PARAMETERS], f[c.N_PARAMETERS], start, n, like)
@@ -54,11 +55,13 @@ def parameters(f: Any, start: int, n: int, like: Any) -> Any:
 
 @view
 def gradients(f: Any, start: int, n: int, like: Any) -> Any:
+    """(n,) of the flat gradient."""
     return vector(f[c.GRADIENTS], f[c.N_PARAMETERS], start, n, like)
 
 
 @view
 def state(f: Any, start: int, n: int, like: Any) -> Any:
+    """(n,) of the flat state."""
     return vector(f[c.STATE], f[c.N_STATE], start, n, like)
 
 
@@ -99,6 +102,7 @@ def input_rows(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> 
 
 @view
 def weights(f: Any, table: Any, r: int, like: Any) -> Any:
+    """(I, O), the weights of row r of the table."""
     n_inputs, n_outputs = table[r, c.INPUTS], table[r, c.OUTPUTS]
     size = f[c.N_PARAMETERS]
     return matrix(f[c.PARAMETERS], size, table[r, c.PARAMETER_0], n_inputs, n_outputs, like)
@@ -114,6 +118,7 @@ def norm_area(f: Any, table: Any, r: int, part: int, which: int) -> Any:
 
 @view
 def layer_norm_saved(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> Any:
+    """Means and 1 / deviations (n,) each, that row r of the table keeps for rows of the batch."""
     start = table[r, c.SAVED] * f[c.CAPACITY]
     size, capacity = f[c.WORKSPACE_SIZE], f[c.CAPACITY]
     means = vector(f[c.WORKSPACE], size, start + first, last - first, like)

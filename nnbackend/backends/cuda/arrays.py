@@ -156,11 +156,11 @@ class CudaArrays(Backend):
         self, key: str, ways: Mapping[str, Callable[[], None]], results: Sequence[Array]
     ) -> str:
         (first, reference), *others = ways.items()
-        seconds = {first: self.gpu.seconds(reference)}
+        seconds = {first: self.gpu.time(reference)}
         expected = [self._numbers(x) for x in results]
         for name, work in others:
             try:
-                taken = self.gpu.seconds(work)
+                taken = self.gpu.time(work)
             except ProductError:
                 continue
             found = [self._numbers(x) for x in results]
@@ -173,7 +173,7 @@ class CudaArrays(Backend):
                     stacklevel=2,
                 )
         for name in reversed(seconds):  # a GPU that was idle is slow at first
-            seconds[name] = min(seconds[name], self.gpu.seconds(ways[name]))
+            seconds[name] = min(seconds[name], self.gpu.time(ways[name]))
         return min(seconds, key=lambda name: seconds[name])
 
     def _fill(self, x: Array, seed: int) -> None:

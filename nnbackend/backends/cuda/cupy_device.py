@@ -254,14 +254,14 @@ class CupyDevice(Device):
         """Which of several ways to do a product takes the least time here."""
         choice = self.tuning.get(key)
         if choice is None or not choice.isdigit() or int(choice) >= len(ways):
-            seconds = [self._seconds_or_never(way) for way in ways]
+            seconds = [self._time_or_never(way) for way in ways]
             choice = str(seconds.index(min(seconds)))
             self.tuning.keep(key, choice)
         return int(choice)
 
-    def _seconds_or_never(self, way: Way) -> float:
+    def _time_or_never(self, way: Way) -> float:
         try:
-            return self.seconds(lambda: way(*self._place()))
+            return self.time(lambda: way(*self._place()))
         except ProductError:  # an algorithm that is refused after all
             return math.inf
 
@@ -282,7 +282,7 @@ class CupyDevice(Device):
         event.record(other)
         one.wait_event(event)
 
-    def seconds(self, work: Callable[[], None], captured: bool = True) -> float:
+    def time(self, work: Callable[[], None], captured: bool = True) -> float:
         work()  # whatever happens for the first time must not be captured, or measured
         once = self._between_events(work)
         repeats = max(1, min(TIMED_REPEATS, int(TIMED_SECONDS / max(once, 1e-9))))

@@ -99,7 +99,7 @@ class Device(ABC):
         """What is asked for from now on waits for what runs beside."""
 
     @abstractmethod
-    def seconds(self, work: Callable[[], None], captured: bool = True) -> float:
+    def time(self, work: Callable[[], None], captured: bool = True) -> float:
         """How long the device takes for ``work``, which must be fit to be captured if it is to be
         measured without the host's share."""
 

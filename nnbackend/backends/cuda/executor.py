@@ -201,7 +201,7 @@ class GraphExecutor(PythonExecutor):
             if choice != "resident":
                 rows = _example(data, size, backend)
                 both = (resident, self._steps_of(size, rows))
-                taken = [self._seconds_of(partial(way.advance, steps), rows) for way in both]
+                taken = [self._time_of(partial(way.advance, steps), rows) for way in both]
                 choice = "resident" if taken[0] <= taken[1] else "graphs"
                 backend.gpu.tuning.keep(key, choice)
         except OutOfMemoryError:
@@ -215,7 +215,7 @@ class GraphExecutor(PythonExecutor):
             return None
         return resident if choice == "resident" else None
 
-    def _seconds_of(self, advance: Callable[[], None], data: Data) -> float:
+    def _time_of(self, advance: Callable[[], None], data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""
         program, rows = self.program, len(data.x)
         changed = [program.storage.parameters, program.storage.state, *program.slots]
@@ -226,7 +226,7 @@ class GraphExecutor(PythonExecutor):
             advance()
 
         try:
-            return self.backend.gpu.seconds(work, captured=False)
+            return self.backend.gpu.time(work, captured=False)
         finally:
             for array, values in zip(changed, before, strict=True):
                 array[...] = values

@@ -669,7 +669,7 @@ def test_what_runs_beside_waits_for_what_was_before_and_is_waited_for(cupy, devi
 @pytest.mark.parametrize(("milliseconds", "repeats"), [(0.01, 8), (0.5, 4), (4.0, 1)])
 def test_work_is_timed_as_a_part_of_a_graph(cupy, device, milliseconds, repeats) -> None:
     cupy.cuda.get_elapsed_time = lambda start, stop: milliseconds
-    seconds = device.seconds(lambda: cupy.log.append("work"))
+    seconds = device.time(lambda: cupy.log.append("work"))
     assert seconds == pytest.approx(milliseconds / 1e3 / repeats)
     assert cupy.log[: repeats + 4] == ["work", "work", "begin", *["work"] * repeats, "end"]
 
@@ -682,7 +682,7 @@ def test_the_quickest_way_is_measured_once_and_one_that_is_refused_is_left_out(d
         work()
         return taken[timed[-1]]
 
-    device.seconds = seconds
+    device.time = seconds
     ways = [lambda stream, workspace, name=name: timed.append(name) for name in taken]
 
     def refused(stream: int, workspace: int) -> None:
