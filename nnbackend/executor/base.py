@@ -9,7 +9,6 @@ import numpy as np
 
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT
-from nnbackend.losses import Loss
 from nnbackend.program.table import Program
 
 #: Rows of TRACE_SUMS + n_sums numbers, see ``Executor.run``.
@@ -122,6 +121,6 @@ def total_loss(program: Program, trace: Trace) -> float:
 
 def data_loss(program: Program, loss_sum: float, weight_sum: float) -> float:
     """The loss of summed trace columns: a mean, or a sum for losses that sum."""
-    if isinstance(program.loss, Loss) and not program.loss.formula.averages:
+    if not program.averages:
         return float(loss_sum)
     return float(loss_sum / weight_sum) if weight_sum else 0.0

@@ -192,16 +192,13 @@ def _measure(
     weight_sum: Any = len(pred) if data.weight is None else data.weight.sum(dtype=np.float64)
     if program.formula is not None:
         backend.loss(program.formula, pred, data.target, data.weight, dpred, value)
-        scale = weight_sum if program.formula.averages else 1
     elif isinstance(loss, Loss):
         loss.apply(backend, pred, data.target, data.weight, dpred, value)
-        scale = weight_sum if loss.formula.averages else 1
     else:
         value[...], answer = _call_loss(program, data, pred)
         if dpred is not None:
             dpred[...] = answer  # the backward pass writes into it
-        scale = weight_sum
-    trace[TRACE_LOSS] = value * scale
+    trace[TRACE_LOSS] = value * (weight_sum if program.averages else 1)
     trace[TRACE_WEIGHT] = weight_sum
     start = TRACE_SUMS
     for statistic in program.statistics:

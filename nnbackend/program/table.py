@@ -105,7 +105,9 @@ class Program:
         python_parts: names of the parts that are written in Python, layers, loss and optimizer,
             which only the Python executor can run.
         loss, optimizer: as compiled, or None.
-        formula: the loss as a backend is told of it; None where it is written in Python.
+        averages: whether the loss is a mean over the rows' weights, not a sum.
+        built_in_loss, formula: the loss, and what a backend is told of it; None where it is
+            written in Python.
         slots: flat optimizer state, ``optimizer.slots`` in order, each (trained,).
         metrics, statistics: of the training pass; each metric has the index of its statistic.
         n_sums: number of sums of all statistics.
@@ -125,6 +127,8 @@ class Program:
     loss: Loss | LossFunction | None = None
     optimizer: Optimizer | None = None
     metrics: Sequence[Metric] = ()
+    averages: bool = field(init=False)
+    built_in_loss: Loss | None = field(init=False)
     formula: LossFormula | None = field(init=False)
     slots: list[Array] = field(init=False)
     statistics: list[Statistic] = field(init=False)
@@ -135,9 +139,10 @@ class Program:
         self.table = np.array(self.rows, dtype=np.int64)
         self.n_outputs = self.rows[-1].n_outputs
         self.gradient_width = max(row.n_outputs for row in self.rows)
-        loss = self.loss
-        built_in = isinstance(loss, Loss) and loss.is_built_in
-        self.formula: LossFormula | None = loss.formula if built_in else None  # type: ignore[union-attr]
+        loss = self.loss if isinstance(self.loss, Loss) else None
+        self.averages = loss is None or loss.formula.averages
+        self.built_in_loss = loss if loss is not None and loss.is_built_in else None
+        self.formula = None if self.built_in_loss is None else self.built_in_loss.formula
         names = () if self.optimizer is None else self.optimizer.slots
         self.slots = [self.backend.zeros(self.storage.trained, self.dtype) for _ in names]
         wanted = [metric.statistic(self.loss, self.n_outputs) for metric in self.metrics]
@@ -177,8 +182,6 @@ class Program:
 
     def slot_views(self) -> dict[str, Array]:
         """Parts of the optimizer's vectors by key, ``{slot}.layers.{i}.{name}``."""
-        loss = self.loss
-        self.formula = loss.formula if isinstance(loss, Loss) and loss.is_built_in else None
         names = () if self.optimizer is None else self.optimizer.slots
         return {
             f"{name}.{segment.key}": segment.of(slot)

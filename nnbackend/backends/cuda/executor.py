@@ -25,7 +25,6 @@ from nnbackend.errors import OutOfMemoryError
 from nnbackend.executor.base import Data, Run, Trace
 from nnbackend.executor.python import PythonExecutor
 from nnbackend.kernels.codes import TRACE_SUMS
-from nnbackend.losses import Loss
 from nnbackend.program.table import Program
 from nnbackend.schedules import Schedule
 
@@ -115,8 +114,8 @@ class GraphExecutor(PythonExecutor):
             return None  # the first step is one that is checked
         if not self._fits(x, program.dtype, 2) or x.shape[1] != program.n_inputs or not len(x):
             return None
-        loss = program.loss
-        labels = isinstance(loss, Loss) and loss.takes_labels
+        loss = program.built_in_loss
+        labels = loss is not None and loss.takes_labels
         if not (self._fits(y, _INT32, 1) if labels else self._fits(y, program.dtype, 2)):
             return None
         if program.couples_rows and len(x) < 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import numpy as np
 
@@ -11,12 +10,10 @@ from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS
-from nnbackend.backends.cuda.resident import counts_hits
-from nnbackend.backends.types import Array, UpdateRule
+from nnbackend.backends.cuda.resident import counts_hits, formulas_of
+from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
 from nnbackend.executor.python import add_penalties
-from nnbackend.losses import Loss
-from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import Program
 
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one
@@ -173,20 +170,15 @@ class GraphSteps:
                 out = place.statistics[start : start + statistic.size]
                 statistic.collect(backend, plan.pred, self.target, self.weight, out)
             start += statistic.size
-        loss = cast(Loss, self.program.loss)
+        formula, rule = formulas_of(self.program)
         dpred, rounded = plan.dpred
         sums = backend.sum_loss(
-            loss.formula, plan.pred, self.target, self.weight, dpred, rounded, hits_place >= 0
+            formula, plan.pred, self.target, self.weight, dpred, rounded, hits_place >= 0
         )
         with backend.gpu.side_stream():
             backend.run(
                 "finish_loss_of_step", self.program.dtype, 1, place.record,
-                loss.formula.averages, sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows,
-                max(hits_place, 0), place.statistics, self.program.n_sums,
-                *self._rate_settings(), place.state,
+                formula.averages, sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows,
+                max(hits_place, 0), place.statistics, self.program.n_sums, rule.name == "adam",
+                rule.beta1, rule.beta2, rule.eps, rule.weight_decay, place.state,
             )  # fmt: skip
-
-    def _rate_settings(self) -> tuple[bool, float, float, float, float]:
-        """What the rate is corrected by: whether it is Adam's, its betas and eps, the decay."""
-        rule = cast(UpdateRule, cast(Optimizer, self.program.optimizer).rule)
-        return rule.name == "adam", rule.beta1, rule.beta2, rule.eps, rule.weight_decay

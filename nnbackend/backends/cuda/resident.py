@@ -24,7 +24,6 @@ from nnbackend.backends.types import Array, LossFormula, UpdateRule
 from nnbackend.executor.base import Data
 from nnbackend.executor.rows import activation_of
 from nnbackend.kernels.codes import Op
-from nnbackend.losses import Loss
 from nnbackend.metrics import Statistic
 from nnbackend.program.table import ABSENT, Program, Row
 
@@ -50,10 +49,10 @@ def counts_hits(statistic: Statistic) -> bool:
 
 def formulas_of(program: Program) -> tuple[LossFormula, UpdateRule]:
     """The formulas of a program that compiled code knows."""
-    loss, optimizer = program.loss, program.optimizer
-    if not isinstance(loss, Loss) or optimizer is None or optimizer.rule is None:
+    optimizer = program.optimizer
+    if program.formula is None or optimizer is None or optimizer.rule is None:
         raise TypeError("a network that stays in shared memory has a built-in loss and optimizer")
-    return loss.formula, optimizer.rule
+    return program.formula, optimizer.rule
 
 
 def can_stay(program: Program, backend: CudaBackend) -> bool:

@@ -15,7 +15,6 @@ from nnbackend.backends.numba.runtime import address_of
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data, Executor, Run, Trace, total_loss
 from nnbackend.kernels.codes import STATISTICS, TRACE_SUMS, Op
-from nnbackend.losses import Loss
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import Program
 
@@ -111,8 +110,8 @@ class CompiledExecutor(Executor):
         key = program.dropout_key
         f[c.DROPOUT_KEY] = key - (1 << 64) if key >> 63 else key
         f[c.N_PARTS] = parts
-        loss = program.loss
-        if isinstance(loss, Loss):
+        loss = program.built_in_loss
+        if loss is not None:
             f[c.LOSS] = loss.formula.code
             numbers[c.LOSS_PARAMETER] = loss.formula.parameter
             numbers[c.TARGET_LOW], numbers[c.TARGET_HIGH] = loss.low, loss.high
