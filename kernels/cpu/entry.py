@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import get_num_threads, njit, prange, types
-from numba.core import config
 
 from nnbackend.kernels.cpu.codegen.compile import compiled
+from nnbackend.kernels.cpu.codegen.drivers import driver
 from nnbackend.kernels.cpu.codegen.intrinsics import (
     call_phase,
     set_flush_subnormals,
@@ -26,6 +23,7 @@ from nnbackend.kernels.cpu.codegen.intrinsics import (
     vector_at,
 )
 from nnbackend.kernels.cpu.codegen.objects import Objects
+from nnbackend.kernels.cpu.codegen.store import Store
 from nnbackend.kernels.cpu.gemm.products import SCRATCH_BYTES as SCRATCH_BYTES
 from nnbackend.kernels.cpu.gemm.products import multiply
 from nnbackend.kernels.cpu.ops.losses import averages
@@ -218,9 +216,8 @@ class Unit:
     what takes longest to compile, so that it can be done side by side. ``fork`` is for all.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._objects = Objects(folder)
-        self._folder = folder
+    def __init__(self, store: Store) -> None:
+        self._store, self._objects = store, Objects(store)
         self._lock = threading.RLock()
         self._loaded: dict[str, dict[str, int]] = {}
         self._entries: dict[str, int] = {}
@@ -284,15 +281,5 @@ class Unit:
         name = function.__name__
         with self._lock:
             if name not in self._drivers:
-                with self._cached():
-                    self._drivers[name] = njit(nogil=True, cache=True)(function)
+                self._drivers[name] = driver(function, self._store)
             return self._drivers[name]
-
-    @contextmanager
-    def _cached(self) -> Iterator[None]:
-        """Numba's cache folder is ours while an entry point is made, and only then."""
-        before, config.CACHE_DIR = config.CACHE_DIR, str(self._folder)
-        try:
-            yield
-        finally:
-            config.CACHE_DIR = before

@@ -12,6 +12,7 @@ from numba import njit, types
 
 from nnbackend.kernels.cpu.codegen.intrinsics import linked, symbol_of, vector_at
 from nnbackend.kernels.cpu.codegen.objects import Objects
+from nnbackend.kernels.cpu.codegen.store import Store
 
 SIGNATURE = types.void(types.int64, types.int64)
 #: Names are the process's, so that each run of the tests takes its own.
@@ -46,10 +47,10 @@ def call(address: int) -> np.ndarray:
 
 
 def test_a_function_is_loaded_from_the_file_that_compiling_it_left(tmp_path) -> None:
-    assert not Objects(tmp_path).has("some")
-    assert Objects(tmp_path).load("some") is None
-    Objects(tmp_path).compile("some", FUNCTIONS)
-    objects = Objects(tmp_path)
+    assert not Objects(Store([tmp_path], tmp_path)).has("some")
+    assert Objects(Store([tmp_path], tmp_path)).load("some") is None
+    Objects(Store([tmp_path], tmp_path)).compile("some", FUNCTIONS)
+    objects = Objects(Store([tmp_path], tmp_path))
     assert objects.has("some")
     addresses = objects.load("some")
     assert list(addresses) == [HALVE]
@@ -57,7 +58,7 @@ def test_a_function_is_loaded_from_the_file_that_compiling_it_left(tmp_path) -> 
 
 
 def test_a_file_offers_several_functions_and_calls_those_of_others(tmp_path) -> None:
-    objects = Objects(tmp_path)
+    objects = Objects(Store([tmp_path], tmp_path))
     functions = {"quarter": (quarter, SIGNATURE), "again": (halve, SIGNATURE)}
     objects.compile("others", functions)
     objects.compile("some", FUNCTIONS)
@@ -68,7 +69,7 @@ def test_a_file_offers_several_functions_and_calls_those_of_others(tmp_path) -> 
 
 
 def test_functions_that_call_each_other_may_share_a_file(tmp_path) -> None:
-    objects = Objects(tmp_path)
+    objects = Objects(Store([tmp_path], tmp_path))
     objects.compile("both", {**FUNCTIONS, "quarter": (quarter, SIGNATURE)})
     np.testing.assert_array_equal(call(objects.load("both")["quarter"]), [0.5, 0.75, np.inf])
 
@@ -79,7 +80,7 @@ def test_a_part_of_an_object_file_can_be_used_by_a_function_of_ones_own(tmp_path
     def outer(address: int, n: int) -> None:
         inner(address, n)
 
-    objects = Objects(tmp_path)
+    objects = Objects(Store([tmp_path], tmp_path))
     objects.compile("some", {"outer": (outer, SIGNATURE)})
     x = np.array([2.0, 3.0, np.inf])
     njit(outer)(x.ctypes.data, 3)  # the compiled part is there already
@@ -88,16 +89,18 @@ def test_a_part_of_an_object_file_can_be_used_by_a_function_of_ones_own(tmp_path
 
 @pytest.mark.parametrize("damage", [lambda code: code[:-1], lambda code: b"x" + code[1:]])
 def test_a_damaged_file_is_not_run(tmp_path, damage) -> None:
-    Objects(tmp_path).compile("some", FUNCTIONS)
+    Objects(Store([tmp_path], tmp_path)).compile("some", FUNCTIONS)
     path = tmp_path / "some.o"
     path.write_bytes(damage(path.read_bytes()))
-    assert Objects(tmp_path).load("some") is None
-    Objects(tmp_path).compile("some", FUNCTIONS)
-    np.testing.assert_array_equal(call(Objects(tmp_path).load("some")[HALVE]), [1.0, 1.5, np.inf])
+    assert Objects(Store([tmp_path], tmp_path)).load("some") is None
+    Objects(Store([tmp_path], tmp_path)).compile("some", FUNCTIONS)
+    np.testing.assert_array_equal(
+        call(Objects(Store([tmp_path], tmp_path)).load("some")[HALVE]), [1.0, 1.5, np.inf]
+    )
 
 
 def test_what_cannot_be_kept_still_runs(tmp_path, capsys) -> None:
-    objects = Objects(tmp_path / "gone")
+    objects = Objects(Store([], tmp_path / "gone"))
     objects.compile("some", FUNCTIONS)
     assert objects.has("some")
     np.testing.assert_array_equal(call(objects.load("some")[HALVE]), [1.0, 1.5, np.inf])
@@ -105,5 +108,5 @@ def test_what_cannot_be_kept_still_runs(tmp_path, capsys) -> None:
 
 
 def test_nothing_else_is_left_in_the_folder(tmp_path) -> None:
-    Objects(tmp_path).compile("some", FUNCTIONS)
+    Objects(Store([tmp_path], tmp_path)).compile("some", FUNCTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["some.o"]

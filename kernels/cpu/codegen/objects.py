@@ -7,50 +7,33 @@ helpers in C is ready as soon as it has been read.
 
 from __future__ import annotations
 
-import hashlib
-import sys
-from pathlib import Path
 from typing import Any
 
 from llvmlite import binding
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
-from nnbackend._files import write_atomically
 from nnbackend.kernels.cpu.codegen.compile import compile_object
+from nnbackend.kernels.cpu.codegen.store import Store
 
-_DIGEST = hashlib.sha256
-_DIGEST_BYTES = _DIGEST().digest_size
 #: Engines and functions: addresses stay good as long as the process lives.
 _KEPT: list[Any] = []
 
 
 class Objects:
-    """Object files in a folder.
+    """Object files in a store, whose folders' name stands for whatever decides about the code."""
 
-    The folder's name has to stand for whatever decides about the code, and nobody else may write
-    to it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._not_kept: dict[str, bytes] = {}
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.o"
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def has(self, name: str) -> bool:
-        return name in self._not_kept or self._path(name).is_file()
+        return self._store.has(f"{name}.o")
 
     def load(self, name: str) -> dict[str, int] | None:
         """Addresses of the functions of a file, which other files find by their names from now
         on; None if it was not compiled before, or is damaged."""
-        try:
-            stored = self._not_kept.get(name) or self._path(name).read_bytes()
-        except OSError:
-            return None
-        digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-        if _DIGEST(content).digest() != digest:
+        content = self._store.read(f"{name}.o")
+        if content is None:
             return None
         symbols, _, code = content.partition(b"\n")
         engine = _new_engine()
@@ -66,12 +49,7 @@ class Objects:
         """Compile Python functions with Numba signatures, by the names they shall have, and keep
         the file."""
         content = " ".join(functions).encode() + b"\n" + compile_object(functions)
-        stored = _DIGEST(content).digest() + content
-        try:
-            write_atomically(self._path(name), stored)
-        except OSError as error:
-            self._not_kept[name] = stored
-            sys.stderr.write(f"nnbackend: compiled kernels could not be kept: {error}\n")
+        self._store.write(f"{name}.o", content)
 
 
 def _new_engine() -> Any:

@@ -6,6 +6,7 @@ and calls ``kernels/cpu/program/operations.py``; the executor beside this file r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -57,6 +58,11 @@ class NumbaBackend(NumpyBackend):
     @classmethod
     def is_available(cls) -> Availability:
         missing = missing_modules()
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            return Availability(
+                False,
+                "the numba backend is compiled code, and NUMBA_DISABLE_JIT is set; unset it",
+            )
         if missing:
             return Availability(
                 False, f"the numba backend needs {' and '.join(missing)}; install with: {INSTALL}"
@@ -67,7 +73,7 @@ class NumbaBackend(NumpyBackend):
         self.runtime.compile_files(("phase", "operation"), dtypes)
 
     def kept_in(self) -> str:
-        return str(self.runtime.folder)
+        return str(self.runtime.folders.write or "this process")
 
     def _run(
         self,

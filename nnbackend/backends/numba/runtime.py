@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from nnbackend.backends.numba.cache import cache_folder
+from nnbackend.backends.numba.cache import cache_folders
 from nnbackend.backends.numba.threads import Threads
 from nnbackend.backends.types import Array
 from nnbackend.errors import BackendUnavailableError
@@ -43,15 +43,15 @@ class Runtime:
 
     def __init__(self) -> None:
         from nnbackend.kernels.cpu import entry
-        from nnbackend.kernels.cpu.codegen import intrinsics
+        from nnbackend.kernels.cpu.codegen import intrinsics, store
 
         intrinsics.register_symbols()
         if USES_BLAS:
             _hold_blas()
         self.cpu = entry
         self.threads = Threads()
-        self.folder = cache_folder()
-        self.unit = entry.Unit(self.folder)
+        self.folders = cache_folders()
+        self.unit = entry.Unit(store.Store(*self.folders))
         self._lock = threading.RLock()
 
     def entry(self, kind: str, dtype: str) -> int:
@@ -123,20 +123,31 @@ def _compiling_elsewhere(files: list[str]) -> Iterator[None]:
     finally:
         if helper:
             helper.kill()
-            helper.wait()
+            helper.communicate()
+
+
+#: A helper ends with its parent: then nobody holds the other end of its input.
+_END_WITH_PARENT = """
+import os, threading
+def watch():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+"""
 
 
 def start_python(source: str) -> subprocess.Popen[bytes] | None:
-    """Another Python that finds the same modules and says nothing; None where this is not a plain
-    interpreter, or it cannot be started."""
+    """Another Python that finds the same modules, says nothing and ends with this one; None where
+    this is not a plain interpreter, or it cannot be started."""
     if "python" not in Path(sys.executable or "").name.lower():
         return None
     path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     nothing = subprocess.DEVNULL
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", source], env={**os.environ, "PYTHONPATH": path},
-            stdin=nothing, stdout=nothing, stderr=nothing,
+            [sys.executable, "-P", "-c", _END_WITH_PARENT + source],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE, stdout=nothing, stderr=nothing,
         )  # fmt: skip
     except OSError:
         return None

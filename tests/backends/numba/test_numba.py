@@ -19,7 +19,6 @@ pytest.importorskip("numba")
 if not nn.available_backends()["numba"].ok:
     pytest.skip("the numba backend cannot run here", allow_module_level=True)
 
-from nnbackend.backends.numba import cache
 from nnbackend.backends.numba import executor as compiled_executor
 from nnbackend.backends.numba import runtime as _numba_runtime
 from nnbackend.kernels import codes
@@ -363,32 +362,6 @@ class TestOwnBatches:
         assert not wrong
 
 
-class TestCache:
-    def test_the_folder_is_named_by_the_kernels_sources(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-        folder = cache.cache_folder()
-        assert folder.parent == tmp_path
-        assert folder.name == f"nnbackend-{cache._fingerprint()}"
-
-    def test_folders_that_others_can_write_are_not_used(self, tmp_path, monkeypatch) -> None:
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        own = cache.cache_folder()
-        own.chmod(0o777)
-        assert cache.cache_folder().is_relative_to(tmp_path / "home")
-
-    def test_without_a_home_the_temporary_folder_serves(self, tmp_path, monkeypatch) -> None:
-        blocked = tmp_path / "file"
-        blocked.write_text("not a folder")
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(blocked))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-        monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(tmp_path))
-        assert cache.cache_folder().is_relative_to(tmp_path)
-        monkeypatch.setattr(cache.tempfile, "gettempdir", lambda: str(blocked))
-        monkeypatch.setattr(cache.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "last"))
-        assert cache.cache_folder() == tmp_path / "last"
-
-
 class TestCompiling:
     """What has to be compiled first is compiled in several processes, where processors are."""
 
@@ -462,7 +435,10 @@ class TestCompiling:
     def test_the_other_process_finds_the_same_modules(self, tmp_path, monkeypatch) -> None:
         (tmp_path / "of_mine.py").write_text("open(__file__ + '.imported', 'w')")
         monkeypatch.syspath_prepend(str(tmp_path))
-        assert _numba_runtime.start_python("import of_mine, nnbackend").wait() == 0
+        helper = _numba_runtime.start_python("import of_mine, nnbackend")
+        helper.wait()
+        helper.communicate()
+        assert helper.returncode == 0
         assert (tmp_path / "of_mine.py.imported").exists()
 
     @pytest.mark.slow
