@@ -83,6 +83,18 @@ def test_links_and_paths_in_the_documentation_lead_somewhere(page: str) -> None:
     assert gone == []
 
 
+def test_every_layer_has_its_name_in_the_package_and_in_the_documentation() -> None:
+    import nnbackend as nn
+    from nnbackend.kernels.codes import ACTIVATIONS
+    from nnbackend.layers import LAYERS
+
+    assert set(LAYERS) <= set(nn.__all__)
+    text = (ROOT / "docs" / "using.md").read_text()
+    listed = re.search(r"^\| activations \| (.*) \|$", text, flags=re.M)
+    assert listed is not None
+    assert set(listed[1].split(", ")) == set(ACTIVATIONS)
+
+
 def test_ci_calls_the_readmes_test_command() -> None:
     commands = [block.strip() for block in blocks_of("README.md", "sh")]
     tests = [command for command in commands if "pytest" in command]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from nnbackend.backends.types import Array
-from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT
+from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT, Op
 from nnbackend.program.table import Program
 
 #: Rows of TRACE_SUMS + n_sums numbers, see ``Executor.run``.
@@ -65,6 +65,8 @@ class Executor(ABC):
     """Runs many steps of a Program without coming back to the caller between layers."""
 
     program: Program
+    #: kinds of rows that it runs; a program with another is interpreted
+    ops: ClassVar[frozenset[Op]] = frozenset(Op) - {Op.PYTHON}
 
     @abstractmethod
     def __init__(self, program: Program, backend: Any) -> None:

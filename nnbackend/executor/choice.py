@@ -9,21 +9,32 @@ from typing import cast
 from nnbackend.backends.contract import Backend
 from nnbackend.executor.base import Executor
 from nnbackend.executor.python import PythonExecutor
+from nnbackend.kernels.codes import Op
 from nnbackend.program.table import Program
 
-_announced: set[tuple[str, ...]] = set()
+#: Reasons that were said already.
+_announced: set[str] = set()
 
 
 def make_executor(program: Program, backend: Backend) -> Executor:
-    """The backend's executor, or Python's where a part of the model is written in Python."""
-    names = tuple(program.python_parts)
-    if not names:
-        return executor_class(backend)(program, backend)
-    if backend.executor != Backend.executor and names not in _announced:
-        _announced.add(names)
+    """The backend's executor; Python's where a part of the model is written in Python, or is of a
+    kind that the backend's does not know."""
+    reason = ""
+    kind = executor_class(backend)
+    unknown = {Op(row.op).name.lower() for row in program.rows} - {
+        op.name.lower() for op in kind.ops
+    }
+    if program.python_parts:
+        reason = f"{', '.join(program.python_parts)} is written in Python"
+    elif unknown:
+        reason = f"{kind.__name__} does not know {', '.join(sorted(unknown))}"
+    else:
+        return kind(program, backend)
+    if backend.executor != Backend.executor and reason not in _announced:
+        _announced.add(reason)
         warnings.warn(
-            f"{', '.join(names)} is written in Python, so this model runs layer by layer "
-            f"instead of in the compiled executor of the backend {backend.name}",
+            f"{reason}, so this model runs layer by layer instead of in the compiled executor of "
+            f"the backend {backend.name}",
             stacklevel=4,
         )
     return PythonExecutor(program, backend)

@@ -73,6 +73,11 @@ def lower(
         outputs = width if layer.n_outputs is None else layer.n_outputs
         op, activation, saved, coupled = Op.PYTHON, 0, 0, True
         declared = layer.declaration
+        if declared is not None and max(len(layer.parameter_names), len(layer.state_names)) > 2:
+            raise ShapeError(
+                f"a row of a program has places for two parameters and two arrays of state; "
+                f"{layer!r} has more: leave out its op, so that it runs layer by layer"
+            )
         if declared is None:
             own_layers[number] = layer
         else:

@@ -77,13 +77,14 @@ def activations(case: Case) -> None:
 
 
 def activation_extremes(case: Case) -> None:
-    """Large, infinite and NaN inputs: limits where they exist, NaN only where NaN went in."""
+    """Large, infinite and NaN inputs: limits where they exist, NaN only where NaN went in; the
+    same for derivatives."""
     big = 3e4 if case.dtype == np.float64 else 300.0
     z = np.array([[np.nan, -np.inf, -big, -30.0, -0.0, 0.0, 30.0, big, np.inf]], case.dtype)
     for act in _activations():
         if act.name == "softmax":
             continue
-        want, _ = oracle.activation(act, z, np.ones_like(z))
+        want, slope = oracle.activation(act, z, np.ones_like(z))
         out = case.poisoned(*z.shape)
         case.backend.activation_forward(act, case.put(z), out)
         got = case.backend.to_numpy(out)
@@ -91,6 +92,14 @@ def activation_extremes(case: Case) -> None:
             raise AssertionError(f"{act.name}({z}) = {got}: NaN in the wrong places")
         finite = np.isfinite(want) & (np.abs(want) < np.finfo(case.dtype).max)
         case.equal(f"{act.name} at extremes", got[finite], want[finite])
+        saved = case.put(z) if act.saves == "input" else out
+        dz = case.poisoned(*z.shape)
+        case.backend.activation_backward(act, case.put(np.ones_like(z)), saved, dz)
+        got = case.backend.to_numpy(dz)
+        if np.isnan(got[~np.isnan(z)]).any():
+            raise AssertionError(f"the derivative of {act.name} at {z} is {got}: NaN")
+        finite = np.isfinite(slope) & (np.abs(slope) < np.finfo(case.dtype).max)
+        case.equal(f"derivative of {act.name} at extremes", got[finite], slope[finite])
     row = np.array([[1e4, 0.0, -1e4], [-1e4, -1e4, -1e4]], case.dtype)
     out = case.poisoned(2, 3)
     case.backend.activation_forward(Activation("softmax"), case.put(row), out)

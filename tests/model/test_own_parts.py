@@ -240,6 +240,28 @@ class TestPythonParts:
         assert [row.op for row in model.program.rows] == [Op.DENSE, Op.PYTHON]
         assert issubclass(Wide, NativeLayer)
 
+    def test_a_kind_of_row_that_the_compiled_executor_lacks_is_interpreted(
+        self, monkeypatch
+    ) -> None:
+        """It would be passed over: whatever is in its output's memory goes on."""
+        numba = pytest.importorskip("nnbackend.backends.numba.executor")
+        known = numba.CompiledExecutor.ops - {Op.LAYER_NORM}
+        monkeypatch.setattr(numba.CompiledExecutor, "ops", known)
+        monkeypatch.setattr(choice, "_announced", set())
+        layers = [nn.Dense(4, 4), nn.LayerNorm(4), nn.Dense(4, 3)]
+        with pytest.warns(UserWarning, match="CompiledExecutor does not know layer_norm, so"):
+            model = nn.Sequential(layers, backend="numba")
+        assert isinstance(model.executor, PythonExecutor)
+
+    def test_a_declared_layer_with_too_many_arrays_is_refused(self) -> None:
+        class Three(nn.LayerNorm):
+            def __init__(self, n: int) -> None:
+                super().__init__(n)
+                self.add_parameter("third", (n,), "ones")
+
+        with pytest.raises(nn.ShapeError, match="places for two parameters.*Three"):
+            nn.Sequential([Three(4), nn.Dense(4, 3)])
+
     def test_leaving_a_compiled_executor_is_announced_once(self, monkeypatch, capsys) -> None:
         from nnbackend.backends.numpy.backend import NumpyBackend
 

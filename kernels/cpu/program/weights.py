@@ -104,8 +104,10 @@ def run_weights(f: Any, part: int, like: Any) -> None:
                 dgamma = gradients(f, start_0, last - first, like)
                 dbeta = gradients(f, start_1, last - first, like)
                 layer_norm_parameters(dy, x, means, inv_stds, first, dgamma, dbeta)
-            for start in (start_0, start_1):
-                finish(f, start, gradients(f, start, last - first, like), part, like)
+            if table[r, c.PARAMETER_0] >= 0:
+                finish(f, start_0, gradients(f, start_0, last - first, like), part, like)
+            if table[r, c.PARAMETER_1] >= 0:
+                finish(f, start_1, gradients(f, start_1, last - first, like), part, like)
 
 
 @compiled

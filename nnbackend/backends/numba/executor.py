@@ -6,7 +6,7 @@ names in ``kernels/cpu/program/context.py``; the array's address is all that a c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,6 +38,11 @@ _INT64, _INT32 = np.dtype(np.int64), np.dtype(np.int32)
 
 class CompiledExecutor(Executor):
     """Runs programs of built-in layers and losses in compiled code, without the GIL."""
+
+    #: those that kernels/cpu/program/layers.py has
+    ops: ClassVar[frozenset[Op]] = frozenset(
+        (Op.DENSE, Op.ACTIVATION, Op.DROPOUT, Op.BATCH_NORM, Op.LAYER_NORM, Op.STANDARDIZE)
+    )
 
     def __init__(self, program: Program, backend: NumbaBackend) -> None:
         self.program, self._runtime = program, backend.runtime
