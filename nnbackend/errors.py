@@ -6,7 +6,8 @@ Every message states the rule, then what was received, then how to mend it, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,6 +52,20 @@ class ModelBusyError(NNBackendError, RuntimeError):
 
 class OutOfMemoryError(NNBackendError, MemoryError):
     """The device has not enough memory for the request."""
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Inside, a plain MemoryError, of NumPy for example, becomes an OutOfMemoryError."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except MemoryError as error:
+        what = str(error) or "an allocation failed"
+        raise OutOfMemoryError(
+            f"memory is used up: {what}. Use smaller batches or narrower layers"
+        ) from error
 
 
 class NonFiniteLossError(NNBackendError, ArithmeticError):

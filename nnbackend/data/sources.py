@@ -5,7 +5,7 @@ Everything is checked before a model is touched; what leaves is ready for an exe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
 
@@ -17,7 +17,7 @@ from nnbackend.backends.types import DType
 from nnbackend.backends.uploads import Uploads
 from nnbackend.data.prefetch import BlocksAhead
 from nnbackend.data.validation import ClassWeight, checked, class_factors
-from nnbackend.errors import DataError
+from nnbackend.errors import DataError, NNBackendError
 from nnbackend.executor.base import Data
 from nnbackend.program.table import Program
 
@@ -198,6 +198,46 @@ def make_source(
     if weight is not None and not weight.any():
         raise DataError("weights must not all be 0")
     return ArraySource(program.backend, program.dtype, x, target, weight)
+
+
+def training_sources(
+    program: Program,
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    class_weight: ClassWeight | None,
+    validation_data: Any,
+    split: Callable[[int], tuple[HostArray, HostArray]] | None,
+) -> tuple[Source, Source | None]:
+    """Sources of what is trained on and, if there are any, of validation data.
+
+    Args:
+        split: numbers of the rows of both, from the number of rows.
+    """
+    source = make_source(program, x, y, sample_weight, class_weight)
+    validation = None if validation_data is None else validation_source(program, validation_data)
+    if isinstance(source, ArraySource):
+        if split is not None:
+            source, validation = source.split(*split(source.n_rows))
+        if class_weight is not None:
+            # for training alone: validation figures are those of evaluate
+            source.multiply_weights(class_factors(program, class_weight, source.target))
+    elif split is not None:
+        raise DataError("validation_split goes with arrays; for an iterable pass validation_data")
+    return source, validation
+
+
+def validation_source(program: Program, data: Any) -> Source:
+    """From ``(x, y)``, ``(x, y, weight)`` or an iterable of batches."""
+    arrays = isinstance(data, tuple) or (
+        isinstance(data, list) and data and not isinstance(data[0], tuple | list)
+    )
+    try:
+        if arrays and len(data) in (2, 3):
+            return make_source(program, *data)
+        return make_source(program, data, None)
+    except NNBackendError as error:
+        raise type(error)(f"validation_data: {error}") from error
 
 
 def one_batch(

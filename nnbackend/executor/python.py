@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, UpdateRule
-from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.errors import DataError, DTypeError, ModelBusyError, ShapeError
 from nnbackend.executor.base import Data, Executor, Run, Trace, total_loss
 from nnbackend.executor.rows import (
     Backward,
@@ -52,6 +54,11 @@ class PythonExecutor(Executor):
         self._workspace: Array = None
         # leased by the threads that predict: append and pop are atomic
         self._inference: dict[int, list[_InferencePlan]] = {}
+        # a layer written in Python keeps what its backward pass needs: nobody may call it between
+        self._own_layers: AbstractContextManager[Any] = (
+            threading.RLock() if program.own_layers else nullcontext()
+        )
+        self._in_step = False
         self._parts: list[_Part] = []
         self._parts_for = -1  # of the optimizer, which the parts are made for
         self._scratch = backend.zeros(
@@ -75,7 +82,7 @@ class PythonExecutor(Executor):
                 else:
                     batch_data = plan.gather(run.data, run.order[epoch, start:stop])
                 step = run.first_step + index
-                plan.differentiate(batch_data, step, trace[index])
+                self._differentiate(plan, batch_data, step, trace[index])
                 self.update(float(run.rates[index]), step)
         return self.backend.to_numpy(trace)
 
@@ -85,11 +92,19 @@ class PythonExecutor(Executor):
         plan.workspace.moves_statistics = False
         try:
             with np.errstate(all="ignore"):
-                plan.differentiate(data, step, trace)
+                self._differentiate(plan, data, step, trace)
         finally:
             plan.workspace.moves_statistics = True
         values = self.backend.to_numpy(trace)
         return total_loss(self.program, values)
+
+    def _differentiate(self, plan: TrainingPlan, data: Data, step: int, trace: Array) -> None:
+        with self._own_layers:
+            self._in_step = True
+            try:
+                plan.differentiate(data, step, trace)
+            finally:
+                self._in_step = False
 
     def update(self, lr: float, step: int) -> None:
         """Change the parameters by the flat gradient; ``step`` is the number of updates before."""
@@ -176,7 +191,12 @@ class PythonExecutor(Executor):
                 plan = idle.pop()
             except IndexError:
                 plan = _InferencePlan(self.program, self.backend, len(block))
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), self._own_layers:
+                if self._in_step and self.program.own_layers:
+                    raise ModelBusyError(
+                        "a layer written in Python was called for inference between its forward "
+                        "and its backward pass; do not call model.predict from a loss or a layer"
+                    )
                 plan.run(block, out_block)
             if len(self._inference) > 16:
                 self._inference.clear()

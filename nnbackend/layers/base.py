@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -121,6 +122,10 @@ class Layer(ABC):
         """Learn from data (N, n_inputs), where ``adapts`` is said; ``adapted`` is true then."""
         raise DTypeError(f"{type(self).__name__} has nothing to learn from data by itself")
 
+    def forget(self) -> None:
+        """Undo ``adapt``."""
+        return
+
     def check_adapted(self) -> None:
         """Refuse to be used before ``adapt``, where ``adapts`` is said."""
         return
@@ -208,7 +213,8 @@ class Layer(ABC):
                 f"{type(self).__name__}.{name} has shape {tuple(current.shape)}; "
                 f"received {values.shape}"
             )
-        current[...] = self.backend.asarray(values.reshape(current.shape), self.dtype)
+        with nullcontext() if self.owner is None else self.owner.exclusive():
+            current[...] = self.backend.asarray(values.reshape(current.shape), self.dtype)
 
     def initial_values(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Values to start from: those already here, else drawn with the layer's own seed or

@@ -86,6 +86,11 @@ class Standardize(NativeLayer):
         self.assign("scale", 1.0 / np.where(constant, 1.0, std))
         self.adapted = True
 
+    def forget(self) -> None:
+        self.assign("mean", np.zeros(self.specs["mean"].shape))
+        self.assign("scale", np.ones(self.specs["scale"].shape))
+        self.adapted = False
+
     def check_adapted(self) -> None:
         if not self.adapted:
             raise DataError(

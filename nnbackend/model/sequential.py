@@ -14,16 +14,23 @@ from nnbackend._checks import check_number, check_size
 from nnbackend._files import release_pages
 from nnbackend.backends import get_backend
 from nnbackend.backends.types import Activation, Array
-from nnbackend.data.sources import ArraySource, BatchSource, Source, make_source, one_batch
+from nnbackend.data.sources import (
+    ArraySource,
+    BatchSource,
+    Source,
+    make_source,
+    one_batch,
+    training_sources,
+)
 from nnbackend.data.validation import (
     ClassWeight,
     as_predictions_input,
     check_finite,
     check_matrix,
-    class_factors,
 )
-from nnbackend.errors import DataError, DTypeError, ModelBusyError, NNBackendError
+from nnbackend.errors import DataError, DTypeError, ModelBusyError, memory_errors
 from nnbackend.executor.base import Data
+from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
 from nnbackend.metrics import Metric, MetricFunction, resolve_metric
 from nnbackend.model import serialization
@@ -168,30 +175,19 @@ class Sequential(LayerStack):
                     f"received {type(callback).__name__}"
                 )
         with self._training():
-            source = make_source(self.program, x, y, sample_weight, class_weight)
             functions = self._function_metrics
-            validation: Source | None = None
-            if validation_data is not None:
-                validation = self._validation_source(validation_data)
+            source, validation = training_sources(
+                self.program, x, y, sample_weight, class_weight, validation_data,
+                partial(self.split_rows, share=split) if split else None,
+            )  # fmt: skip
             if isinstance(source, ArraySource):
-                if split:
-                    source, validation = source.split(*self.split_rows(source.n_rows, split))
-                if class_weight is not None:
-                    # for training alone: validation figures are those of evaluate
-                    factors = class_factors(self.program, class_weight, source.target)
-                    source.multiply_weights(factors)
                 self.program.check_batch(min(source.n_rows, batch_size))
                 self.program.check_batch(source.n_rows % batch_size or batch_size)
-                self._adapt(source)
-            elif split:
-                raise DataError(
-                    "validation_split goes with arrays; for an iterable pass validation_data"
-                )
             else:
                 source.check_passes(2 * epochs if functions else epochs)
-                self._check_adapted()
             if isinstance(validation, BatchSource):
                 validation.check_passes(epochs)
+            adapted = self._adapt(source)
             self._begin_callbacks(callbacks)
             last = self.epoch + epochs
             trainer = Trainer(
@@ -208,7 +204,12 @@ class Sequential(LayerStack):
                 progress=make_progress(verbose, self.epoch, last, source.n_rows),
                 history=History(),
             )
-            return trainer.run()
+            try:
+                return trainer.run()
+            except BaseException:
+                if adapted is not None and self.epoch == last - epochs:
+                    adapted.forget()  # what was refused has not been seen
+                raise
 
     def _figures(self, source: Source) -> dict[str, float]:
         return evaluate_source(self.executor, source, self._function_metrics, self)
@@ -231,7 +232,8 @@ class Sequential(LayerStack):
             state = self.training
             loss = self.executor.step(x, y, state.step) if sample_weight is None else None
             if loss is None:
-                loss = self._checked_step(x, y, sample_weight)
+                with memory_errors():
+                    loss = self._checked_step(x, y, sample_weight)
             state.step += 1
         finally:
             self._busy.release()
@@ -268,17 +270,6 @@ class Sequential(LayerStack):
                 states.remove(state)
                 callback.set_state({k: v for k, v in state.items() if k != "type"})
 
-    def _validation_source(self, data: Any) -> Source:
-        arrays = isinstance(data, tuple) or (
-            isinstance(data, list) and data and not isinstance(data[0], tuple | list)
-        )
-        try:
-            if arrays and len(data) in (2, 3):
-                return make_source(self.program, *data)
-            return make_source(self.program, data, None)
-        except NNBackendError as error:
-            raise type(error)(f"validation_data: {error}") from error
-
     def split_rows(self, n_rows: int, share: float) -> tuple[RowNumbers, RowNumbers]:
         """Numbers of the rows for training and for validation that ``validation_split=share``
         chooses; they depend on the model's seed and the number of rows only."""
@@ -291,11 +282,14 @@ class Sequential(LayerStack):
         order = np.random.Generator(np.random.PCG64(seed)).permutation(n_rows)
         return np.sort(order[held_out:]), np.sort(order[:held_out])
 
-    def _adapt(self, source: ArraySource) -> None:
-        first = self.layers[0]
-        if not first.adapted:
+    def _adapt(self, source: Source) -> Layer | None:
+        """Show arrays to the first layer, if it learns from them; the layer that has learnt."""
+        first = None
+        if isinstance(source, ArraySource) and not self.layers[0].adapted:
+            first = self.layers[0]
             first.adapt(source.x)
         self._check_adapted()
+        return first
 
     def _check_adapted(self) -> None:
         for layer in self._adapting:
@@ -311,8 +305,9 @@ class Sequential(LayerStack):
         if quick is not None:
             return quick
         x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
-        out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
-        self.executor.predict(x, out)
+        with memory_errors():
+            out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
+            self.executor.predict(x, out)
         return out
 
     def predict(self, x: Any) -> np.ndarray[Any, Any]:
@@ -323,7 +318,8 @@ class Sequential(LayerStack):
             DataError: x holds NaN or infinity that reached the outputs.
         """
         x = check_matrix(self.backend, x, self.n_inputs)
-        out = np.empty((len(x), self.n_outputs), self.dtype)
+        with memory_errors():
+            out = np.empty((len(x), self.n_outputs), self.dtype)
         row_bytes = self.n_inputs * self.dtype.itemsize
         some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
         for start in range(0, len(x), some):
@@ -367,7 +363,8 @@ class Sequential(LayerStack):
         """
         self._check_compiled()
         self._check_adapted()
-        return self._figures(make_source(self.program, x, y, sample_weight))
+        with memory_errors():
+            return self._figures(make_source(self.program, x, y, sample_weight))
 
     # -- for people, and for later ----------------------------------------------------------------
 
@@ -388,7 +385,8 @@ class Sequential(LayerStack):
 
         The file appears whole or not at all; ``nn.load(path)`` reads it.
         """
-        serialization.save_model(self, path)
+        with self.exclusive():
+            serialization.save_model(self, path)
 
     def load_weights(self, path: str | os.PathLike[str]) -> None:
         """Read parameters and layer state, in place, from a file that ``save`` wrote.
@@ -396,4 +394,5 @@ class Sequential(LayerStack):
         Raises:
             CheckpointError: the file cannot be read, or is of another architecture.
         """
-        serialization.load_weights(self, path)
+        with self.exclusive():
+            serialization.load_weights(self, path)

@@ -44,6 +44,8 @@ def save_model(model: LayerStack, path: Path_) -> None:
         "callbacks": _callback_states(model, tensors),
         "info": model.info,
     }
+    # safetensors ends the process where it has no memory for the file and its parts
+    np.empty(2 * sum(array.nbytes for array in tensors.values()), np.uint8)
     write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata, default=_plain)}))
 
 

@@ -14,7 +14,7 @@ from nnbackend._checks import check_dtype, check_seed
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import check_precision
-from nnbackend.errors import DataError, DTypeError, ModelBusyError
+from nnbackend.errors import DataError, DTypeError, ModelBusyError, memory_errors
 from nnbackend.executor.base import Executor
 from nnbackend.executor.choice import make_executor
 from nnbackend.layers.base import Layer
@@ -29,7 +29,10 @@ from nnbackend.training.state import TrainingState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-BUSY = "this model is being trained by another thread; wait for it, or train a copy.deepcopy(model)"
+BUSY = (
+    "this model is being trained by another thread; wait for it, or work on a copy that was made "
+    "before, copy.deepcopy(model)"
+)
 
 
 class LayerStack:
@@ -71,12 +74,14 @@ class LayerStack:
         self.callbacks: list[Callback] = []
         self.callback_states: list[dict[str, Any]] = []
         self._busy = threading.Lock()
+        self._trained_by: int | None = None
         rng = np.random.Generator(np.random.PCG64(init))
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise DataError("a layer can stand in a model only once; make two layers")
         for layer in self.layers:
             layer.check_free()
-        self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
+        with memory_errors():
+            self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -119,10 +124,27 @@ class LayerStack:
     def _training(self) -> Iterator[None]:
         if not self._busy.acquire(blocking=False):
             raise ModelBusyError(BUSY)
+        self._trained_by = threading.get_ident()
         try:
-            yield
+            with memory_errors():
+                yield
         finally:
+            self._trained_by = None
             self._busy.release()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Inside, nobody trains: for what reads or writes arrays that belong together. A callback
+        may do that, too.
+
+        Raises:
+            ModelBusyError: another thread trains this model.
+        """
+        if self._trained_by == threading.get_ident():
+            yield
+        else:
+            with self._training():
+                yield
 
     # -- where it is ----------------------------------------------------------------------------
 
@@ -173,10 +195,10 @@ class LayerStack:
         stay readable but are no longer linked. The precision stays as it is if none is given."""
         wanted = self.precision if precision is None else self._checked_precision(precision)
         target = get_backend(backend).at_precision(wanted)
-        self.precision = wanted
         if target is self.backend:
             return self
         with self._training():
+            self.precision = wanted
             slots = {} if self._optimizer is None else self.optimizer_state()
             self._build(target)
             self.set_optimizer_state(slots)
@@ -186,23 +208,26 @@ class LayerStack:
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Copies of all parameters and running statistics by key, ``layers.{i}.{name}``."""
-        return {
-            f"layers.{number}.{name}": self.backend.to_numpy(layer.array(name)).copy()
-            for number, layer in enumerate(self.layers)
-            for name in layer.saved_names
-        }
+        with self.exclusive():
+            return {
+                f"layers.{number}.{name}": self.backend.to_numpy(layer.array(name)).copy()
+                for number, layer in enumerate(self.layers)
+                for name in layer.saved_names
+            }
 
     def set_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Put back what ``arrays`` gave, in place."""
-        for key, value in arrays.items():
-            _, number, name = key.split(".")
-            self.layers[int(number)].assign(name, value)
+        with self.exclusive():
+            for key, value in arrays.items():
+                _, number, name = key.split(".")
+                self.layers[int(number)].assign(name, value)
 
     def optimizer_state(self) -> dict[str, np.ndarray[Any, Any]]:
         """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""
         self._check_compiled()
         to_numpy = self.backend.to_numpy
-        return {key: to_numpy(view).copy() for key, view in self.program.slot_views().items()}
+        with self.exclusive():
+            return {key: to_numpy(view).copy() for key, view in self.program.slot_views().items()}
 
     def set_optimizer_state(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Put back what ``optimizer_state`` gave; keys that are missing stay as they are.
@@ -211,13 +236,15 @@ class LayerStack:
             DataError, ShapeError: an unknown key, another shape, values that are not finite;
                 nothing is changed then.
         """
-        self.program.set_slots(state)
+        with self.exclusive():
+            self.program.set_slots(state)
 
     # -- copies ---------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = (
             "_busy",
+            "_trained_by",
             "_adapting",
             "storage",
             "program",
@@ -225,21 +252,23 @@ class LayerStack:
             "backend",
             "callbacks",
         )
-        state = {k: v for k, v in self.__dict__.items() if k not in left_out}
-        state["backend_name"] = self.backend.device
-        state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
+        with self.exclusive():
+            state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+            state["backend_name"] = self.backend.device
+            state["slots"] = self.optimizer_state() if self._optimizer is not None else {}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         slots, backend = state.pop("slots"), state.pop("backend_name")
         self.__dict__.update(state)
-        self._busy = threading.Lock()
+        self._busy, self._trained_by = threading.Lock(), None
         self.callbacks = []
         self._build(get_backend(backend))
         self.set_optimizer_state(slots)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        state = copy.deepcopy(self.__getstate__(), memo)
+        with self.exclusive():
+            state = copy.deepcopy(self.__getstate__(), memo)
         state["backend_name"] = self.backend  # an object that need not be registered
         other = object.__new__(type(self))
         other.__setstate__(state)

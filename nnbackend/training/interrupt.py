@@ -12,12 +12,14 @@ from types import FrameType
 class Interrupt:
     """Ctrl-C as a flag that is read between chunks, so that no step is cut in half.
 
-    A second Ctrl-C interrupts at once. Outside the main thread, or where the program handles
-    the signal itself, Python's own behaviour stays.
+    A second Ctrl-C interrupts at once; what is done then to leave things in order is not
+    interrupted any more. Outside the main thread, or where the program handles the signal itself,
+    Python's own behaviour stays.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._shielded = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -33,7 +35,17 @@ class Interrupt:
         finally:
             signal.signal(signal.SIGINT, previous)
 
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        """Inside, Ctrl-C is only remembered: for changes that belong together."""
+        before, self._shielded = self._shielded, True
+        try:
+            yield
+        finally:
+            self._shielded = before
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        second, self.requested = self.requested, True
+        if second and not self._shielded:
+            self._shielded = True  # until whoever catches it has put things in order
             raise KeyboardInterrupt
-        self.requested = True

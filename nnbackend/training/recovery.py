@@ -82,7 +82,7 @@ class Recovery:
     def forget(self, runner: ChunkRunner, unfinished: Epoch, chunk_steps: int) -> None:
         """Undo an epoch that was interrupted, so that the model stands where its history ends
         and can be trained on as if nothing had happened."""
-        self._restore()
+        self.restore()
         blocks = BlocksAhead(runner.source)
         for epoch in self.epochs:
             if epoch is unfinished:
@@ -95,7 +95,7 @@ class Recovery:
 
     def find_fault(self, runner: ChunkRunner, failing: Epoch) -> Fault:
         """Train the epochs since the snapshot again to find where it broke."""
-        good = self._restore()
+        good = self.restore()
         for epoch in self.epochs:
             good = Snapshot.take(self.program, epoch.first_step, epoch.number)
             step = self._bad_step(runner, epoch)
@@ -115,7 +115,8 @@ class Recovery:
             for _ in range(epoch.drawn):
                 generator.permutation(len(epoch.order))
 
-    def _restore(self) -> Snapshot:
+    def restore(self) -> Snapshot:
+        """Go back to the snapshot."""
         if self.snapshot is None:
             raise AssertionError("a snapshot is taken before the first step")
         self.snapshot.restore(self.program, self.state)

@@ -79,6 +79,7 @@ class Trainer:
         self.interrupt = Interrupt()
         self.looks_on = bool(callbacks) or validate is not None or python_metrics is not None
         self.recovery = Recovery(program, state)
+        self.unfinished: Epoch | None = None
         self.chunk_steps = 1
 
     def run(self) -> History:
@@ -86,28 +87,45 @@ class Trainer:
         source, generator = self.source, self.state.shuffle_generator
         n_rows = source.n_rows if isinstance(source, ArraySource) else 0
         ahead = self.program.backend.works_by_itself
-        try:
-            with (
-                self.interrupt.watch(),
-                self.progress,
-                Orders.of(generator, n_rows, ahead) as self.orders,
-            ):
-                while self.state.epoch < self.epochs and self.history.stopped is None:
-                    if isinstance(self.source, ArraySource):
-                        self._train_arrays(self.source)
-                    else:
-                        self._train_batches(self.source)
-                    if self.interrupt.requested:
-                        self.history.stopped = "interrupted"
-        except KeyboardInterrupt:
-            self.history.stopped = "interrupted"
-            unfinished = [e for e in self.recovery.epochs if e.number == self.state.epoch]
-            if unfinished and isinstance(self.source, ArraySource):
-                self.recovery.forget(self.runner, unfinished[0], self.chunk_steps)
-        if self.history.stopped is not None:
-            self.progress.stopped(self.state.epoch, self.history.stopped)
-        self.callbacks.fit_ends(self.history)
+        with self.interrupt.watch():
+            try:
+                with self.progress, Orders.of(generator, n_rows, ahead) as self.orders:
+                    while self.state.epoch < self.epochs and self.history.stopped is None:
+                        if isinstance(source, ArraySource):
+                            self._train_arrays(source)
+                        else:
+                            self._train_batches(source)
+                        if self.interrupt.requested:
+                            self.history.stopped = "interrupted"
+            except BaseException as error:
+                with self.interrupt.shield():
+                    self._undo()
+                if not isinstance(error, KeyboardInterrupt):
+                    raise
+                self.history.stopped = "interrupted"
+            if self.history.stopped is not None:
+                self.progress.stopped(self.state.epoch, self.history.stopped)
+            self.callbacks.fit_ends(self.history)
         return self.history
+
+    def _undo(self) -> None:
+        """Go back from within an epoch to the end of the one before."""
+        unfinished, self.unfinished = self.unfinished, None
+        if unfinished is None:
+            return
+        if not isinstance(self.source, ArraySource):
+            self.before_batches.restore(self.program, self.state)
+            return
+        try:
+            self.recovery.forget(self.runner, unfinished, self.chunk_steps)
+        except Exception:  # what failed before may fail again: further back then
+            self._truncate(self.recovery.restore().epoch)
+
+    def _truncate(self, epoch: int) -> None:
+        """Curves end with ``epoch``."""
+        done = epoch - self.first_epoch
+        self.history.truncate(done)
+        self.state.history.truncate(self.earlier_epochs + done)
 
     # -- arrays -------------------------------------------------------------------------------
 
@@ -138,7 +156,8 @@ class Trainer:
                 self._finish_steps(epoch, trace, source)
                 if self.interrupt.requested and epoch.steps_done < steps_per_epoch:
                     self.history.stopped = "interrupted"
-                    self.recovery.forget(self.runner, epoch, self.chunk_steps)
+                    with self.interrupt.shield():
+                        self._undo()
                     return
                 steps = then if blocks.fetches else self._next_steps(source, left)
         self._end_epoch(epoch, np.concatenate(epoch.trace))
@@ -172,7 +191,7 @@ class Trainer:
                 self._finish_steps(epoch, own, source, check_parameters=False)
                 self._end_epoch(epoch, own, seconds / count)
         if not parameters_finite(self.program):
-            self._fail(self.recovery.find_fault(self.runner, begun[-1]))
+            self._find_fault(begun[-1])
         self.state.step += len(trace)
         self.progress.advance(count * source.n_rows)
         figures = epoch_figures(self.program, shaped)
@@ -194,6 +213,7 @@ class Trainer:
             order = None if orders is None else orders[k]
             epochs.append(Epoch(first + k, order, generator, k, step + k * steps_per_epoch))
         since += epochs
+        self.unfinished = epochs[0]
         return epochs, orders
 
     def _draw_ahead(self, count: int) -> None:
@@ -217,7 +237,7 @@ class Trainer:
         if good and check_parameters and ends:
             good = parameters_finite(self.program)
         if not good:
-            self._fail(self.recovery.find_fault(self.runner, epoch))
+            self._find_fault(epoch)
         epoch.steps_done += len(trace)
 
     def _adapt_chunk(self, steps: int, seconds: float) -> None:
@@ -233,25 +253,21 @@ class Trainer:
     def _train_batches(self, source: BatchSource) -> None:
         """One epoch over an iterable: a step for each batch, whatever its size."""
         program, state = self.program, self.state
-        snapshot = Snapshot.take(program, state.step, state.epoch)
-        epoch = Epoch(state.epoch, None, {}, 0, state.step)
-        try:
-            for data in source.blocks():
-                program.check_batch(len(data.x))
-                rates = self._rates(1)
-                trace = self.executor.run(Run(data, None, len(data.x), rates, state.step))
-                epoch.rates.append(rates)
-                state.step += 1
-                epoch.steps_done += 1
-                epoch.trace.append(trace)
-                self.progress.advance(len(data.x))
-                if not is_finite(trace) or not parameters_finite(program):
-                    self._fail(Fault(epoch, epoch.steps_done, snapshot))
-                if self.interrupt.requested:
-                    raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            snapshot.restore(program, state)
-            raise
+        self.before_batches = snapshot = Snapshot.take(program, state.step, state.epoch)
+        self.unfinished = epoch = Epoch(state.epoch, None, {}, 0, state.step)
+        for data in source.blocks():
+            program.check_batch(len(data.x))
+            rates = self._rates(1)
+            trace = self.executor.run(Run(data, None, len(data.x), rates, state.step))
+            epoch.rates.append(rates)
+            state.step += 1
+            epoch.steps_done += 1
+            epoch.trace.append(trace)
+            self.progress.advance(len(data.x))
+            if not is_finite(trace) or not parameters_finite(program):
+                self._fail(Fault(epoch, epoch.steps_done, snapshot))
+            if self.interrupt.requested:
+                raise KeyboardInterrupt
         self._end_epoch(epoch, np.concatenate(epoch.trace))
 
     # -- after an epoch -------------------------------------------------------------------------
@@ -271,21 +287,29 @@ class Trainer:
 
     def _end_epochs(self, figures: list[dict[str, float]], seconds: float) -> None:
         """Epochs are complete, each after so many seconds."""
-        for history in (self.history, self.state.history):
-            history.extend(figures, seconds)
         first = self.state.epoch + 1
-        self.state.epoch += len(figures)
+        with self.interrupt.shield():
+            for history in (self.history, self.state.history):
+                history.extend(figures, seconds)
+            self.state.epoch += len(figures)
+            self.unfinished = None
         for number, own in enumerate(figures, first):
             self.progress.epoch_end(number, own)
+
+    def _find_fault(self, failing: Epoch) -> NoReturn:
+        """Find where the training left the numbers, and raise the error."""
+        with self.interrupt.shield():
+            fault = self.recovery.find_fault(self.runner, failing)
+        self._fail(fault)
 
     def _fail(self, fault: Fault) -> NoReturn:
         """Return to the state before the epoch that failed, and raise the error."""
         epoch = fault.epoch
-        fault.good.restore(self.program, self.state)
-        self.recovery.restore_generator(epoch)
-        done = epoch.number - self.first_epoch
-        self.history.truncate(done)
-        self.state.history.truncate(self.earlier_epochs + done)
+        with self.interrupt.shield():
+            self.unfinished = None
+            fault.good.restore(self.program, self.state)
+            self.recovery.restore_generator(epoch)
+            self._truncate(epoch.number)
         raise NonFiniteLossError(
             f"the loss or a parameter became NaN or infinite in epoch {epoch.number + 1}, step "
             f"{fault.step}. The model is back at the end of epoch {epoch.number}. Try a smaller "

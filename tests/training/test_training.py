@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
-from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.data import sources, validation
 from nnbackend.executor.base import Run
+from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.training import trainer
 
 
