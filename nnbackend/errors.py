@@ -1,7 +1,7 @@
-"""The errors nnbackend raises. Each is also the built-in error that it resembles.
+"""The errors that nnbackend raises. Each is also the built-in error that it resembles.
 
-Every message states the rule, then what was received, then how to mend it, so
-``except ValueError`` written for NumPy code keeps working and a student can act on the text.
+``except ValueError`` written for NumPy code thus keeps working. Every message states the rule, then
+what was received, then how to fix it, so that a student can act on the text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class NNBackendError(Exception):
 
 
 class BackendUnavailableError(NNBackendError, RuntimeError):
-    """A backend was asked for by name and cannot run on this machine."""
+    """A backend requested by name cannot run on this machine."""
 
 
 class UnknownNameError(NNBackendError, ValueError):
@@ -43,15 +43,15 @@ class DTypeError(NNBackendError, TypeError):
 
 
 class DeviceError(NNBackendError, RuntimeError):
-    """Arrays or models of different devices were mixed, or a device does not exist."""
+    """Arrays or models on different devices were mixed, or a device does not exist."""
 
 
 class ModelBusyError(NNBackendError, RuntimeError):
-    """A second fit or train_step began while another one of the same model was running."""
+    """A second fit or train_step began while another one on the same model was running."""
 
 
 class OutOfMemoryError(NNBackendError, MemoryError):
-    """The device has not enough memory for the request."""
+    """The device does not have enough memory for the request."""
 
 
 @contextmanager

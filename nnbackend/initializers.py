@@ -1,4 +1,4 @@
-"""Initial values of weights, drawn on the host so that every backend starts alike.
+"""Initial values of weights, drawn on the host so that every backend starts from the same ones.
 
 An initializer is a callable ``(shape, rng) -> float64 array``. For a weight of shape
 (n_inputs, n_outputs) the fans are its two sizes; a vector is its own fan.
@@ -190,7 +190,7 @@ def draw(spec: InitializerLike, what: str, shape: Shape, rng: Generator) -> Floa
 
 
 def initializer_config(spec: InitializerLike) -> Any:
-    """What a model file records. Arrays and callables need not be kept: the weights are."""
+    """What a model file records. Arrays and callables need not be saved: the weights are."""
     if isinstance(spec, str):
         return spec
     if isinstance(spec, Constant | Uniform | Normal):

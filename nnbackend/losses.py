@@ -1,7 +1,7 @@
-"""Losses: what they expect of predictions and targets, and which of a backend's formulas they are.
+"""Losses: what they expect of predictions and targets, and which backend formula each one uses.
 
-Each is a callable ``(y_true, y_pred) -> (loss, dpred)``, so a loss of one's own is written the
-same way: a function of two arrays of the backend that returns the mean loss and its gradient.
+Each is a callable ``(y_true, y_pred) -> (loss, dpred)``, so you write your own loss the same
+way: a function of two backend arrays that returns the mean loss and its gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Loss(ABC):
 
     Attributes:
         name: of the formula, see ``Backend.loss``; and the name used in ``compile(loss=...)``.
-        link: turns logits into probabilities in ``predict_proba``; None where there is none.
+        link: turns logits into probabilities in ``predict_proba``; None if there is none.
         from_logits: predictions are logits, so the last layer must not apply the link.
         probabilities: predictions or their links are probabilities.
         low, high: bounds of the targets.
@@ -45,7 +45,7 @@ class Loss(ABC):
 
     @property
     def formula(self) -> LossFormula:
-        """What a backend is told."""
+        """The formula, as passed to a backend."""
         return LossFormula(self.name)
 
     @property
@@ -55,12 +55,12 @@ class Loss(ABC):
 
     @property
     def threshold(self) -> float | None:
-        """Predictions above it mean "yes", for losses with one yes or no per output."""
+        """Predictions above it mean "yes", for losses with a yes or no per output."""
         return None
 
     @abstractmethod
     def target(self, y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
-        """Check targets and bring them into the form that backends take.
+        """Check targets and convert them to the form that backends take.
 
         Returns:
             (N, n_outputs) of ``dtype``, or (N,) int32 class labels.
@@ -83,7 +83,7 @@ class Loss(ABC):
 
     @property
     def is_built_in(self) -> bool:
-        """Whether ``formula`` says what ``apply`` does: not where one's own class says it."""
+        """Whether ``formula`` describes ``apply``; False if a custom class overrides it."""
         return type(self).apply is Loss.apply and self.name in FORMULAS
 
     def __call__(self, y_true: Any, y_pred: Any) -> tuple[float, Array]:

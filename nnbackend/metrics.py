@@ -1,8 +1,8 @@
-"""Metrics: sums over rows that a backend collects, and the figure they give in the end.
+"""Metrics: sums over rows that a backend collects, and the figures computed from them.
 
 Every built-in metric is a function of sums, so it is exact over any split into batches.
-A callable ``(y_true, y_pred) -> number`` of NumPy arrays is accepted as well; it is computed
-from the model's raw outputs in a pass of its own.
+A callable ``(y_true, y_pred) -> number`` on NumPy arrays is accepted as well; it is computed
+from the model's raw outputs in a separate pass.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Metric(ABC):
 
 
 def _threshold(metric: str, loss: Loss | LossFunction | None, n_outputs: int) -> float | None:
-    """How classes are read off the outputs: None is "the largest"."""
+    """How classes are read from the outputs: None means "the largest"."""
     if isinstance(loss, Loss):
         if not loss.probabilities:
             raise DataError(
@@ -128,7 +128,7 @@ class TopKAccuracy(Metric):
 
 class _ConfusionMetric(Metric):
     """From counts per class; averaged over classes with equal weight (macro), or, with one
-    yes-or-no output, of the class "yes". A class that never occurs counts as 0."""
+    yes-or-no output, for the class "yes". A class that never occurs counts as 0."""
 
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
         return Statistic("confusion", _threshold(self.name, loss, n_outputs), 1, (3, n_outputs))
@@ -192,7 +192,7 @@ class MSE(_RegressionMetric):
 
 class R2(_RegressionMetric):
     """1 - sum (p - t)^2 / sum (t - mean t)^2, averaged over outputs; 0 for constant targets
-    unless they are met exactly, which counts as 1. Targets whose spread is less than 1e-7 of
+    unless they are predicted exactly, which counts as 1. Targets whose spread is less than 1e-7 of
     their size count as constant."""
 
     name = "r2"

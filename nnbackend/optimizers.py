@@ -1,4 +1,4 @@
-"""Optimizers: their settings, and which of a backend's rules makes a step.
+"""Optimizers: their settings, and which backend rule makes a step.
 
 An optimizer keeps no arrays: its state ("slots") lies in flat vectors beside the parameters,
 owned by the program, so that one kernel updates everything.
@@ -31,8 +31,8 @@ _RULES: dict[str, dict[str, Any]] = {
 
 
 _NO_UPDATE = (
-    "{} does not say how it changes the parameters: give it a method update, or take nn.Adam() or "
-    "another optimizer of nnbackend"
+    "{} does not say how it changes the parameters: give it a method update, or use nn.Adam() or "
+    "another nnbackend optimizer"
 )
 #: What a class of one's own must leave as it is for its rule to say all that it does.
 _METHODS = ("update", "slots", "rates", "decay")
@@ -69,7 +69,7 @@ class Optimizer:
 
     @property
     def rule(self) -> UpdateRule | None:
-        """What a backend is told; None where ``update`` says it in Python."""
+        """The rule, as passed to a backend; None if ``update`` is written in Python."""
         return None
 
     @property
@@ -80,14 +80,14 @@ class Optimizer:
 
     @property
     def decay(self) -> float:
-        """Decoupled weight decay; biases and norms are spared."""
+        """Decoupled weight decay; not applied to biases and norms."""
         rule = self.rule
         return 0.0 if rule is None else rule.weight_decay
 
     @property
     def is_built_in(self) -> bool:
-        """Whether ``rule`` says all that this optimizer does: not where a class of one's own has
-        another update, other rates, slots or a decay of its own."""
+        """Whether ``rule`` describes this optimizer fully; False if a custom class overrides the
+        update, rates, slots or decay."""
         return self.rule is not None and declares_all(type(self), "rule", _METHODS)
 
     def update(
@@ -101,14 +101,14 @@ class Optimizer:
         step: int,
         scratch: Array,
     ) -> None:
-        """One step over flat vectors, in place. An optimizer of one's own writes this.
+        """One step over flat vectors, in place. A custom optimizer overrides this.
 
         Args:
             param, grad: (P,) each.
             slots: (P,) each, in the order of ``self.slots``.
-            weight_decay: of these parameters.
+            weight_decay: for these parameters.
             step: number of updates made before.
-            scratch: to be overwritten.
+            scratch: may be overwritten.
         """
         rule = self.rule
         if rule is None:

@@ -1,7 +1,7 @@
-"""Pictures of training and of models; each function takes and returns a matplotlib Axes.
+"""Plots of training and of models; each function takes and returns a matplotlib Axes.
 
-Matplotlib is an extra (``pip install "nnbackend[plot]"``), imported when a picture is made.
-Colours differ in brightness and lines in style, so that every picture can be read in grey.
+Matplotlib is an extra (``pip install "nnbackend[plot]"``), imported when a plot is made.
+Colours differ in brightness and lines in style, so that every plot can be read in greyscale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARKERS = "os^Dv<>Pp*"
 
 
 def require_matplotlib() -> None:
-    """Say how to install matplotlib where it is missing."""
+    """Raise an error that says how to install matplotlib, if it is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -36,7 +36,7 @@ def require_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure without a window, laid out so that labels do not overlap; inches."""
+    """A figure without a window, laid out so that labels do not overlap; sizes in inches."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -87,7 +87,7 @@ def decision_regions(
     class_names: Sequence[str] | None = None,
     feature_names: Sequence[str] | None = None,
 ) -> Axes:
-    """Which class the model gives each point of a plane, with the data on top.
+    """Which class the model assigns to each point of a plane, with the data on top.
 
     Args:
         model: with two inputs.
@@ -147,7 +147,7 @@ def confusion_matrix(
     class_names: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """How often each class (row) was taken for each class (column).
+    """How often each class (row) was predicted as each class (column).
 
     Args:
         y_true, y_pred: (N,) class labels.
@@ -155,7 +155,7 @@ def confusion_matrix(
     y_true, y_pred = (np.asarray(y).reshape(-1).astype(np.int64) for y in (y_true, y_pred))
     if y_true.shape != y_pred.shape or not len(y_true):
         raise ShapeError(
-            f"y_true and y_pred must be as long, at least 1; received {len(y_true)} and "
+            f"y_true and y_pred must be equally long, at least 1; received {len(y_true)} and "
             f"{len(y_pred)}"
         )
     classes = int(max(y_true.max(), y_pred.max())) + 1
@@ -198,11 +198,11 @@ def worst_mistakes(
     class_names: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The pictures that the model was most sure about and wrong, as "true > predicted".
+    """The images that the model got wrong with most confidence, as "true > predicted".
 
     Args:
         x: (N, height * width).   y: (N,) class labels.
-        shape: (height, width); a square where None.
+        shape: (height, width); a square if None.
         count: at most this many.
     """
     x, y = np.asarray(x), np.asarray(y).reshape(-1)
@@ -229,10 +229,10 @@ def first_layer_weights(
     count: int = 24,
     ax: Axes | None = None,
 ) -> Axes:
-    """What the first dense layer's neurons look for: their weights as pictures.
+    """What the first dense layer's neurons look for: their weights as images.
 
     Args:
-        shape: (height, width) of the input; a square where None.
+        shape: (height, width) of the input; a square if None.
         count: at most this many neurons, those with the largest weights.
     """
     from nnbackend.layers import Dense
@@ -252,7 +252,7 @@ def first_layer_weights(
 
 
 def image_shape(width: int, shape: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of a picture of ``width`` pixels."""
+    """Height and width of an image of ``width`` pixels."""
     if shape is None:
         side = round(width**0.5)
         shape = (side, side)
@@ -272,7 +272,7 @@ def _mosaic(
     low: float | None = None,
     high: float | None = None,
 ) -> None:
-    """Small pictures in rows, each with a line of text above it."""
+    """Small images in rows, each with a line of text above it."""
     columns = max(1, int(np.ceil(np.sqrt(len(images) * 1.6))))
     rows = max(1, -(-len(images) // columns))
     for k, (image, text) in enumerate(zip(images, texts, strict=True)):
@@ -320,7 +320,7 @@ def regression_fit(
 
 
 def page(panels: Sequence[Callable[[Axes], Axes]]) -> Figure:
-    """Several pictures on one page, at most three in a row; each panel draws into an Axes."""
+    """Several plots on one page, at most three in a row; each panel draws into an Axes."""
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(4.4 * columns, 3.9 * rows)

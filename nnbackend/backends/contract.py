@@ -3,13 +3,13 @@
 Letters in shapes: B rows of the batch, I inputs, O outputs, N width of a layer that keeps it,
 C classes, P parameters. Rules for every method:
 
-- Arrays are C-contiguous and of the model's dtype (float32 or float64) unless said otherwise.
+- Arrays are C-contiguous and of the model's dtype (float32 or float64) unless stated otherwise.
 - The caller owns every array, ``out`` and ``saved`` included: nothing that grows with the batch
   is allocated. Outputs are overwritten, never read; no input is changed, not even ``dy``.
 - Input is assumed valid: layers and models have checked it.
-- NaN goes in, NaN comes out.
+- NaN in, NaN out.
 
-``NumpyBackend`` is the reference; a new backend is easiest written by subclassing it.
+``NumpyBackend`` is the reference; the easiest way to write a new backend is to subclass it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Backend(ABC):
 
     def adopt(self, x: Any) -> Array | None:
         """``x`` as an array on this backend's device, of its own dtype and without a copy; None
-        for data on the host that have to be copied or converted; DeviceError for another device.
+        for host data that must be copied or converted; DeviceError for another device.
         """
         if self.owns(x):
             return x
@@ -79,51 +79,51 @@ class Backend(ABC):
 
     @abstractmethod
     def asarray(self, data: Any, dtype: DType) -> Array:
-        """A C-contiguous array of ``dtype`` on the device; no copy where none is needed;
+        """A C-contiguous array of ``dtype`` on the device; no copy if none is needed;
         DeviceError for data on another device."""
 
     @abstractmethod
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
-        """``x`` as a NumPy array; waits for it. It may share memory with ``x``."""
+        """``x`` as a NumPy array, possibly sharing its memory; waits until ``x`` is ready."""
 
     @abstractmethod
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
         """A new array of zeros, its start aligned to 64 bytes."""
 
     def spare_bytes(self) -> int | None:
-        """Bytes that are free for data on the device; None where host arrays are used in place."""
+        """Bytes free for data on the device; None if host arrays are used in place."""
         return None
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until everything that was started has finished."""
+        """Wait until all work started so far has finished."""
 
     def at_precision(self, precision: str) -> Backend:
         """This backend with products of float32 matrices in another precision of ``PRECISIONS``.
 
         Raises:
-            UnknownNameError: there is none of that name.
+            UnknownNameError: no precision has that name.
             DeviceError: this backend has full precision only.
         """
         check_precision(precision)
         if precision != "fp32":
             raise DeviceError(
                 f"precision must be 'fp32' on the backend {self.device}; received {precision!r}, "
-                f"which is for GPUs. Take backend='cuda', or move the model with "
+                f"which is for GPUs. Use backend='cuda', or move the model with "
                 f"model.to({self.device!r}, precision='fp32')"
             )
         return self
 
     def make_uploads(self) -> Uploads | None:
-        """A way to copy to the device while it works; None where data are used where they lie."""
+        """A way to copy to the device while it works; None if data is used in place."""
         return None
 
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
-        """Compile what is compiled once on a machine, for these dtypes; nothing by default."""
+        """Compile what is compiled once per machine, for these dtypes; nothing by default."""
         return
 
     def kept_in(self) -> str:
-        """The folder that keeps what was compiled; empty where there is nothing to compile."""
+        """The folder of compiled code; empty if there is nothing to compile."""
         return ""
 
     @abstractmethod
@@ -179,8 +179,8 @@ class Backend(ABC):
         Args:
             dy: (B, O).   x: (B, I).   w: (I, O).
             saved: the forward's output or z, as ``act.saves`` says.
-            dw, db, dx: (I, O), (O,), (B, I); None where it is not wanted.
-            scratch: (B, O), overwritten; may be ``dy`` itself when the caller needs it no more.
+            dw, db, dx: (I, O), (O,), (B, I); None if it is not wanted.
+            scratch: (B, O), overwritten; may be ``dy`` itself if the caller no longer needs it.
         """
 
     @abstractmethod
@@ -318,7 +318,7 @@ class Backend(ABC):
         - sum_squared_error: value = sum_i w_i sum_o e^2, nothing is averaged.
 
         Args:
-            pred: (B, O).   dpred: (B, O), or None where it is not wanted.
+            pred: (B, O).   dpred: (B, O), or None if it is not wanted.
             target: (B, O), or (B,) int32 class labels for the losses over classes c.
             weight: (B,) >= 0, or None for ones.
             value: () float64; it stays on the device.
@@ -349,8 +349,8 @@ class Backend(ABC):
     ) -> None:
         """out (3, C): weighted counts per class of hits, of predictions, of occurrences.
 
-        The predicted class is the largest of pred; with a threshold each output is a class of
-        its own, predicted where pred > threshold and present where t > 0.5.
+        The predicted class is the largest of pred; with a threshold each output is a separate
+        class, predicted where pred > threshold and present where t > 0.5.
         """
 
     @abstractmethod
@@ -369,7 +369,7 @@ class Backend(ABC):
 
     @abstractmethod
     def step_scratch_size(self, size: int) -> int:
-        """Elements of ``scratch`` that a step over ``size`` parameters wants."""
+        """Elements of ``scratch`` that a step over ``size`` parameters needs."""
 
     @abstractmethod
     def update(

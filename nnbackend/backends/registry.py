@@ -56,7 +56,7 @@ def register_backend(name: str, backend: type[Backend] | str) -> None:
 
 
 def available_backends() -> dict[str, Availability]:
-    """Every known backend with whether it can run here and, if not, why.
+    """Every known backend, with whether it can run here and, if not, why.
 
     >>> available_backends()["numpy"].ok
     True

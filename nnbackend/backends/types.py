@@ -1,4 +1,4 @@
-"""What the contract is written in: arrays, dtypes, and formulas with their numbers."""
+"""The types of the contract: arrays, dtypes, and formulas with their parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Activation(NamedTuple):
 
     @property
     def saves(self) -> Saves:
-        """What its backward pass wants as ``saved``: the output y, the input z, or nothing."""
+        """What its backward pass needs as ``saved``: the output y, the input z, or nothing."""
         return ACTIVATIONS[self.name].saves
 
 
@@ -47,12 +47,12 @@ class LossFormula(NamedTuple):
 
     @property
     def averages(self) -> bool:
-        """Whether it is a mean over the rows' weights, not a sum."""
+        """Whether it is a weighted mean over rows, not a sum."""
         return bool(LOSSES[self.name].averages)
 
 
 class UpdateRule(NamedTuple):
-    """An optimizer as backends see it: its name, and the numbers that its formula has."""
+    """An optimizer as backends see it: its name, and the parameters of its formula."""
 
     name: str
     momentum: float = 0.0
@@ -70,7 +70,7 @@ class UpdateRule(NamedTuple):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Names of the vectors that it keeps."""
+        """Names of its state vectors."""
         return tuple(UPDATES[self.name].slots)
 
     @property
@@ -79,8 +79,8 @@ class UpdateRule(NamedTuple):
         return tuple(map(float, self[1:]))
 
     def corrected(self, lr: float, step: int) -> tuple[float, float]:
-        """Rate and eps with which m and v give Adam's step lr m_hat / (sqrt(v_hat) + eps): both
-        bias corrections moved out of the vectors."""
+        """Rate and eps with which m and v give Adam's step lr m_hat / (sqrt(v_hat) + eps), so that
+        the vectors need no bias correction."""
         root = (1.0 - self.beta2 ** (step + 1)) ** 0.5
         return lr * root / (1.0 - self.beta1 ** (step + 1)), self.eps * root
 
@@ -90,10 +90,10 @@ class Availability:
     """Whether a backend can run here.
 
     Attributes:
-        ok: it can.
-        reason: why not, in one sentence, then the command that mends it; empty when ok.
+        ok: whether it can.
+        reason: why not, in one sentence, then the command that fixes it; empty when ok.
         devices: names for ``get_backend``, such as ``("cuda:0", "cuda:1")``.
-        detail: what it will use, where there is a choice.
+        detail: what it will use, if there is a choice.
     """
 
     ok: bool

@@ -11,7 +11,7 @@ from nnbackend.cli.common import app
 
 
 def main() -> None:
-    """Entry point; wrong options count as the user's error, exit code 1."""
+    """Entry point; wrong options are a user error, exit code 1."""
     try:
         app()
     except SystemExit as stop:

@@ -1,4 +1,4 @@
-"""What the commands share: errors as messages, and checks before a long job."""
+"""Shared by the commands: errors as messages, and checks before a long job."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _root() -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """One clear message and exit code 1 for an error of the user's, 130 for Ctrl-C."""
+    """One clear message and exit code 1 for a user error, 130 for Ctrl-C."""
     try:
         yield
     except (NNBackendError, OSError, ImportError, UnicodeError, MemoryError) as error:
@@ -45,7 +45,7 @@ def user_errors() -> Iterator[None]:
 
 
 def check_picture(path: Path | None) -> None:
-    """Find out before a long job that its picture could not be made."""
+    """Fail before a long job, not after it, if its plot cannot be made."""
     if path is None:
         return
     nn.plot.require_matplotlib()
@@ -60,7 +60,7 @@ def save_picture(figure: Any, path: Path) -> None:
 
 
 def check_targets(*targets: Path | None) -> None:
-    """Find out before a long job that its results could not be written."""
+    """Fail before a long job, not after it, if its results cannot be written."""
     for target in targets:
         if target is None:
             continue

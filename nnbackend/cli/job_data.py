@@ -1,4 +1,4 @@
-"""The data of a job: built in or from files, and whether they fit a model."""
+"""The data of a job: built in or from files, and whether it fits a model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_data(
 
 
 def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
-    """The same rows, classes numbered as a model numbers them."""
+    """The same rows, with classes numbered as the model numbers them."""
     if data.class_names is None or data.y is None:
         return data
     unknown = [name for name in data.class_names if name not in names]
@@ -103,7 +103,7 @@ def test_images(name: str) -> str:
 
 
 def describe(data: Dataset, validation: float = 0.0) -> str:
-    """One line: what was read, and what is learnt from it."""
+    """One line: what was read, and what will be learnt from it."""
     held_out = round(len(data.x) * validation)
     rows = f"{len(data.x)} rows"
     if held_out:

@@ -20,7 +20,7 @@ from nnbackend.errors import DataError
 
 @app.command()
 def info() -> None:
-    """Show the backends: which can run here, which would be chosen, why the others can't.
+    """Show the backends: which can run here, which would be chosen, why others cannot run.
 
     [bold]Example[/bold]
 
@@ -51,14 +51,14 @@ def warmup(
     dtype: Annotated[
         str | None, typer.Option(help="float32 or float64", show_default="both")
     ] = None,
-    backend: Annotated[str, typer.Option(help="whose kernels: numba or cuda")] = "numba",
+    backend: Annotated[str, typer.Option(help="numba or cuda")] = "numba",
 ) -> None:
     """Compile a backend's kernels now, so that no later run has to.
 
-    They are kept in a cache folder: of the user's, or where NUMBA_CACHE_DIR or
-    CUPY_CACHE_DIR says. In the building of a container image, run this as the
-    user, and with that variable, of later runs. Kernels for a GPU are compiled
-    where that GPU is.
+    They are kept in the user's cache folder, or in the one that NUMBA_CACHE_DIR
+    or CUPY_CACHE_DIR names. When you build a container image, run this as the
+    same user, and with the same variable, as later runs. Kernels for a GPU must
+    be compiled on a machine with that GPU.
 
     [bold]Examples[/bold]
 
@@ -94,17 +94,17 @@ def bench(
         str | None, typer.Option(help=", ".join(OPERATIONS), show_default="all")
     ] = None,
     rounds: Annotated[int, typer.Option(help="measurements whose median is shown")] = 5,
-    seconds: Annotated[float, typer.Option(help="length of a measurement")] = 0.05,
+    seconds: Annotated[float, typer.Option(help="length of each measurement")] = 0.05,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", help="write all figures and the machine's description here"),
+        typer.Option("--json", help="write all figures and a description of the machine here"),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="write a picture here (.png, .pdf)")] = None,
 ) -> None:
-    """Measure the backends against each other, on networks from tiny to wide.
+    """Compare the speed of the backends, on networks from tiny to wide.
 
     "step" is one call of train_step, "epoch" a step inside a long fit.
-    Measurements alternate between the backends. Close what else is running:
+    Measurements alternate between the backends. Close other programs first:
     one busy core is enough to spoil the figures.
 
     [bold]Examples[/bold]

@@ -28,7 +28,7 @@ DATA_HELP = (
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file written by train --save")]
 BackendOption = Annotated[
     str | None,
-    typer.Option(help="a name that nnbackend info lists, or auto; by default the best CPU backend"),
+    typer.Option(help="a name listed by nnbackend info, or auto; by default the best CPU backend"),
 ]
 
 
@@ -61,23 +61,23 @@ def train(
     ] = None,
     activation: Annotated[
         str | None,
-        typer.Option(help="of the hidden layers", show_default=_default("activation")),
+        typer.Option(help="function of the hidden layers", show_default=_default("activation")),
     ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="passes over the data", show_default=_default("epochs")),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="rows of a step", show_default=_default("batch_size"))
+        int | None, typer.Option(help="rows per step", show_default=_default("batch_size"))
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="highest learning rate", show_default="what suits the optimizer"),
+        typer.Option(help="highest learning rate", show_default="depends on optimizer"),
     ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
-            help="of the learning rate: cosine (falls to 0) or constant",
+            help="learning rate over time: cosine (falls to 0) or constant",
             show_default=_default("schedule"),
         ),
     ] = None,
@@ -108,17 +108,17 @@ def train(
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="go on with this model up to --epochs in all; more epochs than at first "
-            "stretch the cosine of the learning rate"
+            help="continue training this model up to --epochs in total; more epochs than "
+            "before stretch the cosine of the learning rate"
         ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="write the model here (.safetensors)")] = None,
     plot: Annotated[Path | None, typer.Option(help="write a picture here (.png, .pdf)")] = None,
 ) -> None:
-    """Train a network and say how good it is.
+    """Train a network and report how good it is.
 
     Ctrl-C stops after the last finished epoch and still writes the model;
-    --resume goes on from there as if nothing had happened.
+    --resume continues from there as if nothing had happened.
 
     [bold]Examples[/bold]
 
@@ -174,13 +174,13 @@ def evaluate(
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
     backend: BackendOption = None,
 ) -> None:
-    """Loss and metrics of a trained model on data with targets.
+    """Compute the loss and metrics of a trained model on data with targets.
 
     [bold]Example[/bold]
 
       nnbackend evaluate wine.safetensors wine-test.csv
 
-    Of a folder in MNIST's layout the test images (t10k) are taken, if there are any.
+    From a folder in MNIST's layout, the test images (t10k) are used if there are any.
     """
     with user_errors():
         trained = nn.load(model, backend)
@@ -196,13 +196,13 @@ def evaluate(
 def predict(
     model: ModelFile,
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    out: Annotated[Path, typer.Option(help="write predictions here, a line a row (.csv)")],
+    out: Annotated[Path, typer.Option(help="write predictions here, one line per row (.csv)")],
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="also a column for each class")
+        bool, typer.Option("--probabilities", help="add a column for each class")
     ] = False,
     backend: BackendOption = None,
 ) -> None:
-    """Predictions for data, with or without targets; class names are restored.
+    """Predict for data with or without targets; class names are restored.
 
     [bold]Examples[/bold]
 
@@ -229,7 +229,7 @@ def predict(
 def _predictions(
     model: nn.Sequential, x: Any, classes: list[str] | None, probabilities: bool
 ) -> tuple[list[str], list[list[Any]]]:
-    """Header and columns of the predictions' file."""
+    """Header and columns of the predictions file."""
     name = model.info.get("target_name") or "prediction"
     if classes is None:
         if probabilities:
@@ -247,7 +247,7 @@ def _predictions(
 
 @app.command()
 def summary(model: ModelFile) -> None:
-    """Layers, training and classes of a model file.
+    """Show the layers, training and classes of a model file.
 
     [bold]Example[/bold]
 

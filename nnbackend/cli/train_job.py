@@ -47,8 +47,8 @@ class Settings:
 
     Attributes:
         hidden: widths of the hidden layers.
-        activation, dropout: of and after each hidden layer.
-        lr: highest learning rate; None takes what suits the optimizer.
+        activation, dropout: function of, and rate after, each hidden layer.
+        lr: highest learning rate; None takes a default for the optimizer.
         schedule: "cosine" falls to 0 at the last step, "constant" stays.
         validation: share of rows kept for validation, 0 for none.
         target: name or number of a CSV's target column; None takes the last.
@@ -92,7 +92,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = tomllib.loads(existing(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not TOML that can be read: {error}") from error
+        raise DataError(f"{path} is not TOML: {error}") from error
     known = {f.name for f in fields(Settings)}
     settings = {key.replace("-", "_"): value for key, value in content.items()}
     for name in settings:
@@ -116,7 +116,7 @@ def parse_widths(text: str) -> tuple[int, ...]:
         return ()
     if not widths or min(widths) < 1:
         raise DataError(
-            f"hidden must be whole numbers above 0 with commas between them, such as 128,64, or "
+            f"hidden must be whole numbers above 0, separated by commas, such as 128,64, or "
             f"0 for no hidden layer; received {text!r}"
         )
     return widths
@@ -163,7 +163,7 @@ def build_model(settings: Settings, data: Dataset, backend: str | None = None) -
 
 def _in_units_of(y: np.ndarray[Any, Any]) -> Dense:
     """A fixed last layer from standardized outputs to the targets' own mean and scale, so that
-    the layers before it learn numbers near 1 whatever the units."""
+    the layers before it learn numbers near 1 in any units."""
     mean, std = y.mean(axis=0, dtype=np.float64), y.std(axis=0, dtype=np.float64)
     scale = np.diag(np.where(std > 0, std, 1.0))
     return Dense(len(mean), len(mean), weight_init=scale, bias_init=mean, trainable=False)
@@ -181,16 +181,16 @@ def learning_rate(settings: Settings, rows: int) -> float | Schedule:
 def resume(
     path: Path, given: Mapping[str, Any], backend: str | None
 ) -> tuple[Settings, Sequential]:
-    """A model to train on, and its settings with those given now.
+    """The model to continue with, and its settings updated with those given now.
 
     Raises:
-        CheckpointError: the file was not written by a training, or ``given`` contradicts it.
+        CheckpointError: ``nnbackend train`` did not write the file, or ``given`` contradicts it.
     """
     model = load(path, backend)
     if "settings" not in model.info:
         raise CheckpointError(
-            f"{path} was not written by nnbackend train, so its settings are not known; train it "
-            f"on in Python: nn.load(path).fit(...)"
+            f"{path} was not written by nnbackend train, so its settings are not known; continue "
+            f"in Python: nn.load(path).fit(...)"
         )
     saved_settings = dict(model.info["settings"])
     saved_settings["hidden"] = tuple(saved_settings["hidden"])
@@ -199,26 +199,26 @@ def resume(
         if name in given and given[name] != getattr(saved, name):
             raise CheckpointError(
                 f"{path} was trained with {name} {getattr(saved, name)}; received "
-                f"{given[name]}. Leave that option out, or begin anew without --resume"
+                f"{given[name]}. Leave that option out, or start again without --resume"
             )
     settings = replace(saved, **given)
     if model.epoch >= settings.epochs:
         raise CheckpointError(
             f"{path} has been trained for {model.epoch} epochs already; pass --epochs above "
-            f"that to go on"
+            f"that to continue"
         )
     return settings, model
 
 
 def check_resumed_data(model: Sequential, data: Dataset, path: Path) -> Dataset:
-    """The data in the order of the model's classes, or an error if it is of another kind."""
+    """The data in the order of the model's classes, or an error if it is of a different kind."""
     if data.x.shape[1] != model.n_inputs:
         raise CheckpointError(
             f"{path} was trained on rows of {model.n_inputs} values; the data has {data.x.shape[1]}"
         )
     classes, features = model.info["class_names"], model.info["feature_names"]
     if (classes is None) != (data.class_names is None):
-        raise CheckpointError(f"{path} was trained for another task than this data is for")
+        raise CheckpointError(f"{path} was trained for a task that does not match this data")
     if features is not None and data.feature_names != tuple(features):
         raise CheckpointError(
             f"{path} was trained on the columns {', '.join(features)}; the data has "
@@ -228,7 +228,7 @@ def check_resumed_data(model: Sequential, data: Dataset, path: Path) -> Dataset:
 
 
 def train(settings: Settings, model: Sequential, data: Dataset) -> History:
-    """Fit until the model has had ``settings.epochs`` epochs in all."""
+    """Fit until the model has had ``settings.epochs`` epochs in total."""
     x, y = data
     before = model.info["settings"]
     if any(before[name] != getattr(settings, name) for name in RATE):

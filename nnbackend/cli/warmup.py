@@ -1,4 +1,4 @@
-"""Compiling everything ahead, for container images and read-only homes."""
+"""Compile everything ahead of time, for container images and read-only home folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FEW, MANY = 8, 1024
 
 
 def warm_up(backend: str = "numba", dtypes: tuple[str, ...] = ("float32", "float64")) -> None:
-    """Train and use a small network on ``backend`` in each way that has compiled code of its own:
+    """Train and use a small network on ``backend`` in each way that has its own compiled code:
     steps on one thread and on several, class labels and numbers as targets, single operations.
 
     Raises:

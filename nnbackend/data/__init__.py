@@ -1,1 +1,1 @@
-"""Data: data sets, files of many formats, and the way from arrays to batches."""
+"""Data: data sets, readers of several file formats, and batches from arrays."""

@@ -1,4 +1,4 @@
-"""Reader of CSV files: numeric columns and a target column."""
+"""Reader for CSV files: numeric columns and a target column."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def read_csv(
 ) -> Dataset:
     """Numeric columns and a target column, with or without a header line.
 
-    The first line is taken for a header if it has text above a column of numbers, or no number.
-    The separator is the one of ``,`` ``;`` and tab that the first line has most of.
+    The first line is taken as a header if it has text above a column of numbers, or no number.
+    The separator is whichever of ``,`` ``;`` and tab is most frequent in the first line.
 
     Args:
-        target: name of the target column, or its number from 0 (also as text, where no column
+        target: name of the target column, or its number from 0 (also as text, if no column
             has that name); None takes the last column.
         task: "classification" makes classes of the target's distinct values, "regression"
             numbers; "auto" takes text, and whole numbers with at most 20 distinct values, as
             classes.
-        features: names of the columns to read, in this order, and no target: for predictions
-            with a model that was trained on those columns.
+        features: names of the columns to read, in this order, without a target: for
+            predictions with a model trained on those columns.
 
     Raises:
-        DataError: ragged rows, text or nothing where a number belongs, an unknown column; line
-            (from 1) and column are named.
+        DataError: ragged rows, text or an empty field where a number belongs, an unknown column;
+            the message names the line (from 1) and column.
     """
     path = existing(path)
     check_task(task)
@@ -109,7 +109,7 @@ def _csv_lines(path: Path) -> tuple[list[str], CsvLines]:
         if len(fields) != len(header):
             raise DataError(
                 f"{path}, line {number}: {len(fields)} fields; every row must have "
-                f"{len(header)}, as the first line has"
+                f"{len(header)}, like the first line"
             )
     return header, lines
 

@@ -1,4 +1,4 @@
-"""What a reader gives: rows, targets, and their names."""
+"""What a reader returns: rows, targets, and their names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Dataset:
 
     Attributes:
         x: (N, I) float32.
-        y: (N,) int64 class numbers, (N, O) float32 quantities, or None where the file has none.
+        y: (N,) int64 class numbers, (N, O) float32 quantities, or None if the file has none.
         class_names: name of each class, or None for quantities.
         feature_names, target_name: of columns, where the file names them.
         image_shape: (height, width) where rows are pictures.

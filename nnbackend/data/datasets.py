@@ -1,4 +1,4 @@
-"""Data sets: every one is a pair (x float32, y int64 or float32)."""
+"""Data sets, each a pair (x float32, y int64 or float32)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def digits() -> tuple[FloatArray, LabelArray]:
     """Handwritten digits: 1797 pictures of 8 x 8 pixels in ten classes.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
-    Learning Repository (1998), its test part; licensed CC BY 4.0.
+    Learning Repository (1998), its test set; licensed CC BY 4.0.
 
     Returns:
         x (1797, 64) in [0, 1], row by row of the picture; y (1797,), the digit.
@@ -51,7 +51,7 @@ def digits() -> tuple[FloatArray, LabelArray]:
 def spiral(
     samples: int = 100, classes: int = 3, noise: float = 0.2, seed: int | None = None
 ) -> tuple[FloatArray, LabelArray]:
-    """Arms of a spiral, one a class: the data of many first networks.
+    """Arms of a spiral, one per class: the data of many introductory networks.
 
     For class c: r = 0 ... 1, t = 4 c ... 4 (c + 1) + noise * normal,
     x = (r sin 2.5 t, r cos 2.5 t). Drawn with NumPy's legacy generator, so that a seed gives
@@ -81,7 +81,7 @@ def vertical(
 ) -> tuple[FloatArray, LabelArray]:
     """Upright clouds side by side: x = (0.1 normal + c / 3, 0.1 normal + 0.5) for class c.
 
-    Drawn with NumPy's legacy generator, as :func:`spiral`.
+    Drawn with NumPy's legacy generator, like :func:`spiral`.
 
     Returns:
         x (samples * classes, 2); y (samples * classes,).
@@ -110,7 +110,7 @@ def sine(samples: int = 1000) -> tuple[FloatArray, FloatArray]:
 def moons(
     samples: int = 100, noise: float = 0.1, seed: int | None = None
 ) -> tuple[FloatArray, LabelArray]:
-    """Two half circles that reach into each other, one a class.
+    """Two interleaving half circles, one per class.
 
     Class 0: (cos t, sin t); class 1: (1 - cos t, 1/2 - sin t), t = 0 ... pi; plus
     noise * normal on both coordinates.

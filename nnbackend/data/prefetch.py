@@ -1,4 +1,4 @@
-"""Blocks of data that are on their way to a device while it works on the block before."""
+"""Blocks of data, copied to a device while it works on the previous block."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class BlockSource(Protocol):
         """Some rows on the device, in the order asked for."""
 
     def host_block(self, rows: Rows) -> list[tuple[np.ndarray[Any, Any], DType]]:
-        """The same on the host, each array with the dtype that it has on the device."""
+        """The same on the host, each array with its dtype on the device."""
 
     def uploads(self) -> Uploads | None:
-        """What brings blocks to the device while it works, if that is worth while here."""
+        """What copies blocks to the device while it works, if that is worthwhile here."""
 
 
 class _Fetch(NamedTuple):
@@ -36,10 +36,10 @@ class _Fetch(NamedTuple):
 
 
 class BlocksAhead:
-    """The blocks of a source, each read and copied, in a thread, while the one before is in use.
+    """The blocks of a source, each read and copied by a thread while the previous one is in use.
 
-    A block is valid until the next one is asked for. Where data are used where they lie, or
-    without a thread, blocks are read when they are asked for.
+    A block is valid until the next one is asked for. If data is used in place, or without a
+    thread, blocks are read when they are asked for.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class BlocksAhead:
 
     @property
     def fetches(self) -> bool:
-        """Whether it is of use to say which block comes next."""
+        """Whether it helps to say which block comes next."""
         return self._pool is not None
 
     def get(self, rows: Rows, then: Rows | None = None) -> Data:
-        """The block of ``rows`` on the device; meanwhile that of ``then`` is made ready."""
+        """The block of ``rows`` on the device; meanwhile that of ``then`` is prepared."""
         if self._uploads is None or self._pool is None:
             return self.source.block(rows)
         fetch = self._next

@@ -1,7 +1,7 @@
-"""Readers of users' own files: IDX, npz, folders of PNG images, and CSV (``csv_reader``).
+"""Readers for your own files: IDX, npz, folders of PNG images, and CSV (``csv``).
 
 Each gives a ``Dataset``, which unpacks like every data set, ``x, y = read_csv("wine.csv")``,
-and knows the names of classes and columns besides.
+and also knows the names of classes and columns.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_idx(images: PathLike, labels: PathLike | None = None) -> Dataset:
         images: the file of images, uint8 (N, height, width); or a folder that holds
             ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, with or without ``.gz``.
         labels: the file of labels; None looks beside the images for the same name with
-            "labels-idx1" for "images-idx3", and reads images alone where there is none.
+            "labels-idx1" for "images-idx3", and reads only images if there is none.
 
     Returns:
         x in [0, 1], a row for each image, y the labels.
@@ -125,7 +125,7 @@ def read_npz(path: PathLike, task: Task = "auto") -> Dataset:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a NumPy archive that can be read: {error}") from error
+        raise DataError(f"{path} is not a NumPy archive: {error}") from error
     x = next((arrays[name] for name in ("x", "X", "x_train", "data") if name in arrays), None)
     y = next((arrays[name] for name in ("y", "Y", "y_train", "target") if name in arrays), None)
     if x is None:
@@ -139,7 +139,7 @@ def read_npz(path: PathLike, task: Task = "auto") -> Dataset:
     if y is None:
         return Dataset(rows, None, image_shape=image_shape, kind="npz")
     if len(y) != len(x):
-        raise ShapeError(f"{path}: x has {len(x)} rows and y {len(y)}; they must be as many")
+        raise ShapeError(f"{path}: x has {len(x)} rows and y {len(y)}; the numbers must be equal")
     labels, names = as_targets(y, task, str(path))
     return Dataset(rows, labels, class_names=names, image_shape=image_shape, kind="npz")
 
@@ -150,8 +150,8 @@ def read_npz(path: PathLike, task: Task = "auto") -> Dataset:
 def read_images(folder: PathLike) -> Dataset:
     """PNG images, in grey, in one folder for each class: ``folder/cat/1.png``.
 
-    A folder of images alone, without folders in it, gives x and no y. All images must have
-    one size. Needs Pillow: ``pip install "nnbackend[images]"``.
+    A folder of images without subfolders gives x and no y. All images must have the same
+    size. Needs Pillow: ``pip install "nnbackend[images]"``.
 
     Returns:
         x in [0, 1], a row for each image, in the order of the sorted names.
@@ -167,7 +167,7 @@ def read_images(folder: PathLike) -> Dataset:
     groups = [sorted(f.glob("*.png")) for f in classes] or [sorted(folder.glob("*.png"))]
     files = [file for group in groups for file in group]
     if not files:
-        raise DataError(f"the folder {folder} holds no .png images, nor folders of them")
+        raise DataError(f"the folder {folder} holds no .png images or folders of them")
     rows: list[HostArray] = []
     shape: tuple[int, ...] | None = None
     for file in files:
@@ -180,7 +180,7 @@ def read_images(folder: PathLike) -> Dataset:
         if pixels.shape != shape:
             raise ShapeError(
                 f"{file} is {pixels.shape[1]} x {pixels.shape[0]} pixels; {files[0].name}, the "
-                f"first image, is {shape[1]} x {shape[0]}, and all must be alike"
+                f"first image, is {shape[1]} x {shape[0]}, and all must be the same size"
             )
         rows.append(pixels.reshape(-1))
     x = np.stack(rows).astype(np.float32) / 255.0
@@ -204,7 +204,7 @@ def read(
     task: Task = "auto",
     features: Sequence[str] | None = None,
 ) -> Dataset:
-    """Read a file or folder by what it is: .csv (or .tsv), .npz, IDX, or PNG images."""
+    """Read a file or folder according to its kind: .csv (or .tsv), .npz, IDX, or PNG images."""
     path = existing(path)
     if path.is_dir():
         if any(path.glob("train-images-idx3-ubyte*")):

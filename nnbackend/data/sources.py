@@ -1,6 +1,6 @@
 """Where batches come from: arrays on the device, arrays read in blocks, iterables of batches.
 
-Everything is checked before a model is touched; what leaves is ready for an executor.
+Everything is checked before a model is touched; the batches are ready for an executor.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ArraySource:
 
     Attributes:
         n_rows: number of rows.
-        data: all rows on the device, or None where they are read in blocks.
+        data: all rows on the device, or None if they are read in blocks.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class ArraySource:
     def _with_dtypes(
         self, x: Any, target: HostArray, weight: HostArray | None
     ) -> list[tuple[Any, DType]]:
-        """The arrays of some rows, no weights if there are none, each with the dtype that it has
-        on the device."""
+        """The arrays of some rows, without weights if there are none, each with its dtype on the
+        device."""
         target_dtype = self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
         arrays = [(x, self.dtype), (target, target_dtype)]
         return arrays if weight is None else [*arrays, (weight, self.dtype)]
 
     @property
     def block_rows(self) -> int:
-        """Rows to read at a time: all of them where they are on the device."""
+        """Rows to read at a time: all of them if they are on the device."""
         if self.data is not None:
             return self.n_rows
         return max(1, BLOCK_BYTES // (int(self.x.shape[1]) * self.dtype.itemsize))
@@ -86,8 +86,7 @@ class ArraySource:
         return self._to_device(*self._on_host(rows))
 
     def host_block(self, rows: slice | HostArray) -> list[tuple[HostArray, DType]]:
-        """Some rows as they are on the host, each array with the dtype that it has on the
-        device."""
+        """Some rows as they are on the host, each array with its dtype on the device."""
         return self._with_dtypes(*self._on_host(rows))
 
     def _on_host(self, rows: slice | HostArray) -> tuple[HostArray, HostArray, HostArray | None]:
@@ -95,7 +94,7 @@ class ArraySource:
         return read_rows(self.x, rows), self.target[rows], weight
 
     def uploads(self) -> Uploads | None:
-        """What brings blocks to the device while it works, if that is worth while here."""
+        """What copies blocks to the device while it works, if that is worthwhile here."""
         if self.data is None and self._uploads is None:
             self._uploads = self.backend.make_uploads()
         return self._uploads
@@ -131,7 +130,7 @@ class ArraySource:
 
 
 class BatchSource:
-    """An iterable of ``(x, y)`` or ``(x, y, weight)`` batches, or a function that makes one."""
+    """An iterable of ``(x, y)`` or ``(x, y, weight)`` batches, or a function that returns one."""
 
     n_rows = None
 
@@ -139,17 +138,17 @@ class BatchSource:
         if class_weight == "balanced":
             raise DataError(
                 "class_weight='balanced' counts all rows, which an iterable does not show at "
-                "once; pass a dict of class: weight"
+                "once; pass a dict from class to weight"
             )
         self.program, self.batches, self.class_weight = program, batches, class_weight
 
     def check_passes(self, passes: int) -> None:
-        """Refuse something that can be read once only where more passes are needed."""
+        """Refuse data that can be read only once if more passes are needed."""
         once = not callable(self.batches) and iter(self.batches) is self.batches
         if once and passes > 1:
             raise DataError(
                 f"a generator can be read only once, and this training reads its data {passes} "
-                f"times. Pass a list, an object whose __iter__ starts anew, or a function that "
+                f"times. Pass a list, an object whose __iter__ starts again, or a function that "
                 f"returns a generator"
             )
 
@@ -180,7 +179,7 @@ def make_source(
     sample_weight: Any = None,
     class_weight: ClassWeight | None = None,
 ) -> Source:
-    """Check data for a model and make them ready; arrays are scanned once for NaN.
+    """Check and prepare data for a model; arrays are scanned once for NaN.
 
     ``class_weight`` is for batches; for arrays see ``class_factors``.
     """

@@ -1,4 +1,4 @@
-"""What is asked of the arrays that a model is given: shapes, types, finite values, weights."""
+"""Checks of the arrays passed to a model: shapes, types, finite values, weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCAN_ELEMENTS = 1 << 20
 
 
 def on_host(backend: Backend, values: Any) -> Any:
-    """Targets and weights are checked on the host: a copy of what lies on a GPU."""
+    """``values`` on the host, where targets and weights are checked; copied from a GPU."""
     return backend.to_numpy(backend.adopt(values)) if is_on_gpu(values) else values
 
 
@@ -47,7 +47,7 @@ def checked(
 
 
 def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
-    """``x`` as a (N, n_inputs) array of numbers with at least one row; not copied if it is one."""
+    """``x`` as an (N, n_inputs) array of numbers, at least one row; copied only if needed."""
     if isinstance(x, np.ma.MaskedArray):
         raise DTypeError("x must not be a masked array; fill it with x.filled(value)")
     if hasattr(x, "toarray"):
@@ -86,7 +86,7 @@ def check_target(
 
 
 def check_finite(backend: Backend, x: Any, dtype: DType) -> None:
-    """Refuse NaN, infinity, and what would be infinite in ``dtype``, naming the first row and
+    """Refuse NaN, infinity, and what would overflow ``dtype``, naming the first row and
     column; scans block by block."""
     if x.dtype.kind != "f":
         return
@@ -115,7 +115,7 @@ def check_weight(program: Program, weight: Any, rows: int) -> HostArray | None:
         return None
     if not isinstance(program.loss, Loss):
         raise DataError(
-            "a loss function of one's own sees no weights; leave sample_weight and class_weight "
+            "a custom loss function sees no weights; leave sample_weight and class_weight "
             "out, or use a built-in loss"
         )
     values = np.asarray(weight)
@@ -141,7 +141,7 @@ def class_factors(program: Program, class_weight: ClassWeight, target: HostArray
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise DataError(
-                f"class_weight must be a dict of class: weight, or 'balanced'; received "
+                f"class_weight must be a dict from class to weight, or 'balanced'; received "
                 f"{class_weight!r}"
             )
         counts = np.bincount(labels, minlength=classes)
@@ -151,7 +151,7 @@ def class_factors(program: Program, class_weight: ClassWeight, target: HostArray
         return np.asarray(table[labels])
     if not isinstance(class_weight, Mapping):
         raise DTypeError(
-            f"class_weight must be a dict of class: weight, or 'balanced'; received "
+            f"class_weight must be a dict from class to weight, or 'balanced'; received "
             f"{type(class_weight).__name__}"
         )
     for label, value in class_weight.items():

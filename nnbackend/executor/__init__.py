@@ -1,2 +1,2 @@
-"""Executors: what runs a program. Each backend names its own; a program with parts that are written
-in Python is interpreted."""
+"""Executors, which run programs. Each backend names its own; a program with parts written in
+Python is interpreted."""

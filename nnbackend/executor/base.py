@@ -1,4 +1,4 @@
-"""The interface of what runs a Program, and the traces it gives."""
+"""The interface of executors, which run a Program and return traces."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Data(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Training steps to be made in one go, one for each rate.
+    """Training steps to run in one go, one for each rate.
 
     Attributes:
         data: rows on the device.
         order: (E, n) int64 on the device: for each epoch the rows in their order; None takes the
-            rows as they lie, in every epoch. An epoch's last batch may be smaller.
+            rows in storage order, in every epoch. An epoch's last batch may be smaller.
         batch_size: rows of a step.
         rates: (S,) learning rate of each step.
         first_step: number of updates made before.
-        keep_gradient: the flat gradient has to be that of the last step afterwards.
+        keep_gradient: whether the flat gradient must afterwards be that of the last step.
     """
 
     data: Data
@@ -62,7 +62,7 @@ class Run(NamedTuple):
 
 
 class Executor(ABC):
-    """Runs many steps of a Program without coming back to the caller between layers."""
+    """Runs many steps of a Program without returning to the caller between layers."""
 
     program: Program
     #: kinds of rows that it runs; a program with another is interpreted
@@ -70,7 +70,7 @@ class Executor(ABC):
 
     @abstractmethod
     def __init__(self, program: Program, backend: Any) -> None:
-        """What runs ``program`` on ``backend``."""
+        """An executor of ``program`` on ``backend``."""
 
     @abstractmethod
     def run(self, run: Run) -> Trace:
@@ -91,7 +91,7 @@ class Executor(ABC):
     def step(self, x: Any, y: Any, number: int) -> Array | None:
         """One update straight from a caller's arrays, and its loss with penalties, 0-d float64.
 
-        None where there is no such shortcut, or the arrays need a conversion or an error message:
+        None if there is no such shortcut, or the arrays need a conversion or an error message:
         then nothing has changed, and the caller checks them and calls ``run``. ``number`` is the
         number of updates made before.
         """
@@ -107,7 +107,7 @@ class Executor(ABC):
         """One row of a trace, (TRACE_SUMS + n_sums,), over all of ``data`` in inference mode."""
 
     def call(self, x: Any) -> Array | None:
-        """Outputs for a few rows straight from a caller's array, in a new array; None where there
+        """Outputs for a few rows straight from a caller's array, in a new array; None if there
         is no such shortcut. Thread-safe."""
         return None
 

@@ -28,8 +28,8 @@ _FLOAT64 = np.dtype(np.float64)
 
 
 class _Part(NamedTuple):
-    """A part of the flat vectors that an update handles alike; no rule where the optimizer is
-    written in Python."""
+    """A part of the flat vectors with one update rule; no rule if the optimizer is written in
+    Python."""
 
     rule: UpdateRule | None
     decay: float
@@ -41,7 +41,7 @@ class _Part(NamedTuple):
 class PythonExecutor(Executor):
     """Interprets the rows one by one with the backend's operations, into buffers made once.
 
-    Runs every model on every backend, those with user-written layers and losses included.
+    Runs every model on every backend, including those with custom layers and losses.
     """
 
     #: rows that inference handles at a time; results do not depend on it
@@ -107,7 +107,7 @@ class PythonExecutor(Executor):
                 self._in_step = False
 
     def update(self, lr: float, step: int) -> None:
-        """Change the parameters by the flat gradient; ``step`` is the number of updates before."""
+        """Update the parameters with the flat gradient; ``step`` counts the updates before."""
         optimizer = self.program.optimizer
         if optimizer is None or self.program.storage.trained == 0:
             return
@@ -123,7 +123,7 @@ class PythonExecutor(Executor):
                 self.backend.update(rule, param, grad, slots, lr, step, self._scratch)
 
     def _updates(self, optimizer: Optimizer) -> list[_Part]:
-        """The flat vectors in one part, or in two where only the first is decayed."""
+        """The flat vectors in one part, or in two if only the first is decayed."""
         storage, slots = self.program.storage, self.program.slots
         rule = optimizer.rule if optimizer.is_built_in else None
         ranges = [(0, storage.trained, 0.0)]
@@ -228,7 +228,7 @@ def _measure(
 
 
 def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
-    """A user's loss function, its answer checked."""
+    """Call a custom loss function and check its result."""
     loss = program.loss
     if loss is None:
         raise DataError(NO_LOSS)
@@ -339,7 +339,7 @@ class TrainingPlan:
 
 
 class _InferencePlan:
-    """Forward only, with buffers of its own, for one number of rows."""
+    """Forward only, with its own buffers, for one number of rows."""
 
     def __init__(self, program: Program, backend: Backend, rows: int) -> None:
         used = [row for row in program.rows if row.op != Op.DROPOUT]

@@ -1,4 +1,4 @@
-"""A row of a program as functions over fixed buffers, made of the backend's operations."""
+"""A row of a program as functions over fixed buffers, built from the backend's operations."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _NAMES = tuple(ACTIVATIONS)
 
 
 def saved_shape(row: Row, rows: int) -> tuple[int, int]:
-    """Of what a row keeps for its backward pass, for so many rows of the batch."""
+    """Shape of what a row keeps for its backward pass, for ``rows`` rows of the batch."""
     if row.op == Op.BATCH_NORM:
         return 2, row.n_outputs
     return (2, rows) if row.op == Op.LAYER_NORM else (rows, row.n_outputs)
 
 
 def activation_of(program: Program, row: Row) -> Activation:
-    """The row's activation, whose number is the first of its floats."""
+    """The row's activation, whose parameter is the first of the row's floats."""
     return Activation(_NAMES[row.activation], float(program.floats[row.layer][0]))
 
 
 def gradients_of(program: Program, row: Row) -> tuple[Array | None, Array | None]:
-    """Views of the flat gradient; None for a frozen dense layer, which can do without."""
+    """Views of the flat gradient; None for a frozen dense layer, which needs none."""
     if not row.trainable and row.op == Op.DENSE:
         return None, None
     return program.arrays[row.layer].gradients
 
 
 class Bound(NamedTuple):
-    """A row with all that its operations take.
+    """A row with all arguments of its operations.
 
     Attributes:
         out: (rows, n_outputs).
-        saved: of ``saved_shape``; None where the row keeps nothing.
-        dx: (rows, n_inputs); None where it is not needed.
+        saved: of ``saved_shape``; None if the row keeps nothing.
+        dx: (rows, n_inputs); None if it is not needed.
         moves_statistics: whether a forward pass moves running statistics.
     """
 
@@ -177,7 +177,7 @@ def _standardize(b: Bound) -> tuple[Forward, Backward]:
 
 
 def _own_layer(b: Bound) -> tuple[Forward, Backward]:
-    """A layer written in Python: its own methods, their answers checked."""
+    """A layer written in Python: its own methods, with their results checked."""
     row, dx = b.row, b.dx
     layer, backend, dtype = b.program.own_layers[row.layer], b.backend, b.program.dtype
 
@@ -230,7 +230,7 @@ def bind_row(
 
 
 def bind_inference(program: Program, row: Row) -> Inference:
-    """A row's inference; a dropout has none."""
+    """A row's inference; dropout has none."""
     backend, dtype, act = program.backend, program.dtype, activation_of(program, row)
     numbers = [float(f) for f in program.floats[row.layer]]
     (p0, p1), _, (s0, s1) = program.arrays[row.layer]

@@ -1,6 +1,6 @@
 """Activation functions: the names, and a layer for each.
 
-The formulas stand with the backends (``nnbackend.backends.numpy.activations``).
+The formulas are in the backends (``nnbackend.backends.numpy.activations``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def resolve_activation(spec: Any) -> Activation:
     if not isinstance(spec, str):
         raise DTypeError(
             f"an activation is a name such as 'relu', or a layer such as nn.ReLU(); received "
-            f"{type(spec).__name__}. A function of your own goes into a layer of your own "
+            f"{type(spec).__name__}. Put a custom function into a custom layer "
             f"(subclass nn.Layer)"
         )
     if spec not in ACTIVATIONS:
@@ -42,14 +42,14 @@ def resolve_activation(spec: Any) -> Activation:
 
 
 def activation_config(act: Activation) -> Any:
-    """A name, or name and parameter where it is not the usual one."""
+    """A name, or name and parameter if the parameter is not the default."""
     if act.parameter == ACTIVATIONS[act.name].parameter:
         return act.name
     return {"name": act.name, "parameter": act.parameter}
 
 
 class ActivationLayer(NativeLayer):
-    """An activation function as a layer of its own; takes and keeps any width."""
+    """An activation function as a separate layer; takes and keeps any width."""
 
     op = Op.ACTIVATION
     transient = ("_saved",)

@@ -26,7 +26,7 @@ from nnbackend.layers.parameters import ParameterKind, ParameterSpec
 class Layer(ABC):
     """A differentiable step: ``y = layer.forward(x)``, ``dx = layer.backward(dy)``.
 
-    A layer of one's own subclasses this, declares what it learns and writes both methods:
+    A custom layer subclasses this, declares what it learns and defines both methods:
 
         class Scale(nn.Layer):
             factor = nn.Parameter()
@@ -46,7 +46,7 @@ class Layer(ABC):
     Args:
         n_inputs, n_outputs: widths; None for a layer that takes and keeps any width.
         trainable: False keeps the parameters as they are during training.
-        seed: of the initial weights, when the model's seed shall not decide.
+        seed: for the initial weights, instead of the model's seed.
         dtype: "float32" or "float64", for use outside a model.
     """
 
@@ -109,8 +109,8 @@ class Layer(ABC):
 
     @property
     def declaration(self) -> NativeLayer | None:
-        """The layer as a row of a program, if that says all that it does; None where ``forward`` or
-        ``backward`` are written in Python, in a class of one's own."""
+        """The layer as a row of a program, if the row describes it fully; None if a custom class
+        writes ``forward`` or ``backward`` in Python."""
         return None
 
     @property
@@ -119,7 +119,7 @@ class Layer(ABC):
         return {}
 
     def adapt(self, x: Any) -> None:
-        """Learn from data (N, n_inputs), where ``adapts`` is said; ``adapted`` is true then."""
+        """Learn from data (N, n_inputs), if ``adapts`` is set; ``adapted`` is true afterwards."""
         raise DTypeError(f"{type(self).__name__} has nothing to learn from data by itself")
 
     def forget(self) -> None:
@@ -127,7 +127,7 @@ class Layer(ABC):
         return
 
     def check_adapted(self) -> None:
-        """Refuse to be used before ``adapt``, where ``adapts`` is said."""
+        """Raise an error if ``adapts`` is set and ``adapt`` has not been called yet."""
         return
 
     def add_parameter(
@@ -157,7 +157,7 @@ class Layer(ABC):
 
     @property
     def backend(self) -> Backend:
-        """What this layer runs on; without a model, the current backend at first use."""
+        """The backend of this layer; outside a model, the current backend at first use."""
         if self._backend is None:
             self._backend = get_backend()
         return self._backend
@@ -183,7 +183,7 @@ class Layer(ABC):
         return sum(int(np.prod(self.specs[name].shape)) for name in self.parameter_names)
 
     def array(self, name: str) -> Array | None:
-        """The array ``name``, drawn now if need be; None where the layer has none."""
+        """The array ``name``, drawn now if needed; None if the layer has none."""
         if name not in self.specs:
             return None
         if not self._arrays:
@@ -217,8 +217,8 @@ class Layer(ABC):
             current[...] = self.backend.asarray(values.reshape(current.shape), self.dtype)
 
     def initial_values(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
-        """Values to start from: those already here, else drawn with the layer's own seed or
-        from ``rng``. Float64 on the host, whatever the backend."""
+        """Initial values: those already here, else drawn with the layer's own seed or from
+        ``rng``. Float64 on the host, for every backend."""
         if self._arrays:
             return {n: self.backend.to_numpy(a).copy() for n, a in self._arrays.items()}
         if self.seed is not None:
@@ -303,10 +303,10 @@ class Layer(ABC):
         return f"{type(self).__name__}({', '.join(widths)})"
 
     def check_free(self) -> None:
-        """Refuse a layer that is part of a model: it belongs to one only."""
+        """Refuse a layer that is part of a model: a layer belongs to one model only."""
         if self.owner is not None:
             raise DataError(
-                f"{self!r} belongs to another model already; make a new layer for this one, or "
+                f"{self!r} belongs to another model; make a new layer for this one, or "
                 f"use copy.deepcopy(layer)"
             )
 
@@ -316,7 +316,7 @@ class NativeLayer(Layer):
 
     Attributes:
         op: what the row does.
-        activation: of the row; LINEAR where there is none.
+        activation: of the row; LINEAR if there is none.
     """
 
     op: ClassVar[Op]
@@ -332,7 +332,7 @@ class NativeLayer(Layer):
         return ()
 
     def saved_width(self, width: int) -> int:
-        """Elements that a training step keeps for the backward pass beside the output, for
+        """Elements that a training step keeps for the backward pass besides the output, for
         each row of the batch; ``width`` is the layer's number of outputs."""
         return 0
 

@@ -14,21 +14,21 @@ from nnbackend.layers.parameters import Parameter
 
 
 class Dense(NativeLayer):
-    """y = act(x w + b), every input connected with every output.
+    """y = act(x w + b), every input connected to every output.
 
     Args:
         n_inputs, n_outputs: I and O.
         activation: a name such as "relu", a layer such as ``nn.ELU(0.5)``, None for linear.
         bias: False leaves b out.
-        weight_init, bias_init: a name of ``nnbackend.initializers``, an array, or a callable
+        weight_init, bias_init: a name from ``nnbackend.initializers``, an array, or a callable
             ``(shape, rng) -> array``.
-        weight_l1, weight_l2, bias_l1, bias_l2: penalties; l1 sum|w| + l2 sum w^2 joins the loss.
+        weight_l1, weight_l2, bias_l1, bias_l2: penalties; adds l1 sum|w| + l2 sum w^2 to the loss.
         trainable: False keeps w and b as they are.
         seed, dtype: see ``Layer``.
 
     Attributes:
         weight: (I, O).   bias: (O,), or None.
-        weight_grad, bias_grad: what the last backward pass gave, of the same shapes.
+        weight_grad, bias_grad: from the last backward pass, of the same shapes.
     """
 
     op = Op.DENSE

@@ -13,12 +13,12 @@ from nnbackend.layers.base import NativeLayer
 
 
 class Dropout(NativeLayer):
-    """In training each element is zeroed with probability ``rate``, the rest is scaled up by
+    """In training, zero each element with probability ``rate`` and scale up the rest by
     1 / (1 - rate) (Srivastava et al., 2014). The same seed gives the same masks everywhere.
 
     Args:
         rate: share of elements dropped, in [0, 1).
-        seed: for use outside a model; the model's seed decides inside one.
+        seed: for use outside a model; inside one, the model's seed decides.
     """
 
     op = Op.DROPOUT

@@ -1,4 +1,4 @@
-"""Layers that normalise: by the batch, or by the row."""
+"""Layers that normalise: over the batch, or within each row."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class _Norm(NativeLayer):
 class BatchNorm(_Norm):
     """Each column normalised by the batch's statistics (Ioffe and Szegedy, 2015).
 
-    In training by mean and biased variance of the batch, of at least two rows; in inference by
-    running statistics, which move by ``momentum`` towards each batch's mean and unbiased
-    variance.
+    Training uses the mean and biased variance of the batch, which needs at least two rows;
+    inference uses running statistics, which move by ``momentum`` towards each batch's mean and
+    unbiased variance.
 
     Args:
         n: width.
         momentum: in [0, 1]; 0.1 keeps 90 % of the running value at each step.
         eps: added to the variance.
-        trainable: False keeps gamma and beta; the running statistics move all the same.
+        trainable: False freezes gamma and beta; the running statistics still move.
     """
 
     op = Op.BATCH_NORM

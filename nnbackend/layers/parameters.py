@@ -23,7 +23,7 @@ class ParameterSpec(NamedTuple):
 
 
 class HasArrays(Protocol):
-    """A layer, as seen from here."""
+    """What a parameter needs of its layer."""
 
     def array(self, name: str) -> Array | None: ...
 

@@ -95,7 +95,7 @@ class Standardize(NativeLayer):
         if not self.adapted:
             raise DataError(
                 "Standardize has not seen data yet: as a model's first layer it learns in fit(x, "
-                "y) from arrays; otherwise call layer.adapt(x) before"
+                "y) from arrays; otherwise call layer.adapt(x) first"
             )
 
     def assign(self, name: str, value: Any) -> None:

@@ -18,8 +18,8 @@ _OVER_PROBABILITIES = {
 
 
 def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction) -> None:
-    """Refuse a loss from logits after a softmax or sigmoid; warn where a loss over probabilities
-    follows outputs that are none."""
+    """Refuse a loss from logits after a softmax or sigmoid; warn if a loss over probabilities
+    follows outputs that are not probabilities."""
     if not isinstance(loss, Loss):
         return
     activation = last_activation(layers)
@@ -43,7 +43,7 @@ def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction) -> None:
 
 
 def last_activation(layers: Sequence[Layer]) -> Activation:
-    """The activation of the outputs, layers that keep any width and do nothing to it apart."""
+    """The activation of the outputs, skipping layers of any width that have no activation."""
     for layer in reversed(layers):
         activation = layer.activation if isinstance(layer, NativeLayer) else LINEAR
         if activation != LINEAR or layer.n_inputs is not None:

@@ -22,16 +22,16 @@ def load(
     backend: str | Backend | None = None,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Sequential:
-    """Read a model that ``save`` wrote, ready to predict or to be trained on.
+    """Read a model that ``save`` wrote, ready to predict or to train further.
 
     Args:
         path: the file.
-        backend: where it shall run; None takes the current backend.
-        custom_objects: layers, losses and metrics of one's own by name, if the model has any.
+        backend: where to run it; None takes the current backend.
+        custom_objects: custom layers, losses and metrics by name, if the model has any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is truncated, not safetensors, not a model of nnbackend, or of a
+        CheckpointError: it is truncated, not safetensors, not an nnbackend model, or has a
             newer format version.
     """
     tensors, metadata = read_file(path)
@@ -104,7 +104,7 @@ def _own_or(config: dict[str, Any], own: Mapping[str, Any]) -> Any:
     name = config["function"]
     if name not in own:
         raise CheckpointError(
-            f"the model was compiled with a function {name!r} of one's own; pass it as "
+            f"the model was compiled with a custom function {name!r}; pass it as "
             f"nn.load(path, custom_objects={{{name!r}: {name}}})"
         )
     return own[name]

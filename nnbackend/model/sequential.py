@@ -51,7 +51,7 @@ PREDICT_ROWS, PREDICT_BYTES = 1 << 16, 1 << 26
 
 
 class Sequential(LayerStack):
-    """A stack of layers, each fed with the output of the one before.
+    """A stack of layers, each fed the output of the one before.
 
     >>> model = Sequential([Dense(2, 8, activation="tanh"), Dense(8, 1)], seed=0)
     >>> model.compile(loss="mean_squared_error", optimizer="adam")
@@ -63,14 +63,14 @@ class Sequential(LayerStack):
         backend: a name such as "cuda:1"; None takes the current backend.
         precision: of products on a GPU. "fp32" multiplies float32 numbers as they are, "tf32"
             rounds them to ten bits of mantissa and "bf16" to seven, which tensor cores multiply
-            many times as fast; sums, weights and all else stay float32.
+            many times as fast; sums, weights and everything else stay float32.
 
     Attributes:
         layers, backend, dtype, seed, precision: as given.
         loss, optimizer, metrics: as compiled; ``optimizer.lr`` may be changed between steps.
         epoch, step: completed epochs and updates.
         history: the curves of all epochs so far.
-        info: notes of one's own that JSON can hold; saved with the model.
+        info: your own notes, which JSON can hold; saved with the model.
         callbacks: of the last ``fit``; their states are saved with the model.
         n_inputs, n_outputs: widths.
 
@@ -86,14 +86,14 @@ class Sequential(LayerStack):
         optimizer: str | Optimizer = "adam",
         metrics: Sequence[str | Metric | MetricFunction] | str | Metric | None = (),
     ) -> None:
-        """Choose what to minimise and how; starts the optimizer's state anew.
+        """Choose what to minimise and how; resets the optimizer's state.
 
         Args:
-            loss: a name of ``nnbackend.losses``, an object such as ``nn.losses.Huber(2.0)``, or
-                a function ``(y_true, y_pred) -> (loss, dpred)`` of arrays of the backend.
+            loss: a name from ``nnbackend.losses``, an object such as ``nn.losses.Huber(2.0)``, or
+                a function ``(y_true, y_pred) -> (loss, dpred)`` on the backend's arrays.
             optimizer: a name, or an object such as ``nn.Adam(lr=1e-3)``.
-            metrics: names of ``nnbackend.metrics``, objects, or functions
-                ``(y_true, y_pred) -> number`` of NumPy arrays.
+            metrics: names from ``nnbackend.metrics``, objects, or functions
+                ``(y_true, y_pred) -> number`` on NumPy arrays.
 
         Raises:
             UnknownNameError: with the choices.
@@ -143,23 +143,23 @@ class Sequential(LayerStack):
             x: (N, n_inputs) array; a ``np.memmap`` is read batch by batch. Or an iterable of
                 ``(x, y)`` or ``(x, y, weight)`` batches, or a function that returns one.
             y: (N,) class labels, (N, n_outputs) targets, or (N,) for one output.
-            batch_size: rows of a step; the last batch of an epoch may be smaller.
+            batch_size: rows per step; the last batch of an epoch may be smaller.
             validation_data: ``(x, y)`` or ``(x, y, weight)`` arrays, or an iterable of batches.
-            validation_split: share of rows, drawn at random by the seed, kept for validation.
+            validation_split: share of rows, drawn at random from the seed, kept for validation.
             callbacks: see ``nnbackend.training.callbacks``.
-            shuffle: a new order of the rows in every epoch.
+            shuffle: draw a new order of the rows for every epoch.
             sample_weight: (N,) weight of each row.
-            class_weight: dict of class: weight, or "balanced".
+            class_weight: dict from class to weight, or "balanced".
             verbose: 0 nothing, 1 a progress bar (plain lines without a terminal), 2 lines.
 
         Returns:
-            The curves of these epochs. Ctrl-C returns what there is, ``stopped="interrupted"``.
+            The curves of these epochs. After Ctrl-C, those so far, ``stopped="interrupted"``.
 
         Raises:
             ShapeError, DataError, DTypeError: bad input, found before the model is touched.
-            NonFiniteLossError: the loss became NaN or infinite; the weights are those of the
-                last good epoch's end.
-            ModelBusyError: another thread trains this model.
+            NonFiniteLossError: the loss became NaN or infinite; the weights are those at the
+                end of the last good epoch.
+            ModelBusyError: another thread is training this model.
         """
         self._check_compiled()
         epochs, batch_size = check_size("epochs", epochs), check_size("batch_size", batch_size)
@@ -218,7 +218,7 @@ class Sequential(LayerStack):
         return function_metrics(self.program, source, self._function_metrics, self)
 
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> Array:
-        """One update on one batch, for a loop of one's own.
+        """One update on one batch, for your own training loop.
 
         Args:
             x, y, sample_weight: as in ``fit``, any number of rows.
@@ -253,14 +253,14 @@ class Sequential(LayerStack):
         return data
 
     def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
-        """Loss with penalties of one batch, its gradient left in ``layer.weight_grad`` and so
-        on; nothing is updated."""
+        """Loss of one batch with penalties; leaves its gradient in ``layer.weight_grad`` and so
+        on, and updates nothing."""
         self._check_compiled()
         with self._training():
             return self.executor.gradient(self._batch(x, y, sample_weight), self.step)
 
     def _begin_callbacks(self, callbacks: Sequence[Callback]) -> None:
-        """Give the states that a file held to the first fit's callbacks, matched by class."""
+        """Pass the states from a model file to the first fit's callbacks, matched by class."""
         states, self.callback_states = self.callback_states, []
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
@@ -271,8 +271,8 @@ class Sequential(LayerStack):
                 callback.set_state({k: v for k, v in state.items() if k != "type"})
 
     def split_rows(self, n_rows: int, share: float) -> tuple[RowNumbers, RowNumbers]:
-        """Numbers of the rows for training and for validation that ``validation_split=share``
-        chooses; they depend on the model's seed and the number of rows only."""
+        """Row numbers that ``validation_split=share`` chooses for training and for validation;
+        they depend only on the model's seed and the number of rows."""
         held_out = round(n_rows * share)
         if held_out == 0 or held_out == n_rows:
             raise DataError(
@@ -298,7 +298,7 @@ class Sequential(LayerStack):
     # -- inference ----------------------------------------------------------------------------
 
     def __call__(self, x: Any) -> Array:
-        """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend: the way of
+        """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend, with the
         least overhead. Values are not checked."""
         self._check_adapted()
         quick = self.executor.call(x)
@@ -334,7 +334,7 @@ class Sequential(LayerStack):
 
     def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:
         """Probabilities (N, n_outputs): the loss's link (softmax, sigmoid) applied to
-        ``predict``, or the outputs themselves where the loss is one over probabilities."""
+        ``predict``, or the outputs themselves if the loss takes probabilities."""
         self._check_compiled()
         if not isinstance(self.loss, Loss) or not self.loss.probabilities:
             raise DataError(
@@ -383,7 +383,7 @@ class Sequential(LayerStack):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its optimizer's state, seeds and history to a safetensors file.
 
-        The file appears whole or not at all; ``nn.load(path)`` reads it.
+        The file is written whole or not at all; ``nn.load(path)`` reads it.
         """
         with self.exclusive():
             serialization.save_model(self, path)
@@ -392,7 +392,7 @@ class Sequential(LayerStack):
         """Read parameters and layer state, in place, from a file that ``save`` wrote.
 
         Raises:
-            CheckpointError: the file cannot be read, or is of another architecture.
+            CheckpointError: the file cannot be read, or holds another architecture.
         """
         with self.exclusive():
             serialization.load_weights(self, path)

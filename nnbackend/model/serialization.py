@@ -50,7 +50,7 @@ def save_model(model: LayerStack, path: Path_) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy numbers as Python's, for JSON."""
+    """NumPy numbers as Python numbers, for JSON."""
     if isinstance(value, np.generic):
         return value.item()
     raise DTypeError(
@@ -108,7 +108,7 @@ def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
             raise
         raise CheckpointError(
             f"{name} is not a whole safetensors file ({error}); it may be truncated or of "
-            f"another kind"
+            f"a different kind"
         ) from error
     return tensors, metadata
 

@@ -77,7 +77,7 @@ class LayerStack:
         self._trained_by: int | None = None
         rng = np.random.Generator(np.random.PCG64(init))
         if len({id(layer) for layer in self.layers}) < len(self.layers):
-            raise DataError("a layer can stand in a model only once; make two layers")
+            raise DataError("a model can hold a layer only once; make two layers")
         for layer in self.layers:
             layer.check_free()
         with memory_errors():
@@ -92,7 +92,7 @@ class LayerStack:
 
     @property
     def n_parameters(self) -> int:
-        """Number of values in all layers, frozen ones included, running statistics not."""
+        """Number of values in all layers, including frozen ones but not running statistics."""
         return sum(layer.n_parameters for layer in self.layers)
 
     @property
@@ -181,7 +181,7 @@ class LayerStack:
         self.executor: Executor = make_executor(self.program, self.backend)
 
     def change_trainable(self, layer: Layer, value: bool) -> None:
-        """Freeze or thaw a layer, which decides where its parameters lie in the flat vectors.
+        """Freeze or unfreeze a layer, which decides where its parameters lie in the flat vectors.
         The optimizer's state of other layers is kept."""
         with self._training():
             slots = {} if self._optimizer is None else self.optimizer_state()
@@ -191,7 +191,7 @@ class LayerStack:
             self.set_optimizer_state({key: slots[key] for key in kept})
 
     def to(self, backend: str | Backend, precision: str | None = None) -> Self:
-        """Move the model, optimizer state included, and return it. Earlier views of parameters
+        """Move the model, including optimizer state, and return it. Earlier views of parameters
         stay readable but are no longer linked. The precision stays as it is if none is given."""
         wanted = self.precision if precision is None else self._checked_precision(precision)
         target = get_backend(backend).at_precision(wanted)
@@ -216,7 +216,7 @@ class LayerStack:
             }
 
     def set_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Put back what ``arrays`` gave, in place."""
+        """Restore what ``arrays`` returned, in place."""
         with self.exclusive():
             for key, value in arrays.items():
                 _, number, name = key.split(".")
@@ -230,11 +230,11 @@ class LayerStack:
             return {key: to_numpy(view).copy() for key, view in self.program.slot_views().items()}
 
     def set_optimizer_state(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Put back what ``optimizer_state`` gave; keys that are missing stay as they are.
+        """Restore what ``optimizer_state`` returned; missing keys stay as they are.
 
         Raises:
             DataError, ShapeError: an unknown key, another shape, values that are not finite;
-                nothing is changed then.
+                then nothing changes.
         """
         with self.exclusive():
             self.program.set_slots(state)

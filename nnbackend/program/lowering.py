@@ -26,7 +26,7 @@ def lay_out(
     dtype: DType,
     values: Sequence[Mapping[str, np.ndarray[Any, Any]]],
 ) -> Storage:
-    """Flat vectors for these layers, whose arrays become views into them, and hold ``values``."""
+    """Flat vectors for these layers, whose arrays become views of them and hold ``values``."""
     specs = [
         ArraySpec(number, name, spec.shape, _group(layer, spec.kind))
         for number, layer in enumerate(layers)

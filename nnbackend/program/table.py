@@ -1,7 +1,6 @@
-"""A program: a model as a flat table of steps over flat vectors, which is what an executor runs.
+"""A program: a model as a flat table of steps over flat vectors, which an executor runs.
 
-The table holds numbers only, so that compiled code can interpret it: the same code for every
-network.
+The table holds only numbers, so that the same compiled code can interpret it for every network.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ ABSENT = -1
 
 
 class Row(NamedTuple):
-    """One step. Offsets count elements; ABSENT where there is nothing.
+    """One step. Offsets count elements; ABSENT if there is nothing.
 
     Attributes:
         op: an Op.
@@ -78,7 +77,7 @@ class OwnLayer(Protocol):
 
 
 class RowArrays(NamedTuple):
-    """A row's arrays as views of the flat vectors, each in the layer's order; None where it has
+    """A row's arrays as views of the flat vectors, each in the layer's order; None if it has
     fewer than two."""
 
     parameters: tuple[Array | None, Array | None]
@@ -97,7 +96,7 @@ class Program:
         own_layers: for rows with ``Op.PYTHON``, by their number.
         storage: flat parameters, gradients and state.
         penalties: L1 and L2 terms of the loss.
-        couples_rows: a row looks at the whole batch, so that one row is no batch.
+        couples_rows: whether a layer uses the whole batch, which then needs at least two rows.
         n_inputs, n_outputs: widths.
         workspace_width: elements of a training workspace for one row of the batch.
         gradient_width: widest dx that is needed.
@@ -109,7 +108,7 @@ class Program:
         built_in_loss, formula: the loss, and what a backend is told of it; None where it is
             written in Python.
         slots: flat optimizer state, ``optimizer.slots`` in order, each (trained,).
-        metrics, statistics: of the training pass; each metric has the index of its statistic.
+        metrics, statistics: of the training pass; each metric with the index of its statistic.
         n_sums: number of sums of all statistics.
     """
 
@@ -162,7 +161,7 @@ class Program:
         if len(self.optimizer.slots) != len(self.slots):
             raise DataError(
                 "the optimizer's momentum was switched on or off after compile; call "
-                "model.compile again, which starts the optimizer's state anew"
+                "model.compile again, which resets the optimizer's state"
             )
         return self.optimizer.rates(first_step, count)
 
@@ -190,11 +189,11 @@ class Program:
         }
 
     def set_slots(self, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Copy values into ``slot_views``; keys that are missing stay as they are.
+        """Copy values into ``slot_views``; missing keys stay as they are.
 
         Raises:
             DataError, ShapeError: an unknown key, another shape, values that are not finite;
-                nothing is changed then.
+                then nothing changes.
         """
         views = self.slot_views()
         for key, value in values.items():

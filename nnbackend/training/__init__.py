@@ -1,1 +1,1 @@
-"""Training: the loop over epochs, what looks on, and the way back when it fails."""
+"""Training: the loop over epochs, callbacks, progress, and recovery from failures."""

@@ -1,4 +1,4 @@
-"""What can look on and step in between epochs: early stopping, checkpoints, logs, rates.
+"""Callbacks, which run between epochs: early stopping, checkpoints, logs, learning rates.
 
 model.fit(x, y, epochs=200, validation_split=0.2,
           callbacks=[nn.EarlyStopping(patience=10), nn.ModelCheckpoint("best.safetensors")])
@@ -33,8 +33,8 @@ _MORE_IS_BETTER = ("accuracy", "top_k_accuracy", "precision", "recall", "f1", "r
 class Callback:
     """Base of all callbacks; override what you need.
 
-    ``fit`` comes back to Python after every epoch when it has callbacks, so they see the model
-    as it is and may change it, ``model.optimizer.lr`` for example.
+    With callbacks, ``fit`` returns to Python after every epoch, so they see the current model
+    and may change it, ``model.optimizer.lr`` for example.
     """
 
     #: called after the others, as what saves the model must be
@@ -53,7 +53,7 @@ class Callback:
             figures: the epoch's values, as they were appended to ``history``.
 
         Returns:
-            A reason to stop, kept as ``history.stopped``; or None to go on.
+            A reason to stop, kept as ``history.stopped``; or None to continue.
         """
         return None
 
@@ -61,16 +61,16 @@ class Callback:
         """After the last epoch, or after Ctrl-C."""
 
     def state(self) -> dict[str, Any]:
-        """What a model file keeps so that a resumed training goes on exactly: numbers, text,
+        """What a model file keeps so that resumed training continues exactly: numbers, text,
         None, and NumPy arrays."""
         return {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Put back what ``state`` gave."""
+        """Restore what ``state`` returned."""
 
 
 class CallbackList:
-    """The callbacks of a training, told of it one after another, each with the model."""
+    """The callbacks of a training run, called in order, each with the model."""
 
     def __init__(self, model: Sequential, callbacks: Sequence[Callback]) -> None:
         self.model = model
@@ -97,7 +97,7 @@ class CallbackList:
 
 
 class Monitor:
-    """Watches one curve for improvement; shared by the callbacks that do."""
+    """Watches one curve for improvement, for several callbacks."""
 
     def __init__(self, name: str, mode: Mode, min_delta: float = 0.0) -> None:
         if mode not in ("auto", "min", "max"):
@@ -139,11 +139,11 @@ class EarlyStopping(Callback):
     Args:
         monitor: the curve, "val_loss" for example.
         patience: epochs without improvement before it stops.
-        min_delta: what counts as improvement.
+        min_delta: an improvement must be larger than this.
         mode: "min", "max", or "auto": more is better for accuracies, f1, r2 and the like.
         restore_best: put the best epoch's parameters back at the end of ``fit``.
 
-    A training resumed from a file goes on with the patience that was left; for a fresh start set
+    Training resumed from a file continues with the patience that was left; to start afresh, set
     ``model.callback_states = []`` after ``nn.load``.
     """
 
@@ -196,12 +196,12 @@ class EarlyStopping(Callback):
 
 
 class ModelCheckpoint(Callback):
-    """Save the model after epochs, to resume from or to keep the best.
+    """Save the model after epochs, to resume training or to keep the best model.
 
     Args:
         path: the file; ``{epoch}`` in it is replaced by the epoch's number.
-        monitor: with a curve's name, save only when it improved; None saves always.
-        every: save each so many epochs.
+        monitor: a curve's name, to save only when it improves; None always saves.
+        every: number of epochs from one save to the next.
         mode: see ``EarlyStopping``.
     """
 
@@ -240,10 +240,10 @@ class ModelCheckpoint(Callback):
 
 
 class CSVLogger(Callback):
-    """Write a line of figures after each epoch; columns are fixed by the first.
+    """Write a line of figures after each epoch; the first epoch fixes the columns.
 
     Args:
-        path: the file. A resumed training appends to it, a new one begins it anew.
+        path: the file. Resumed training appends to it; new training overwrites it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -264,11 +264,11 @@ class CSVLogger(Callback):
 
 
 class LearningRateScheduler(Callback):
-    """Set the learning rate of each epoch by a function of one's own.
+    """Set the learning rate of each epoch with your own function.
 
     Args:
-        function: ``(epoch, lr) -> lr``; epoch, from 1, is the one that comes next, lr the
-            present rate.
+        function: ``(epoch, lr) -> lr``; epoch is the next one, counted from 1, and lr the
+            current rate.
     """
 
     def __init__(self, function: Callable[[int, float], float]) -> None:
@@ -348,10 +348,10 @@ class ReduceLROnPlateau(Callback):
 
 
 class TimeLimit(Callback):
-    """Stop at the first epoch's end after so many seconds of training.
+    """Stop at the end of the first epoch after ``seconds`` of training.
 
     Args:
-        seconds: of all calls of ``fit`` together, those before a resume included.
+        seconds: in all calls of ``fit`` together, including those before a resume.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""An epoch under way, and how its steps are run."""
+"""An epoch in progress, and how its steps are run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from nnbackend.program.table import Program
 
 @dataclass(slots=True)
 class Epoch:
-    """An epoch under way or done: what is needed to train it again, and its trace so far.
+    """An epoch in progress or done: what is needed to train it again, and its trace so far.
 
-    ``generator`` is a state of the model's shuffle generator, from which ``drawn`` orders were
-    drawn before that of the epoch.
+    ``generator`` is a state of the model's shuffle generator; from it, ``drawn`` orders were
+    drawn before this epoch's.
     """
 
     number: int
@@ -34,7 +34,7 @@ class Epoch:
 
 
 class ChunkRunner:
-    """Hands some steps of an epoch over arrays to the executor."""
+    """Has the executor run some steps of an epoch over arrays."""
 
     def __init__(
         self, program: Program, executor: Executor, source: ArraySource, batch_size: int
@@ -50,7 +50,7 @@ class ChunkRunner:
         rates: np.ndarray[Any, Any],
         then: int = 0,
     ) -> Trace:
-        """Steps of an epoch from number ``first`` on, one for each rate; ``then`` more follow."""
+        """Run the steps from number ``first`` on, one for each rate; ``then`` more follow."""
         source = self.source
         start = first * self.batch_size
         stop = min(start + len(rates) * self.batch_size, source.n_rows)

@@ -1,4 +1,4 @@
-"""Figures of a model: loss and metrics, of what a training gathered or over a source of data."""
+"""Figures of a model: loss and metrics, from a training trace or over a data source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def figures_of(
     weight_sum: float,
     sums: np.ndarray[Any, Any],
 ) -> dict[str, float]:
-    """Named figures from summed trace columns; "data_loss" only where there are penalties."""
+    """Named figures from summed trace columns; "data_loss" only if there are penalties."""
     value = data_loss(program, loss_sum, weight_sum)
     figures = {"loss": value + penalty}
     if program.penalties:
@@ -50,8 +50,8 @@ def epoch_figures(program: Program, traces: Trace) -> list[dict[str, float]]:
 def evaluate_source(
     executor: Executor, source: Source, functions: Sequence[MetricFunction], predict: Predict
 ) -> dict[str, float]:
-    """Loss and metrics by name in inference mode, those that are functions included; "data_loss"
-    only where there are penalties."""
+    """Loss and metrics by name in inference mode, including metrics that are functions;
+    "data_loss" only if there are penalties."""
     program = executor.program
     totals: Trace = np.zeros(TRACE_SUMS + program.n_sums)
     kept: list[tuple[Any, Any]] = []
@@ -88,11 +88,11 @@ def _function_values(
 
 
 def check_metric_names(metrics: Sequence[Any]) -> None:
-    """Two metrics of one name would share a curve."""
+    """Refuse metrics of the same name, which would share a curve."""
     names = [metric_name(metric) for metric in metrics]
     taken = {name for name in names if names.count(name) > 1} | {*names} & {*RESERVED_CURVES}
     if taken:
         raise DataError(
-            f"metrics need names of their own, other than {', '.join(RESERVED_CURVES)}; received "
-            f"{', '.join(sorted(taken))} more than once or in their place"
+            f"metrics need names of their own, other than {', '.join(RESERVED_CURVES)}; repeated "
+            f"or reserved: {', '.join(sorted(taken))}"
         )

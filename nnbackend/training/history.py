@@ -8,16 +8,16 @@ from typing import Any
 
 
 class History(Mapping[str, list[float]]):
-    """Every curve by name, one value an epoch: ``history["val_accuracy"][-1]``.
+    """Every curve by name, one value per epoch: ``history["val_accuracy"][-1]``.
 
-    Curves: "loss" (with penalties), "data_loss" (without; only where the model has penalties),
+    Curves: "loss" (with penalties), "data_loss" (without; only if the model has penalties),
     the metrics, all of these with "val_" in front, and "lr", the rate of the epoch's last update.
     Training figures are averages over the epoch's batches as they were trained on.
 
     Attributes:
         seconds: wall-clock time of each epoch.
         stopped: why training ended before its last epoch: "interrupted" (Ctrl-C), or what a
-            callback said; None where it did not.
+            callback said; None if it did not.
     """
 
     def __init__(self, curves: Mapping[str, list[float]] | None = None) -> None:
@@ -31,7 +31,7 @@ class History(Mapping[str, list[float]]):
         return max((len(values) for values in self.curves.values()), default=0)
 
     def extend(self, epochs: Sequence[Mapping[str, float]], seconds: float) -> None:
-        """Add the figures of some epochs, each of so many seconds; all have the same curves."""
+        """Add the figures of some epochs, each of ``seconds``; all have the same curves."""
         if not epochs or epochs[0].keys() != self.curves.keys():
             for values in epochs:
                 self.append(values, seconds)
@@ -41,7 +41,7 @@ class History(Mapping[str, list[float]]):
         self.seconds += [seconds] * len(epochs)
 
     def append(self, values: Mapping[str, float], seconds: float) -> None:
-        """Add the figures of one epoch; curves that it lacks get NaN."""
+        """Add the figures of one epoch; missing curves get NaN."""
         before = self.epochs
         for name in {**self.curves, **values}:
             curve = self.curves.setdefault(name, [math.nan] * before)

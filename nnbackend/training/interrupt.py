@@ -1,4 +1,4 @@
-"""Ctrl-C during a training."""
+"""Ctrl-C during training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from types import FrameType
 class Interrupt:
     """Ctrl-C as a flag that is read between chunks, so that no step is cut in half.
 
-    A second Ctrl-C interrupts at once; what is done then to leave things in order is not
-    interrupted any more. Outside the main thread, or where the program handles the signal itself,
-    Python's own behaviour stays.
+    A second Ctrl-C interrupts at once; putting things in order afterwards cannot be interrupted.
+    Outside the main thread, or if the program handles the signal itself, Ctrl-C works as usual.
     """
 
     def __init__(self) -> None:

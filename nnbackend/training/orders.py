@@ -1,4 +1,4 @@
-"""The orders in which epochs take their rows, drawn ahead while a device is at work."""
+"""The orders in which epochs take their rows, drawn ahead while a device is busy."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class _Drawn(NamedTuple):
 class Orders:
     """What ``generator.permutation(n_rows)`` gives, one order after another.
 
-    To shuffle takes about 50 ns a row on the host: as long as a small network's training on a GPU.
-    With ``pool``, the orders that are asked for next are drawn meanwhile, by a copy of the
-    generator, which itself is never ahead: its state is what a model file keeps.
+    Shuffling takes about 50 ns per row on the host: as long as training a small network on a GPU.
+    With ``pool``, a copy of the generator draws the next orders meanwhile. The generator itself
+    is never ahead: a model file keeps its state.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Orders:
         return np.concatenate([drawn.orders[:used], rest])
 
     def draw_ahead(self, count: int) -> None:
-        """Begin to draw the orders that the next ``take`` will ask for, if they can be drawn by
-        the way."""
+        """Begin to draw the orders that the next ``take`` will ask for, if they can be drawn in
+        the background."""
         there = 0 if self._ready is None else len(self._ready.orders)
         if self._pool is not None and count > there:
             # refused where the main thread has ended, and another one still trains

@@ -23,7 +23,7 @@ def figures_text(figures: Mapping[str, float]) -> str:
 
 
 def number_text(value: float) -> str:
-    """Four decimals where they say something, else four digits."""
+    """Four decimals where they are useful, else four significant digits."""
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
 
 
@@ -143,7 +143,7 @@ def stopped_text(epoch: int, reason: str) -> str:
 
 
 def _speed_text(rate: float, left: float | None) -> str:
-    """ "0:42 left, 120,000 samples/s"; without the first part where the end is not known."""
+    """ "0:42 left, 120,000 samples/s"; without the first part if the end is not known."""
     speed = f"{rate:,.0f} samples/s"
     if left is None:
         return speed
@@ -159,7 +159,7 @@ def make_progress(
     """0: silent. 1: a bar on a terminal, lines elsewhere. 2: lines everywhere.
 
     Args:
-        first_epoch, epochs: epochs trained before, and after this training, in all.
+        first_epoch, epochs: total epochs before and after this training.
     """
     if not verbose:
         return Progress()

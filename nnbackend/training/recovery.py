@@ -1,7 +1,7 @@
-"""Going back to the end of an epoch: after Ctrl-C, or when a loss has left the numbers.
+"""Going back to the end of an epoch: after Ctrl-C, or when a loss is not finite.
 
-Without anything that looks on between epochs, the state is copied now and then only; what came
-after is trained again, exactly, up to the last good epoch.
+If nothing runs between epochs, the state is copied only now and then; the epochs after the copy
+are trained again, exactly, up to the last good one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Snapshot(NamedTuple):
     def take(
         cls, program: Program, step: int, epoch: int, before: Snapshot | None = None
     ) -> Snapshot:
-        """``before`` is not needed any more: its memory is used again."""
+        """``before`` is no longer needed: its memory is reused."""
         if before is None:
             return cls([array.copy() for array in _changing(program)], step, epoch)
         for kept, array in zip(before.arrays, _changing(program), strict=True):
@@ -52,8 +52,8 @@ def _changing(program: Program) -> list[Array]:
 
 
 class Fault(NamedTuple):
-    """Where a training left the numbers: the step of the epoch, from 1, and the state before the
-    epoch."""
+    """Where values became NaN or infinite: the step of the epoch, from 1, and the state before
+    the epoch."""
 
     epoch: Epoch
     step: int
@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 
 
 class Recovery:
-    """The last snapshot of a training, and the epochs since."""
+    """The last snapshot of a training run, and the epochs since."""
 
     def __init__(self, program: Program, state: TrainingState) -> None:
         self.program, self.state = program, state
@@ -70,8 +70,8 @@ class Recovery:
         self._time = 0.0
 
     def keep(self, looked_on: bool) -> None:
-        """At the start of an epoch: remember the state, if the last one remembered is old, or
-        something looks on between epochs."""
+        """At the start of an epoch: save the state if the last snapshot is old, or if something
+        runs between epochs."""
         now = time.perf_counter()
         if self.snapshot is None or looked_on or now - self._time > SNAPSHOT_SECONDS:
             state = self.state
@@ -80,8 +80,8 @@ class Recovery:
             self.epochs = []
 
     def forget(self, runner: ChunkRunner, unfinished: Epoch, chunk_steps: int) -> None:
-        """Undo an epoch that was interrupted, so that the model stands where its history ends
-        and can be trained on as if nothing had happened."""
+        """Undo an interrupted epoch, so that the model is where its history ends and training
+        can continue as if nothing had happened."""
         self.restore()
         blocks = BlocksAhead(runner.source)
         for epoch in self.epochs:
@@ -133,11 +133,11 @@ class Recovery:
 
 
 def is_finite(trace: Trace) -> bool:
-    """Whether the losses of a trace are numbers."""
+    """Whether the losses of a trace are finite."""
     return bool(np.isfinite(trace[:, :TRACE_SUMS]).all())
 
 
 def parameters_finite(program: Program) -> bool:
-    """Whether parameters and state are."""
+    """Whether parameters and state are finite."""
     storage, all_finite = program.storage, program.backend.all_finite
     return all_finite(storage.parameters) and all_finite(storage.state)

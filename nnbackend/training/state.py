@@ -1,4 +1,4 @@
-"""How far a training has come."""
+"""How far training has progressed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from nnbackend.training.history import History
 
 @dataclass
 class TrainingState:
-    """What a training goes on from, parameters and optimizer apart: a model and the trainer at work
-    on it share one.
+    """What training continues from, besides parameters and optimizer; a model and its trainer
+    share one.
 
     Attributes:
         shuffle_generator: draws the orders of the rows.

@@ -41,10 +41,10 @@ class Trainer:
 
     Args:
         program, executor: of the model.
-        state: of the training, moved on.
+        state: of the training run, updated.
         epochs: number of the last epoch.
-        validate: figures over the validation data.
-        python_metrics: those of metrics that are functions.
+        validate: returns the figures over the validation data.
+        python_metrics: returns those of metrics that are functions.
         history: curves of this call.
     """
 
@@ -130,7 +130,7 @@ class Trainer:
     # -- arrays -------------------------------------------------------------------------------
 
     def _train_arrays(self, source: ArraySource) -> None:
-        """Train one epoch, or several whole ones where they are short and nobody looks on."""
+        """Train one epoch, or several whole ones if they are short and nothing runs in between."""
         steps_per_epoch = -(-source.n_rows // self.batch_size)
         self.recovery.keep(self.looks_on)
         count = 1
@@ -163,7 +163,7 @@ class Trainer:
         self._end_epoch(epoch, np.concatenate(epoch.trace))
 
     def _next_steps(self, source: ArraySource, left: int) -> int:
-        """Steps of the next chunk, of those that are left in an epoch."""
+        """Number of steps in the next chunk, of those left in an epoch."""
         fitting = -(-source.block_rows // self.batch_size)
         return min(self.chunk_steps, self._most_trace_steps(), fitting, left)
 
@@ -203,7 +203,7 @@ class Trainer:
     def _begin_epochs(
         self, count: int, steps_per_epoch: int
     ) -> tuple[list[Epoch], np.ndarray[Any, np.dtype[np.int64]] | None]:
-        """The next epochs, and the orders of their rows (count, n_rows), if they are drawn."""
+        """The next epochs, and the orders of their rows (count, n_rows), if rows are shuffled."""
         generator, step = dict(self.orders.generator.bit_generator.state), self.state.step
         orders = self.orders.take(count) if self.shuffle else None
         since = self.recovery.epochs
@@ -217,15 +217,15 @@ class Trainer:
         return epochs, orders
 
     def _draw_ahead(self, count: int) -> None:
-        """The epochs after the next ``count`` ones are likely to be as many, if any are left."""
+        """Draw orders for the epochs after the next ``count``: likely as many, if any are left."""
         if self.shuffle:
             self.orders.draw_ahead(min(count, self.epochs - self.state.epoch - count))
 
     def _finish_steps(
         self, epoch: Epoch, trace: Trace, source: ArraySource, check_parameters: bool = True
     ) -> None:
-        """Count the steps of a chunk; raise if the loss, or at an epoch's end a parameter, left
-        the numbers."""
+        """Count the steps of a chunk; raise if the loss, or at an epoch's end a parameter, is
+        not finite."""
         self.state.step += len(trace)
         rows = len(trace) * self.batch_size
         ends = epoch.steps_done + len(trace) == -(-source.n_rows // self.batch_size)
@@ -286,7 +286,7 @@ class Trainer:
         self.callbacks.epoch_ends(self.state.epoch, figures, self.history)
 
     def _end_epochs(self, figures: list[dict[str, float]], seconds: float) -> None:
-        """Epochs are complete, each after so many seconds."""
+        """Record completed epochs, each of ``seconds``."""
         first = self.state.epoch + 1
         with self.interrupt.shield():
             for history in (self.history, self.state.history):
