@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -13,39 +15,135 @@ HostArray = np.ndarray[Any, Any]
 Path_ = str | os.PathLike[str]
 
 
-def write_atomically(path: Path_, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all; the old one survives an error."""
-    import tempfile
+#: Seconds after which a temporary file that nobody holds is one that a killed process left.
+_ABANDONED = 60.0
 
-    target = Path(path)
-    if not target.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.absolute().parent} does not exist")
+
+def write_atomically(path: Path_, content: bytes) -> None:
+    """Write a file so that it appears whole or not at all; the old one survives an error.
+
+    An existing file keeps its mode and, where that is allowed, its owner. Of one with several
+    hard links the content is replaced, once a whole copy is on the disk.
+    """
+    target = Path(os.path.realpath(path))
+    folder = target.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder {folder} does not exist")
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it")
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
+        _remove_abandoned(target)
+        temporary, file = _new_temporary(target)
+    except OSError as error:  # name the file that was asked for
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+    try:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
+            before = _keep_mode(target, file.fileno())
+            if before is not None and before.st_nlink > 1:
+                _overwrite(target, content)
+                temporary.unlink()
+            else:
+                os.replace(temporary, target)
     except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):  # name the file that was asked for
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
     if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
+
+
+def check_writable(path: Path_) -> None:
+    """Find out before a long job that a file could not be written.
+
+    Raises:
+        OSError: why not, with the file's name.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; name a file in it")
+    try:
+        temporary, file = _new_temporary(target)
+        file.close()
+        temporary.unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+
+
+def _new_temporary(target: Path) -> tuple[Path, IO[bytes]]:
+    """A new file beside ``target``, locked as long as it is open."""
+    name = f"{_temporary_prefix(target)}{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    temporary = target.parent / name
+    # the mode that the process's umask leaves, which cannot be asked for without changing it
+    file = os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+    _lock(file.fileno())
+    return temporary, file
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.name[:180]}."
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what killed processes left of earlier attempts to write ``target``."""
+    prefix = _temporary_prefix(target)
+    with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if not entry.name.startswith(prefix) or not entry.name.endswith(".tmp"):
+                continue
+            with contextlib.suppress(OSError):
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime < _ABANDONED:
+                    continue
+                handle = os.open(entry.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                try:
+                    if _lock(handle):
+                        os.unlink(entry.path)
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether a file could be locked: nobody else has it open for writing it here."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _keep_mode(target: Path, handle: int) -> os.stat_result | None:
+    """Give a new file the mode and owner of the one that it replaces, whose status is returned."""
+    try:
+        before = os.stat(target)
+    except FileNotFoundError:
+        return None
+    if hasattr(os, "fchown"):
+        now = os.fstat(handle)
+        if (before.st_uid, before.st_gid) != (now.st_uid, now.st_gid):
+            with contextlib.suppress(OSError):
+                os.fchown(handle, before.st_uid, before.st_gid)
+    if hasattr(os, "fchmod"):
+        with contextlib.suppress(OSError):
+            os.fchmod(handle, stat.S_IMODE(before.st_mode))
+    return before
+
+
+def _overwrite(target: Path, content: bytes) -> None:
+    with open(target, "r+b") as file:
+        file.write(content)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 #: Scattered rows read from a file before its pages are given back: the system may map 2 MiB

@@ -131,15 +131,7 @@ class _ClassLoss(Loss):
                 f"{self.name} with {n_outputs} outputs takes class labels of shape (N,) or rows "
                 f"of shape (N, {n_outputs}); received {np.shape(y)}"
             )
-        if values.dtype.kind == "f":
-            _refuse(values != np.floor(values), values, "class labels must be whole numbers")
-        _refuse(
-            (values < 0) | (values >= n_outputs),
-            values,
-            f"class labels must lie in 0 ... {n_outputs - 1}, one for each of the model's "
-            f"{n_outputs} outputs",
-        )
-        return values.astype(np.int32)
+        return class_labels(values, n_outputs)
 
 
 class _OutputLoss(Loss):
@@ -281,10 +273,23 @@ def function_target(y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
     """Targets for a user's own loss: labels stay labels, numbers get the model's dtype."""
     values = numeric(y)
     if values.ndim == 1 and values.dtype.kind in "iub" and n_outputs > 1:
-        return values.astype(np.int32)
+        return class_labels(values, n_outputs)
     if values.ndim == 1 and n_outputs == 1:
         values = values[:, None]
     return in_range(values, -np.inf, np.inf, "the loss", dtype)
+
+
+def class_labels(values: HostArray, n_outputs: int) -> HostArray:
+    """Labels (N,) as int32, or an error that names the first that is no class."""
+    if values.dtype.kind == "f":
+        _refuse(values != np.floor(values), values, "class labels must be whole numbers")
+    _refuse(
+        (values < 0) | (values >= n_outputs),
+        values,
+        f"class labels must lie in 0 ... {n_outputs - 1}, one for each of the model's "
+        f"{n_outputs} outputs",
+    )
+    return values.astype(np.int32)
 
 
 def numeric(y: Any) -> HostArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import typer
 
 import nnbackend as nn
-from nnbackend._files import write_atomically
+from nnbackend._files import check_writable, write_atomically
 from nnbackend.errors import DataError, NNBackendError
 
 app = typer.Typer(
@@ -69,7 +70,40 @@ def check_targets(*targets: Path | None) -> None:
             raise DataError(
                 f"the folder {folder} does not exist; make it first, or choose another file"
             )
-        if target.is_dir():
-            raise DataError(f"{target} is a folder; name a file in it")
-        if not os.access(folder, os.W_OK):
-            raise DataError(f"the folder {folder} cannot be written to; choose another one")
+        try:
+            check_writable(target)
+        except IsADirectoryError as error:
+            raise DataError(str(error)) from error
+        except OSError as error:
+            raise DataError(
+                f"{target} cannot be written ({error.strerror}); choose another file"
+            ) from error
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output that may be closed at its other end, as by ``head``: a training goes on, and
+    its model is saved."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._to_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._to_nowhere()
+
+    def _to_nowhere(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+def outlive_closed_pipes() -> None:
+    """From now on, writing to a pipe that nobody reads is no error."""
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and not isinstance(out, _Output):
+        buffering, encoding, errors = out.line_buffering, out.encoding, out.errors
+        sys.stdout = _Output(out.detach(), encoding, errors, line_buffering=buffering)

@@ -5,6 +5,7 @@ The formulas are in the backends (``nnbackend.backends.numpy.activations``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -25,11 +26,14 @@ def resolve_activation(spec: Any) -> Activation:
     if isinstance(spec, ActivationLayer):
         return spec.activation
     if isinstance(spec, Mapping):
-        spec = Activation(str(spec.get("name")), float(spec.get("parameter", 0.0)))
+        spec = Activation(str(spec.get("name")), spec.get("parameter", 0.0))
     if isinstance(spec, Activation):
         if spec.name not in ACTIVATIONS:
             raise unknown_name("activation", spec.name, ACTIVATIONS)
-        return spec
+        # a negative slope would hide the sign of x in the output
+        low = 0.0 if ACTIVATIONS[spec.name].saves == "output" else -math.inf
+        parameter = check_number(f"the parameter of {spec.name}", spec.parameter, low)
+        return Activation(spec.name, parameter)
     if not isinstance(spec, str):
         raise DTypeError(
             f"an activation is a name such as 'relu', or a layer such as nn.ReLU(); received "

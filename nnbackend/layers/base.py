@@ -213,6 +213,13 @@ class Layer(ABC):
                 f"{type(self).__name__}.{name} has shape {tuple(current.shape)}; "
                 f"received {values.shape}"
             )
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(values.astype(self.dtype)).all()
+        if not finite:
+            raise DataError(
+                f"{type(self).__name__}.{name} holds finite {self.dtype} numbers; received NaN, "
+                f"infinity or a number that is too large"
+            )
         with nullcontext() if self.owner is None else self.owner.exclusive():
             current[...] = self.backend.asarray(values.reshape(current.shape), self.dtype)
 

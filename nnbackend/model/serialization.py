@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._files import Path_, write_atomically
-from nnbackend.errors import CheckpointError, DTypeError
+from nnbackend.errors import CheckpointError, DataError, DTypeError
 from nnbackend.losses import Loss, loss_name
 from nnbackend.metrics import Metric, metric_name
 from nnbackend.model.stack import LayerStack
@@ -44,6 +44,12 @@ def save_model(model: LayerStack, path: Path_) -> None:
         "callbacks": _callback_states(model, tensors),
         "info": model.info,
     }
+    for key, array in tensors.items():
+        if not key.startswith("callbacks.") and not np.isfinite(array).all():
+            raise DataError(
+                f"{key} holds NaN or infinity, so the model is not saved: it could not be loaded. "
+                f"Load the last file, or train again from finite numbers"
+            )
     # safetensors ends the process where it has no memory for the file and its parts
     np.empty(2 * sum(array.nbytes for array in tensors.values()), np.uint8)
     write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata, default=_plain)}))
@@ -98,6 +104,11 @@ def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no model file {name}")
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
     try:
         with safe_open(name, framework="np") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)

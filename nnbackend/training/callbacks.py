@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from nnbackend._checks import check_number, check_size
+from nnbackend._files import check_writable
 from nnbackend.errors import DataError, unknown_name
 from nnbackend.schedules import Schedule
 from nnbackend.training.history import History
@@ -222,14 +223,21 @@ class ModelCheckpoint(Callback):
         folder = Path(self.path).absolute().parent
         if not folder.is_dir():
             raise DataError(f"the folder {folder} for checkpoints does not exist; make it first")
+        try:
+            check_writable(self._path(model.epoch + 1))
+        except OSError as error:
+            raise DataError(f"checkpoints cannot be written: {error}") from error
 
     def on_epoch_end(
         self, model: Sequential, epoch: int, figures: Figures, history: History
     ) -> str | None:
         better = self.monitor is None or self.monitor.improved(figures)
         if better and epoch % self.every == 0:
-            model.save(self.path.replace("{epoch}", str(epoch)))
+            model.save(self._path(epoch))
         return None
+
+    def _path(self, epoch: int) -> str:
+        return self.path.replace("{epoch}", str(epoch))
 
     def state(self) -> dict[str, Any]:
         return {} if self.monitor is None else {"best": self.monitor.state()}

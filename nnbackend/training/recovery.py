@@ -138,6 +138,5 @@ def is_finite(trace: Trace) -> bool:
 
 
 def parameters_finite(program: Program) -> bool:
-    """Whether parameters and state are finite."""
-    storage, all_finite = program.storage, program.backend.all_finite
-    return all_finite(storage.parameters) and all_finite(storage.state)
+    """Whether parameters, state and the optimizer's vectors are finite."""
+    return all(program.backend.all_finite(array) for array in _changing(program))

@@ -1,0 +1,127 @@
+"""Several threads and one model: consistent, or refused."""
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+from sample_models import Scale, data, weights
+
+import nnbackend as nn
+
+
+class Waits(nn.Callback):
+    """Holds a training between two epochs until it is let go on."""
+
+    def __init__(self) -> None:
+        self.there, self.go = threading.Event(), threading.Event()
+
+    def on_epoch_end(self, model, epoch, figures, history):
+        self.there.set()
+        self.go.wait(30)
+
+
+@pytest.fixture
+def training(backend, rng):
+    """A model that another thread trains, held between two epochs."""
+    x, y = data(rng)
+    model = nn.Sequential([nn.Dense(4, 8, "tanh"), nn.Dense(8, 3)], seed=0)
+    model.compile("softmax_cross_entropy")
+    waits = Waits()
+    thread = threading.Thread(
+        target=model.fit, args=(x, y), kwargs={"callbacks": [waits], "verbose": 0, "epochs": 2}
+    )
+    thread.start()
+    assert waits.there.wait(30)
+    yield model
+    waits.go.set()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, path: m.save(path),
+        lambda m, path: m.load_weights(path),
+        lambda m, path: m.arrays(),
+        lambda m, path: m.set_arrays({}),
+        lambda m, path: m.optimizer_state(),
+        lambda m, path: m.set_optimizer_state({}),
+        lambda m, path: setattr(m.layers[0], "weight", np.zeros((4, 8))),
+        lambda m, path: setattr(m.layers[0], "trainable", False),
+        lambda m, path: copy.deepcopy(m),
+        lambda m, path: pickle.dumps(m),
+        lambda m, path: m.compile("softmax_cross_entropy"),
+        lambda m, path: m.gradient(np.zeros((2, 4)), np.zeros(2, int)),
+        lambda m, path: m.train_step(np.zeros((2, 4)), np.zeros(2, int)),
+    ],
+)
+def test_what_reads_or_writes_arrays_is_refused_while_another_thread_trains(
+    training, tmp_path, change
+) -> None:
+    path = tmp_path / "m.safetensors"
+    same = nn.Sequential([nn.Dense(4, 8, "tanh"), nn.Dense(8, 3)], seed=1)
+    same.save(path)
+    with pytest.raises(nn.ModelBusyError, match="trained by another thread"):
+        change(training, path)
+    assert training.predict(np.zeros((2, 4))).shape == (2, 3)
+
+
+def test_callbacks_may_read_and_write(backend, rng, tmp_path) -> None:
+    class Uses(nn.Callback):
+        def on_epoch_end(self, model, epoch, figures, history):
+            model.set_arrays(model.arrays())
+            model.set_optimizer_state(model.optimizer_state())
+            model.layers[0].bias = np.zeros(3)
+            model.save(tmp_path / "m.safetensors")
+            copy.deepcopy(model)
+
+    model = nn.Sequential([nn.Dense(4, 3)], seed=0)
+    model.compile("softmax_cross_entropy")
+    model.fit(*data(rng), epochs=2, verbose=0, callbacks=[Uses()])
+    assert nn.load(tmp_path / "m.safetensors").epoch == 2
+
+
+def test_predictions_do_not_come_between_forward_and_backward(backend, rng) -> None:
+    """A layer of one's own keeps its input for its backward pass."""
+    x, y = data(rng, 400)
+
+    def train(predicts: bool) -> np.ndarray:
+        layers = [nn.Dense(4, 8, "tanh"), Scale(8), nn.Dense(8, 3)]
+        model = nn.Sequential(layers, seed=0, dtype="float64")
+        model.compile("softmax_cross_entropy")
+        done, wrong = threading.Event(), []
+
+        def predict() -> None:
+            while not done.is_set():
+                try:
+                    model.predict(x[:7])
+                except Exception as error:
+                    wrong.append(error)
+                    return
+
+        threads = [threading.Thread(target=predict) for _ in range(2 * predicts)]
+        for thread in threads:
+            thread.start()
+        model.fit(x, y, epochs=6, batch_size=16, verbose=0)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        return weights(model)
+
+    np.testing.assert_array_equal(train(False), train(True))
+
+
+def test_predicting_within_a_step_is_refused(backend, rng) -> None:
+    x, y = rng.normal(size=(8, 4)), rng.normal(size=(8, 2))
+    model = nn.Sequential([Scale(4), nn.Dense(4, 2)], seed=0)
+
+    def loss(y_true, y_pred):
+        model.predict(x)
+        return 0.0, 0 * y_pred
+
+    model.compile(loss)
+    with pytest.raises(nn.ModelBusyError, match="between its forward and its backward"):
+        model.train_step(x, y)

@@ -1,0 +1,214 @@
+"""Whatever ends a fit, the model stands at the end of an epoch, and its history says which."""
+
+import signal
+
+import numpy as np
+import pytest
+from sample_models import Scale, data, weights
+
+import nnbackend as nn
+from nnbackend.training.interrupt import Interrupt
+from nnbackend.training.recovery import Recovery
+
+EPOCHS = 3
+
+
+def make(layers=None, **settings) -> nn.Sequential:
+    model = nn.Sequential(layers or [nn.Dense(4, 5, "tanh"), nn.Dense(5, 3)], seed=0)
+    model.compile("softmax_cross_entropy", **settings)
+    return model
+
+
+def state_of(model: nn.Sequential) -> tuple:
+    generator = model.training.shuffle_generator.bit_generator.state
+    slots = [value.tobytes() for value in model.optimizer_state().values()]
+    return weights(model).tobytes(), slots, model.step, model.epoch, model.history.epochs, generator
+
+
+class UsersError(Exception):
+    """Something of the user's."""
+
+
+class TestExceptions:
+    @pytest.mark.parametrize("bad", ["raises", "shape", "nothing"])
+    def test_an_iterable_that_fails_leaves_the_model_at_an_epochs_end(
+        self, backend, rng, bad
+    ) -> None:
+        x, y = data(rng)
+        model, passes = make(), []
+
+        def batches():
+            passes.append(1)
+            yield x[:20], y[:20]
+            if len(passes) == 2 and bad == "raises":
+                raise UsersError
+            yield (x[:20, :3] if len(passes) == 2 and bad == "shape" else x[20:40]), y[20:40]
+            if len(passes) == 2 and bad == "nothing":
+                yield 3
+
+        with pytest.raises((UsersError, nn.NNBackendError)):
+            model.fit(batches, epochs=EPOCHS, verbose=0)
+        other, passes = make(), [0, 0]
+        other.fit(batches, epochs=1, verbose=0)
+        assert state_of(model) == state_of(other)
+
+    @pytest.mark.parametrize("where", ["layer", "loss", "validation", "metric"])
+    def test_so_does_an_error_in_a_part_of_the_users(self, backend, rng, where) -> None:
+        x, y = data(rng)
+        calls = []
+
+        class Fails(Scale):
+            def forward(self, inputs, training=False):
+                if training and where == "layer":
+                    calls.append(1)
+                    if len(calls) == 9:
+                        raise UsersError
+                return super().forward(inputs, training)
+
+        def loss(y_true, y_pred):
+            calls.append(1)
+            if where == "loss" and len(calls) == 9:
+                raise UsersError
+            error = y_pred.copy()
+            return (error**2).mean(), 2 * error / error.size
+
+        def metric(y_true, y_pred):
+            calls.append(1)
+            if where == "metric" and len(calls) == 2:
+                raise UsersError
+            return 0.0
+
+        def build() -> nn.Sequential:
+            model = nn.Sequential([nn.Dense(4, 5, "tanh"), Fails(5), nn.Dense(5, 3)], seed=0)
+            kind = loss if where == "loss" else "softmax_cross_entropy"
+            model.compile(kind, metrics=[metric] if where == "metric" else [])
+            return model
+
+        def validation():
+            calls.append(1)
+            if where == "validation" and len(calls) == 2:
+                raise UsersError
+            yield x, y
+
+        settings = {"validation_data": validation} if where == "validation" else {}
+        model = build()
+        with pytest.raises(UsersError):
+            model.fit(x, y, epochs=EPOCHS, batch_size=10, verbose=0, **settings)
+        assert model.epoch == model.history.epochs == 1
+        calls[:] = range(100)
+        other = build()
+        other.fit(x, y, epochs=1, batch_size=10, verbose=0, **settings)
+        assert state_of(model) == state_of(other)
+
+    def test_what_fails_again_while_it_is_undone_leads_further_back(
+        self, backend, rng, monkeypatch
+    ) -> None:
+        x, y = data(rng)
+        model, other = make(), make()
+        start = state_of(model)
+
+        class Ends(nn.Callback):
+            def on_epoch_end(self, model, epoch, figures, history):
+                if epoch == 2:
+                    run = model.executor.run
+
+                    def fails(asked):
+                        monkeypatch.setattr(model.executor, "run", run)
+                        raise UsersError
+
+                    monkeypatch.setattr(model.executor, "run", fails)
+
+        def forget(self, *_):
+            raise UsersError
+
+        monkeypatch.setattr(Recovery, "forget", forget)
+        with pytest.raises(UsersError):
+            model.fit(x, y, epochs=EPOCHS, verbose=0, callbacks=[Ends()])
+        other.fit(x, y, epochs=2, verbose=0)
+        assert state_of(model)[0] in (start[0], state_of(other)[0])
+        assert model.epoch == model.history.epochs
+
+    @pytest.mark.parametrize("why", ["callback", "nan"])
+    def test_a_refused_fit_leaves_standardize_as_it_was(self, backend, rng, why, tmp_path) -> None:
+        x, y = data(rng)
+        model = nn.Sequential([nn.Standardize(4), nn.Dense(4, 3)], seed=0)
+        model.compile("mean_squared_error", nn.SGD(1e-3 if why == "callback" else 1e30))
+        gone = nn.ModelCheckpoint(tmp_path / "gone" / "m.safetensors")
+        with pytest.raises(nn.NNBackendError):
+            model.fit(x, np.eye(3)[y], verbose=0, callbacks=[gone] if why == "callback" else [])
+        assert not model.layers[0].adapted
+        with pytest.raises(nn.DataError, match="has not seen data"):
+            model.predict(x)
+
+
+class TestCtrlC:
+    def test_a_second_one_while_the_first_is_answered_changes_nothing(
+        self, backend, rng, monkeypatch
+    ) -> None:
+        """At every place of the answer: the handler is called as the system would call it."""
+        x, y = data(rng, 200)
+        expected = make()
+        expected.fit(x, y, epochs=1, batch_size=10, verbose=0)
+        monkeypatch.setattr("nnbackend.training.trainer.CHUNK_SECONDS", 0.0)
+        for place in range(6):
+            model, seen = make(), []
+            handle = Interrupt._handle
+            forget, restore = Recovery.forget, Recovery.restore
+
+            def press(self=None, seen=seen) -> None:
+                seen.append(1)
+                signal.raise_signal(signal.SIGINT)
+
+            def forget_(self, *rest, place=place, press=press, forget=forget):
+                if place in (0, 2):
+                    press()
+                forget(self, *rest)
+                if place in (1, 2):
+                    press()
+
+            def restore_(self, place=place, press=press, restore=restore):
+                if place in (3, 5):
+                    press()
+                found = restore(self)
+                if place in (4, 5):
+                    press()
+                return found
+
+            run, steps = model.executor.run, []
+
+            def run_(asked, run=run, steps=steps, press=press):
+                steps.append(1)
+                if len(steps) == 27:  # in the second epoch
+                    press()
+                return run(asked)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Recovery, "forget", forget_)
+                patch.setattr(Recovery, "restore", restore_)
+                patch.setattr(model.executor, "run", run_)
+                history = model.fit(x, y, epochs=EPOCHS, batch_size=10, verbose=0)
+            assert len(seen) >= 2
+            assert history.stopped == "interrupted"
+            assert state_of(model) == state_of(expected)
+            assert Interrupt._handle is handle
+
+    def test_the_second_one_interrupts_a_long_step_at_once(self, rng, monkeypatch) -> None:
+        x, y = data(rng, 200)
+        with nn.use_backend("numpy"):
+            model = make()
+        monkeypatch.setattr("nnbackend.training.trainer.CHUNK_SECONDS", 0.0)
+        run, steps = model.executor.run, []
+
+        def run_(asked):
+            steps.append(1)
+            if len(steps) == 5:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                pytest.fail("the step went on")
+            return run(asked)
+
+        monkeypatch.setattr(model.executor, "run", run_)
+        history = model.fit(x, y, epochs=EPOCHS, batch_size=10, verbose=0)
+        assert history.stopped == "interrupted"
+        assert (model.epoch, model.step) == (0, 0)
+        np.testing.assert_array_equal(weights(model), weights(make()))
