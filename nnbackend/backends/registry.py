@@ -139,7 +139,7 @@ def _open(spec: str) -> Backend:
     with _lock:
         if key not in _instances:
             name, colon, index = key.partition(":")
-            if colon and not index.isdigit():
+            if colon and not (index.isascii() and index.isdecimal()):
                 raise DeviceError(
                     f"a device is written NAME:NUMBER, such as 'cuda:1'; received {spec!r}"
                 )

@@ -93,6 +93,8 @@ def read_config(path: Path) -> dict[str, Any]:
         content = tomllib.loads(existing(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply; settings are plain values") from error
     known = {f.name for f in fields(Settings)}
     settings = {key.replace("-", "_"): value for key, value in content.items()}
     for name in settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def _csv_lines(path: Path) -> tuple[list[str], CsvLines]:
     if not lines:
         raise DataError(f"{path} has a header and no rows")
     if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
+        twice = Counter(header).most_common(1)[0][0]
         raise DataError(f"{path} has two columns named {twice!r}; names must differ")
     for number, fields in lines:
         if len(fields) != len(header):

@@ -18,6 +18,11 @@ from nnbackend.errors import DataError, ShapeError
 
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
+#: gzip cannot make data smaller than by this factor.
+_GZIP_RATIO = 1032
+#: More classes than this are taken for a damaged file of labels.
+_MOST_LABELS = 1 << 16
+
 
 # -- IDX --------------------------------------------------------------------------------------
 
@@ -32,31 +37,39 @@ def read_idx_array(path: PathLike) -> HostArray:
         DataError: it is not IDX, or shorter than its header says.
     """
     import gzip
+    import zlib
 
     path = existing(path)
     try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+        with path.open("rb") as plain:
+            compressed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_DTYPES:
+                raise DataError(
+                    f"{path} is not an IDX file: it must begin with two zero bytes and a known "
+                    f"type; it begins with {head.hex(' ')}"
+                )
+            dtype, rank = np.dtype(_IDX_DTYPES[head[2]]), head[3]
+            sizes = file.read(4 * rank)
+            if rank == 0 or len(sizes) < 4 * rank:
+                raise DataError(f"{path} ends inside its IDX header")
+            shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
+            # Python integers: a forged header must not overflow
+            claimed = math.prod(shape) * dtype.itemsize
+            most = path.stat().st_size * (_GZIP_RATIO if compressed else 1)
+            content = file.read(claimed + 1) if claimed <= most else b""
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be decompressed: {error}") from error
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_DTYPES:
-        raise DataError(
-            f"{path} is not an IDX file: it must begin with two zero bytes and a known type; "
-            f"it begins with {content[:4].hex(' ')}"
-        )
-    dtype, rank = np.dtype(_IDX_DTYPES[content[2]]), content[3]
-    start = 4 + 4 * rank
-    if rank == 0 or len(content) < start:
-        raise DataError(f"{path} ends inside its IDX header")
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", rank, 4))
-    # Python integers: a forged header must not overflow
-    claimed, held = math.prod(shape) * dtype.itemsize, len(content) - start
-    if claimed != held:
+    if claimed != len(content):
+        held = f"it holds {path.stat().st_size - 4 - 4 * rank} bytes"
+        if compressed:
+            held = "it holds more" if len(content) > claimed else f"it holds {len(content)} bytes"
         raise DataError(
             f"{path} must hold {' x '.join(map(str, shape))} values, {claimed} bytes after its "
-            f"header; it holds {held} bytes"
+            f"header; {held}"
         )
-    values = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    values = np.frombuffer(content, dtype).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
 
 
@@ -83,10 +96,18 @@ def read_idx(images: PathLike, labels: PathLike | None = None) -> Dataset:
         )
     y = None
     if found is not None:
-        y = read_idx_array(found).astype(np.int64)
-        if y.ndim != 1 or len(y) != len(x):
+        labelled = read_idx_array(found)
+        if labelled.ndim != 1 or len(labelled) != len(x):
             raise ShapeError(
-                f"{found} must hold one label for each of the {len(x)} images; it holds {y.shape}"
+                f"{found} must hold one label for each of the {len(x)} images; it holds "
+                f"{labelled.shape}"
+            )
+        y = labelled.astype(np.int64)
+        wrong = (y != labelled) | (y < 0) | (y >= _MOST_LABELS)
+        if wrong.any():
+            raise DataError(
+                f"{found}: labels must be whole numbers in 0 ... {_MOST_LABELS - 1}; found "
+                f"{labelled[wrong][0]}"
             )
     shape = (x.shape[1], x.shape[2]) if x.ndim == 3 else None
     rows = x.reshape(len(x), -1).astype(np.float32) / 255.0

@@ -6,13 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from nnbackend._checks import check_dtype
 from nnbackend._files import Path_
+from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
-from nnbackend.errors import CheckpointError, NNBackendError
+from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError
 from nnbackend.layers import LAYERS
 from nnbackend.layers.base import Layer
 from nnbackend.model.sequential import Sequential
-from nnbackend.model.serialization import Tensors, fill, read_file
+from nnbackend.model.serialization import Tensors, fill, matched, read_file
 from nnbackend.schedules import schedule_from_config
 from nnbackend.training.history import History
 
@@ -34,49 +36,90 @@ def load(
         CheckpointError: it is truncated, not safetensors, not an nnbackend model, or has a
             newer format version.
     """
+    backend = get_backend(backend)
     tensors, metadata = read_file(path)
     own = dict(custom_objects or {})
     try:
-        config = metadata["config"]
-        layers = [_layer(dict(entry), own) for entry in config["layers"]]
-        model = Sequential(layers, metadata["seed"], config["dtype"], backend)
-        if "loss" in config:
-            model.compile(
-                _own_or(config["loss"], own),
-                _own_optimizer(config["optimizer"], own),
-                [_own_or(entry, own) for entry in config["metrics"]],
-            )
-        fill(model, tensors, path)
-        if "loss" in config:
-            prefix = "optimizer."
-            slots = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            missing = model.optimizer_state().keys() - slots.keys()
-            if missing:
-                raise CheckpointError(f"{os.fspath(path)} lacks {prefix}{min(missing)}")
-            model.set_optimizer_state(slots)
-        state = model.training
-        state.step, state.epoch = int(metadata["step"]), int(metadata["epoch"])
-        if state.step < 0 or state.epoch < 0:
-            raise CheckpointError(f"{os.fspath(path)} has a negative step or epoch")
-        state.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
-        state.history = History(metadata["history"]["curves"])
-        state.history.seconds = list(metadata["history"]["seconds"])
-        model.info = dict(metadata["info"])
-        model.callback_states = _load_callback_states(metadata["callbacks"], tensors)
-    except CheckpointError:
+        return _built(path, tensors, metadata, own, backend)
+    except (CheckpointError, OutOfMemoryError):
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, NNBackendError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{os.fspath(path)} does not describe a model that this version can build: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _built(
+    path: Path_,
+    tensors: Tensors,
+    metadata: dict[str, Any],
+    own: Mapping[str, Any],
+    backend: Backend,
+) -> Sequential:
+    config = metadata["config"]
+    layers = [_layer(dict(entry), own) for entry in config["layers"]]
+    dtype = check_dtype(config["dtype"])
+    matched(layers, dtype, tensors, path)
+    model = Sequential(layers, metadata["seed"], config["dtype"], backend)
+    if "loss" in config:
+        model.compile(
+            _own_or(config["loss"], own),
+            _own_optimizer(config["optimizer"], own),
+            [_own_or(entry, own) for entry in config["metrics"]],
+        )
+    fill(model, tensors, path)
+    if "loss" in config:
+        prefix = "optimizer."
+        slots = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        missing = model.optimizer_state().keys() - slots.keys()
+        if missing:
+            raise CheckpointError(f"{os.fspath(path)} lacks {prefix}{min(missing)}")
+        model.set_optimizer_state(slots)
+    state = model.training
+    state.step, state.epoch = (_count(name, metadata[name]) for name in ("step", "epoch"))
+    state.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
+    state.history = _history(metadata["history"])
+    if not isinstance(metadata["info"], dict):
+        raise DTypeError("info must be a dict")
+    model.info = metadata["info"]
+    model.callback_states = _load_callback_states(metadata["callbacks"], tensors)
     return model
 
 
-def _load_callback_states(states: list[dict[str, Any]], tensors: Tensors) -> list[dict[str, Any]]:
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
+        raise DataError(f"{name} must be a count; it is {str(value)[:40]}")
+    return value
+
+
+def _history(found: Mapping[str, Any]) -> History:
+    """Curves and seconds, as numbers of one length."""
+    curves = {str(name): _numbers(values) for name, values in dict(found["curves"]).items()}
+    history = History(curves)
+    history.seconds = _numbers(found["seconds"])
+    if {len(values) for values in (*curves.values(), history.seconds)} - {history.epochs}:
+        raise DataError("the curves of a history must be of one length")
+    return history
+
+
+def _numbers(values: Any) -> list[float]:
+    if not isinstance(values, list) or any(type(v) not in (int, float) for v in values):
+        raise DTypeError("a curve must be a list of numbers")
+    return [float(v) for v in values]
+
+
+def _load_callback_states(states: Any, tensors: Tensors) -> list[dict[str, Any]]:
+    if not isinstance(states, list) or not all(isinstance(s, dict) for s in states):
+        raise DTypeError("callbacks must be a list of states")
+    for state in states:
+        if not isinstance(state.get("type"), str):
+            raise DTypeError("a callback's state must name its type")
     for key, value in tensors.items():
         if key.startswith("callbacks."):
             _, number, name = key.split(".", 2)
+            if not (number.isascii() and number.isdecimal() and int(number) < len(states)):
+                raise DataError(f"there is no callback for {key}")
             states[int(number)][name] = value
     return states
 

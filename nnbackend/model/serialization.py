@@ -6,13 +6,16 @@ Keys: ``layers.{i}.{name}`` and ``optimizer.{slot}.layers.{i}.{name}``. No pickl
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nnbackend._files import Path_, write_atomically
-from nnbackend.errors import CheckpointError, DataError, DTypeError
+from nnbackend.backends.types import DType
+from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError
+from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, loss_name
 from nnbackend.metrics import Metric, metric_name
 from nnbackend.model.stack import LayerStack
@@ -99,7 +102,7 @@ def load_weights(model: LayerStack, path: Path_) -> None:
 
 def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
     """Tensors and nnbackend's metadata of a model file, the version checked."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     name = os.fspath(path)
     if not Path(path).is_file():
@@ -114,9 +117,11 @@ def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
             text = (file.metadata() or {}).get(METADATA_KEY)
             metadata = _read_metadata(name, text)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(f"there is not enough memory to read {name}") from error
+    except Exception as error:  # dtypes of a newer safetensors come as AttributeError, for example
         raise CheckpointError(
             f"{name} is not a whole safetensors file ({error}); it may be truncated or of "
             f"a different kind"
@@ -137,7 +142,8 @@ def _read_metadata(name: str, text: str | None) -> dict[str, Any]:
         metadata: dict[str, Any] = json.loads(text)
         version = int(metadata["format_version"])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{name} has unreadable metadata: {error}") from error
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{name} has unreadable metadata: {reason}") from error
     if not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
             f"{name} has format version {version}; this nnbackend reads up to {FORMAT_VERSION}. "
@@ -148,9 +154,18 @@ def _read_metadata(name: str, text: str | None) -> dict[str, Any]:
 
 def fill(model: LayerStack, tensors: Tensors, path: Path_) -> None:
     """Copy ``layers.*`` tensors into the model, all of them or none."""
+    for (layer, name), value in matched(model.layers, model.dtype, tensors, path):
+        layer.assign(name, value)
+
+
+def matched(
+    layers: Sequence[Layer], dtype: DType, tensors: Tensors, path: Path_
+) -> list[tuple[tuple[Layer, str], np.ndarray[Any, Any]]]:
+    """Each array of the layers with its values from a file. Compares names and sizes first, so that
+    nothing is built for layers that the file has no values for."""
     wanted = {
         f"layers.{number}.{name}": (layer, name)
-        for number, layer in enumerate(model.layers)
+        for number, layer in enumerate(layers)
         for name in layer.specs
     }
     given = {key: value for key, value in tensors.items() if key.startswith("layers.")}
@@ -168,10 +183,9 @@ def fill(model: LayerStack, tensors: Tensors, path: Path_) -> None:
                 f"{value.shape} there and {layer.specs[name].shape} in the model"
             )
         with np.errstate(over="ignore"):
-            finite = value.dtype.kind == "f" and np.isfinite(value.astype(model.dtype)).all()
+            finite = value.dtype.kind == "f" and np.isfinite(value.astype(dtype)).all()
         if not finite:
-            raise CheckpointError(f"{os.fspath(path)}: {key} holds values that are not finite "
-                                  f"numbers")  # fmt: skip
-    for key, value in given.items():
-        layer, name = wanted[key]
-        layer.assign(name, value)
+            raise CheckpointError(
+                f"{os.fspath(path)}: {key} holds values that are not finite numbers"
+            )
+    return [(wanted[key], value) for key, value in given.items()]

@@ -205,7 +205,7 @@ class TestBrokenFiles:
             (lambda m, t: m.pop("format_version"), "unreadable metadata"),
             (lambda m, t: m.update(format_version=float("inf")), "unreadable metadata"),
             (lambda m, t: m.update(format_version=-1), "format version -1"),
-            (lambda m, t: m.update(step=-5), "negative step"),
+            (lambda m, t: m.update(step=-5), "step must be a count; it is -5"),
             (lambda m, t: t.pop("optimizer.m.layers.1.weight"), "lacks optimizer.m.layers.1"),
             (lambda m, t: t.update({"optimizer.m.layers.1.bias": np.ones(1)}), "received .1,."),
             (lambda m, t: m.pop("config"), "KeyError"),

@@ -32,7 +32,7 @@ class Threads:
         self._listeners: weakref.WeakSet[Any] = weakref.WeakSet()
         wanted = os.environ.get("NN_NUM_THREADS", "").strip()
         if wanted:
-            if not wanted.isdigit():
+            if not (wanted.isascii() and wanted.isdecimal()):
                 raise DataError(f"NN_NUM_THREADS must be a whole number; received {wanted!r}")
             self.set(int(wanted), "NN_NUM_THREADS")
         if hasattr(os, "register_at_fork"):
