@@ -54,8 +54,8 @@ from nnbackend.model.loading import load
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop
 from nnbackend.schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
+from nnbackend.training.callback import Callback
 from nnbackend.training.callbacks import (
-    Callback,
     CSVLogger,
     EarlyStopping,
     LearningRateScheduler,

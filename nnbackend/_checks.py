@@ -4,19 +4,70 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+import os
+import sys
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.errors import DataError, DTypeError, ShapeError, shown, unknown_name
+
+
+class Names(Container[object], Iterable[str], Protocol):
+    """Known names: a dict by name, a tuple."""
+
+
+def check_name(kind: str, name: object, choices: Names) -> str:
+    """One of the known names."""
+    if not isinstance(name, str) or name not in choices:
+        raise unknown_name(kind, name, choices)
+    return name
+
+
+def check_flag(what: str, value: object) -> bool:
+    """True or False; 1 and 0 are taken for them."""
+    whole = isinstance(value, bool | np.bool_ | numbers.Integral)
+    if not whole or value not in (0, 1):
+        raise DTypeError(f"{what} must be True or False; received {shown(value)}")
+    return bool(value)
+
+
+def check_list(what: str, example: str, value: Any) -> list[Any]:
+    """The items of a list or of another iterable."""
+    try:
+        return list(value)
+    except TypeError as error:
+        raise DTypeError(
+            f"{what} come in a list, such as {example}; received {shown(value)}"
+        ) from error
+
+
+def check_mapping(what: str, value: object) -> dict[Any, Any]:
+    """A dict, or something like it."""
+    if not isinstance(value, Mapping):
+        raise DTypeError(f"{what} must be a dict; received {shown(value)}")
+    return dict(value)
+
+
+def check_path(what: str, path: object) -> str:
+    """The path of a file, as text."""
+    if not isinstance(path, str | os.PathLike):
+        raise DTypeError(f"{what} must be a path, as text or pathlib.Path; received {shown(path)}")
+    text = os.fsdecode(path)
+    if not text or "\0" in text:
+        raise DataError(f"{what} must be a path, not empty and without NUL; received {text!r}")
+    return text
 
 
 def check_size(what: str, value: object) -> int:
     """A positive whole number, such as a width or a batch size."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise DTypeError(f"{what} must be a whole number; received {value!r}")
+        raise DTypeError(f"{what} must be a whole number; received {shown(value)}")
     if value < 1:
-        raise ShapeError(f"{what} must be at least 1; received {value}")
+        raise ShapeError(f"{what} must be at least 1; received {shown(value)}")
+    if int(value) >= 1 << 63:
+        raise ShapeError(f"{what} must be below 2^63; received {shown(value)}")
     return int(value)
 
 
@@ -31,8 +82,11 @@ def check_number(
 ) -> float:
     """A finite number within [low, high], either end excluded where it is open."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise DTypeError(f"{what} must be a number; received {value!r}")
-    number = float(value)
+        raise DTypeError(f"{what} must be a number; received {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number past the largest float
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]
     inside = (number > low if low_open else number >= low) and (
         number < high if high_open else number <= high
     )
@@ -55,9 +109,9 @@ def check_seed(seed: object) -> int | None:
     if seed is None:
         return None
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise DTypeError(f"seed must be a whole number or None; received {seed!r}")
+        raise DTypeError(f"seed must be a whole number or None; received {shown(seed)}")
     if seed < 0:
-        raise DataError(f"seed must be at least 0; received {seed}")
+        raise DataError(f"seed must be at least 0; received {shown(seed)}")
     return int(seed)
 
 
@@ -65,12 +119,55 @@ def check_dtype(dtype: object) -> np.dtype[Any]:
     """float32 or float64, given by name or as a NumPy type."""
     try:
         # np.dtype(None) is float64
-        result: np.dtype[Any] | None = np.dtype(dtype or "O")  # type: ignore[call-overload]
-    except TypeError:
+        given = "O" if dtype is None else dtype
+        result: np.dtype[Any] | None = np.dtype(given)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
         result = None
     if result is None or result not in (np.dtype("float32"), np.dtype("float64")):
-        raise DTypeError(f"dtype must be 'float32' or 'float64'; received {dtype!r}")
+        raise DTypeError(f"dtype must be 'float32' or 'float64'; received {shown(dtype)}")
     return result
+
+
+def is_masked(value: object) -> bool:
+    """Whether this is a masked array; NumPy imports those only when they are used."""
+    masked = sys.modules.get("numpy.ma")
+    return masked is not None and isinstance(value, masked.MaskedArray)
+
+
+def real_array(what: str, value: object) -> np.ndarray[Any, Any]:
+    """``value`` as an array of real numbers, whatever its shape; no copy of one that is."""
+    try:
+        values = np.asarray(value)
+    except (ValueError, TypeError) as error:  # rows of several lengths
+        raise ShapeError(f"{what} must be an array, its rows of one length: {error}") from error
+    check_real(what, values.dtype)
+    return values
+
+
+def check_real(what: str, dtype: np.dtype[Any]) -> None:
+    """Refuse complex numbers, objects and text."""
+    if dtype.kind not in "fiub":
+        raise DTypeError(
+            f"{what} must hold real numbers; received dtype {dtype}. Convert it first, for "
+            f"example with .astype('float32')"
+        )
+
+
+def check_values(
+    what: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> np.ndarray[Any, Any]:
+    """Finite real numbers for an array of ``shape`` and ``dtype``; (1, N) is accepted for (N,)."""
+    values = real_array(what, value)
+    if values.shape != shape and values.shape != (1, *shape):
+        raise ShapeError(f"{what} has shape {shape}; received {values.shape}")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(values.astype(dtype)).all()
+    if not finite:
+        raise DataError(
+            f"{what} must hold finite {dtype} numbers; received NaN, infinity or a number that is "
+            f"too large"
+        )
+    return values.reshape(shape)
 
 
 def check_coupled_rows(rows: int) -> None:
@@ -80,6 +177,12 @@ def check_coupled_rows(rows: int) -> None:
             f"BatchNorm in training needs batches of at least 2 rows; received {rows}. Choose a "
             f"batch_size that leaves no single row at the end of the data"
         )
+
+
+def keep(settings: object, **checked: float) -> None:
+    """Hold checked settings in a frozen dataclass, as plain numbers that a model file can hold."""
+    for name, value in checked.items():
+        object.__setattr__(settings, name, value)
 
 
 def declares_all(kind: type, declaration: str, methods: tuple[str, ...]) -> bool:

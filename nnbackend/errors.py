@@ -100,14 +100,26 @@ _ALIASES = {
 }
 
 
+def shown(value: object) -> str:
+    """``value`` as a message shows it: its repr on one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a whole number of 5,000 digits, or an object whose repr fails
+        return f"<{type(value).__name__} that cannot be shown>"
+    return text if len(text) <= 120 else f"{text[:100]} ... ({type(value).__name__})"
+
+
 def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:
     """Build the error for a wrong name: the choices, and the closest match if one is near."""
     import difflib
 
     choices = sorted(choices)
-    alias = _ALIASES.get(str(name).lower())
-    close = difflib.get_close_matches(str(name).lower(), choices, n=1)
+    given = name.lower() if isinstance(name, str) else ""
+    alias = _ALIASES.get(given)
+    close = difflib.get_close_matches(given, choices, n=1)
     if alias in choices:
         close = [alias]
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return UnknownNameError(f"{kind} must be one of {', '.join(choices)}; received {name!r}.{hint}")
+    return UnknownNameError(
+        f"{kind} must be one of {', '.join(choices)}; received {shown(name)}.{hint}"
+    )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend._checks import check_number
-from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError, unknown_name
+from nnbackend._checks import check_name, check_number, keep, real_array
+from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError
 
 if TYPE_CHECKING:
     from numpy.random import Generator  # takes 10 ms to import, and may not be needed
@@ -33,7 +33,7 @@ class Constant:
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number("Constant.value", self.value)
+        keep(self, value=check_number("Constant.value", self.value))
 
     def __call__(self, shape: Shape, rng: Generator) -> FloatArray:
         return np.full(shape, self.value)
@@ -46,7 +46,7 @@ class Uniform:
     limit: float = 0.05
 
     def __post_init__(self) -> None:
-        check_number("Uniform.limit", self.limit, 0.0)
+        keep(self, limit=check_number("Uniform.limit", self.limit, 0.0))
 
     def __call__(self, shape: Shape, rng: Generator) -> FloatArray:
         return rng.uniform(-self.limit, self.limit, shape)
@@ -59,7 +59,7 @@ class Normal:
     std: float = 0.05
 
     def __post_init__(self) -> None:
-        check_number("Normal.std", self.std, 0.0)
+        keep(self, std=check_number("Normal.std", self.std, 0.0))
 
     def __call__(self, shape: Shape, rng: Generator) -> FloatArray:
         return rng.normal(0.0, self.std, shape)
@@ -151,32 +151,25 @@ def resolve_initializer(spec: InitializerLike | Mapping[str, Any]) -> Initialize
         DTypeError: ``spec`` is none of these.
     """
     if isinstance(spec, str):
-        if spec not in INITIALIZERS:
-            raise unknown_name("initializer", spec, INITIALIZERS)
+        check_name("initializer", spec, INITIALIZERS)
         return INITIALIZERS[spec]
     if isinstance(spec, Mapping):
         settings = dict(spec)
-        name = settings.pop("name", None)
-        if name not in _WITH_SETTINGS:
-            raise unknown_name("initializer with settings", name, _WITH_SETTINGS)
+        name = check_name("initializer with settings", settings.pop("name", None), _WITH_SETTINGS)
         made: Initializer = _WITH_SETTINGS[name](**settings)
         return made
     if callable(spec):
         function: Initializer = spec
         return function
-    values = np.asarray(spec)
-    if values.dtype.kind not in "fiub":
-        raise DTypeError(
-            f"an initializer is a name, an array of numbers or a callable (shape, rng); "
-            f"received {type(spec).__name__}"
-        )
+    values = real_array("an initializer that is no name and no callable (shape, rng)", spec)
     return lambda shape, rng: values
 
 
 def draw(spec: InitializerLike, what: str, shape: Shape, rng: Generator) -> FloatArray:
     """Initial values for ``what``, shape-checked and finite, as float64."""
     try:
-        values = np.asarray(resolve_initializer(spec)(shape, rng), dtype=np.float64)
+        drawn = resolve_initializer(spec)(shape, rng)
+        values = real_array(f"{what}'s initial values", drawn).astype(np.float64)
     except MemoryError as error:
         raise OutOfMemoryError(
             f"there is not the memory for {what} of shape {shape}: {8 * math.prod(shape):,} bytes "

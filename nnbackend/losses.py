@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from nnbackend._checks import check_number
+from nnbackend._checks import check_name, check_number, is_masked, keep
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
+from nnbackend.backends.conversion import as_device_array
 from nnbackend.backends.types import Array, LossFormula
-from nnbackend.errors import DataError, DTypeError, ShapeError, unknown_name
+from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.kernels.codes import LOSSES as FORMULAS
 
 HostArray = np.ndarray[Any, Any]
@@ -89,9 +90,9 @@ class Loss(ABC):
     def __call__(self, y_true: Any, y_pred: Any) -> tuple[float, Array]:
         """The mean loss and its gradient by ``y_pred`` (B, O), on the current backend."""
         backend = get_backend()
-        dtype = np.dtype(getattr(y_pred, "dtype", np.float32))
-        dtype = dtype if dtype.kind == "f" and dtype.itemsize in (4, 8) else np.dtype(np.float32)
-        pred = backend.asarray(y_pred, dtype)
+        dtype = getattr(y_pred, "dtype", None)
+        dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+        pred = as_device_array(backend, y_pred, dtype)
         if pred.ndim != 2:
             raise ShapeError(f"y_pred must have shape (batch, outputs); received {pred.shape}")
         target = self.target(y_true, pred.shape[1], dtype)
@@ -216,7 +217,7 @@ class Huber(_OutputLoss):
     name: ClassVar[str] = "huber"
 
     def __post_init__(self) -> None:
-        check_number("Huber.delta", self.delta, 0.0, low_open=True)
+        keep(self, delta=check_number("Huber.delta", self.delta, 0.0, low_open=True))
 
     @property
     def formula(self) -> LossFormula:
@@ -256,9 +257,7 @@ def resolve_loss(spec: str | Loss | LossFunction | Mapping[str, Any]) -> Loss | 
     if isinstance(spec, type) and issubclass(spec, Loss):
         return spec()
     settings = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    name = settings.pop("name", None)
-    if name not in LOSSES:
-        raise unknown_name("loss", name, LOSSES)
+    name = check_name("loss", settings.pop("name", None), LOSSES)
     return LOSSES[name](**settings)
 
 
@@ -294,9 +293,12 @@ def class_labels(values: HostArray, n_outputs: int) -> HostArray:
 
 def numeric(y: Any) -> HostArray:
     """``y`` as a host array of numbers, or an error that names what it holds."""
-    if isinstance(y, np.ma.MaskedArray):
+    if is_masked(y):
         raise DTypeError("targets must not be a masked array; fill it with y.filled(value)")
-    values = y.get() if hasattr(y, "get") and hasattr(y, "device") else np.asarray(y)
+    try:
+        values = y.get() if hasattr(y, "get") and hasattr(y, "device") else np.asarray(y)
+    except (ValueError, TypeError) as error:
+        raise ShapeError(f"targets must be an array, its rows of one length: {error}") from error
     if values.dtype.kind not in "fiub":
         hint = (
             "; turn class names into numbers with np.unique(y, return_inverse=True)"

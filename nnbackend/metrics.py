@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from nnbackend._checks import check_size
+from nnbackend._checks import check_name, check_size, keep
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
-from nnbackend.errors import DataError, ShapeError, unknown_name
+from nnbackend.errors import DataError, ShapeError
 from nnbackend.losses import Loss, LossFunction
 
 Sums = np.ndarray[Any, np.dtype[np.float64]]
@@ -106,7 +106,7 @@ class TopKAccuracy(Metric):
     name: ClassVar[str] = "top_k_accuracy"
 
     def __post_init__(self) -> None:
-        check_size("TopKAccuracy.k", self.k)
+        keep(self, k=check_size("TopKAccuracy.k", self.k))
 
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
         if _threshold(self.name, loss, n_outputs) is not None:
@@ -227,9 +227,7 @@ def resolve_metric(spec: str | Metric | MetricFunction | Mapping[str, Any]) -> A
     if isinstance(spec, type) and issubclass(spec, Metric):
         return spec()
     settings = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
-    name = settings.pop("name", None)
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
+    name = check_name("metric", settings.pop("name", None), METRICS)
     return METRICS[name](**settings)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend._checks import check_number, declares_all
+from nnbackend._checks import check_flag, check_number, declares_all
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, UpdateRule
 from nnbackend.errors import DTypeError, unknown_name
@@ -58,6 +58,8 @@ class Optimizer:
         unset = value is None and name == "clip_norm"
         if name in _RULES and not isinstance(value, Schedule) and not unset:
             value = check_number(f"{type(self).__name__}.{name}", value, **_RULES[name])
+        elif name == "nesterov":
+            value = check_flag(f"{type(self).__name__}.nesterov", value)
         object.__setattr__(self, name, value)
         object.__setattr__(self, "changes", self.changes + 1)
 
@@ -216,8 +218,8 @@ def resolve_optimizer(spec: str | Optimizer | Mapping[str, Any]) -> Optimizer:
         return spec()
     settings: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     given = settings.pop("name", None)
-    name = str(given).lower()
-    if name not in OPTIMIZERS:
+    name = given.lower() if isinstance(given, str) else given
+    if not isinstance(name, str) or name not in OPTIMIZERS:
         raise unknown_name("optimizer", given, OPTIMIZERS)
     if isinstance(settings.get("lr"), Mapping):
         settings["lr"] = schedule_from_config(dict(settings["lr"]))

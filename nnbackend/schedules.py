@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_number, check_size
-from nnbackend.errors import unknown_name
+from nnbackend._checks import check_name, check_number, check_size, keep
 
 Steps = np.ndarray[Any, np.dtype[np.int64]]
 Rates = np.ndarray[Any, np.dtype[np.float64]]
@@ -26,7 +25,7 @@ class Schedule(ABC):
     lr: float
 
     def __post_init__(self) -> None:
-        check_number(f"{type(self).__name__}.lr", self.lr, 0.0, low_open=True)
+        keep(self, lr=check_number(f"{type(self).__name__}.lr", self.lr, 0.0, low_open=True))
 
     def __call__(self, step: int) -> float:
         """The rate of update number ``step``, counted from 0."""
@@ -49,7 +48,7 @@ class InverseTimeDecay(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("InverseTimeDecay.decay", self.decay, 0.0)
+        keep(self, decay=check_number("InverseTimeDecay.decay", self.decay, 0.0))
 
     def rates(self, steps: Steps) -> Rates:
         return np.asarray(self.lr * (1.0 / (1.0 + self.decay * steps)), np.float64)
@@ -64,8 +63,11 @@ class StepDecay(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("StepDecay.every", self.every)
-        check_number("StepDecay.factor", self.factor, 0.0, 1.0, low_open=True)
+        keep(
+            self,
+            every=check_size("StepDecay.every", self.every),
+            factor=check_number("StepDecay.factor", self.factor, 0.0, 1.0, low_open=True),
+        )
 
     def rates(self, steps: Steps) -> Rates:
         return self.lr * self.factor ** (steps // self.every).astype(np.float64)
@@ -80,8 +82,11 @@ class ExponentialDecay(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("ExponentialDecay.factor", self.factor, 0.0, 1.0, low_open=True)
-        check_size("ExponentialDecay.every", self.every)
+        keep(
+            self,
+            factor=check_number("ExponentialDecay.factor", self.factor, 0.0, 1.0, low_open=True),
+            every=check_size("ExponentialDecay.every", self.every),
+        )
 
     def rates(self, steps: Steps) -> Rates:
         return self.lr * self.factor ** (steps / self.every)
@@ -107,9 +112,14 @@ class CosineDecay(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_size("CosineDecay.steps", self.steps)
-        check_number("CosineDecay.warmup", self.warmup, 0.0, self.steps, high_open=True)
-        check_number("CosineDecay.final", self.final, 0.0, self.lr)
+        steps = check_size("CosineDecay.steps", self.steps)
+        warmup = check_number("CosineDecay.warmup", self.warmup, 0.0, steps, high_open=True)
+        keep(
+            self,
+            steps=steps,
+            warmup=int(warmup) if warmup.is_integer() else warmup,
+            final=check_number("CosineDecay.final", self.final, 0.0, self.lr),
+        )
 
     def rates(self, steps: Steps) -> Rates:
         share = np.clip((steps - self.warmup) / (self.steps - self.warmup), 0.0, 1.0)
@@ -126,8 +136,6 @@ SCHEDULES: dict[str, type[Schedule]] = {
 def schedule_from_config(config: dict[str, Any]) -> Schedule:
     """The schedule that ``config()`` described."""
     settings = dict(config)
-    name = settings.pop("name", None)
-    if name not in SCHEDULES:
-        raise unknown_name("schedule", name, SCHEDULES)
+    name = check_name("schedule", settings.pop("name", None), SCHEDULES)
     known = {f.name for f in fields(SCHEDULES[name])}
     return SCHEDULES[name](**{k: v for k, v in settings.items() if k in known})

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 #: Imports that stand under TYPE_CHECKING alone and close a circle: a callback is handed the model,
 #: and an error the curves so far.
 FOR_TYPES = {
+    ("nnbackend.training.callback", "nnbackend.model.sequential"),
     ("nnbackend.training.callbacks", "nnbackend.model.sequential"),
     ("nnbackend.errors", "nnbackend.training.history"),
 }

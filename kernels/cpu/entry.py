@@ -8,7 +8,6 @@ keeps them small: each driver is compiled for no dtype at all.
 from __future__ import annotations
 
 import ctypes
-import threading
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from nnbackend.kernels.cpu.program.inference import end_evaluate, run_evaluate, 
 from nnbackend.kernels.cpu.program.operations import operate
 from nnbackend.kernels.cpu.program.steps import reset_team, run_as_team, run_serial
 from nnbackend.kernels.cpu.program.weights import run_update
+from nnbackend.kernels.locks import COMPILING
 
 #: What the phase functions can be asked to do.
 SERIAL, STEPS, EVALUATE, END_EVALUATE, PREDICT = range(5)
@@ -218,7 +218,6 @@ class Unit:
 
     def __init__(self, store: Store) -> None:
         self._store, self._objects = store, Objects(store)
-        self._lock = threading.RLock()
         self._loaded: dict[str, dict[str, int]] = {}
         self._entries: dict[str, int] = {}
         self._drivers: dict[str, Any] = {}
@@ -239,7 +238,7 @@ class Unit:
         """Address of the first function of a file, compiled if need be."""
         address = self._entries.get(file)
         if address is None:
-            with self._lock:
+            with COMPILING:
                 if file == "fork":
                     get_num_threads()  # starts Numba's threads, which it asks for by name
                 address = self._entries[file] = next(iter(self._load(file).values()))
@@ -279,7 +278,7 @@ class Unit:
     def driver(self, function: Any) -> Any:
         """A compiled entry point that takes a caller's arrays."""
         name = function.__name__
-        with self._lock:
+        with COMPILING:
             if name not in self._drivers:
                 self._drivers[name] = driver(function, self._store)
             return self._drivers[name]

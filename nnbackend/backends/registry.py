@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import importlib
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from typing import Any
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Availability
-from nnbackend.errors import BackendUnavailableError, DeviceError, DTypeError, unknown_name
+from nnbackend.errors import BackendUnavailableError, DeviceError, DTypeError, shown, unknown_name
+from nnbackend.kernels.locks import OPENING
 
 ENTRY_POINT_GROUP = "nnbackend.backends"
 
@@ -30,13 +31,12 @@ _CPU_PREFERENCE = ("numba", "numpy")
 _GPU_PREFERENCE = ("cuda",)
 
 _instances: dict[str, Backend] = {}
-_lock = threading.RLock()
 _process_default: Backend | None = None
 _environment_default: Backend | None = None
 _scoped: ContextVar[Backend | None] = ContextVar("nnbackend_backend", default=None)
 
 
-def register_backend(name: str, backend: type[Backend] | str) -> None:
+def register_backend(name: Any, backend: type[Backend] | str) -> None:
     """Make a backend known by name, for example from a plug-in or a test.
 
     Args:
@@ -45,11 +45,13 @@ def register_backend(name: str, backend: type[Backend] | str) -> None:
 
     Packages do the same without a call, by an entry point of the group ``nnbackend.backends``.
     """
-    if not name.isidentifier() or name != name.lower() or name == "auto":
+    text = isinstance(name, str) and name.isidentifier()
+    if not text or name != name.lower() or name == "auto":
         raise DTypeError(
-            f"a backend's name must be a lower-case identifier other than 'auto'; received {name!r}"
+            f"a backend's name must be a lower-case identifier other than 'auto'; received "
+            f"{shown(name)}"
         )
-    with _lock:
+    with OPENING:
         if name in _registry:
             raise DTypeError(f"backend {name!r} is registered already; choose another name")
         _registry[name] = backend
@@ -88,7 +90,7 @@ def get_backend(spec: str | Backend | None = None) -> Backend:
     current = _scoped.get() or _process_default
     if current is not None:
         return current
-    with _lock:
+    with OPENING:
         if _environment_default is None:
             from_environment = os.environ.get("NN_BACKEND", "").strip()
             if from_environment:
@@ -136,7 +138,7 @@ def _open(spec: str) -> Backend:
     key = spec.strip().lower()
     if key == "auto":
         return _first_available(_GPU_PREFERENCE + _CPU_PREFERENCE)
-    with _lock:
+    with OPENING:
         if key not in _instances:
             name, colon, index = key.partition(":")
             if colon and not (index.isascii() and index.isdecimal()):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnbackend.errors import unknown_name
+from nnbackend._checks import check_name
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES, Saves
 
 Array = Any  #: an array of some backend: supports slicing, ``reshape`` and ``a[...] = b``
@@ -109,9 +109,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 def check_precision(precision: str) -> str:
     """``precision`` if it is one of PRECISIONS."""
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
-    return precision
+    return check_name("precision", precision, PRECISIONS)
 
 
 #: DLPack's number for memory of a CUDA device.

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnbackend.errors import DataError, unknown_name
+from nnbackend._checks import check_name, check_path
+from nnbackend.errors import DataError
 
 HostArray = np.ndarray[Any, Any]
 PathLike = str | Path
@@ -73,13 +74,12 @@ def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[s
 
 def check_task(task: str) -> None:
     """Refuse an unknown task."""
-    if task not in TASKS:
-        raise unknown_name("task", task, TASKS)
+    check_name("task", task, TASKS)
 
 
 def existing(path: PathLike) -> Path:
     """``path``, or a FileNotFoundError that names it."""
-    path = Path(path)
+    path = Path(check_path("path", path))
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     return path

@@ -88,7 +88,7 @@ def read_idx(images: PathLike, labels: PathLike | None = None) -> Dataset:
     images = existing(images)
     if images.is_dir():
         images = _idx_images(images)
-    found = Path(labels) if labels is not None else _idx_labels(images)
+    found = existing(labels) if labels is not None else _idx_labels(images)
     x = read_idx_array(images)
     if x.ndim < 2 or x.dtype != np.uint8:
         raise DataError(

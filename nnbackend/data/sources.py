@@ -17,7 +17,7 @@ from nnbackend.backends.types import DType
 from nnbackend.backends.uploads import Uploads
 from nnbackend.data.prefetch import BlocksAhead
 from nnbackend.data.validation import ClassWeight, checked, class_factors
-from nnbackend.errors import DataError, NNBackendError
+from nnbackend.errors import DataError, DTypeError, NNBackendError, shown
 from nnbackend.executor.base import Data
 from nnbackend.program.table import Program
 
@@ -154,9 +154,8 @@ class BatchSource:
 
     def blocks(self) -> Iterator[Data]:
         """Every batch in order, checked and on the device."""
-        iterable = self.batches() if callable(self.batches) else self.batches
         count = 0
-        for batch in iterable:
+        for batch in self._iterate():
             if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
                 raise DataError(
                     f"an iterable of batches must give (x, y) or (x, y, weight); received "
@@ -167,6 +166,17 @@ class BatchSource:
             yield one_batch(self.program, x, y, weight[0] if weight else None, self.class_weight)
         if count == 0:
             raise DataError("the iterable gave no batches; it must give at least one (x, y)")
+
+    def _iterate(self) -> Iterator[Any]:
+        if not callable(self.batches):
+            return iter(self.batches)
+        iterable = self.batches()
+        if not isinstance(iterable, Iterable):
+            raise DTypeError(
+                f"a function that is passed as data must return an iterable of batches; it "
+                f"returned {shown(iterable)}"
+            )
+        return iter(iterable)
 
 
 Source = ArraySource | BatchSource

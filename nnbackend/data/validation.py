@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnbackend._checks import check_number
+from nnbackend._checks import check_number, check_real, is_masked, real_array
 from nnbackend._files import release_pages
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, DType, is_on_gpu
-from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.errors import DataError, DTypeError, ShapeError, shown
 from nnbackend.losses import Loss, LossFunction, function_target
 from nnbackend.program.table import NO_LOSS, Program
 
@@ -48,18 +48,14 @@ def checked(
 
 def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
     """``x`` as an (N, n_inputs) array of numbers, at least one row; copied only if needed."""
-    if isinstance(x, np.ma.MaskedArray):
+    if is_masked(x):
         raise DTypeError("x must not be a masked array; fill it with x.filled(value)")
     if hasattr(x, "toarray"):
         raise DTypeError("x must be a dense array; received a sparse matrix: pass x.toarray()")
     if not isinstance(x, np.ndarray):
         adopted = backend.adopt(x)
-        x = np.asarray(x) if adopted is None else adopted
-    if x.dtype.kind not in "fiub":
-        raise DTypeError(
-            f"x must hold real numbers; received dtype {x.dtype}. Convert it first, for example "
-            f"with x.astype('float32')"
-        )
+        x = real_array("x", x) if adopted is None else adopted
+    check_real("x", x.dtype)
     if x.ndim != 2 or x.shape[1] != n_inputs:
         remedy = ""
         if x.ndim == 1:
@@ -118,8 +114,8 @@ def check_weight(program: Program, weight: Any, rows: int) -> HostArray | None:
             "a custom loss function sees no weights; leave sample_weight and class_weight "
             "out, or use a built-in loss"
         )
-    values = np.asarray(weight)
-    if values.dtype.kind not in "fiub" or values.shape not in ((rows,), (rows, 1)):
+    values = real_array("weights", weight)
+    if values.shape not in ((rows,), (rows, 1)):
         raise ShapeError(
             f"weights must be one number a row, shape ({rows},); received {values.shape} of "
             f"dtype {values.dtype}"
@@ -142,7 +138,7 @@ def class_factors(program: Program, class_weight: ClassWeight, target: HostArray
         if class_weight != "balanced":
             raise DataError(
                 f"class_weight must be a dict from class to weight, or 'balanced'; received "
-                f"{class_weight!r}"
+                f"{shown(class_weight)}"
             )
         counts = np.bincount(labels, minlength=classes)
         present = counts > 0
@@ -156,9 +152,11 @@ def class_factors(program: Program, class_weight: ClassWeight, target: HostArray
         )
     for label, value in class_weight.items():
         if isinstance(label, bool) or not isinstance(label, int | np.integer):
-            raise DTypeError(f"class_weight's classes are whole numbers; received {label!r}")
+            raise DTypeError(f"class_weight's classes are whole numbers; received {shown(label)}")
         if not 0 <= label < classes:
-            raise DataError(f"class_weight's classes lie in 0 ... {classes - 1}; received {label}")
+            raise DataError(
+                f"class_weight's classes lie in 0 ... {classes - 1}; received {shown(label)}"
+            )
         factors[labels == label] = check_number(f"class_weight[{label}]", value, 0.0)
     if not factors.any():
         raise DataError("weights must not all be 0")

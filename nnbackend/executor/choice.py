@@ -10,6 +10,7 @@ from nnbackend.backends.contract import Backend
 from nnbackend.executor.base import Executor
 from nnbackend.executor.python import PythonExecutor
 from nnbackend.kernels.codes import Op
+from nnbackend.kernels.locks import OPENING
 from nnbackend.program.table import Program
 
 #: Reasons that were said already.
@@ -43,4 +44,5 @@ def make_executor(program: Program, backend: Backend) -> Executor:
 def executor_class(backend: Backend) -> type[Executor]:
     """The class behind ``backend.executor``, imported at first use."""
     module, _, name = backend.executor.partition(":")
-    return cast(type[Executor], getattr(importlib.import_module(module), name))
+    with OPENING:
+        return cast(type[Executor], getattr(importlib.import_module(module), name))

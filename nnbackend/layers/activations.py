@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from nnbackend._checks import check_number
+from nnbackend._checks import check_name, check_number
 from nnbackend.backends.types import LINEAR, Activation, Array
-from nnbackend.errors import DTypeError, unknown_name
+from nnbackend.errors import DTypeError, shown
 from nnbackend.kernels.codes import ACTIVATIONS, Op
 from nnbackend.layers.base import NativeLayer
 
@@ -28,8 +28,7 @@ def resolve_activation(spec: Any) -> Activation:
     if isinstance(spec, Mapping):
         spec = Activation(str(spec.get("name")), spec.get("parameter", 0.0))
     if isinstance(spec, Activation):
-        if spec.name not in ACTIVATIONS:
-            raise unknown_name("activation", spec.name, ACTIVATIONS)
+        check_name("activation", spec.name, ACTIVATIONS)
         # a negative slope would hide the sign of x in the output
         low = 0.0 if ACTIVATIONS[spec.name].saves == "output" else -math.inf
         parameter = check_number(f"the parameter of {spec.name}", spec.parameter, low)
@@ -37,11 +36,10 @@ def resolve_activation(spec: Any) -> Activation:
     if not isinstance(spec, str):
         raise DTypeError(
             f"an activation is a name such as 'relu', or a layer such as nn.ReLU(); received "
-            f"{type(spec).__name__}. Put a custom function into a custom layer "
+            f"{shown(spec)}. Put a custom function into a custom layer "
             f"(subclass nn.Layer)"
         )
-    if spec not in ACTIVATIONS:
-        raise unknown_name("activation", spec, ACTIVATIONS)
+    check_name("activation", spec, ACTIVATIONS)
     return Activation(spec, ACTIVATIONS[spec].parameter)
 
 

@@ -13,9 +13,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend._checks import check_dtype, check_seed, check_size, declares_all
+from nnbackend._checks import (
+    check_dtype,
+    check_flag,
+    check_seed,
+    check_size,
+    check_values,
+    declares_all,
+)
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
+from nnbackend.backends.conversion import as_device_array
 from nnbackend.backends.types import LINEAR, Activation, Array, DType
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.initializers import InitializerLike, draw
@@ -78,7 +86,7 @@ class Layer(ABC):
                 f"{name} needs n_inputs and n_outputs, or neither to keep any width; received "
                 f"n_inputs={n_inputs}, n_outputs={n_outputs}"
             )
-        self._trainable = bool(trainable)
+        self._trainable = check_flag(f"{name}.trainable", trainable)
         self.seed = check_seed(seed)
         self.dtype: DType = check_dtype(dtype)
         self.specs: dict[str, ParameterSpec] = {}
@@ -148,10 +156,11 @@ class Layer(ABC):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        if bool(value) != self._trainable:
+        trainable = check_flag(f"{type(self).__name__}.trainable", value)
+        if trainable != self._trainable:
             if self.owner is not None:
-                self.owner.change_trainable(self, bool(value))
-            self._trainable = bool(value)
+                self.owner.change_trainable(self, trainable)
+            self._trainable = trainable
 
     # -- arrays -----------------------------------------------------------------------------
 
@@ -203,25 +212,15 @@ class Layer(ABC):
         current = self.array(name)
         if current is None:
             raise DataError(f"this {type(self).__name__} has no {name}, so it cannot be assigned")
-        values = self.backend.to_numpy(value) if self.backend.owns(value) else np.asarray(value)
-        if values.dtype.kind not in "fiub":
-            raise DTypeError(
-                f"{type(self).__name__}.{name} holds real numbers; received dtype {values.dtype}"
-            )
-        if values.shape != current.shape and values.shape != (1, *current.shape):
-            raise ShapeError(
-                f"{type(self).__name__}.{name} has shape {tuple(current.shape)}; "
-                f"received {values.shape}"
-            )
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(values.astype(self.dtype)).all()
-        if not finite:
-            raise DataError(
-                f"{type(self).__name__}.{name} holds finite {self.dtype} numbers; received NaN, "
-                f"infinity or a number that is too large"
-            )
+        values = self.checked(name, value)
         with nullcontext() if self.owner is None else self.owner.exclusive():
-            current[...] = self.backend.asarray(values.reshape(current.shape), self.dtype)
+            current[...] = self.backend.asarray(values, self.dtype)
+
+    def checked(self, name: str, value: Any) -> np.ndarray[Any, Any]:
+        """``value`` on the host, if it can be assigned to the array ``name``."""
+        value = self.backend.to_numpy(value) if self.backend.owns(value) else value
+        what = f"{type(self).__name__}.{name}"
+        return check_values(what, value, self.specs[name].shape, self.dtype)
 
     def initial_values(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
         """Initial values: those already here, else drawn with the layer's own seed or from
@@ -342,25 +341,6 @@ class NativeLayer(Layer):
         """Elements that a training step keeps for the backward pass besides the output, for
         each row of the batch; ``width`` is the layer's number of outputs."""
         return 0
-
-
-def as_device_array(backend: Backend, x: Any, dtype: DType) -> Array:
-    """``x`` on the backend's device in ``dtype``; float64, int and bool are cast.
-
-    Raises:
-        DTypeError: complex numbers, objects, text.
-        DeviceError: an array on another device.
-    """
-    if type(x) is np.ndarray and x.dtype == dtype:
-        return backend.asarray(x, dtype)
-    adopted = backend.adopt(x)
-    x = np.asarray(x) if adopted is None else adopted
-    if x.dtype.kind not in "fiub":
-        raise DTypeError(
-            f"arrays must hold real numbers; received dtype {x.dtype}. "
-            f"Convert them first, for example with .astype('float32')"
-        )
-    return backend.asarray(x, dtype)
 
 
 def _is_float64(x: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnbackend._checks import check_number
+from nnbackend._checks import check_flag, check_number
 from nnbackend.backends.types import Array
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
@@ -65,7 +65,7 @@ class Dense(NativeLayer):
         for initializer in (weight_init, bias_init):
             resolve_initializer(initializer)
         self.add_parameter("weight", (n_inputs, n_outputs), weight_init)
-        if bias:
+        if check_flag("Dense.bias", bias):
             self.add_parameter("bias", (n_outputs,), bias_init, "bias")
         self._x: Array | None = None
         self._saved: Array | None = None

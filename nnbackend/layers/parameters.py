@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
-
+from nnbackend._checks import check_real, real_array
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.initializers import InitializerLike
@@ -62,9 +61,11 @@ class Gradient:
         gradient = layer.gradient(self.name)
         if gradient is None:
             raise DataError(f"this {type(layer).__name__} has no {self.name}")
-        if np.shape(value) not in (gradient.shape, (1, *gradient.shape)):
+        what = f"{type(layer).__name__}.{self.name}_grad"
+        value = value if hasattr(value, "shape") else real_array(what, value)
+        check_real(what, value.dtype)
+        if value.shape not in (gradient.shape, (1, *gradient.shape)):
             raise ShapeError(
-                f"{type(layer).__name__}.{self.name}_grad has shape {tuple(gradient.shape)}; "
-                f"received {np.shape(value)}"
+                f"{what} has shape {tuple(gradient.shape)}; received {tuple(value.shape)}"
             )
-        gradient[...] = value.reshape(gradient.shape) if np.ndim(value) else value
+        gradient[...] = value.reshape(gradient.shape)

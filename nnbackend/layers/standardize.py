@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend._checks import check_real, real_array
 from nnbackend._files import read_rows
 from nnbackend.backends.types import Array
-from nnbackend.errors import DataError, DTypeError, ShapeError
+from nnbackend.errors import DataError, ShapeError
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.base import NativeLayer
 from nnbackend.layers.parameters import Parameter
@@ -56,15 +57,14 @@ class Standardize(NativeLayer):
             ShapeError, DataError: wrong width, no rows, or values that are not finite.
         """
         if not hasattr(x, "shape"):
-            x = np.asarray(x)
+            x = real_array("Standardize.adapt's x", x)
         shape = tuple(x.shape)
         if len(shape) != 2 or shape[1] != self.n_inputs or shape[0] == 0:
             raise ShapeError(
                 f"Standardize.adapt takes x of shape (rows, {self.n_inputs}), at least one row; "
                 f"received {shape}"
             )
-        if x.dtype.kind not in "fiub":
-            raise DTypeError(f"Standardize.adapt takes real numbers; received dtype {x.dtype}")
+        check_real("Standardize.adapt's x", x.dtype)
         x = self.backend.to_numpy(x) if self.backend.owns(x) else x
         count, mean = 0, np.zeros(x.shape[1])
         square = np.zeros(x.shape[1])  # sum of squared distances from the mean

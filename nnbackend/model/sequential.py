@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_number, check_size
+from nnbackend._checks import check_flag, check_list, check_number, check_size
 from nnbackend._files import release_pages
 from nnbackend.backends import get_backend
 from nnbackend.backends.types import Activation, Array
@@ -28,7 +28,7 @@ from nnbackend.data.validation import (
     check_finite,
     check_matrix,
 )
-from nnbackend.errors import DataError, DTypeError, ModelBusyError, memory_errors
+from nnbackend.errors import DataError, ModelBusyError, memory_errors
 from nnbackend.executor.base import Data
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
@@ -38,7 +38,7 @@ from nnbackend.model.ending import check_ending
 from nnbackend.model.stack import BUSY, LayerStack
 from nnbackend.model.summary import summary_text
 from nnbackend.optimizers import Optimizer, resolve_optimizer
-from nnbackend.training.callbacks import Callback, CallbackList
+from nnbackend.training.callback import Callback, CallbackList, check_callbacks
 from nnbackend.training.evaluation import check_metric_names, evaluate_source, function_metrics
 from nnbackend.training.history import History
 from nnbackend.training.progress import make_progress
@@ -103,6 +103,7 @@ class Sequential(LayerStack):
         if metrics is None or isinstance(metrics, str | Metric) or callable(metrics):
             metrics = [] if metrics is None else [metrics]
         new_loss = resolve_loss(loss)
+        metrics = check_list("metrics", "['accuracy']", metrics)
         new_metrics = [resolve_metric(metric) for metric in metrics]
         check_metric_names(new_metrics)
         check_ending(self.layers, new_loss)
@@ -166,14 +167,7 @@ class Sequential(LayerStack):
         split = check_number("validation_split", validation_split, 0.0, 1.0, high_open=True)
         if split and validation_data is not None:
             raise DataError("pass validation_data or validation_split, not both")
-        if callbacks is None or isinstance(callbacks, Callback):
-            callbacks = [] if callbacks is None else [callbacks]
-        for callback in callbacks:
-            if not isinstance(callback, Callback):
-                raise DTypeError(
-                    f"callbacks must be nn.Callback objects, such as nn.EarlyStopping(); "
-                    f"received {type(callback).__name__}"
-                )
+        callbacks = check_callbacks(callbacks)
         with self._training():
             functions = self._function_metrics
             source, validation = training_sources(
@@ -197,7 +191,7 @@ class Sequential(LayerStack):
                 source,
                 epochs=last,
                 batch_size=batch_size,
-                shuffle=shuffle,
+                shuffle=check_flag("shuffle", shuffle),
                 callbacks=CallbackList(self, callbacks),
                 validate=None if validation is None else partial(self._figures, validation),
                 python_metrics=partial(self._training_figures, source) if functions else None,

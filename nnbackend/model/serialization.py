@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend._checks import check_path
 from nnbackend._files import Path_, write_atomically
 from nnbackend.backends.types import DType
 from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError
@@ -32,6 +33,7 @@ def save_model(model: LayerStack, path: Path_) -> None:
 
     from safetensors.numpy import save
 
+    path = check_path("path", path)
     tensors: Tensors = model.arrays()
     if model.loss is not None:
         for key, value in model.optimizer_state().items():
@@ -55,12 +57,18 @@ def save_model(model: LayerStack, path: Path_) -> None:
             )
     # safetensors ends the process where it has no memory for the file and its parts
     np.empty(2 * sum(array.nbytes for array in tensors.values()), np.uint8)
-    write_atomically(path, save(tensors, {METADATA_KEY: json.dumps(metadata, default=_plain)}))
+    try:
+        text = json.dumps(metadata, default=_plain)
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, DTypeError):
+            raise
+        raise DataError(f"info cannot be written to a model file as JSON: {error}") from error
+    write_atomically(path, save(tensors, {METADATA_KEY: text}))
 
 
 def _plain(value: Any) -> Any:
     """NumPy numbers as Python numbers, for JSON."""
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value, np.longdouble):
         return value.item()
     raise DTypeError(
         f"a model file holds numbers, text, lists and dicts; received {type(value).__name__}"
@@ -104,8 +112,8 @@ def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
     """Tensors and nnbackend's metadata of a model file, the version checked."""
     from safetensors import safe_open
 
-    name = os.fspath(path)
-    if not Path(path).is_file():
+    name = check_path("path", path)
+    if not Path(name).is_file():
         raise FileNotFoundError(f"there is no model file {name}")
     try:
         with open(path, "rb"):

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from nnbackend._checks import check_dtype, check_seed
+from nnbackend._checks import check_dtype, check_list, check_mapping, check_name, check_seed
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import check_precision
-from nnbackend.errors import DataError, DTypeError, ModelBusyError, memory_errors
+from nnbackend.errors import DataError, DTypeError, ModelBusyError, memory_errors, shown
 from nnbackend.executor.base import Executor
 from nnbackend.executor.choice import make_executor
 from nnbackend.layers.base import Layer
@@ -23,7 +23,7 @@ from nnbackend.metrics import Metric, MetricFunction
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.lowering import check_widths, lay_out, lower
 from nnbackend.program.table import NO_LOSS
-from nnbackend.training.callbacks import Callback
+from nnbackend.training.callback import Callback
 from nnbackend.training.history import History
 from nnbackend.training.state import TrainingState
 
@@ -51,11 +51,12 @@ class LayerStack:
     ) -> None:
         if isinstance(layers, Layer):
             raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
-        self.layers: list[Layer] = list(layers)
+        self.layers: list[Layer] = check_list("layers", "[nn.Dense(2, 3)]", layers)
         for layer in self.layers:
             if not isinstance(layer, Layer):
                 raise DTypeError(
-                    f"layers must be nn.Layer objects, such as nn.Dense(2, 3); received {layer!r}"
+                    f"layers must be nn.Layer objects, such as nn.Dense(2, 3); received "
+                    f"{shown(layer)}"
                 )
         self.n_inputs = check_widths(self.layers)
         self.dtype = check_dtype(dtype)
@@ -216,11 +217,25 @@ class LayerStack:
             }
 
     def set_arrays(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Restore what ``arrays`` returned, in place."""
+        """Restore what ``arrays`` returned, in place; missing keys stay as they are.
+
+        Raises:
+            DataError, DTypeError, ShapeError: an unknown key, another shape, values that are not
+                finite numbers; then nothing changes.
+        """
+        known = {
+            f"layers.{number}.{name}": (layer, name)
+            for number, layer in enumerate(self.layers)
+            for name in layer.saved_names
+        }
+        given = check_mapping("arrays", arrays)
+        checked = {}
+        for key, value in given.items():
+            layer, name = known[check_name("a key of arrays", key, known)]
+            checked[layer, name] = layer.checked(name, value)
         with self.exclusive():
-            for key, value in arrays.items():
-                _, number, name = key.split(".")
-                self.layers[int(number)].assign(name, value)
+            for (layer, name), values in checked.items():
+                layer.assign(name, values)
 
     def optimizer_state(self) -> dict[str, np.ndarray[Any, Any]]:
         """The optimizer's arrays by key, ``{slot}.layers.{i}.{name}``, as NumPy copies."""

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from nnbackend._checks import check_coupled_rows
+from nnbackend._checks import check_coupled_rows, check_mapping, check_values
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, DType, LossFormula
-from nnbackend.errors import DataError, ShapeError
+from nnbackend.errors import DataError, shown
 from nnbackend.losses import Loss, LossFunction
 from nnbackend.metrics import Metric, Statistic
 from nnbackend.optimizers import Optimizer
@@ -192,21 +192,20 @@ class Program:
         """Copy values into ``slot_views``; missing keys stay as they are.
 
         Raises:
-            DataError, ShapeError: an unknown key, another shape, values that are not finite;
-                then nothing changes.
+            DataError, DTypeError, ShapeError: an unknown key, another shape, values that are not
+                finite numbers; then nothing changes.
         """
-        views = self.slot_views()
-        for key, value in values.items():
+        views, checked = self.slot_views(), {}
+        for key, value in check_mapping("an optimizer's state", values).items():
             if key not in views:
-                raise DataError(f"the optimizer has no state {key}; it has {', '.join(views)}")
-            if np.shape(value) != views[key].shape:
-                raise ShapeError(
-                    f"optimizer state {key} has shape {views[key].shape}; received "
-                    f"{np.shape(value)}"
+                raise DataError(
+                    f"the optimizer has no state {shown(key)}; it has {', '.join(views)}"
                 )
-            if not np.isfinite(value).all():
-                raise DataError(f"optimizer state {key} must be finite")
-        for key, value in values.items():
+            value = self.backend.to_numpy(value) if self.backend.owns(value) else value
+            checked[key] = check_values(
+                f"optimizer state {key}", value, tuple(views[key].shape), self.dtype
+            )
+        for key, value in checked.items():
             views[key][...] = self.backend.asarray(value, self.dtype)
 
 

@@ -6,132 +6,29 @@ model.fit(x, y, epochs=200, validation_split=0.2,
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend._checks import check_number, check_size
+from nnbackend._checks import (
+    check_flag,
+    check_number,
+    check_path,
+    check_size,
+)
 from nnbackend._files import check_writable
-from nnbackend.errors import DataError, unknown_name
+from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.schedules import Schedule
+from nnbackend.training.callback import Callback, Figures
 from nnbackend.training.history import History
+from nnbackend.training.monitor import Mode, Monitor
 
 if TYPE_CHECKING:
     from nnbackend.model.sequential import Sequential
-
-Figures = Mapping[str, float]
-Mode = Literal["auto", "min", "max"]
-
-#: Curves for which more is better, in mode "auto".
-_MORE_IS_BETTER = ("accuracy", "top_k_accuracy", "precision", "recall", "f1", "r2")
-
-
-class Callback:
-    """Base of all callbacks; override what you need.
-
-    With callbacks, ``fit`` returns to Python after every epoch, so they see the current model
-    and may change it, ``model.optimizer.lr`` for example.
-    """
-
-    #: called after the others, as what saves the model must be
-    runs_last: ClassVar[bool] = False
-
-    def on_fit_begin(self, model: Sequential) -> None:
-        """Before the first epoch."""
-
-    def on_epoch_end(
-        self, model: Sequential, epoch: int, figures: Figures, history: History
-    ) -> str | None:
-        """After an epoch and its validation.
-
-        Args:
-            epoch: counted from 1, over all calls of ``fit``.
-            figures: the epoch's values, as they were appended to ``history``.
-
-        Returns:
-            A reason to stop, kept as ``history.stopped``; or None to continue.
-        """
-        return None
-
-    def on_fit_end(self, model: Sequential, history: History) -> None:
-        """After the last epoch, or after Ctrl-C."""
-
-    def state(self) -> dict[str, Any]:
-        """What a model file keeps so that resumed training continues exactly: numbers, text,
-        None, and NumPy arrays."""
-        return {}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state`` returned."""
-
-
-class CallbackList:
-    """The callbacks of a training run, called in order, each with the model."""
-
-    def __init__(self, model: Sequential, callbacks: Sequence[Callback]) -> None:
-        self.model = model
-        # those that save the model come last, when the others have their new state
-        self.callbacks = sorted(callbacks, key=lambda callback: callback.runs_last)
-
-    def __len__(self) -> int:
-        return len(self.callbacks)
-
-    def fit_begins(self) -> None:
-        for callback in self.callbacks:
-            callback.on_fit_begin(self.model)
-
-    def epoch_ends(self, epoch: int, figures: Figures, history: History) -> None:
-        """Epoch number ``epoch`` is complete; a reason to stop is left in ``history``."""
-        for callback in self.callbacks:
-            reason = callback.on_epoch_end(self.model, epoch, figures, history)
-            if reason:
-                history.stopped = str(reason)
-
-    def fit_ends(self, history: History) -> None:
-        for callback in self.callbacks:
-            callback.on_fit_end(self.model, history)
-
-
-class Monitor:
-    """Watches one curve for improvement, for several callbacks."""
-
-    def __init__(self, name: str, mode: Mode, min_delta: float = 0.0) -> None:
-        if mode not in ("auto", "min", "max"):
-            raise unknown_name("mode", mode, ("auto", "min", "max"))
-        self.name = name
-        more = name.removeprefix("val_") in _MORE_IS_BETTER if mode == "auto" else mode == "max"
-        self.sign = -1.0 if more else 1.0
-        self.min_delta = check_number("min_delta", min_delta, 0.0)
-        self.best = math.inf  # of sign * value: lower is better
-
-    def state(self) -> float | None:
-        """The best value so far, for a model file; None before the first."""
-        return None if self.best == math.inf else self.best
-
-    def set_state(self, best: float | None) -> None:
-        self.best = math.inf if best is None else float(best)
-
-    def improved(self, figures: Figures) -> bool:
-        """Whether this epoch is the best so far, by more than ``min_delta``."""
-        if self.name not in figures:
-            validated = any(name.startswith("val_") for name in figures)
-            hint = ""
-            if self.name.startswith("val_") and not validated:
-                hint = " Pass validation_data or validation_split to fit."
-            raise DataError(
-                f"a callback watches a curve that this training does not compute: "
-                f"{unknown_name('the curve', self.name, figures)}{hint}"
-            )
-        value = self.sign * figures[self.name]
-        if value < self.best - self.min_delta or (self.best == math.inf and value == value):
-            self.best = value
-            return True
-        return False
 
 
 class EarlyStopping(Callback):
@@ -158,7 +55,7 @@ class EarlyStopping(Callback):
     ) -> None:
         self.monitor = Monitor(monitor, mode, min_delta)
         self.patience = check_size("EarlyStopping.patience", patience)
-        self.restore_best = restore_best
+        self.restore_best = check_flag("EarlyStopping.restore_best", restore_best)
         self.waited = 0
         self.best_epoch = 0
         self.best: dict[str, np.ndarray[Any, Any]] = {}
@@ -215,7 +112,7 @@ class ModelCheckpoint(Callback):
         every: int = 1,
         mode: Mode = "auto",
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = check_path("ModelCheckpoint.path", path)
         self.monitor = None if monitor is None else Monitor(monitor, mode)
         self.every = check_size("ModelCheckpoint.every", every)
 
@@ -255,7 +152,7 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(check_path("CSVLogger.path", path))
 
     def on_epoch_end(
         self, model: Sequential, epoch: int, figures: Figures, history: History
@@ -280,6 +177,11 @@ class LearningRateScheduler(Callback):
     """
 
     def __init__(self, function: Callable[[int, float], float]) -> None:
+        if not callable(function):
+            raise DTypeError(
+                f"LearningRateScheduler.function must be a function (epoch, lr) -> lr; "
+                f"received {shown(function)}"
+            )
         self.function = function
         self.set_for = 0  # the epoch whose rate is set
 

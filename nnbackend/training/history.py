@@ -58,11 +58,12 @@ class History(Mapping[str, list[float]]):
         return {name: values[-1] for name, values in self.curves.items() if values}
 
     def __getitem__(self, name: str) -> list[float]:
-        if name not in self.curves:
+        try:
+            return self.curves[name]
+        except (KeyError, TypeError):  # a list or an array cannot even be looked up
             from nnbackend.errors import unknown_name
 
-            raise KeyError(str(unknown_name("curve", name, self.curves)))
-        return self.curves[name]
+            raise KeyError(str(unknown_name("curve", name, self.curves))) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self.curves

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from nnbackend.errors import DataError, shown
+
 #: Without a terminal a line is printed for about this many epochs, and after this many seconds.
 PLAIN_LINES = 20
 PLAIN_SECONDS = 5.0
+#: A bar is drawn anew after this many seconds at the earliest.
+REDRAW_SECONDS = 0.125
 
 
 def figures_text(figures: Mapping[str, float]) -> str:
@@ -106,8 +111,9 @@ class LiveProgress(Progress):
                 table_column=Column(no_wrap=True, min_width=len(_speed_text(1e5, 60.0))),
             ),
             TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
-            refresh_per_second=8,
+            auto_refresh=False,  # that takes a thread, which cannot be had everywhere
         )
+        self.shown = self.start
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -128,10 +134,17 @@ class LiveProgress(Progress):
         self.rows += rows
         rate = self.rows / max(time.perf_counter() - self.start, 1e-9)
         left = None if self.total is None else (self.total - self.rows) / rate
-        self.bar.update(self.task, advance=rows, speed=_speed_text(rate, left))
+        self._update(advance=rows, speed=_speed_text(rate, left))
 
     def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
-        self.bar.update(self.task, epoch=epoch, figures=figures_text(figures))
+        self._update(epoch=epoch, figures=figures_text(figures))
+
+    def _update(self, **fields: Any) -> None:
+        """Draw the bar anew, unless that was done a moment ago."""
+        now = time.perf_counter()
+        due = now - self.shown >= REDRAW_SECONDS
+        self.shown = now if due else self.shown
+        self.bar.update(self.task, refresh=due, **fields)
 
     def stopped(self, epoch: int, reason: str) -> None:
         print(stopped_text(epoch, reason), flush=True)
@@ -154,13 +167,15 @@ def _speed_text(rate: float, left: float | None) -> str:
 
 
 def make_progress(
-    verbose: int, first_epoch: int, epochs: int, rows_per_epoch: int | None
+    verbose: object, first_epoch: int, epochs: int, rows_per_epoch: int | None
 ) -> Progress:
     """0: silent. 1: a bar on a terminal, lines elsewhere. 2: lines everywhere.
 
     Args:
         first_epoch, epochs: total epochs before and after this training.
     """
+    if not isinstance(verbose, numbers.Integral) or verbose not in (0, 1, 2):
+        raise DataError(f"verbose must be 0, 1 or 2; received {shown(verbose)}")
     if not verbose:
         return Progress()
     if verbose == 1 and sys.stdout.isatty():

@@ -14,7 +14,7 @@ from nnbackend.errors import NonFiniteLossError
 from nnbackend.executor.base import Executor, Run, Trace
 from nnbackend.kernels.codes import TRACE_SUMS
 from nnbackend.program.table import Program
-from nnbackend.training.callbacks import CallbackList
+from nnbackend.training.callback import CallbackList
 from nnbackend.training.epoch import ChunkRunner, Epoch
 from nnbackend.training.evaluation import epoch_figures
 from nnbackend.training.history import History

@@ -112,7 +112,7 @@ def test_the_scan_finds_a_value_far_into_the_data_and_spares_large_finite_ones(b
         ({"sample_weight": -np.ones(10)}, nn.DataError, "received -1.0 in row 0"),
         ({"sample_weight": np.full(10, np.nan)}, nn.DataError, "received nan in row 0"),
         ({"sample_weight": np.zeros(10)}, nn.DataError, "not all be 0"),
-        ({"sample_weight": ["a"] * 10}, nn.ShapeError, "one number a row"),
+        ({"sample_weight": ["a"] * 10}, nn.DTypeError, "weights must hold real numbers"),
         (
             {"class_weight": {0: -1.0}},
             nn.DataError,

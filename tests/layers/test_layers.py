@@ -224,5 +224,5 @@ class TestRefusals:
             _ = nn.Dense(2, 3, weight_init=np.eye(3)).weight
         with pytest.raises(nn.DTypeError, match="finite"):
             _ = nn.Dense(2, 2, weight_init=[[np.nan, 0], [0, 0]]).weight
-        with pytest.raises(nn.DTypeError, match="an initializer is"):
+        with pytest.raises(nn.DTypeError, match="an initializer that is no name"):
             nn.Dense(2, 2, weight_init=["x"])

@@ -447,7 +447,9 @@ def test_optimizer_state_is_checked_before_anything_is_written(backend, rng) -> 
     for state, error, message in (
         ({"m.layers.9.weight": good[key]}, nn.DataError, "no state m.layers.9.weight"),
         ({key: good[key].T}, nn.ShapeError, r"shape \(4, 8\); received \(8, 4\)"),
-        ({**good, key: np.full((4, 8), np.nan)}, nn.DataError, "must be finite"),
+        ({**good, key: np.full((4, 8), np.nan)}, nn.DataError, "must hold finite"),
+        ({**good, key: np.full((4, 8), "a")}, nn.DTypeError, "real numbers"),
+        ({**good, key: [[1.0], [1.0, 2.0]]}, nn.ShapeError, "rows of one length"),
     ):
         with pytest.raises(error, match=message):
             model.set_optimizer_state({"v.layers.0.weight": np.ones((4, 8)), **state})

@@ -86,7 +86,7 @@ class NumbaBackend(NumpyBackend):
     ) -> None:
         """Run an operation on as many threads as its ``work``, in grains, is worth."""
         run = self.runtime
-        parts = max(1, min(run.threads.count, int(work)))
+        parts = run.threads.parts(int(work))
         first = self._operation.FIRST_ARGUMENT
         values = np.zeros(self._operation.N_OPERATION_NUMBERS)
         values[: len(numbers)] = numbers

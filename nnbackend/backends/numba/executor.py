@@ -154,7 +154,7 @@ class CompiledExecutor(Executor):
         return self._training
 
     def _parts(self, work: int, grain: int) -> int:
-        return max(1, min(self._runtime.threads.count, work // grain))
+        return self._runtime.threads.parts(work // grain)
 
     def block_rows(self, batch: int) -> int:
         """Rows of the batch that go there and back at a time."""

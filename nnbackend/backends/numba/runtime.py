@@ -9,7 +9,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from nnbackend.backends.numba.cache import cache_folders
 from nnbackend.backends.numba.threads import Threads
 from nnbackend.backends.types import Array
 from nnbackend.errors import BackendUnavailableError
+from nnbackend.kernels.locks import COMPILING
 from nnbackend.kernels.processor import USES_BLAS
 
 #: What has to be installed; SciPy is there for its BLAS.
@@ -52,13 +52,12 @@ class Runtime:
         self.threads = Threads()
         self.folders = cache_folders()
         self.unit = entry.Unit(store.Store(*self.folders))
-        self._lock = threading.RLock()
 
     def entry(self, kind: str, dtype: str) -> int:
         """Address of the function that runs "phase"s or single "operation"s in ``dtype``."""
         file = f"{kind}_{dtype}"
         if not self.unit.is_loaded(file):  # each operation asks: it has to be quick
-            with self._lock:
+            with COMPILING:
                 self.compile_files((kind,), (dtype,))
         return int(self.unit.entry(file))
 
@@ -72,7 +71,7 @@ class Runtime:
         groups = [group for hand in dealt for group in hand if group]
         if not groups:
             return
-        if processors > 1:
+        if self.threads.parts(2) > 1:  # what forks starts the pool of threads
             groups[-1] += self.unit.missing(("fork",))
         files = [file for group in groups for file in group]
         here, *elsewhere = groups if processors >= len(groups) else [files]
@@ -167,13 +166,12 @@ def _hold_blas() -> None:
 
 
 _runtime: Runtime | None = None
-_lock = threading.Lock()
 
 
 def runtime() -> Runtime:
     """The runtime, made at the first call."""
     global _runtime
-    with _lock:
+    with COMPILING:
         if _runtime is None:
             _runtime = Runtime()
         return _runtime

@@ -6,6 +6,8 @@ import ctypes
 import importlib
 import os
 import sys
+import threading
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ class Threads:
         self.layer = _threading_layer()
         self.most = int(numba.config.NUMBA_NUM_THREADS)
         self.count = 1 if self.layer == "serial" else self.most
+        self._started = False
         self._listeners: weakref.WeakSet[Any] = weakref.WeakSet()
         wanted = os.environ.get("NN_NUM_THREADS", "").strip()
         if wanted:
@@ -50,6 +53,27 @@ class Threads:
         self.count = 1 if self.layer == "serial" else count
         self._announce()
 
+    def parts(self, work: int) -> int:
+        """Threads for ``work`` grains of work, each of which is worth a thread."""
+        wanted = min(self.count, work)
+        if wanted > 1 and not self._started:
+            self._start()
+            wanted = min(self.count, work)
+        return max(1, wanted)
+
+    def _start(self) -> None:
+        """Before the pool makes its threads: both pools end the process where they cannot."""
+        self._started = True
+        if not can_start_threads(self.most - 1):
+            self.layer, self.count = "serial", 1
+            warnings.warn(
+                "this process cannot start more threads, because of a limit of processes or of "
+                "memory; the numba backend uses one thread",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._announce()
+
     def watch(self, listener: Any) -> None:
         """Call ``listener.threads_changed()`` when the number changes."""
         self._listeners.add(listener)
@@ -62,6 +86,24 @@ class Threads:
     def _announce(self) -> None:
         for listener in list(self._listeners):
             listener.threads_changed()
+
+
+def can_start_threads(count: int) -> bool:
+    """Whether this process may have ``count`` more threads, tried."""
+    release = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=release.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError):
+        return False
+    finally:
+        release.set()
+        for thread in started:
+            thread.join()
+    return True
 
 
 def _load_tbb() -> None:

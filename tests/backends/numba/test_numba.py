@@ -408,7 +408,7 @@ class TestCompiling:
         monkeypatch.setattr(_numba_runtime, "_compiling_elsewhere", helper)
         run = _numba_runtime.Runtime()
         run.unit = self.Unit()
-        run.threads.most = processors
+        run.threads.most = run.threads.count = processors
         run.compile_files(("phase",), dtypes)
         assert (run.unit.compiled, started) == (here, elsewhere)
         assert "compiling the Numba kernels for programs in a" in capsys.readouterr().err
