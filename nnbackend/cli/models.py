@@ -15,6 +15,7 @@ from nnbackend._files import write_atomically
 from nnbackend.cli import job_data
 from nnbackend.cli import train_job as job
 from nnbackend.cli.common import app, check_picture, check_targets, save_picture, user_errors
+from nnbackend.cli.trained import load_trained
 from nnbackend.errors import DataError
 from nnbackend.training.progress import figures_text
 
@@ -183,7 +184,7 @@ def evaluate(
     From a folder in MNIST's layout, the test images (t10k) are used if there are any.
     """
     with user_errors():
-        trained = nn.load(model, backend)
+        trained = load_trained(model, backend)
         dataset = job_data.data_for(trained, data, with_target=True)
         for name, value in trained.evaluate(dataset.x, dataset.y).items():
             typer.echo(f"{name:10} {value:.6g}")
@@ -212,7 +213,7 @@ def predict(
     """
     with user_errors():
         check_targets(out)
-        trained = nn.load(model, backend)
+        trained = load_trained(model, backend)
         dataset = job_data.data_for(trained, data, with_target=False)
         classes = trained.info.get("class_names")
         header, columns = _predictions(trained, dataset.x, classes, probabilities)
@@ -254,7 +255,7 @@ def summary(model: ModelFile) -> None:
       nnbackend summary digits.safetensors
     """
     with user_errors():
-        trained = nn.load(model)
+        trained = load_trained(model)
         trained.summary()
         last = trained.history.last()
         figures = figures_text(last)

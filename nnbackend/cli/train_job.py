@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend import plot
-from nnbackend._checks import check_number, check_size
+from nnbackend._checks import check_dtype, check_name, check_number, check_seed, check_size
 from nnbackend.cli.job_data import align_classes
+from nnbackend.cli.trained import load_trained
 from nnbackend.data.dataset import Dataset, Task, check_task, existing
-from nnbackend.errors import CheckpointError, DataError, unknown_name
+from nnbackend.errors import (
+    CheckpointError,
+    DataError,
+    DTypeError,
+    NNBackendError,
+    shown,
+    unknown_name,
+)
 from nnbackend.layers import Dense, Dropout, Standardize
+from nnbackend.layers.activations import resolve_activation
 from nnbackend.layers.base import Layer
-from nnbackend.model.loading import load
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import resolve_optimizer
 from nnbackend.schedules import CosineDecay, Schedule
@@ -72,6 +80,7 @@ class Settings:
     def __post_init__(self) -> None:
         for width in self.hidden:
             check_size("hidden", width)
+        resolve_activation(self.activation)
         check_size("epochs", self.epochs)
         check_size("batch_size", self.batch_size)
         check_number("dropout", self.dropout, 0.0, 1.0, high_open=True)
@@ -79,18 +88,21 @@ class Settings:
         check_task(self.task)
         if self.lr is not None:
             check_number("lr", self.lr, 0.0, low_open=True)
-        for kind, name, choices in (
-            ("optimizer", self.optimizer, LEARNING_RATES),
-            ("schedule", self.schedule, SCHEDULES),
-        ):
-            if name not in choices:
-                raise unknown_name(kind, name, choices)
+        check_name("optimizer", self.optimizer, LEARNING_RATES)
+        check_name("schedule", self.schedule, SCHEDULES)
+        check_seed(self.seed)
+        check_dtype(self.dtype)
+        if self.target is not None and not isinstance(self.target, str):
+            raise DTypeError(
+                f"target must be a column's name, or its number as text; received "
+                f"{shown(self.target)}"
+            )
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Settings from a TOML file; keys are the options' names, with - or _."""
     try:
-        content = tomllib.loads(existing(path).read_text(encoding="utf-8"))
+        content = tomllib.loads(existing(path).read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not TOML: {error}") from error
     except RecursionError as error:
@@ -105,6 +117,12 @@ def read_config(path: Path) -> dict[str, Any]:
         settings["hidden"] = (
             tuple(hidden) if isinstance(hidden, list) else parse_widths(str(hidden))
         )
+    if type(settings.get("target")) is int:
+        settings["target"] = str(settings["target"])
+    try:
+        Settings(**settings)
+    except NNBackendError as error:
+        raise type(error)(f"{path}: {error}") from error
     return settings
 
 
@@ -188,15 +206,22 @@ def resume(
     Raises:
         CheckpointError: ``nnbackend train`` did not write the file, or ``given`` contradicts it.
     """
-    model = load(path, backend)
+    model = load_trained(path, backend)
     if "settings" not in model.info:
         raise CheckpointError(
             f"{path} was not written by nnbackend train, so its settings are not known; continue "
             f"in Python: nn.load(path).fit(...)"
         )
     saved_settings = dict(model.info["settings"])
-    saved_settings["hidden"] = tuple(saved_settings["hidden"])
-    saved = Settings(**saved_settings)
+    try:
+        saved_settings["hidden"] = tuple(saved_settings["hidden"])
+        saved = Settings(**saved_settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its settings cannot be read: {error}") from error
+    lacking = [f.name for f in fields(Settings) if f.name not in saved_settings]
+    lacking += [name for name in ("class_names", "feature_names") if name not in model.info]
+    if lacking:
+        raise CheckpointError(f"{path} lacks the settings {', '.join(lacking)}")
     for name in FIXED:
         if name in given and given[name] != getattr(saved, name):
             raise CheckpointError(

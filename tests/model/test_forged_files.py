@@ -2,12 +2,16 @@
 
 import json
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import nnbackend as nn
+from nnbackend.cli.app import app
+from nnbackend.cli.train_job import Settings
 
 
 def write(path: Path, change=None, tensors=None) -> Path:
@@ -136,3 +140,44 @@ def test_the_callers_own_mistakes_are_not_the_files(tmp_path) -> None:
     path = write(tmp_path / "m.safetensors")
     with pytest.raises(nn.UnknownNameError, match="nunpy"):
         nn.load(path, backend="nunpy")
+
+
+NOTES = {
+    "names are numbers": ("class_names", [1, 2]),
+    "names are one text": ("class_names", "ab"),
+    "names are a dict": ("class_names", {"a": 1, "b": 2}),
+    "a name too few": ("class_names", ["a"]),
+    "no name for a column": ("feature_names", ["a", "b", "c", None]),
+    "columns are a number": ("feature_names", 4),
+    "the target is a list": ("target_name", ["y"]),
+    "settings are a list": ("settings", [1]),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), NOTES.values(), ids=NOTES)
+def test_forged_notes_are_an_error_of_the_command_line(tmp_path, key, value) -> None:
+    write(tmp_path / "m.safetensors", put("info", {key: value}))
+    (tmp_path / "d.csv").write_text("a,b,c,d,y\n" + "1,2,3,4,0\n1,2,3,5,1\n" * 4)
+    for arguments in (
+        ("summary", "m.safetensors"),
+        ("predict", "m.safetensors", "d.csv", "--out", "p.csv"),
+        ("evaluate", "m.safetensors", "d.csv"),
+    ):
+        done = CliRunner().invoke(app, [str(tmp_path / a) if "." in a else a for a in arguments])
+        assert done.exit_code == 1, done.output
+        assert f"m.safetensors: the note info['{key}'] must be" in done.output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden": 5}, {"hidden": ["a"]}, {"lr": "fast"}, {"new": 1}, {"dtype": "int8"}, {"seed": {}}],
+)
+def test_forged_settings_cannot_be_resumed(tmp_path, change) -> None:
+    settings = {**asdict(Settings()), **change}
+    path = write(
+        tmp_path / "m.safetensors",
+        put("info", {"settings": settings, "class_names": None, "feature_names": None}),
+    )
+    done = CliRunner().invoke(app, ["train", "digits", "--resume", str(path), "--epochs", "9"])
+    assert done.exit_code == 1, done.output
+    assert "m.safetensors: its settings cannot be read" in done.output

@@ -181,8 +181,9 @@ class TestThreads:
     def test_the_environment_sets_the_number_of_threads(self) -> None:
         source = "import nnbackend as nn; print(nn.get_num_threads())"
         assert run_python(source, NN_NUM_THREADS="1").stdout.strip() == "1"
-        wrong = run_python(source, NN_NUM_THREADS="many")
-        assert "NN_NUM_THREADS must be a whole number; received 'many'" in wrong.stderr
+        for wrong in ("many", "²", "1.5"):
+            done = run_python(source, NN_NUM_THREADS=wrong, PYTHONUTF8="1")
+            assert f"NN_NUM_THREADS must be a whole number; received '{wrong}'" in done.stderr
 
 
 class TestRuns:

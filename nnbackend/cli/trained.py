@@ -1,0 +1,43 @@
+"""Model files, with the notes that ``nnbackend train`` leaves in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nnbackend.errors import CheckpointError, shown
+from nnbackend.model.loading import load
+from nnbackend.model.sequential import Sequential
+
+
+def load_trained(path: Path, backend: str | None = None) -> Sequential:
+    """A model whose notes, where there are any, can be relied on.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its notes are of another kind.
+    """
+    model = load(path, backend)
+    info = model.info
+    _check_names(path, info, "class_names", max(2, model.n_outputs))
+    _check_names(path, info, "feature_names", model.n_inputs)
+    target = info.get("target_name")
+    if target is not None and not isinstance(target, str):
+        raise _wrong(path, "target_name", "text", target)
+    if not isinstance(info.get("settings", {}), dict):
+        raise _wrong(path, "settings", "a dict", info["settings"])
+    return model
+
+
+def _check_names(path: Path, info: dict[str, Any], key: str, count: int) -> None:
+    names = info.get(key)
+    if names is None:
+        return
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or len(names) != count:
+        raise _wrong(path, key, f"a list of {count} names", names)
+
+
+def _wrong(path: Path, key: str, rule: str, found: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: the note info[{key!r}] must be {rule} for the command line; it is {shown(found)}"
+    )
