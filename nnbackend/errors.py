@@ -6,8 +6,7 @@ what was received, then how to fix it, so that a student can act on the text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,18 +53,25 @@ class OutOfMemoryError(NNBackendError, MemoryError):
     """The device does not have enough memory for the request."""
 
 
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Inside, a plain MemoryError, of NumPy for example, becomes an OutOfMemoryError."""
-    try:
-        yield
-    except OutOfMemoryError:
-        raise
-    except MemoryError as error:
-        what = str(error) or "an allocation failed"
-        raise OutOfMemoryError(
-            f"memory is used up: {what}. Use smaller batches or narrower layers"
-        ) from error
+class _MemoryErrors:
+    """A class, since each step pays for it: a generator would take a microsecond."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if isinstance(error, MemoryError) and not isinstance(error, OutOfMemoryError):
+            what = str(error) or "an allocation failed"
+            raise OutOfMemoryError(
+                f"memory is used up: {what}. Use smaller batches or narrower layers"
+            ) from error
+
+
+#: Inside ``with memory_errors:`` a plain MemoryError, of NumPy for example, becomes an
+#: OutOfMemoryError.
+memory_errors = _MemoryErrors()
 
 
 class NonFiniteLossError(NNBackendError, ArithmeticError):

@@ -226,7 +226,7 @@ class Sequential(LayerStack):
             state = self.training
             loss = self.executor.step(x, y, state.step) if sample_weight is None else None
             if loss is None:
-                with memory_errors():
+                with memory_errors:
                     loss = self._checked_step(x, y, sample_weight)
             state.step += 1
         finally:
@@ -299,7 +299,7 @@ class Sequential(LayerStack):
         if quick is not None:
             return quick
         x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
-        with memory_errors():
+        with memory_errors:
             out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
             self.executor.predict(x, out)
         return out
@@ -312,7 +312,7 @@ class Sequential(LayerStack):
             DataError: x holds NaN or infinity that reached the outputs.
         """
         x = check_matrix(self.backend, x, self.n_inputs)
-        with memory_errors():
+        with memory_errors:
             out = np.empty((len(x), self.n_outputs), self.dtype)
         row_bytes = self.n_inputs * self.dtype.itemsize
         some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
@@ -357,7 +357,7 @@ class Sequential(LayerStack):
         """
         self._check_compiled()
         self._check_adapted()
-        with memory_errors():
+        with memory_errors:
             return self._figures(make_source(self.program, x, y, sample_weight))
 
     # -- for people, and for later ----------------------------------------------------------------

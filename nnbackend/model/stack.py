@@ -81,7 +81,7 @@ class LayerStack:
             raise DataError("a model can hold a layer only once; make two layers")
         for layer in self.layers:
             layer.check_free()
-        with memory_errors():
+        with memory_errors:
             self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
 
     # -- what it is -----------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class LayerStack:
             raise ModelBusyError(BUSY)
         self._trained_by = threading.get_ident()
         try:
-            with memory_errors():
+            with memory_errors:
                 yield
         finally:
             self._trained_by = None
