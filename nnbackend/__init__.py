@@ -56,14 +56,13 @@ from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop
 from nnbackend.schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, StepDecay
 from nnbackend.training.callback import Callback
 from nnbackend.training.callbacks import (
-    CSVLogger,
     EarlyStopping,
     LearningRateScheduler,
-    ModelCheckpoint,
     ReduceLROnPlateau,
     TimeLimit,
 )
 from nnbackend.training.history import History
+from nnbackend.training.writers import CSVLogger, ModelCheckpoint
 
 __version__ = "0.1.0"
 

@@ -115,17 +115,23 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:100]} ... ({type(value).__name__})"
 
 
-def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:
-    """Build the error for a wrong name: the choices, and the closest match if one is near."""
+def closest(name: object, choices: Iterable[str]) -> str | None:
+    """The known name that somebody probably meant, if one is near."""
     import difflib
 
-    choices = sorted(choices)
+    choices = list(choices)
     given = name.lower() if isinstance(name, str) else ""
-    alias = _ALIASES.get(given)
+    if _ALIASES.get(given) in choices:
+        return _ALIASES[given]
     close = difflib.get_close_matches(given, choices, n=1)
-    if alias in choices:
-        close = [alias]
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return close[0] if close else None
+
+
+def unknown_name(kind: str, name: object, choices: Iterable[str]) -> UnknownNameError:
+    """Build the error for a wrong name: the choices, and the closest match if one is near."""
+    choices = sorted(choices)
+    close = closest(name, choices)
+    hint = f" Did you mean {close!r}?" if close else ""
     return UnknownNameError(
         f"{kind} must be one of {', '.join(choices)}; received {shown(name)}.{hint}"
     )

@@ -58,9 +58,15 @@ class Statistic(NamedTuple):
 
 
 class Metric(ABC):
-    """Base of the built-in metrics."""
+    """Base of the built-in metrics.
+
+    Attributes:
+        name: of the curve.
+        better: whether "higher" or "lower" values are better.
+    """
 
     name: ClassVar[str]
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     @abstractmethod
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
@@ -176,6 +182,7 @@ class MAE(_RegressionMetric):
     """Mean of |prediction - target| over outputs and rows."""
 
     name = "mae"
+    better = "lower"
 
     def value(self, sums: Sums, weight_sum: float) -> float:
         return _ratio(float(sums[0].mean()), weight_sum)
@@ -185,6 +192,7 @@ class MSE(_RegressionMetric):
     """Mean of (prediction - target)^2 over outputs and rows."""
 
     name = "mse"
+    better = "lower"
 
     def value(self, sums: Sums, weight_sum: float) -> float:
         return _ratio(float(sums[1].mean()), weight_sum)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FOR_TYPES = {
     ("nnbackend.training.callback", "nnbackend.model.sequential"),
     ("nnbackend.training.callbacks", "nnbackend.model.sequential"),
+    ("nnbackend.training.writers", "nnbackend.model.sequential"),
     ("nnbackend.errors", "nnbackend.training.history"),
 }
 #: The rooms, each of which may use those above it, and the files beside them.

@@ -38,7 +38,7 @@ from nnbackend.model.ending import check_ending
 from nnbackend.model.stack import BUSY, LayerStack
 from nnbackend.model.summary import summary_text
 from nnbackend.optimizers import Optimizer, resolve_optimizer
-from nnbackend.training.callback import Callback, CallbackList, check_callbacks
+from nnbackend.training.callback import Callback, CallbackList, check_callbacks, restore_states
 from nnbackend.training.evaluation import check_metric_names, evaluate_source, function_metrics
 from nnbackend.training.history import History
 from nnbackend.training.progress import make_progress
@@ -255,14 +255,10 @@ class Sequential(LayerStack):
 
     def _begin_callbacks(self, callbacks: Sequence[Callback]) -> None:
         """Pass the states from a model file to the first fit's callbacks, matched by class."""
-        states, self.callback_states = self.callback_states, []
-        self.callbacks = list(callbacks)
-        for callback in self.callbacks:
-            name = type(callback).__name__
-            state = next((s for s in states if s["type"] == name), None)
-            if state is not None:
-                states.remove(state)
-                callback.set_state({k: v for k, v in state.items() if k != "type"})
+        for callback in callbacks:
+            callback.attach(self)
+        restore_states(callbacks, self.callback_states)
+        self.callbacks, self.callback_states = list(callbacks), []
 
     def split_rows(self, n_rows: int, share: float) -> tuple[RowNumbers, RowNumbers]:
         """Row numbers that ``validation_split=share`` chooses for training and for validation;

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nnbackend._checks import check_list
-from nnbackend.errors import DTypeError, shown
+from nnbackend.errors import CheckpointError, DTypeError, shown, unknown_name
 from nnbackend.training.history import History
 
 if TYPE_CHECKING:
@@ -24,6 +26,27 @@ class Callback:
 
     #: called after the others, as what saves the model must be
     runs_last: ClassVar[bool] = False
+    #: the model that it trained last, and its state before the first one
+    _model: weakref.ref[Sequential] | None = None
+    _initial: Mapping[str, Any] | None = None
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        for name in vars(cls):
+            if name.startswith("on_") and not hasattr(Callback, name):
+                known = [n for n in vars(Callback) if n.startswith("on_")]
+                raise unknown_name(f"a callback's method on_..., in {cls.__name__},", name, known)
+
+    def attach(self, model: Sequential) -> None:
+        """Start afresh, unless ``model`` is the one that was trained last."""
+        if self._initial is None:
+            self._initial = copy.deepcopy(self.state())
+        elif self._model is None or self._model() is not model:
+            self.set_state(copy.deepcopy(self._initial))
+        self._model = weakref.ref(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_model"}
 
     def on_fit_begin(self, model: Sequential) -> None:
         """Before the first epoch."""
@@ -47,7 +70,8 @@ class Callback:
 
     def state(self) -> dict[str, Any]:
         """What a model file keeps so that resumed training continues exactly: numbers, text,
-        None, and NumPy arrays."""
+        None, and NumPy arrays. What it is before the first training is restored where another
+        model is trained."""
         return {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -66,6 +90,25 @@ def check_callbacks(callbacks: object) -> list[Callback]:
                 f"received {shown(callback)}"
             )
     return checked
+
+
+def restore_states(callbacks: Sequence[Callback], states: Sequence[Mapping[str, Any]]) -> None:
+    """Hand out the states of a model file, matched by class."""
+    left = list(states)
+    for callback in callbacks:
+        name = type(callback).__name__
+        state = next((s for s in left if s["type"] == name), None)
+        if state is None:
+            continue
+        left = [s for s in left if s is not state]
+        try:
+            callback.set_state({k: v for k, v in state.items() if k != "type"})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"the model file's state of {name} does not fit this one "
+                f"({type(error).__name__}: {error}). To start it afresh, set "
+                f"model.callback_states = []"
+            ) from error
 
 
 class CallbackList:

@@ -1,4 +1,4 @@
-"""Callbacks, which run between epochs: early stopping, checkpoints, logs, learning rates.
+"""Callbacks, which run between epochs: early stopping, learning rates, a time limit.
 
 model.fit(x, y, epochs=200, validation_split=0.2,
           callbacks=[nn.EarlyStopping(patience=10), nn.ModelCheckpoint("best.safetensors")])
@@ -6,10 +6,8 @@ model.fit(x, y, epochs=200, validation_split=0.2,
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +15,8 @@ import numpy as np
 from nnbackend._checks import (
     check_flag,
     check_number,
-    check_path,
     check_size,
 )
-from nnbackend._files import check_writable
 from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.schedules import Schedule
 from nnbackend.training.callback import Callback, Figures
@@ -38,10 +34,12 @@ class EarlyStopping(Callback):
         monitor: the curve, "val_loss" for example.
         patience: epochs without improvement before it stops.
         min_delta: an improvement must be larger than this.
-        mode: "min", "max", or "auto": more is better for accuracies, f1, r2 and the like.
+        mode: "min", "max", or "auto", which knows losses and the metrics of ``nnbackend.metrics``;
+            a metric of your own needs one of the others.
         restore_best: put the best epoch's parameters back at the end of ``fit``.
 
-    Training resumed from a file continues with the patience that was left; to start afresh, set
+    Used for another model, it starts afresh. A model that is trained further continues with the
+    patience that was left, also from a file; to start afresh there, set
     ``model.callback_states = []`` after ``nn.load``.
     """
 
@@ -91,81 +89,6 @@ class EarlyStopping(Callback):
         self.waited, self.best_epoch = int(state["waited"]), int(state["best_epoch"])
         self.monitor.set_state(state["best"])
         self.best = {k.removeprefix("best."): v for k, v in state.items() if k[:5] == "best."}
-
-
-class ModelCheckpoint(Callback):
-    """Save the model after epochs, to resume training or to keep the best model.
-
-    Args:
-        path: the file; ``{epoch}`` in it is replaced by the epoch's number.
-        monitor: a curve's name, to save only when it improves; None always saves.
-        every: number of epochs from one save to the next.
-        mode: see ``EarlyStopping``.
-    """
-
-    runs_last = True
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        monitor: str | None = None,
-        every: int = 1,
-        mode: Mode = "auto",
-    ) -> None:
-        self.path = check_path("ModelCheckpoint.path", path)
-        self.monitor = None if monitor is None else Monitor(monitor, mode)
-        self.every = check_size("ModelCheckpoint.every", every)
-
-    def on_fit_begin(self, model: Sequential) -> None:
-        folder = Path(self.path).absolute().parent
-        if not folder.is_dir():
-            raise DataError(f"the folder {folder} for checkpoints does not exist; make it first")
-        try:
-            check_writable(self._path(model.epoch + 1))
-        except OSError as error:
-            raise DataError(f"checkpoints cannot be written: {error}") from error
-
-    def on_epoch_end(
-        self, model: Sequential, epoch: int, figures: Figures, history: History
-    ) -> str | None:
-        better = self.monitor is None or self.monitor.improved(figures)
-        if better and epoch % self.every == 0:
-            model.save(self._path(epoch))
-        return None
-
-    def _path(self, epoch: int) -> str:
-        return self.path.replace("{epoch}", str(epoch))
-
-    def state(self) -> dict[str, Any]:
-        return {} if self.monitor is None else {"best": self.monitor.state()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        if self.monitor is not None and "best" in state:
-            self.monitor.set_state(state["best"])
-
-
-class CSVLogger(Callback):
-    """Write a line of figures after each epoch; the first epoch fixes the columns.
-
-    Args:
-        path: the file. Resumed training appends to it; new training overwrites it.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(check_path("CSVLogger.path", path))
-
-    def on_epoch_end(
-        self, model: Sequential, epoch: int, figures: Figures, history: History
-    ) -> str | None:
-        import csv
-
-        new = epoch == 1 or not self.path.exists()
-        with self.path.open("w" if new else "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["epoch", *figures])
-            writer.writerow([epoch, *figures.values()])
-        return None
 
 
 class LearningRateScheduler(Callback):
@@ -246,7 +169,8 @@ class ReduceLROnPlateau(Callback):
         if self.waited >= self.patience:
             self.waited = 0
             rate = plain_rate(model, "ReduceLROnPlateau")
-            model.optimizer.lr = max(self.min_lr, rate * self.factor)
+            # a rate that is lower already is not raised
+            model.optimizer.lr = min(rate, max(self.min_lr, rate * self.factor))
         return None
 
     def state(self) -> dict[str, Any]:

@@ -6,13 +6,15 @@ import math
 from typing import Literal
 
 from nnbackend._checks import check_name, check_number
-from nnbackend.errors import DataError, DTypeError, shown, unknown_name
+from nnbackend.errors import DataError, DTypeError, closest, shown, unknown_name
+from nnbackend.metrics import METRICS
 from nnbackend.training.callback import Figures
 
 Mode = Literal["auto", "min", "max"]
 
-#: Curves for which more is better, in mode "auto".
-_MORE_IS_BETTER = ("accuracy", "top_k_accuracy", "precision", "recall", "f1", "r2")
+#: Curves for which less is better and for which more is, as far as they are known.
+_LESS = ("loss", "data_loss", *(n for n, metric in METRICS.items() if metric.better == "lower"))
+_MORE = tuple(n for n, metric in METRICS.items() if metric.better == "higher")
 
 
 class Monitor:
@@ -26,8 +28,7 @@ class Monitor:
             )
         check_name("mode", mode, ("auto", "min", "max"))
         self.name = name
-        more = name.removeprefix("val_") in _MORE_IS_BETTER if mode == "auto" else mode == "max"
-        self.sign = -1.0 if more else 1.0
+        self.sign = -1.0 if mode == "max" or (mode == "auto" and _more_is_better(name)) else 1.0
         self.min_delta = check_number("min_delta", min_delta, 0.0)
         self.best = math.inf  # of sign * value: lower is better
 
@@ -38,8 +39,8 @@ class Monitor:
     def set_state(self, best: float | None) -> None:
         self.best = math.inf if best is None else float(best)
 
-    def improved(self, figures: Figures) -> bool:
-        """Whether this epoch is the best so far, by more than ``min_delta``."""
+    def value(self, figures: Figures) -> float:
+        """The watched curve's value, if there is such a curve."""
         if self.name not in figures:
             validated = any(name.startswith("val_") for name in figures)
             hint = ""
@@ -49,8 +50,24 @@ class Monitor:
                 f"a callback watches a curve that this training does not compute: "
                 f"{unknown_name('the curve', self.name, figures)}{hint}"
             )
-        value = self.sign * figures[self.name]
+        return figures[self.name]
+
+    def improved(self, figures: Figures) -> bool:
+        """Whether this epoch is the best so far, by more than ``min_delta``."""
+        value = self.sign * self.value(figures)
         if value < self.best - self.min_delta or (self.best == math.inf and value == value):
             self.best = value
             return True
         return False
+
+
+def _more_is_better(name: str) -> bool:
+    plain = name.removeprefix("val_")
+    if plain not in (*_LESS, *_MORE):
+        close = closest(plain, (*_LESS, *_MORE))
+        hint = f" Did you mean {name.removesuffix(plain) + close!r}?" if close else ""
+        raise DataError(
+            f"whether more or less of {name!r} is better is not known: pass mode='max' or "
+            f"mode='min'.{hint}"
+        )
+    return plain in _MORE

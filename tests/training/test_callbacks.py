@@ -1,11 +1,14 @@
 """Callbacks, and resuming a training as if it had never stopped."""
 
+import copy
 import csv
+import pickle
 
 import numpy as np
 import pytest
 
 import nnbackend as nn
+from nnbackend.metrics import METRICS
 
 
 def make(**settings) -> nn.Sequential:
@@ -96,9 +99,10 @@ class TestEarlyStopping:
     def test_a_curve_that_is_not_there(self, backend, data) -> None:
         with pytest.raises(nn.DataError, match="received 'val_loss'.*Pass validation_data or"):
             make().fit(*data, callbacks=[nn.EarlyStopping()], verbose=0)
-        stop = nn.EarlyStopping("val_acc")
-        with pytest.raises(nn.DataError, match=r"Did you mean 'val_accuracy'\?$"):
-            make().fit(*data, validation_split=0.2, callbacks=[stop], verbose=0)
+        for name in ("val_acc", "val_acuracy"):
+            stop = nn.EarlyStopping(name, mode="max")
+            with pytest.raises(nn.DataError, match=r"Did you mean 'val_accuracy'\?$"):
+                make().fit(*data, validation_split=0.2, callbacks=[stop], verbose=0)
         with pytest.raises(nn.UnknownNameError, match="mode must be one of"):
             nn.EarlyStopping(mode="up")
 
@@ -252,3 +256,232 @@ class TestResume:
         nn.load(tmp_path / "b").fit(*data, callbacks=[again], verbose=0)
         assert again.best_epoch in (1, 2, 3)
         assert again.monitor.best <= stop.monitor.best
+
+
+class TestOneCallbackForTwoModels:
+    """A model that a callback has not seen starts afresh; the same model resumes."""
+
+    def run(self, callback: nn.Callback, values: list[float], model=None) -> nn.Sequential:
+        model = make() if model is None else model
+        script = [Script(callback, "loss", values)]
+        callback.attach(model)  # as fit does with the callbacks that it is given
+        x, y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
+        model.fit(x, y, epochs=len(values) - model.epoch, verbose=0, callbacks=script)
+        return model
+
+    def test_early_stopping(self, backend) -> None:
+        stopping = nn.EarlyStopping("loss", patience=2)
+        first = self.run(stopping, [1.0, 0.1, 0.5, 0.5, 0.5])
+        assert first.epoch == 4
+        second = self.run(stopping, [3.0, 2.9, 2.8, 2.7])
+        assert second.epoch == 4
+        assert stopping.best_epoch == 4
+        assert stopping.waited == 0
+
+    def test_early_stopping_of_the_same_model_goes_on(self, backend) -> None:
+        stopping = nn.EarlyStopping("loss", patience=3)
+        model = self.run(stopping, [1.0, 0.1, 0.5])
+        model = self.run(stopping, [1.0, 0.1, 0.5, 0.5, 0.5, 0.5], model)
+        assert model.epoch == 5
+
+    def test_model_checkpoint(self, backend, tmp_path) -> None:
+        keep = nn.ModelCheckpoint(tmp_path / "e{epoch}", monitor="loss")
+        self.run(keep, [1.0, 0.1])
+        for file in tmp_path.iterdir():
+            file.unlink()
+        self.run(keep, [3.0, 2.0, 2.5])
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["e1", "e2"]
+
+    def test_reduce_lr_on_plateau(self, backend) -> None:
+        reduce = nn.ReduceLROnPlateau("loss", patience=2, factor=0.5)
+        self.run(reduce, [0.1, 0.5])
+        model = self.run(reduce, [3.0, 2.9, 2.8])
+        assert model.optimizer.lr == 1e-3
+
+    def test_time_limit(self, backend) -> None:
+        limit = nn.TimeLimit(1000.0)
+        self.run(limit, [1.0])
+        limit.spent = 1001.0
+        assert self.run(limit, [1.0, 1.0]).epoch == 2
+        assert limit.spent < 1000
+
+    def test_a_callback_of_ones_own(self, backend, data) -> None:
+        class Counts(nn.Callback):
+            seen: list[int]
+
+            def __init__(self) -> None:
+                self.seen = []
+
+            def on_epoch_end(self, model, epoch, figures, history):
+                self.seen.append(epoch)
+
+            def state(self):
+                return {"seen": list(self.seen)}
+
+            def set_state(self, state):
+                self.seen = list(state["seen"])
+
+        counts = Counts()
+        first, second = make(), make()
+        first.fit(*data, epochs=2, verbose=0, callbacks=counts)
+        first.fit(*data, epochs=1, verbose=0, callbacks=counts)
+        assert counts.seen == [1, 2, 3]
+        second.fit(*data, epochs=2, verbose=0, callbacks=counts)
+        assert counts.seen == [1, 2]
+        copy.deepcopy(counts)
+        pickle.loads(pickle.dumps(nn.EarlyStopping("loss")))
+
+    def test_a_copy_of_a_model_is_another_model(self, backend) -> None:
+        stopping = nn.EarlyStopping("loss", patience=2)
+        model = self.run(stopping, [1.0, 0.1, 0.5])
+        other = self.run(stopping, [1.0, 1.0, 1.0, 9.0, 8.0, 7.0], copy.deepcopy(model))
+        assert (other.epoch, stopping.best_epoch) == (6, 6)
+
+
+class TestMonitors:
+    @pytest.mark.parametrize("name", ["val_auc", "balanced", "val_lr", "my_loss", "val_acuracy"])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            nn.EarlyStopping,
+            nn.ReduceLROnPlateau,
+            lambda name, **mode: nn.ModelCheckpoint("m", name, **mode),
+        ],
+        ids=["EarlyStopping", "ReduceLROnPlateau", "ModelCheckpoint"],
+    )
+    def test_a_name_that_is_not_known_needs_a_mode(self, make, name) -> None:
+        with pytest.raises(nn.DataError, match=f"'{name}' is better is not known: pass mode='max'"):
+            make(name)
+        assert make(name, mode="max").monitor.sign == -1
+        assert make(name, mode="min").monitor.sign == 1
+
+    @pytest.mark.parametrize("name", ["val_acuracy", "val_acc", "val_Accuracy"])
+    def test_a_misspelt_name_gets_a_hint(self, name) -> None:
+        with pytest.raises(nn.DataError, match="Did you mean 'val_accuracy'"):
+            nn.EarlyStopping(name)
+
+    @pytest.mark.parametrize("name", list(METRICS))
+    def test_every_metric_is_known(self, name) -> None:
+        more = name not in ("mae", "mse")
+        assert nn.EarlyStopping(f"val_{name}").monitor.sign == (-1 if more else 1)
+
+    @pytest.mark.parametrize(
+        ("every", "losses", "saved"),
+        [
+            (2, [1, 0.9, 0.5, 0.6, 0.7, 0.65], [2, 4]),
+            (3, [0.1, 0.2, 0.9, 0.3, 0.2, 0.8, 0.4, 0.5, 0.85], [3, 6]),
+            (1, [1, 0.9, 0.95, 0.8], [1, 2, 4]),
+        ],
+    )
+    def test_a_checkpoint_is_compared_with_what_was_saved(
+        self, backend, data, tmp_path, every, losses, saved
+    ) -> None:
+        keep = nn.ModelCheckpoint(tmp_path / "e{epoch:02d}", monitor="loss", every=every)
+        make().fit(*data, epochs=len(losses), verbose=0, callbacks=Script(keep, "loss", losses))
+        assert sorted(f.name for f in tmp_path.iterdir()) == [f"e{n:02d}" for n in saved]
+
+    @pytest.mark.parametrize(("lr", "expected"), [(1e-4, 1e-4), (1.5e-3, 1e-3), (1e-2, 2.5e-3)])
+    def test_a_lowest_rate_raises_no_rate(self, backend, data, lr, expected) -> None:
+        model = make(optimizer=nn.Adam(lr=lr))
+        reduce = nn.ReduceLROnPlateau("loss", patience=1, factor=0.5, min_lr=1e-3)
+        model.fit(*data, epochs=3, verbose=0, callbacks=Script(reduce, "loss", [1.0] * 3))
+        assert model.optimizer.lr == pytest.approx(expected)
+
+
+class TestPathsOfCheckpoints:
+    def test_numbers_of_epochs_and_figures(self, backend, data, tmp_path) -> None:
+        keep = nn.ModelCheckpoint(str(tmp_path / "{epoch:03d}-{{x}}-{accuracy:.2f}"))
+        model = make()
+        model.fit(*data, epochs=2, verbose=0, callbacks=keep)
+        accuracy = model.history["accuracy"]
+        expected = [f"{n + 1:03d}-{{x}}-{value:.2f}" for n, value in enumerate(accuracy)]
+        assert sorted(file.name for file in tmp_path.iterdir()) == expected
+
+    @pytest.mark.parametrize(
+        "path", ["a{", "{epoch", "}", "{}", "{0}", "{epoch.real}", "{epoch[0]}"]
+    )
+    def test_what_is_no_path(self, path) -> None:
+        with pytest.raises(nn.DataError, match="the checkpoint's path"):
+            nn.ModelCheckpoint(path)
+
+    def test_a_format_that_does_not_fit_is_found_before_training(
+        self, backend, data, tmp_path
+    ) -> None:
+        model = make()
+        with pytest.raises(nn.DataError, match="the checkpoint's path"):
+            model.fit(*data, verbose=0, callbacks=nn.ModelCheckpoint(tmp_path / "{epoch:s}"))
+        assert model.epoch == 0
+
+    def test_a_curve_that_is_not_there(self, backend, data, tmp_path) -> None:
+        with pytest.raises(nn.UnknownNameError, match="accuracy, epoch, loss, lr; received 'f1'"):
+            make().fit(*data, verbose=0, callbacks=nn.ModelCheckpoint(tmp_path / "{f1}"))
+
+
+class TestCSVLogger:
+    def rows(self, path) -> list[dict[str, str]]:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def test_columns_go_by_name(self, backend, data, tmp_path) -> None:
+        """A second fit with validation, a third without, a fourth with another metric."""
+        model, log = make(), nn.CSVLogger(tmp_path / "log.csv")
+        model.fit(*data, epochs=2, verbose=0, callbacks=log)
+        model.fit(*data, epochs=1, verbose=0, callbacks=log, validation_split=0.5)
+        model.fit(*data, epochs=1, verbose=0, callbacks=log)
+        model.compile("softmax_cross_entropy", metrics=["f1"])
+        model.fit(*data, epochs=1, verbose=0, callbacks=nn.CSVLogger(tmp_path / "log.csv"))
+        rows = self.rows(tmp_path / "log.csv")
+        assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"]
+        assert [bool(row["val_loss"]) for row in rows] == [False, False, True, False, False]
+        assert [bool(row["f1"]) for row in rows] == [False, False, False, False, True]
+        for number, row in enumerate(rows):
+            for name, curve in model.history.items():
+                if row[name]:
+                    assert float(row[name]) == curve[number]
+
+    def test_lines_after_the_model_that_is_resumed_are_written_anew(
+        self, backend, data, tmp_path
+    ) -> None:
+        model = make()
+        model.fit(*data, epochs=2, verbose=0, callbacks=nn.CSVLogger(tmp_path / "log.csv"))
+        model.save(tmp_path / "m")
+        model.fit(*data, epochs=2, verbose=0, callbacks=nn.CSVLogger(tmp_path / "log.csv"))
+        lines = (tmp_path / "log.csv").read_text()
+        again = nn.load(tmp_path / "m")
+        again.fit(*data, epochs=2, verbose=0, callbacks=nn.CSVLogger(tmp_path / "log.csv"))
+        assert (tmp_path / "log.csv").read_text() == lines
+
+    def test_another_file_is_not_written_to(self, backend, data, tmp_path) -> None:
+        model = make()
+        model.fit(*data, verbose=0)
+        (tmp_path / "log.csv").write_text("a,b\n1,2\n")
+        with pytest.raises(nn.DataError, match="log.csv is no log of CSVLogger"):
+            model.fit(*data, verbose=0, callbacks=nn.CSVLogger(tmp_path / "log.csv"))
+        assert (tmp_path / "log.csv").read_text() == "a,b\n1,2\n"
+
+    def test_where_it_cannot_be_written_is_found_before_training(
+        self, backend, data, tmp_path
+    ) -> None:
+        model = make()
+        with pytest.raises(nn.DataError, match="the log cannot be written"):
+            model.fit(*data, verbose=0, callbacks=nn.CSVLogger(tmp_path / "no" / "log.csv"))
+        assert model.epoch == 0
+
+
+def test_a_misspelt_method_is_noticed() -> None:
+    with pytest.raises(nn.UnknownNameError, match="Did you mean 'on_epoch_end'"):
+        type("Mine", (nn.Callback,), {"on_epoch_ends": lambda self: None})
+    with pytest.raises(nn.UnknownNameError, match="on_epoch_end, on_fit_begin, on_fit_end"):
+        type("Mine", (nn.Callback,), {"on_train_begin": lambda self: None})
+
+
+def test_a_state_that_does_not_fit_is_an_error_of_the_file(backend, data, tmp_path) -> None:
+    model = make()
+    model.fit(*data, verbose=0, callbacks=nn.EarlyStopping("loss"))
+    model.save(tmp_path / "m")
+    loaded = nn.load(tmp_path / "m")
+    loaded.callback_states[0]["waited"] = "long"
+    with pytest.raises(nn.CheckpointError, match="state of EarlyStopping does not fit"):
+        loaded.fit(*data, verbose=0, callbacks=nn.EarlyStopping("loss"))
+    loaded.callback_states = []
+    loaded.fit(*data, verbose=0, callbacks=nn.EarlyStopping("loss"))
