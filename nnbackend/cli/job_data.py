@@ -12,8 +12,10 @@ import numpy as np
 from nnbackend.data import datasets
 from nnbackend.data.csv import MissingTargetError
 from nnbackend.data.dataset import Dataset, Task
+from nnbackend.data.idx import find_images, holds_idx
 from nnbackend.data.readers import read
 from nnbackend.errors import DataError, ShapeError, unknown_name
+from nnbackend.losses import Loss
 from nnbackend.model.sequential import Sequential
 
 #: Data sets that come with nnbackend, by name, each from a seed.
@@ -33,6 +35,7 @@ def load_data(
     target: str | None = None,
     task: Task = "auto",
     features: tuple[str, ...] | None = None,
+    with_targets: bool = True,
 ) -> Dataset:
     """A file or folder, or a built-in data set by name."""
     if name in BUILT_IN and not Path(name).exists():
@@ -44,7 +47,7 @@ def load_data(
     if not Path(name).exists():
         close = unknown_name("data set", name, BUILT_IN)
         raise DataError(f"there is no file or folder {name}, and the built-in {close}")
-    return read(name, target, task, features)
+    return read(name, target, task, features, with_targets=with_targets)
 
 
 def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
@@ -69,14 +72,12 @@ def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
     """
     info = model.info
     features = info.get("feature_names")
-    classes = info.get("class_names")
-    task: Task = "auto" if classes is None else "classification"
-    if info.get("kind") == "csv":
-        task = "regression" if classes is None else "classification"
+    classes = _classes_of(model)
+    task: Task = "regression" if classes is None else "classification"
     columns = None if with_target or features is None else tuple(features)
     target = info.get("target_name")
     try:
-        data = load_data(test_images(name), model.seed, target, task, columns)
+        data = load_data(test_images(name), model.seed, target, task, columns, with_target)
     except MissingTargetError as error:
         raise DataError(
             f"{name} has no column {target!r}, the target this model was trained on; for data "
@@ -92,14 +93,32 @@ def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
         data = replace(data, x=np.ascontiguousarray(data.x[:, order]))
     if data.x.shape[1] != model.n_inputs:
         raise ShapeError(f"the model takes {model.n_inputs} inputs; {name} has {data.x.shape[1]}")
-    return align_classes(data, tuple(classes)) if classes is not None and with_target else data
+    return align_classes(data, classes) if classes is not None and with_target else data
+
+
+def _classes_of(model: Sequential) -> tuple[str, ...] | None:
+    """The names of the model's classes, numbers where it has no names; None for quantities."""
+    names = model.info.get("class_names")
+    if names is not None:
+        return tuple(names)
+    loss = model.loss
+    if not isinstance(loss, Loss) or not loss.probabilities:
+        return None
+    if not loss.takes_labels and model.n_outputs > 1:  # a yes or no for each output
+        return None
+    return tuple(str(k) for k in range(max(2, model.n_outputs)))
 
 
 def test_images(name: str) -> str:
     """The test images of a folder in MNIST's layout, which a model was not trained on; else
     ``name`` itself."""
-    found = sorted(Path(name).glob("t10k-images-idx3-ubyte*")) if Path(name).is_dir() else []
-    return str(found[0]) if found else name
+    folder = Path(name)
+    if not folder.is_dir() or not holds_idx(folder):
+        return name
+    try:
+        return str(find_images(folder, "t10k", "test"))
+    except DataError:
+        return name
 
 
 def describe(data: Dataset, validation: float = 0.0) -> str:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 0.002, "adam": 0.005, "adamw": 0.005}
 SCHEDULES = ("cosine", "constant")
 
+#: More classes than this, with fewer rows of each, are names or numbers of rows.
+MANY_CLASSES, ROWS_PER_CLASS = 100, 5
+
 #: Settings that a resumed training cannot change: they made the arrays in the file, or count
 #: the steps that its learning rate follows.
 FIXED = (
@@ -112,14 +115,14 @@ def read_config(path: Path) -> dict[str, Any]:
     for name in settings:
         if name not in known:
             raise DataError(f"{path}: {unknown_name('setting', name, known)}")
-    if "hidden" in settings:
-        hidden = settings["hidden"]
-        settings["hidden"] = (
-            tuple(hidden) if isinstance(hidden, list) else parse_widths(str(hidden))
-        )
     if type(settings.get("target")) is int:
         settings["target"] = str(settings["target"])
     try:
+        if "hidden" in settings:
+            hidden = settings["hidden"]
+            settings["hidden"] = (
+                tuple(hidden) if isinstance(hidden, list) else parse_widths(str(hidden))
+            )
         Settings(**settings)
     except NNBackendError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -151,6 +154,8 @@ def build_model(settings: Settings, data: Dataset, backend: str | None = None) -
     if y is None:
         raise DataError("the data holds no targets to learn")
     classification = data.class_names is not None
+    if data.class_names is not None:
+        check_classes(data.class_names, y)
     outputs = len(data.class_names) if data.class_names is not None else y.shape[1]
     layers: list[Layer] = [Standardize(x.shape[1])] if data.kind == "csv" else []
     width = x.shape[1]
@@ -179,6 +184,19 @@ def build_model(settings: Settings, data: Dataset, backend: str | None = None) -
         "kind": data.kind,
     }
     return model
+
+
+def check_classes(names: tuple[str, ...], y: np.ndarray[Any, Any]) -> None:
+    """Refuse what is hardly meant as classes."""
+    rows = len(y)
+    if len(np.unique(y)) < 2:
+        raise DataError(f"classification needs at least 2 classes; all rows are {names[y[0]]!r}")
+    if len(names) > MANY_CLASSES and rows < ROWS_PER_CLASS * len(names):
+        raise DataError(
+            f"the target has {len(names)} different values in {rows} rows, too many for classes: "
+            f"a network would need an output for each. Choose --task regression for numbers, or "
+            f"another --target"
+        )
 
 
 def _in_units_of(y: np.ndarray[Any, Any]) -> Dense:

@@ -17,7 +17,7 @@ from nnbackend.data.dataset import (
     check_task,
     existing,
 )
-from nnbackend.errors import DataError, unknown_name
+from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
 
@@ -133,7 +133,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _target_column(path: Path, header: list[str], target: str | int | None) -> int:
+def _target_column(path: Path, header: list[str], target: object) -> int:
     if target is None:
         return len(header) - 1
     if isinstance(target, str):
@@ -142,11 +142,15 @@ def _target_column(path: Path, header: list[str], target: str | int | None) -> i
         if target.isdecimal() and int(target) < len(header):
             return int(target)
         raise MissingTargetError(f"{path}: {unknown_name('target column', target, header)}")
+    if isinstance(target, bool) or not isinstance(target, int | np.integer):
+        raise DTypeError(
+            f"the target column must be a name or a number from 0; received {shown(target)}"
+        )
     if not 0 <= target < len(header):
         raise DataError(
             f"{path}: the target column must be in 0 ... {len(header) - 1}; received {target}"
         )
-    return target
+    return int(target)
 
 
 def _feature_columns(path: Path, header: list[str], features: Sequence[str]) -> list[int]:

@@ -57,6 +57,8 @@ def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[s
     if not text and not np.isfinite(y).all():
         raise DataError(f"{where}: targets must be finite; found NaN or infinity")
     flat = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    if task != "regression" and _is_one_hot(flat):
+        return flat.argmax(axis=1).astype(np.int64), tuple(str(k) for k in range(flat.shape[1]))
     whole = flat.ndim == 1 and (text or bool((flat == np.floor(flat)).all()))
     classes = task == "classification" or text
     if task == "auto" and whole and not text:
@@ -66,10 +68,15 @@ def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[s
     if flat.ndim != 1:
         raise DataError(f"{where}: classes must be one column; found shape {y.shape}")
     values, numbers = np.unique(flat, return_inverse=True)
-    if len(values) < 2:
-        raise DataError(f"{where}: classification needs at least 2 classes; found {values[0]}")
     names = tuple(str(v) if text else f"{v:g}" for v in values)
     return numbers.reshape(-1).astype(np.int64), names
+
+
+def _is_one_hot(y: HostArray) -> bool:
+    """Whether each row has a one in a single place and zeros elsewhere."""
+    if y.ndim != 2 or y.shape[1] < 2 or y.dtype.kind not in "fiub":
+        return False
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
 
 
 def check_task(task: str) -> None:

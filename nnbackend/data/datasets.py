@@ -9,7 +9,10 @@ import numpy as np
 from nnbackend._checks import check_number, check_seed, check_size
 from nnbackend.data.csv import read_csv
 from nnbackend.data.dataset import Dataset
-from nnbackend.data.readers import read, read_idx, read_idx_array, read_images, read_npz
+from nnbackend.data.idx import read_idx, read_idx_array
+from nnbackend.data.images import read_images
+from nnbackend.data.npz import read_npz
+from nnbackend.data.readers import read
 from nnbackend.errors import DataError
 
 __all__ = [
