@@ -57,16 +57,8 @@ def write(kind: str, path: Path, classes: list[int], rows: int = 24) -> Path:
 @pytest.mark.parametrize("only", [0, 2])
 def test_rows_of_one_class(tmp_path, kind, only) -> None:
     model = tmp_path / "m.safetensors"
-    command(
-        "train",
-        write(kind, tmp_path / "all", [0, 1, 2]),
-        "--save",
-        model,
-        "--epochs",
-        40,
-        "--hidden",
-        8,
-    )
+    every = write(kind, tmp_path / "all", [0, 1, 2])
+    command("train", every, "--save", model, "--epochs", 100, "--hidden", 32)
     one = write(kind, tmp_path / "one", [only], 5)
     assert "accuracy   1\n" in command("evaluate", model, one)
     command("predict", model, one, "--out", tmp_path / "p.csv")

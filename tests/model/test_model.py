@@ -445,7 +445,7 @@ def test_optimizer_state_is_checked_before_anything_is_written(backend, rng) -> 
     good = model.optimizer_state()
     key = "m.layers.0.weight"
     for state, error, message in (
-        ({"m.layers.9.weight": good[key]}, nn.DataError, "no state m.layers.9.weight"),
+        ({"m.layers.9.weight": good[key]}, nn.DataError, "no state .m.layers.9.weight"),
         ({key: good[key].T}, nn.ShapeError, r"shape \(4, 8\); received \(8, 4\)"),
         ({**good, key: np.full((4, 8), np.nan)}, nn.DataError, "must hold finite"),
         ({**good, key: np.full((4, 8), "a")}, nn.DTypeError, "real numbers"),
