@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -23,8 +24,12 @@ def write_atomically(path: Path_, content: bytes) -> None:
     """Write a file so that it appears whole or not at all; the old one survives an error.
 
     An existing file keeps its mode and, where that is allowed, its owner. Of one with several
-    hard links the content is replaced, once a whole copy is on the disk.
+    hard links the content is replaced, once a whole copy is on the disk. Links are followed; pipes
+    and devices, standard output too, are written to as they are.
     """
+    if _is_in_place(path):
+        _append(path, content)
+        return
     target = Path(os.path.realpath(path))
     folder = target.parent
     if not folder.is_dir():
@@ -61,12 +66,42 @@ def write_atomically(path: Path_, content: bytes) -> None:
             os.close(handle)
 
 
+def _is_in_place(path: Path_) -> bool:
+    """Whether this is a pipe or a device, or a link to a file that somebody has open already, as
+    /dev/stdout is: such a thing is not replaced."""
+    place = os.path.abspath(path)
+    for _ in range(40):  # as many links as the system follows
+        parent = os.path.realpath(os.path.dirname(place))
+        if parent.startswith(("/proc/", "/dev/fd")):
+            return True
+        place = os.path.join(parent, os.path.basename(place))
+        if not os.path.islink(place):
+            break
+        place = os.path.join(parent, os.readlink(place))
+    try:
+        mode = os.stat(place).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _append(path: Path_, content: bytes) -> None:
+    with open(path, "ab", buffering=0) as file:
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
+
+
 def check_writable(path: Path_) -> None:
     """Find out before a long job that a file could not be written.
 
     Raises:
         OSError: why not, with the file's name.
     """
+    if _is_in_place(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it")
@@ -89,7 +124,9 @@ def _new_temporary(target: Path) -> tuple[Path, IO[bytes]]:
 
 
 def _temporary_prefix(target: Path) -> str:
-    return f".{target.name[:180]}."
+    # names have at most 255 bytes, and those of other alphabets several for each character
+    short = os.fsencode(target.name)[:180].decode("utf-8", "ignore")
+    return f".{short}."
 
 
 def _remove_abandoned(target: Path) -> None:

@@ -1,5 +1,6 @@
 """Writing files: whole or not at all, and nothing of them left behind."""
 
+import io
 import os
 import stat
 import subprocess
@@ -172,3 +173,123 @@ def test_a_pipe_that_is_closed_does_not_cost_the_model(tmp_path) -> None:
     assert process.wait(60) == 0, errors
     assert b"BrokenPipe" not in errors
     assert nn.load(tmp_path / "m.safetensors").epoch == 400
+
+
+@pytest.mark.parametrize("name", ["猫" * 80, "é" * 120, "m" * 255])
+def test_names_of_several_bytes_a_character(tmp_path, name) -> None:
+    for content in (b"old", b"new"):
+        write_atomically(tmp_path / name, content)
+    assert (tmp_path / name).read_bytes() == b"new"
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+class TestWhatIsNoFile:
+    """A pipe or a device is written to, not replaced."""
+
+    def test_a_named_pipe(self, tmp_path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+        reader.start()
+        nn.Sequential([nn.Dense(2, 2)], seed=0).save(tmp_path / "pipe")
+        reader.join(30)
+        assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+        (tmp_path / "copy").write_bytes(got[0])
+        assert nn.load(tmp_path / "copy").n_parameters == 6
+
+    @pytest.mark.parametrize("through_a_link", [False, True])
+    def test_a_device(self, tmp_path, through_a_link) -> None:
+        device = Path(os.devnull)
+        before = device.lstat()
+        if through_a_link:
+            (tmp_path / "link").symlink_to(device)
+            device = tmp_path / "link"
+        check_writable(device)
+        write_atomically(device, b"x" * 100_000)
+        assert Path(os.devnull).lstat().st_ino == before.st_ino
+        assert os.stat(device).st_rdev == before.st_rdev
+
+    @pytest.mark.parametrize("how", ["pipe", "file"])
+    def test_standard_output_by_its_name(self, tmp_path, how) -> None:
+        """A link to what is open; as root, replacing it would break it for the whole machine."""
+        if not Path("/dev/stdout").exists():
+            pytest.skip("this system has no /dev/stdout")
+        before = Path("/dev/stdout").lstat()
+        (tmp_path / "link").symlink_to("/dev/stdout")
+        source = (
+            "import sys; from nnbackend._files import write_atomically, check_writable\n"
+            "print('first', flush=True)\n"
+            "for path in sys.argv[1:]: check_writable(path); write_atomically(path, b'x\\n')\n"
+            "print('last')"
+        )
+        command = [sys.executable, "-c", source, "/dev/stdout", str(tmp_path / "link")]
+        with (tmp_path / "out").open("ab") as file:
+            done = subprocess.run(
+                command, stdout=file if how == "file" else subprocess.PIPE, check=True
+            )
+        output = (tmp_path / "out").read_bytes() if how == "file" else done.stdout
+        assert output.split() == [b"first", b"x", b"x", b"last"]
+        assert Path("/dev/stdout").lstat().st_ino == before.st_ino
+
+    def test_a_device_that_may_not_be_written_is_said_beforehand(
+        self, tmp_path, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(PermissionError, match="null"):
+            check_writable(os.devnull)
+
+
+class TestPredictionsPrinted:
+    """Without ``--out``, and with ``--out -``, predictions alone are on standard output."""
+
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        rows = "".join(f"{n},{'猫' if n % 2 else 'dog'}\n" for n in range(20))
+        (tmp_path / "a.csv").write_text("n,kind\n" + rows, encoding="utf-8")
+        data = nn.datasets.read_csv(tmp_path / "a.csv")
+        model = nn.Sequential([nn.Dense(1, 2)], seed=0, backend="numpy")
+        model.compile("softmax_cross_entropy")
+        model.info = {"class_names": data.class_names, "feature_names": ["n"], "kind": "csv"}
+        model.save(tmp_path / "m.safetensors")
+        return tmp_path
+
+    @pytest.mark.parametrize("out", [[], ["--out", "-"]])
+    @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+    def test_whatever_the_encoding(self, folder, out, encoding) -> None:
+        command = [sys.executable, "-m", "nnbackend.cli", "predict", "m.safetensors", "a.csv"]
+        done = subprocess.run(
+            [*command, *out], cwd=folder, capture_output=True, timeout=60,
+            env=os.environ | {"PYTHONIOENCODING": encoding, "NN_BACKEND": "numpy"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.decode().splitlines()
+        assert lines[0] == "prediction"
+        assert len(lines) == 21
+        assert {*lines[1:]} <= {"dog", "猫"}
+
+    def test_names_that_the_encoding_lacks_are_escaped_in_messages(self, folder) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "nnbackend.cli", "summary", "m.safetensors"], cwd=folder,
+            capture_output=True, timeout=60, env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert rb"classes: dog, \u732b" in done.stdout
+
+
+def test_a_training_goes_on_where_its_names_cannot_be_printed(monkeypatch) -> None:
+    def metric(y_true, y_pred):
+        return 1.0
+
+    metric.__name__ = "größe_猫"
+    out = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", out)
+    model = nn.Sequential([nn.Dense(2, 1)], seed=0, backend="numpy")
+    model.compile("mean_squared_error", metrics=[metric])
+    model.fit([[1.0, 2.0]], [1.0], epochs=2)
+    model.summary()
+    assert "größe_\\u732b 1.0000" in out.buffer.getvalue().decode("cp1252")
+    monkeypatch.setattr(sys, "stdout", None)  # a program without a console
+    model.fit([[1.0, 2.0]], [1.0], epochs=1)
+    model.summary()
+    assert model.epoch == 3

@@ -7,12 +7,12 @@ import sys
 # in the order of the help
 from nnbackend.cli import models as models  # isort: skip
 from nnbackend.cli import machine as machine  # isort: skip
-from nnbackend.cli.common import app, outlive_closed_pipes
+from nnbackend.cli.common import app, outlive_outputs
 
 
 def main() -> None:
     """Entry point; wrong options are a user error, exit code 1."""
-    outlive_closed_pipes()
+    outlive_outputs()
     try:
         app()
     except SystemExit as stop:

@@ -45,6 +45,20 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def write_bytes(content: bytes) -> None:
+    """Write data to standard output as they are, whatever its encoding."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None:
+        sys.stdout.write(content.decode())
+        return
+    sys.stdout.flush()
+    try:
+        buffer.write(content)
+        buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), buffer.fileno())
+
+
 def check_picture(path: Path | None) -> None:
     """Fail before a long job, not after it, if its plot cannot be made."""
     if path is None:
@@ -101,9 +115,10 @@ class _Output(io.TextIOWrapper):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
-def outlive_closed_pipes() -> None:
-    """From now on, writing to a pipe that nobody reads is no error."""
+def outlive_outputs() -> None:
+    """From now on, writing to a pipe that nobody reads is no error, and neither is a name that the
+    output's encoding lacks."""
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and not isinstance(out, _Output):
-        buffering, encoding, errors = out.line_buffering, out.encoding, out.errors
-        sys.stdout = _Output(out.detach(), encoding, errors, line_buffering=buffering)
+        buffering, encoding = out.line_buffering, out.encoding
+        sys.stdout = _Output(out.detach(), encoding, "backslashreplace", line_buffering=buffering)

@@ -14,7 +14,14 @@ import nnbackend as nn
 from nnbackend._files import write_atomically
 from nnbackend.cli import job_data
 from nnbackend.cli import train_job as job
-from nnbackend.cli.common import app, check_picture, check_targets, save_picture, user_errors
+from nnbackend.cli.common import (
+    app,
+    check_picture,
+    check_targets,
+    save_picture,
+    user_errors,
+    write_bytes,
+)
 from nnbackend.cli.trained import load_trained
 from nnbackend.errors import DataError
 from nnbackend.training.progress import figures_text
@@ -197,7 +204,12 @@ def evaluate(
 def predict(
     model: ModelFile,
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
-    out: Annotated[Path, typer.Option(help="write predictions here, one line per row (.csv)")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="write predictions here, one line per row (.csv); - or nothing prints them"
+        ),
+    ] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="add a column for each class")
     ] = False,
@@ -209,10 +221,11 @@ def predict(
 
       nnbackend predict wine.safetensors new-wines.csv --out predictions.csv
 
-      nnbackend predict digits.safetensors digits --out predictions.csv --probabilities
+      nnbackend predict digits.safetensors digits --probabilities | head
     """
     with user_errors():
-        check_targets(out)
+        printed = out is None or str(out) == "-"
+        check_targets(None if printed else out)
         trained = load_trained(model, backend)
         dataset = job_data.data_for(trained, data, with_target=False)
         classes = trained.info.get("class_names")
@@ -223,8 +236,12 @@ def predict(
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(zip(*columns, strict=True))
-        write_atomically(out, text.getvalue().encode())
-        typer.echo(f"{len(dataset.x)} predictions written to {out}")
+        content = text.getvalue().encode()
+        if out is None or printed:
+            write_bytes(content)
+        else:
+            write_atomically(out, content)
+            typer.echo(f"{len(dataset.x)} predictions written to {out}")
 
 
 def _predictions(

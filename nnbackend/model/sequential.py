@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from nnbackend._checks import check_flag, check_list, check_number, check_size
 from nnbackend._files import release_pages
+from nnbackend._output import write_line
 from nnbackend.backends import get_backend
 from nnbackend.backends.types import Activation, Array
 from nnbackend.data.sources import (
@@ -364,11 +364,7 @@ class Sequential(LayerStack):
         Args:
             print_fn: called with the text instead of printing it.
         """
-        text = summary_text(self)
-        if print_fn is None:
-            sys.stdout.write(text + "\n")
-        else:
-            print_fn(text)
+        (write_line if print_fn is None else print_fn)(summary_text(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its optimizer's state, seeds and history to a safetensors file.

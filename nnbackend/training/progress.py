@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from nnbackend._output import write_line
 from nnbackend.errors import DataError, shown
 
 #: Without a terminal a line is printed for about this many epochs, and after this many seconds.
@@ -77,14 +78,13 @@ class PlainProgress(Progress):
             return
         rate = self.rows / max(now - self.rows_time, 1e-9)
         width = len(str(self.epochs))
-        print(
-            f"epoch {epoch:{width}d}/{self.epochs}  {figures_text(figures)}  {rate:,.0f} samples/s",
-            flush=True,
+        write_line(
+            f"epoch {epoch:{width}d}/{self.epochs}  {figures_text(figures)}  {rate:,.0f} samples/s"
         )
         self.rows, self.rows_time, self.last_line = 0, now, now
 
     def stopped(self, epoch: int, reason: str) -> None:
-        print(stopped_text(epoch, reason), flush=True)
+        write_line(stopped_text(epoch, reason))
 
 
 class LiveProgress(Progress):
@@ -147,7 +147,7 @@ class LiveProgress(Progress):
         self.bar.update(self.task, refresh=due, **fields)
 
     def stopped(self, epoch: int, reason: str) -> None:
-        print(stopped_text(epoch, reason), flush=True)
+        write_line(stopped_text(epoch, reason))
 
 
 def stopped_text(epoch: int, reason: str) -> str:
@@ -178,6 +178,6 @@ def make_progress(
         raise DataError(f"verbose must be 0, 1 or 2; received {shown(verbose)}")
     if not verbose:
         return Progress()
-    if verbose == 1 and sys.stdout.isatty():
+    if verbose == 1 and sys.stdout is not None and sys.stdout.isatty():
         return LiveProgress(first_epoch, epochs, rows_per_epoch)
     return PlainProgress(epochs)
