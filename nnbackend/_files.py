@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from nnbackend._memory import resident_bytes
+
 HostArray = np.ndarray[Any, Any]
 Path_ = str | os.PathLike[str]
 
@@ -183,9 +185,8 @@ def _overwrite(target: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-#: Scattered rows read from a file before its pages are given back: the system may map 2 MiB
-#: around each.
-_MAPPED_ROWS = 64
+#: Bytes of a file that are mapped before they are given back.
+_MAPPED_BYTES = 1 << 26
 
 
 class RowSubset:
@@ -203,25 +204,51 @@ class RowSubset:
 
 
 def read_rows(x: Any, rows: slice | HostArray) -> HostArray:
-    """``x[rows]``; of a memory-mapped file with little of it mapped at any time."""
+    """``x[rows]``; of a file that is larger than memory, little is mapped at any time."""
     if isinstance(rows, slice) and isinstance(x, RowSubset):
         rows = np.arange(rows.start, min(rows.stop, len(x)))
-    if isinstance(rows, slice) or not isinstance(x, np.memmap | RowSubset):
-        values = np.asarray(x[rows])
+    if isinstance(rows, slice) or not _is_large_file(x):
+        whole = np.asarray(x[rows])
         release_pages(x)
-        return values
-    values = np.empty((len(rows), x.shape[1]), x.dtype)
-    for start in range(0, len(rows), _MAPPED_ROWS):
-        part = slice(start, start + _MAPPED_ROWS)
-        values[part] = x[rows[part]]
-        release_pages(x)
+        return whole
+    numbers = rows
+    if isinstance(x, RowSubset):
+        x, numbers = x.base, x.index[rows]
+    # in the order in which they lie in the file: it is then read forwards, and once
+    order = np.argsort(numbers, kind="stable")
+    sorted_rows = numbers[order]
+    span = sorted_rows * abs(x.strides[0]) // _MAPPED_BYTES
+    ends = [*(np.flatnonzero(np.diff(span)) + 1), len(order)]
+    values: HostArray = np.empty((len(order), x.shape[1]), x.dtype)
+    start = 0
+    for end in ends:
+        values[order[start:end]] = x[sorted_rows[start:end]]
+        _release(x)
+        start = end
     return values
 
 
+def _mapped(x: Any) -> Any:
+    """The memory-mapped array behind ``x``, if there is one."""
+    file = x.base if isinstance(x, RowSubset) else x
+    return file if isinstance(file, np.memmap) else None
+
+
+def _is_large_file(x: Any) -> bool:
+    """Whether these are rows of a file that memory does not hold."""
+    file = _mapped(x)
+    return file is not None and file.nbytes > resident_bytes()
+
+
 def release_pages(x: Any) -> None:
-    """Give back the memory of the pages of a memory-mapped file that were read; they stay in
-    the system's file cache."""
-    file: Any = x.base if isinstance(x, RowSubset) else x
+    """Give back the memory of the pages that were read of a memory-mapped file, if it is larger
+    than memory; they stay in the system's file cache."""
+    if _is_large_file(x):
+        _release(x)
+
+
+def _release(x: Any) -> None:
+    file = _mapped(x)
     mapped = getattr(file, "_mmap", None)
     # a copy-on-write mapping would lose what was written to it
     if mapped is not None and hasattr(mapped, "madvise") and file.mode != "c":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._files import RowSubset, read_rows
+from nnbackend._memory import available_bytes, resident_bytes
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import DType
 from nnbackend.backends.uploads import Uploads
@@ -22,11 +23,9 @@ from nnbackend.executor.base import Data
 from nnbackend.program.table import Program
 
 HostArray = np.ndarray[Any, Any]
-#: Host data that must be converted are converted whole up to this size, in bytes; above it, and
-#: always for memory-mapped files, block by block. A GPU gets data whole if they fit there.
-RESIDENT_BYTES = 1 << 28
-#: Size of such a block, in bytes.
-BLOCK_BYTES = 1 << 25
+#: Size of a block that is read at a time where data are larger than memory, in bytes: this on its
+#: way to a GPU, and up to so many times as much where there is memory for it.
+BLOCK_BYTES, MOST_BLOCKS = 1 << 25, 8
 
 
 class ArraySource:
@@ -50,14 +49,12 @@ class ArraySource:
 
     def _is_staged(self) -> bool:
         x = self.x
-        if isinstance(x, np.memmap | RowSubset):
-            return True
-        if not isinstance(x, np.ndarray) or (self.backend.owns(x) and x.dtype == self.dtype):
+        in_file = isinstance(x, np.memmap | RowSubset)
+        as_it_is = type(x) is np.ndarray and self.backend.owns(x) and x.dtype == self.dtype
+        if as_it_is or not (in_file or isinstance(x, np.ndarray)):
             return False
-        size, spare = x.size * self.dtype.itemsize, self.backend.spare_bytes()
-        if spare is not None:
-            return size > spare
-        return x.dtype != self.dtype and size > RESIDENT_BYTES
+        size, spare = len(x) * x.shape[1] * self.dtype.itemsize, self.backend.spare_bytes()
+        return bool(size > (resident_bytes() if spare is None else spare))
 
     def _to_device(self, x: Any, target: HostArray, weight: HostArray | None) -> Data:
         arrays = self._with_dtypes(x, target, weight)
@@ -77,7 +74,10 @@ class ArraySource:
         """Rows to read at a time: all of them if they are on the device."""
         if self.data is not None:
             return self.n_rows
-        return max(1, BLOCK_BYTES // (int(self.x.shape[1]) * self.dtype.itemsize))
+        size = BLOCK_BYTES
+        if self.uploads() is None:
+            size = min(max(size, available_bytes() // 16), size * MOST_BLOCKS)
+        return max(1, size // (int(self.x.shape[1]) * self.dtype.itemsize))
 
     def block(self, rows: slice | HostArray) -> Data:
         """Some rows on the device, in the order asked for."""

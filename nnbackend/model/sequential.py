@@ -141,8 +141,9 @@ class Sequential(LayerStack):
         """Train for ``epochs`` more epochs.
 
         Args:
-            x: (N, n_inputs) array; a ``np.memmap`` is read batch by batch. Or an iterable of
-                ``(x, y)`` or ``(x, y, weight)`` batches, or a function that returns one.
+            x: (N, n_inputs) array; a ``np.memmap`` larger than memory is read in blocks. Or an
+                iterable of ``(x, y)`` or ``(x, y, weight)`` batches, or a function that returns
+                one.
             y: (N,) class labels, (N, n_outputs) targets, or (N,) for one output.
             batch_size: rows per step; the last batch of an epoch may be smaller.
             validation_data: ``(x, y)`` or ``(x, y, weight)`` arrays, or an iterable of batches.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
+from nnbackend import _files, _memory
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.data import sources, validation
 from nnbackend.executor.base import Run
@@ -116,6 +117,13 @@ def test_the_gradient_of_an_epochs_last_step_is_there_afterwards(backend, rng, m
         np.testing.assert_allclose(moved, 0.1 * gradient, rtol=1e-9, atol=1e-14)
 
 
+def larger_than_memory(monkeypatch) -> None:
+    """From now on, data of more than 100 bytes are."""
+    monkeypatch.setattr(_memory, "RESIDENT_BYTES", 100)
+    monkeypatch.setattr(_memory, "available_bytes", lambda: 0)
+    monkeypatch.setattr(sources, "available_bytes", lambda: 0)
+
+
 class TestSources:
     """The same rows give the same training, wherever they come from."""
 
@@ -127,7 +135,9 @@ class TestSources:
 
     @pytest.mark.parametrize("kind", ["float32", "float64", "uint8"])
     def test_memory_mapped_file(self, backend, rng, tmp_path, monkeypatch, kind) -> None:
+        larger_than_memory(monkeypatch)
         monkeypatch.setattr(sources, "BLOCK_BYTES", 640)
+        monkeypatch.setattr(_files, "_MAPPED_BYTES", 300)
         x = (100 * rng.uniform(size=(103, 4))).astype(kind)
         y = rng.integers(0, 3, 103)
         mapped = np.memmap(tmp_path / "x.bin", x.dtype, "w+", shape=x.shape)
@@ -150,6 +160,7 @@ class TestSources:
     ) -> None:
         if isinstance(backend, CudaBackend):
             pytest.skip("tracemalloc sees host memory only")
+        larger_than_memory(monkeypatch)
         monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 16)
         monkeypatch.setattr(validation, "_SCAN_ELEMENTS", 1 << 14)
         x = np.memmap(tmp_path / "x.bin", "float32", "w+", shape=(160_000, 64))
@@ -164,10 +175,43 @@ class TestSources:
         tracemalloc.stop()
         assert peak < x.nbytes / 3
 
+    @pytest.mark.parametrize("kind", ["float32", "float64"])
+    def test_a_file_that_memory_holds_is_used_as_an_array(
+        self, backend, rng, tmp_path, monkeypatch, kind
+    ) -> None:
+        """joblib hands arrays of more than a megabyte over as files."""
+        x, y = rng.normal(size=(103, 4)).astype(kind), rng.integers(0, 3, 103)
+        np.save(tmp_path / "x.npy", x)
+        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+        monkeypatch.setattr(_files, "_release", lambda x: pytest.fail("pages were given back"))
+        results = []
+        for data in (x, mapped):
+            model = make()
+            model.fit(data, y, epochs=2, batch_size=10, validation_split=0.2, verbose=0)
+            results.append((weights(model), model.predict(data), model.evaluate(data, y)))
+        np.testing.assert_array_equal(results[0][0], results[1][0])
+        np.testing.assert_array_equal(results[0][1], results[1][1])
+        assert results[0][2] == results[1][2]
+
+    def test_rows_of_a_large_file_are_read_forwards(self, rng, tmp_path, monkeypatch) -> None:
+        larger_than_memory(monkeypatch)
+        monkeypatch.setattr(_files, "_MAPPED_BYTES", 640)
+        x = rng.normal(size=(500, 4)).astype("float32")
+        np.save(tmp_path / "x.npy", x)
+        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+        given_back = []
+        monkeypatch.setattr(_files, "_release", lambda x: given_back.append(x))
+        rows = rng.integers(0, 500, 300)
+        np.testing.assert_array_equal(_files.read_rows(mapped, rows), x[rows])
+        assert len(given_back) == len(np.unique(rows * 16 // 640))
+        subset = _files.RowSubset(mapped, rows)
+        for part in (slice(20, 90), np.array([7, 3, 3, 250])):
+            np.testing.assert_array_equal(_files.read_rows(subset, part), x[rows[part]])
+
     def test_large_data_of_another_dtype_are_converted_in_blocks(
         self, backend, xy, monkeypatch, expected
     ) -> None:
-        monkeypatch.setattr(sources, "RESIDENT_BYTES", 100)
+        larger_than_memory(monkeypatch)
         monkeypatch.setattr(sources, "BLOCK_BYTES", 640)
         x, y = xy
         results = []

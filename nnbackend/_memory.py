@@ -1,0 +1,53 @@
+"""How much memory of the host there is to work with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+#: Data that must be copied or mapped are kept whole up to this size, in bytes, whatever else there
+#: is.
+RESIDENT_BYTES = 1 << 28
+
+
+def resident_bytes() -> int:
+    """Up to this size data are kept whole, converted or mapped; larger ones are read in blocks."""
+    return max(RESIDENT_BYTES, available_bytes() // 4)
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take, as far as the system says; a cautious guess where it
+    does not."""
+    found = [size for size in (_free_on_machine(), *_free_in_groups()) if size is not None]
+    return max(0, min(found, default=1 << 30))
+
+
+def _free_on_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, StopIteration, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def _free_in_groups() -> list[int | None]:
+    """What the control groups of a container leave: files that are cached count as free."""
+    groups = Path("/sys/fs/cgroup")
+    older = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    return [
+        _free_in_group(groups, "memory.max", "memory.current", "inactive_file"),
+        _free_in_group(groups / "memory", *older),
+    ]
+
+
+def _free_in_group(folder: Path, limit: str, used: str, cached: str) -> int | None:
+    try:
+        most, now = int((folder / limit).read_text()), int((folder / used).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+        return most - now + sum(int(line.split()[1]) for line in lines if line.startswith(cached))
+    except (OSError, ValueError, IndexError):  # no group, or "max"
+        return None

@@ -1,0 +1,42 @@
+"""How much memory there is to work with, as machines and containers say it."""
+
+from pathlib import Path
+
+import pytest
+
+from nnbackend import _memory
+
+
+def test_this_machine_has_some() -> None:
+    assert 0 < _memory.available_bytes() < 1 << 50
+    assert _memory.resident_bytes() >= _memory.RESIDENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "max", "memory.current": "5", "memory.stat": ""}, None),
+        (
+            {"memory.max": "1000", "memory.current": "600", "memory.stat": "a 9\ninactive_file 50"},
+            450,
+        ),
+        ({"memory.max": "1000", "memory.current": "600", "memory.stat": "anon"}, 400),
+        ({"memory.max": "1000"}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_a_containers_limit(tmp_path: Path, files, expected) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = _memory._free_in_group(tmp_path, "memory.max", "memory.current", "inactive_file")
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "groups", "expected"),
+    [(100, [None, 40], 40), (100, [None, None], 100), (None, [None], 1 << 30), (5, [-3], 0)],
+)
+def test_the_least_of_what_is_said_counts(monkeypatch, machine, groups, expected) -> None:
+    monkeypatch.setattr(_memory, "_free_on_machine", lambda: machine)
+    monkeypatch.setattr(_memory, "_free_in_groups", lambda: groups)
+    assert _memory.available_bytes() == expected
