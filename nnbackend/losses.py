@@ -17,7 +17,7 @@ from nnbackend._checks import check_name, check_number, is_masked, keep
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.conversion import as_device_array
-from nnbackend.backends.types import Array, LossFormula
+from nnbackend.backends.types import Array, LossFormula, is_on_gpu
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.kernels.codes import LOSSES as FORMULAS
 
@@ -296,7 +296,7 @@ def numeric(y: Any) -> HostArray:
     if is_masked(y):
         raise DTypeError("targets must not be a masked array; fill it with y.filled(value)")
     try:
-        values = y.get() if hasattr(y, "get") and hasattr(y, "device") else np.asarray(y)
+        values = y.get() if is_on_gpu(y) else np.asarray(y)
     except (ValueError, TypeError) as error:
         raise ShapeError(f"targets must be an array, its rows of one length: {error}") from error
     if values.dtype.kind not in "fiub":

@@ -176,14 +176,23 @@ def build_model(settings: Settings, data: Dataset, backend: str | None = None) -
         metrics=["accuracy"] if classification else ["r2"],
     )
     model.info = {
-        "settings": asdict(settings),
-        "class_names": data.class_names,
-        "feature_names": data.feature_names,
+        "settings": _plain(settings),
+        "class_names": _list(data.class_names),
+        "feature_names": _list(data.feature_names),
         "target_name": data.target_name,
-        "image_shape": data.image_shape,
+        "image_shape": _list(data.image_shape),
         "kind": data.kind,
     }
     return model
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Settings as a model file's notes hold them, for other programs too."""
+    return {**asdict(settings), "hidden": list(settings.hidden)}
+
+
+def _list(values: tuple[Any, ...] | None) -> list[Any] | None:
+    return None if values is None else list(values)
 
 
 def check_classes(names: tuple[str, ...], y: np.ndarray[Any, Any]) -> None:
@@ -278,7 +287,7 @@ def train(settings: Settings, model: Sequential, data: Dataset) -> History:
     before = model.info["settings"]
     if any(before[name] != getattr(settings, name) for name in RATE):
         model.optimizer.lr = learning_rate(settings, len(x))
-    model.info["settings"] = asdict(settings)
+    model.info["settings"] = _plain(settings)
     return model.fit(
         x,
         y,

@@ -32,7 +32,7 @@ def _check_names(path: Path, info: dict[str, Any], key: str, count: int) -> None
     names = info.get(key)
     if names is None:
         return
-    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     if not texts or len(names) != count:
         raise _wrong(path, key, f"a list of {count} names", names)
 

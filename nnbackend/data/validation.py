@@ -50,7 +50,7 @@ def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
     """``x`` as an (N, n_inputs) array of numbers, at least one row; copied only if needed."""
     if is_masked(x):
         raise DTypeError("x must not be a masked array; fill it with x.filled(value)")
-    if hasattr(x, "toarray"):
+    if hasattr(type(x), "toarray"):
         raise DTypeError("x must be a dense array; received a sparse matrix: pass x.toarray()")
     if not isinstance(x, np.ndarray):
         adopted = backend.adopt(x)

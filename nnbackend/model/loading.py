@@ -13,6 +13,7 @@ from nnbackend.backends.contract import Backend
 from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError
 from nnbackend.layers import LAYERS
 from nnbackend.layers.base import Layer
+from nnbackend.model.notes import from_json
 from nnbackend.model.sequential import Sequential
 from nnbackend.model.serialization import Tensors, fill, matched, read_file
 from nnbackend.schedules import schedule_from_config
@@ -62,6 +63,7 @@ def _built(
     dtype = check_dtype(config["dtype"])
     matched(layers, dtype, tensors, path)
     model = Sequential(layers, metadata["seed"], config["dtype"], backend)
+    model.keep_precision(config.get("precision", "fp32"))
     if "loss" in config:
         model.compile(
             _own_or(config["loss"], own),
@@ -80,9 +82,9 @@ def _built(
     state.step, state.epoch = (_count(name, metadata[name]) for name in ("step", "epoch"))
     state.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
     state.history = _history(metadata["history"])
-    if not isinstance(metadata["info"], dict):
+    model.info = from_json(metadata["info"])
+    if not isinstance(model.info, dict):
         raise DTypeError("info must be a dict")
-    model.info = metadata["info"]
     model.callback_states = _load_callback_states(metadata["callbacks"], tensors)
     return model
 

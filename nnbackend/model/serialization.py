@@ -19,6 +19,7 @@ from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemory
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, loss_name
 from nnbackend.metrics import Metric, metric_name
+from nnbackend.model.notes import to_json
 from nnbackend.model.stack import LayerStack
 
 FORMAT_VERSION = 1
@@ -47,7 +48,6 @@ def save_model(model: LayerStack, path: Path_) -> None:
         "generators": {"shuffle": model.training.shuffle_generator.bit_generator.state},
         "history": {"curves": model.history.to_dict(), "seconds": model.history.seconds},
         "callbacks": _callback_states(model, tensors),
-        "info": model.info,
     }
     for key, array in tensors.items():
         if not key.startswith("callbacks.") and not np.isfinite(array).all():
@@ -58,6 +58,7 @@ def save_model(model: LayerStack, path: Path_) -> None:
     # safetensors ends the process where it has no memory for the file and its parts
     np.empty(2 * sum(array.nbytes for array in tensors.values()), np.uint8)
     try:
+        metadata["info"] = to_json(model.info)
         text = json.dumps(metadata, default=_plain)
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, DTypeError):
@@ -89,6 +90,7 @@ def _callback_states(model: LayerStack, tensors: Tensors) -> list[dict[str, Any]
 def _config(model: LayerStack) -> dict[str, Any]:
     config: dict[str, Any] = {
         "dtype": str(model.dtype),
+        "precision": model.precision,
         "layers": [{"type": type(layer).__name__, **layer.config()} for layer in model.layers],
     }
     if model.loss is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -14,7 +15,14 @@ from nnbackend._checks import check_dtype, check_list, check_mapping, check_name
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import check_precision
-from nnbackend.errors import DataError, DTypeError, ModelBusyError, memory_errors, shown
+from nnbackend.errors import (
+    DataError,
+    DeviceError,
+    DTypeError,
+    ModelBusyError,
+    memory_errors,
+    shown,
+)
 from nnbackend.executor.base import Executor
 from nnbackend.executor.choice import make_executor
 from nnbackend.layers.base import Layer
@@ -156,6 +164,26 @@ class LayerStack:
             )
         return precision
 
+    def keep_precision(self, precision: str) -> None:
+        """Go on with the precision that the model was saved with."""
+        self.precision = self._checked_precision(precision)
+        backend = self._at_precision(self.backend)
+        if backend is not self.backend:
+            self._build(backend)
+
+    def _at_precision(self, backend: Backend) -> Backend:
+        """``backend`` at the model's precision; in full precision, said so, where it has no other.
+        The model keeps its precision for backends that have it."""
+        try:
+            return backend.at_precision(self.precision)
+        except DeviceError:
+            warnings.warn(
+                f"this model multiplies matrices in {self.precision} where it can; "
+                f"{backend.device} has full precision only, which it uses",
+                stacklevel=4,
+            )
+            return backend
+
     def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
         """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
         kept, or replaced by ``values``. Nothing changes if it fails."""
@@ -197,6 +225,7 @@ class LayerStack:
         wanted = self.precision if precision is None else self._checked_precision(precision)
         target = get_backend(backend).at_precision(wanted)
         if target is self.backend:
+            self.precision = wanted
             return self
         with self._training():
             self.precision = wanted
@@ -278,7 +307,7 @@ class LayerStack:
         self.__dict__.update(state)
         self._busy, self._trained_by = threading.Lock(), None
         self.callbacks = []
-        self._build(get_backend(backend))
+        self._build(self._at_precision(get_backend(backend)))
         self.set_optimizer_state(slots)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -1,11 +1,15 @@
 """Model files: complete, plain, atomic; and every broken one refused."""
 
+import copy
 import errno
 import json
 import os
+import pickle
+import shutil
 
 import numpy as np
 import pytest
+from cuda_stand_in import STAND_IN, compiler
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sample_models import Scale, squared
@@ -288,3 +292,99 @@ class TestAtomicWriting:
             model.save(tmp_path / "no" / "m")
         with pytest.raises(IsADirectoryError, match="is a folder"):
             model.save(tmp_path)
+
+
+NOTES = {
+    "whole numbers for keys": {1: "a", 2: {3: "b"}, "4": "c"},
+    "other keys": {1.5: 1, True: 2, None: 3, -7: 4},
+    "tuples": {"shape": (28, 28), "nested": [(1, (2, 3)), {"a": ()}]},
+    "names that look like ours": {"nnbackend:tuple": [1, 2], "x": {"nnbackend:items": [[1, 2]]}},
+    "text": {"text": "größe 猫", "none": None, "yes": True, "numbers": [1, 2.5, -3], "empty": {}},
+}
+
+
+@pytest.mark.parametrize("info", NOTES.values(), ids=NOTES)
+def test_notes_come_back_as_they_were(tmp_path, info) -> None:
+    model = nn.Sequential([nn.Dense(2, 2)], seed=0, backend="numpy")
+    model.info = info
+    model.save(tmp_path / "m")
+    loaded = nn.load(tmp_path / "m", backend="numpy").info
+    assert repr(loaded) == repr(info)  # 1, 1.0 and True are equal
+
+
+def test_keys_that_json_lacks_are_refused(tmp_path) -> None:
+    model = nn.Sequential([nn.Dense(2, 2)], seed=0, backend="numpy")
+    model.info = {"a": {(1, 2): 3}}
+    with pytest.raises(nn.DTypeError, match=r"text or numbers; received the key \(1, 2\)"):
+        model.save(tmp_path / "m")
+
+
+class TestPrecision:
+    """It belongs to the model, wherever that is."""
+
+    @pytest.fixture
+    def model(self) -> nn.Sequential:
+        if not shutil.which(compiler()):
+            pytest.skip("needs a device that has other precisions")
+        model = nn.Sequential([nn.Dense(4, 3)], seed=0, backend=STAND_IN, precision="bf16")
+        model.compile("mean_squared_error")
+        return model
+
+    @pytest.mark.parametrize("way", ["file", "pickle", "copy"])
+    def test_comes_back(self, model, tmp_path, way) -> None:
+        if way == "file":
+            model.save(tmp_path / "m")
+            again = nn.load(tmp_path / "m", backend=STAND_IN)
+        else:
+            again = copy.deepcopy(model) if way == "copy" else pickle.loads(pickle.dumps(model))
+        assert again.precision == "bf16"
+        assert again.backend.precision == model.backend.precision == "bf16"
+        x = np.random.default_rng(0).normal(size=(5, 4))
+        np.testing.assert_array_equal(again.predict(x), model.predict(x))
+
+    def test_is_kept_where_a_backend_has_it_not_and_that_is_said(self, model, tmp_path) -> None:
+        model.save(tmp_path / "m")
+        with pytest.warns(UserWarning, match="bf16 where it can; numpy has full precision only"):
+            loaded = nn.load(tmp_path / "m", backend="numpy")
+        loaded.fit(np.ones((4, 4)), np.ones((4, 3)), verbose=0)
+        assert loaded.precision == "bf16"
+        loaded.save(tmp_path / "m")
+        assert nn.load(tmp_path / "m", backend=STAND_IN).backend.precision == "bf16"
+        assert loaded.to("numpy", "fp32").precision == "fp32"
+        loaded.save(tmp_path / "m")
+        assert nn.load(tmp_path / "m", backend="numpy").precision == "fp32"
+
+
+class Frame:
+    """What counts of a DataFrame: it is turned into an array, and columns are attributes, which
+    may have any name."""
+
+    def __init__(self, values) -> None:
+        self.values = np.asarray(values)
+        self.device, self.toarray = self.values[:, 0], self.values[:, -1]
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values if dtype is None else self.values.astype(dtype)
+
+    @property
+    def shape(self):
+        return self.values.shape
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def get(self, key):
+        return getattr(self, key)
+
+
+def test_frames_are_taken_for_arrays(backend, rng) -> None:
+    x, y = rng.normal(size=(12, 4)), rng.integers(0, 3, (12, 1))
+    figures = []
+    for wrap in (np.asarray, Frame):
+        model = nn.Sequential([nn.Standardize(4), nn.Dense(4, 3)], seed=0)
+        model.compile("softmax_cross_entropy")
+        model.fit(wrap(x), wrap(y), validation_data=(wrap(x), wrap(y)), verbose=0)
+        model.train_step(wrap(x), wrap(y))
+        figures.append((model.evaluate(wrap(x), wrap(y))["loss"], model.predict(wrap(x)).tolist()))
+        nn.Standardize(4).adapt(wrap(x))
+    assert figures[0] == figures[1]
