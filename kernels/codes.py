@@ -81,18 +81,20 @@ TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT, TRACE_SUMS = range(4)
 
 
 class UpdateKind(NamedTuple):
-    """An optimizer's formula: the vectors that it keeps beside the parameters."""
+    """An optimizer's formula: the vectors that it keeps beside the parameters, and whether it
+    takes the gradient's square, which overflows first."""
 
     code: int
     slots: tuple[str, ...] = ()
+    squares: bool = False
 
 
 UPDATES: dict[str, UpdateKind] = {
     "sgd": UpdateKind(0),
     "momentum": UpdateKind(1, ("velocity",)),
-    "adagrad": UpdateKind(2, ("cache",)),
-    "rmsprop": UpdateKind(3, ("cache",)),
-    "adam": UpdateKind(4, ("m", "v")),
+    "adagrad": UpdateKind(2, ("cache",), squares=True),
+    "rmsprop": UpdateKind(3, ("cache",), squares=True),
+    "adam": UpdateKind(4, ("m", "v"), squares=True),
 }
 #: The numbers in those formulas, the rate apart; each formula reads its own.
 UPDATE_NUMBERS = ("momentum", "nesterov", "rho", "beta1", "beta2", "eps", "weight_decay")

@@ -73,6 +73,10 @@ class UpdateRule(NamedTuple):
         """Names of its state vectors."""
         return tuple(UPDATES[self.name].slots)
 
+    def gradient_limit(self, dtype: DType) -> float:
+        """The size that elements of a gradient must stay below for the update to be finite."""
+        return float(np.finfo(dtype).max) ** 0.5 if UPDATES[self.name].squares else float("inf")
+
     @property
     def numbers(self) -> tuple[float, ...]:
         """In the order of ``kernels.codes.UPDATE_NUMBERS``."""

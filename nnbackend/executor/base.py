@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from nnbackend.backends.types import Array
+from nnbackend.errors import NonFiniteLossError
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT, Op
 from nnbackend.program.table import Program
 
@@ -79,17 +81,27 @@ class Executor(ABC):
         Returns:
             (S, TRACE_SUMS + n_sums) float64 on the host. Per step: the loss times the weight sum
             (for losses that sum: the loss), the penalty, the sum of weights, the metrics' sums.
+            From a step on whose loss or gradient is not finite, rows may be NaN and nothing more
+            is updated.
         """
 
     def train_on(self, data: Data, rate: float, number: int) -> Array:
         """One update on these rows, and its loss with penalties, 0-d float64 on the device.
-        ``number`` is the number of updates made before."""
+        ``number`` is the number of updates made before.
+
+        Raises:
+            NonFiniteLossError: the loss or its gradient is not finite. A GPU, which nobody waits
+                for, returns NaN or infinity instead and updates nothing.
+        """
         trace = self.run(Run(data, None, len(data.x), np.array([rate]), number))
-        loss = np.array(total_loss(self.program, trace[0]))
-        return self.program.backend.asarray(loss, loss.dtype)
+        loss = total_loss(self.program, trace[0])
+        if not math.isfinite(loss):
+            raise not_finite_step(number)
+        return self.program.backend.asarray(np.array(loss), np.dtype(np.float64))
 
     def step(self, x: Any, y: Any, number: int) -> Array | None:
-        """One update straight from a caller's arrays, and its loss with penalties, 0-d float64.
+        """One update straight from a caller's arrays, and its loss with penalties, 0-d float64; see
+        ``train_on``.
 
         None if there is no such shortcut, or the arrays need a conversion or an error message:
         then nothing has changed, and the caller checks them and calls ``run``. ``number`` is the
@@ -114,6 +126,16 @@ class Executor(ABC):
     @abstractmethod
     def predict(self, x: Array, out: Array) -> None:
         """out (N, O) = the model's outputs for x (N, I), in inference mode. Thread-safe."""
+
+
+def not_finite_step(number: int) -> NonFiniteLossError:
+    """The error of a single step that left the numbers; ``number`` updates were made before it."""
+    return NonFiniteLossError(
+        f"the loss or its gradient became NaN or infinite in step {number + 1}, which was not "
+        f"completed. Try a smaller learning rate, clip_norm=1.0 in the optimizer, or "
+        f"nn.Standardize as the first layer",
+        step=number + 1,
+    )
 
 
 def total_loss(program: Program, trace: Trace) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class PythonExecutor(Executor):
         )
         self._in_step = False
         self._parts: list[_Part] = []
+        self._trained_gradients = program.storage.gradients[: program.storage.trained]
         self._parts_for = -1  # of the optimizer, which the parts are made for
         self._scratch = backend.zeros(
             backend.step_scratch_size(program.storage.trained), program.dtype
@@ -83,6 +85,10 @@ class PythonExecutor(Executor):
                     batch_data = plan.gather(run.data, run.order[epoch, start:stop])
                 step = run.first_step + index
                 self._differentiate(plan, batch_data, step, trace[index])
+                # of many steps, whoever reads the trace looks at the parameters
+                if len(run.rates) == 1 and not self._is_finite(trace[0]):
+                    trace[:] = np.nan
+                    break
                 self.update(float(run.rates[index]), step)
         return self.backend.to_numpy(trace)
 
@@ -105,6 +111,22 @@ class PythonExecutor(Executor):
                 plan.differentiate(data, step, trace)
             finally:
                 self._in_step = False
+
+    def _is_finite(self, trace: Array) -> bool:
+        """Whether the loss is, and the gradient together with what the optimizer makes of it."""
+        gradients = self._trained_gradients
+        if isinstance(gradients, np.ndarray):
+            # one pass by the BLAS; where the square overflows, a closer look
+            if math.isfinite(trace[TRACE_LOSS] + gradients.dot(gradients)):
+                return True
+        else:
+            finite = np.isfinite(self.backend.to_numpy(trace)[TRACE_LOSS])
+            return bool(finite) and self.backend.all_finite(gradients)
+        optimizer = self.program.optimizer
+        limit = np.inf
+        if optimizer is not None and optimizer.rule is not None and optimizer.clip_norm is None:
+            limit = optimizer.rule.gradient_limit(self.program.dtype)
+        return bool(abs(gradients).max(initial=0.0) < limit and np.isfinite(trace[TRACE_LOSS]))
 
     def update(self, lr: float, step: int) -> None:
         """Update the parameters with the flat gradient; ``step`` counts the updates before."""

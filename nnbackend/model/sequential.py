@@ -220,6 +220,11 @@ class Sequential(LayerStack):
 
         Returns:
             The loss with penalties before the update, a 0-d float64 array of the backend.
+
+        Raises:
+            NonFiniteLossError: the loss or its gradient is NaN or infinite; the step is not
+                completed. On a GPU, which nobody waits for, such a loss is returned instead, and
+                nothing is updated.
         """
         if not self._busy.acquire(False):
             raise ModelBusyError(BUSY)

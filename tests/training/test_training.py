@@ -522,3 +522,72 @@ class TestProgress:
     def test_silence(self, backend, xy, capsys) -> None:
         make().fit(*xy, epochs=3, verbose=0)
         assert capsys.readouterr().out == ""
+
+
+def huge(size: int, weight: float) -> np.ndarray:
+    return np.full((size, size), weight)
+
+
+def overflowing(kind: str, width: int = 2) -> tuple[nn.Sequential, np.ndarray, np.ndarray]:
+    """A model and rows whose loss, or only its gradient, is past the largest float32."""
+    x, y = np.ones((8, width), np.float32), np.ones((8, width), np.float32)
+    loss, optimizer = "mean_absolute_error", "sgd"
+    first, second = np.eye(width), np.eye(width)
+    match kind:
+        case "loss":
+            loss, x = "mean_squared_error", x * np.float32(1e25)
+        case "gradient":  # of the first weights: 1e25 of the inputs times 1e20 of the last weights
+            first, second, x = first * 1e-25, second * 1e20, x * np.float32(1e25)
+        case "square":
+            optimizer, first, x, y = "adam", first * 1e-25, x * np.float32(1e25), y * 0
+        case "clipped":
+            optimizer = nn.SGD(0.1, clip_norm=1.0)
+            first, second, x = first * 1e-25, second * 1e20, x * np.float32(1e25)
+        case "own loss":
+
+            def loss(y_true, y_pred):
+                return 1.0, y_pred * np.nan
+
+    layers = [nn.Dense(width, width, weight_init=first), nn.Dense(width, width, weight_init=second)]
+    model = nn.Sequential(layers, seed=0)
+    model.compile(loss, optimizer)
+    return model, x, y
+
+
+class TestSingleStepsThatLeaveTheNumbers:
+    KINDS = ("loss", "gradient", "square", "clipped", "own loss")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("width", [2, 150])
+    @pytest.mark.parametrize("warm", [False, True])
+    def test_are_found_and_leave_finite_weights(self, backend, kind, width, warm) -> None:
+        if isinstance(backend, CudaBackend) and kind != "own loss":
+            pytest.skip("a GPU returns the loss without waiting for it")
+        model, x, y = overflowing(kind, width)
+        if warm:  # the way of arrays that need no check
+            if kind == "own loss":
+                return
+            for _ in range(2):
+                model.train_step(x * 0, y)
+        steps = model.step
+        with pytest.raises(nn.NonFiniteLossError, match=f"step {steps + 1}") as caught:
+            model.train_step(x, y)
+        assert caught.value.step == steps + 1
+        assert model.step == steps
+        for name, values in {**model.arrays(), **model.optimizer_state()}.items():
+            assert np.isfinite(values).all(), name
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_fit_finds_the_same(self, backend, kind) -> None:
+        model, x, y = overflowing(kind)
+        before = model.arrays()
+        with pytest.raises(nn.NonFiniteLossError, match="epoch 1, step 1"):
+            model.fit(x, y, epochs=3, verbose=0)
+        for name, values in model.arrays().items():
+            np.testing.assert_array_equal(values, before[name])
+
+    def test_large_gradients_that_an_optimizer_bears_are_no_fault(self, backend) -> None:
+        model, x, y = overflowing("square")
+        model.compile("mean_absolute_error", nn.SGD(1e-30))
+        assert float(model.train_step(x, y)) == pytest.approx(1.0)
+        assert model.step == 1

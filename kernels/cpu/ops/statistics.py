@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from nnbackend.kernels.cpu.codegen.compile import compiled
 
 
@@ -84,8 +86,8 @@ def regression_sums(pred: Any, target: Any, weight: Any, out: Any) -> None:
     for i in range(pred.shape[0]):
         w = float(weight[i]) if weight.size else 1.0
         for j in range(outputs):
-            t = float(target[i, j])
-            e = float(pred[i, j]) - t
+            t = np.float64(target[i, j])  # float() would leave it in float32
+            e = np.float64(pred[i, j]) - t
             out[j] += w * abs(e)
             out[outputs + j] += w * e * e
             out[2 * outputs + j] += w * t

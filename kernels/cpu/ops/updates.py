@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from nnbackend.kernels.codes import UPDATE_NUMBERS, UPDATES
 from nnbackend.kernels.cpu.codegen.compile import compiled, inlined, loop
 from nnbackend.kernels.cpu.codegen.math import cast
@@ -126,7 +128,8 @@ def square_sum(w: Any) -> float:
     """Sum of w^2, the squares in float64."""
     total = 0.0
     for i in range(w.size):
-        total += float(w[i]) * float(w[i])
+        value = np.float64(w[i])  # float() would leave it in float32
+        total += value * value
     return total
 
 
@@ -157,4 +160,22 @@ def all_finite(x: Any) -> bool:
     wrong = False
     for i in range(x.size):
         wrong = wrong or not (abs(x[i]) < math.inf)
+    return not wrong
+
+
+@loop
+def rough_square_sum(x: Any, zero: Any) -> Any:
+    """Sum of x^2 in x's own type, that of ``zero``: quick, and finite only if each square is."""
+    total = zero
+    for i in range(x.size):
+        total += x[i] * x[i]
+    return total
+
+
+@loop
+def all_below(x: Any, limit: Any) -> bool:
+    """Whether the size of each element is less than ``limit``; NaN is not."""
+    wrong = False
+    for i in range(x.size):
+        wrong = wrong or not (abs(x[i]) < limit)
     return not wrong

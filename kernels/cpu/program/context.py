@@ -50,13 +50,14 @@ N_FIELDS = 69
     STEP, ROWS, ORDER_START, X_BATCH, TARGET_BATCH, LABELS_BATCH, WEIGHT_BATCH,
 ) = range(N_FIELDS)  # fmt: skip
 
-#: STATUS of a step whose data the host has to look at.
-REFUSED = 1
+#: STATUS of a step whose data the host has to look at, and of one whose loss or gradient is not
+#: finite, or whose gradient's square overflows where the optimizer takes it.
+REFUSED, NOT_FINITE = 1, 2
 
 #: float64 numbers at NUMBERS: settings, then what begin_step works out.
-N_NUMBERS = 15
+N_NUMBERS = 16
 (
-    LOSS_PARAMETER, TARGET_LOW, TARGET_HIGH, CLIP_NORM,
+    LOSS_PARAMETER, TARGET_LOW, TARGET_HIGH, CLIP_NORM, GRADIENT_LIMIT,
     # UPDATE_NUMBERS of kernels/codes.py
     MOMENTUM, NESTEROV, RHO, BETA_1, BETA_2, EPS, DECAY,
     WEIGHT_SUM, RATE, CORRECTED_RATE, CORRECTED_EPS,

@@ -86,6 +86,6 @@ def take_part(f: Any, turn: int, part: int, done: int, like: Any) -> None:
         # between two steps: one ends and the next begins
         if step > 0 and f[c.STATUS] == 0:
             end_step(f, step - 1)
-        if step < f[c.N_STEPS]:
+        if step < f[c.N_STEPS] and f[c.STATUS] == 0:
             begin_step(f, step, like)
     atomic_add(done, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from nnbackend.kernels.cpu.codegen.compile import FIRST, ONE, YES, compiled
@@ -33,7 +34,9 @@ from nnbackend.kernels.cpu.ops.dense import column_sums
 from nnbackend.kernels.cpu.ops.norms import layer_norm_parameters
 from nnbackend.kernels.cpu.ops.updates import (
     add_penalty_gradient,
+    all_below,
     penalty_value,
+    rough_square_sum,
     square_sum,
     update_step,
 )
@@ -80,6 +83,9 @@ def run_weights(f: Any, part: int, like: Any) -> None:
     is clipped first."""
     table, floats = table_of(f), floats_of(f)
     parts, rows = f[c.N_PARTS], f[c.ROWS]
+    if f[c.TRAINS] and not loss_is_finite(f):
+        f[c.STATUS] = c.NOT_FINITE
+        return
     for r in range(table.shape[0]):
         op, width = table[r, c.OP], table[r, c.OUTPUTS]
         if op == DENSE:
@@ -108,6 +114,15 @@ def run_weights(f: Any, part: int, like: Any) -> None:
                 finish(f, start_0, gradients(f, start_0, last - first, like), part, like)
             if table[r, c.PARAMETER_1] >= 0:
                 finish(f, start_1, gradients(f, start_1, last - first, like), part, like)
+
+
+@compiled
+def loss_is_finite(f: Any) -> bool:
+    """Whether the loss of all parts is."""
+    loss = 0.0
+    for part in range(f[c.N_PARTS]):
+        loss += sums_of(f, part)[c.TRACE_LOSS]
+    return loss - loss == 0.0
 
 
 @compiled
@@ -229,7 +244,19 @@ def finish(f: Any, start: int, g: Any, part: int, like: Any) -> None:
         sums = sums_of(f, part)
         sums[sums.size - 1] += square_sum(g)
     elif f[c.TRAINS]:
+        update_if_finite(f, start, g, like)
+
+
+@compiled
+def update_if_finite(f: Any, start: int, g: Any, like: Any) -> None:
+    """One step of the optimizer, unless it would leave the numbers: then the run ends. The
+    gradient is in the cache, so that looking at it costs little."""
+    quick = rough_square_sum(g, cast(0.0, like))
+    limit = cast(numbers_of(f)[c.GRADIENT_LIMIT], like)
+    if quick - quick == cast(0.0, like) or all_below(g, limit):
         update(f, start, g, like)
+    else:
+        f[c.STATUS] = c.NOT_FINITE
 
 
 @compiled
@@ -253,6 +280,9 @@ def run_clipped_update(f: Any, part: int, like: Any) -> None:
     for other in range(f[c.N_PARTS]):
         sums = sums_of(f, other)
         square += sums[sums.size - 1]
+    if not square < math.inf:
+        f[c.STATUS] = c.NOT_FINITE
+        return
     norm, limit = square**0.5, numbers_of(f)[c.CLIP_NORM]
     factor = limit / norm if norm > limit else 1.0
     decayed, trained = f[c.N_DECAYED], f[c.N_TRAINED]
@@ -262,4 +292,4 @@ def run_clipped_update(f: Any, part: int, like: Any) -> None:
             g = gradients(f, low + first, last - first, like)
             if factor != 1.0:
                 scale(g, cast(factor, like))
-            update(f, low + first, g, like)
+            update_if_finite(f, low + first, g, like)

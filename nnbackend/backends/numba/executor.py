@@ -13,7 +13,7 @@ import numpy as np
 from nnbackend.backends.numba.backend import NumbaBackend
 from nnbackend.backends.numba.runtime import address_of
 from nnbackend.backends.types import Array
-from nnbackend.executor.base import Data, Executor, Run, Trace, total_loss
+from nnbackend.executor.base import Data, Executor, Run, Trace, not_finite_step, total_loss
 from nnbackend.kernels.codes import STATISTICS, TRACE_SUMS, Op
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import Program
@@ -269,6 +269,8 @@ class _Training:
         self._team[:] = 0
         phase = self._cpu.STEPS if self.parts > 1 else self._cpu.SERIAL
         self._unit.run(self.function, self.address, phase, self.parts)
+        if f[c.STATUS] == c.NOT_FINITE:
+            trace[f[c.STEP] - run.first_step :] = np.nan
         single = trains and order is None and steps == 1 and data.weight is None
         self._own_target = (None, 0)
         if single:
@@ -291,6 +293,7 @@ class _Training:
         f[c.UPDATE] = rule.code
         numbers[c.MOMENTUM : c.DECAY + 1] = rule.numbers
         numbers[c.CLIP_NORM] = 0.0 if clip is None else clip
+        numbers[c.GRADIENT_LIMIT] = rule.gradient_limit(self.executor._dtype)
         self._settings = optimizer.changes
         self._fixed_rate = optimizer.lr if isinstance(optimizer.lr, float) else None
 
@@ -322,8 +325,10 @@ class _Training:
         if rate is None:
             rate = float(optimizer.rates(number, 1)[0])
         loss = self._once(self.function, self.address, x, y, field, number, rate)
-        if loss == loss or not self.f[self.c.STATUS]:
+        if loss == loss:
             return np.array(loss)
+        if self.f[self.c.STATUS] == self.c.NOT_FINITE:
+            raise not_finite_step(number)
         return None
 
 
