@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 #: Data that must be copied or mapped are kept whole up to this size, in bytes, whatever else there
@@ -18,7 +19,8 @@ def resident_bytes() -> int:
 def available_bytes() -> int:
     """Memory that this process may still take, as far as the system says; a cautious guess where it
     does not."""
-    found = [size for size in (_free_on_machine(), *_free_in_groups()) if size is not None]
+    sizes = (_free_on_machine(), *_free_in_groups(), *_free_in_limits())
+    found = [size for size in sizes if size is not None]
     return max(0, min(found, default=1 << 30))
 
 
@@ -32,6 +34,21 @@ def _free_on_machine() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     except (AttributeError, ValueError, OSError):  # Windows
         return None
+
+
+def _free_in_limits() -> list[int]:
+    """What the limits of this process leave, ``ulimit -v`` and ``ulimit -d``."""
+    with suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        pages = Path("/proc/self/statm").read_text().split()
+        limits = ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5]))
+        return [
+            resource.getrlimit(limit)[0] - int(used) * resource.getpagesize()
+            for limit, used in limits
+            if resource.getrlimit(limit)[0] != resource.RLIM_INFINITY
+        ]
+    return []
 
 
 def _free_in_groups() -> list[int | None]:

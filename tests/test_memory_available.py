@@ -1,5 +1,7 @@
 """How much memory there is to work with, as machines and containers say it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,18 @@ def test_the_least_of_what_is_said_counts(monkeypatch, machine, groups, expected
     monkeypatch.setattr(_memory, "_free_on_machine", lambda: machine)
     monkeypatch.setattr(_memory, "_free_in_groups", lambda: groups)
     assert _memory.available_bytes() == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="says how much is used")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_limit_of_the_process_counts(limit) -> None:
+    script = f"""
+import resource
+from nnbackend import _memory
+resource.setrlimit(resource.{limit}, (1 << 31, -1))
+left = _memory.available_bytes()
+assert 1 << 20 < left < 1 << 31, left
+kept = bytearray(400 << 20)
+assert (300 << 20) < left - _memory.available_bytes() < (500 << 20)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

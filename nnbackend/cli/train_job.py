@@ -15,6 +15,7 @@ from nnbackend._checks import check_dtype, check_name, check_number, check_seed,
 from nnbackend.cli.job_data import align_classes
 from nnbackend.cli.trained import load_trained
 from nnbackend.data.dataset import Dataset, Task, check_task, existing
+from nnbackend.data.split import split_rows
 from nnbackend.errors import (
     CheckpointError,
     DataError,
@@ -317,7 +318,10 @@ def picture(model: Sequential, data: Dataset) -> Figure:
     """One page that suits the task: curves, then what the model does on held-out rows."""
     x, y = data
     share = model.info["settings"]["validation"]
-    rows = model.split_rows(len(x), share)[1] if share else np.arange(len(x))
+    rows = np.arange(len(x))
+    if share:
+        labels = None if data.class_names is None else np.asarray(y)
+        rows = split_rows(len(x), share, model.seed, labels=labels)[1]
     where = "validation rows" if share else "all rows"
     x, y = x[rows], y[rows]
     classes = data.class_names

@@ -17,9 +17,11 @@ from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import DType
 from nnbackend.backends.uploads import Uploads
 from nnbackend.data.prefetch import BlocksAhead
+from nnbackend.data.split import labels_for_split
 from nnbackend.data.validation import ClassWeight, checked, class_factors
 from nnbackend.errors import DataError, DTypeError, NNBackendError, shown
 from nnbackend.executor.base import Data
+from nnbackend.losses import Loss
 from nnbackend.program.table import Program
 
 HostArray = np.ndarray[Any, Any]
@@ -68,6 +70,11 @@ class ArraySource:
         target_dtype = self.dtype if target.dtype.kind == "f" else np.dtype(np.int32)
         arrays = [(x, self.dtype), (target, target_dtype)]
         return arrays if weight is None else [*arrays, (weight, self.dtype)]
+
+    def rows_per_epoch(self, batch_size: int, drop_last: bool) -> int:
+        """All rows; with ``drop_last``, without those of a last batch smaller than the others."""
+        rest = self.n_rows % batch_size if drop_last and self.n_rows > batch_size else 0
+        return self.n_rows - rest
 
     @property
     def block_rows(self) -> int:
@@ -216,18 +223,21 @@ def training_sources(
     sample_weight: Any,
     class_weight: ClassWeight | None,
     validation_data: Any,
-    split: Callable[[int], tuple[HostArray, HostArray]] | None,
+    split: Callable[..., tuple[HostArray, HostArray]] | None,
 ) -> tuple[Source, Source | None]:
     """Sources of what is trained on and, if there are any, of validation data.
 
     Args:
-        split: numbers of the rows of both, from the number of rows.
+        split: numbers of the rows of both, from the number of rows and their classes, if any.
     """
     source = make_source(program, x, y, sample_weight, class_weight)
     validation = None if validation_data is None else validation_source(program, validation_data)
     if isinstance(source, ArraySource):
         if split is not None:
-            source, validation = source.split(*split(source.n_rows))
+            loss = program.loss
+            of_classes = isinstance(loss, Loss) and loss.takes_labels
+            labels = labels_for_split(source.target, of_classes)
+            source, validation = source.split(*split(source.n_rows, labels=labels))
         if class_weight is not None:
             # for training alone: validation figures are those of evaluate
             source.multiply_weights(class_factors(program, class_weight, source.target))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_flag, check_list, check_number, check_size
+from nnbackend._checks import check_flag, check_list, check_name, check_number, check_size
 from nnbackend._files import release_pages
 from nnbackend._output import write_line
 from nnbackend.backends import get_backend
@@ -22,6 +22,7 @@ from nnbackend.data.sources import (
     one_batch,
     training_sources,
 )
+from nnbackend.data.split import HOW, How, split_rows
 from nnbackend.data.validation import (
     ClassWeight,
     as_predictions_input,
@@ -43,8 +44,6 @@ from nnbackend.training.evaluation import check_metric_names, evaluate_source, f
 from nnbackend.training.history import History
 from nnbackend.training.progress import make_progress
 from nnbackend.training.trainer import Trainer
-
-RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 
 #: The most rows, and bytes of them, that predict brings to the device at a time.
 PREDICT_ROWS, PREDICT_BYTES = 1 << 16, 1 << 26
@@ -132,8 +131,10 @@ class Sequential(LayerStack):
         batch_size: int = 32,
         validation_data: Any = None,
         validation_split: float = 0.0,
+        validation_rows: How = "auto",
         callbacks: Sequence[Callback] | Callback | None = (),
         shuffle: bool = True,
+        drop_last: bool = False,
         sample_weight: Any = None,
         class_weight: ClassWeight | None = None,
         verbose: int = 1,
@@ -147,9 +148,13 @@ class Sequential(LayerStack):
             y: (N,) class labels, (N, n_outputs) targets, or (N,) for one output.
             batch_size: rows per step; the last batch of an epoch may be smaller.
             validation_data: ``(x, y)`` or ``(x, y, weight)`` arrays, or an iterable of batches.
-            validation_split: share of rows, drawn at random from the seed, kept for validation.
+            validation_split: share of rows kept for validation.
+            validation_rows: which they are, the same for the same seed: "stratified" takes the same
+                share of each class, "random" any, "last" the last ones; "auto" is stratified where
+                there are classes, else random.
             callbacks: see ``nnbackend.training.callbacks``.
             shuffle: draw a new order of the rows for every epoch.
+            drop_last: leave out an epoch's last batch if it is smaller than the others.
             sample_weight: (N,) weight of each row.
             class_weight: dict from class to weight, or "balanced".
             verbose: 0 nothing, 1 a progress bar (plain lines without a terminal), 2 lines.
@@ -165,6 +170,8 @@ class Sequential(LayerStack):
         """
         self._check_compiled()
         epochs, batch_size = check_size("epochs", epochs), check_size("batch_size", batch_size)
+        drop_last = check_flag("drop_last", drop_last)
+        check_name("validation_rows", validation_rows, HOW)
         split = check_number("validation_split", validation_split, 0.0, 1.0, high_open=True)
         if split and validation_data is not None:
             raise DataError("pass validation_data or validation_split, not both")
@@ -173,11 +180,16 @@ class Sequential(LayerStack):
             functions = self._function_metrics
             source, validation = training_sources(
                 self.program, x, y, sample_weight, class_weight, validation_data,
-                partial(self.split_rows, share=split) if split else None,
+                partial(split_rows, share=split, seed=self.seed, how=validation_rows)
+                if split else None,
             )  # fmt: skip
+            rows = source.n_rows
             if isinstance(source, ArraySource):
-                self.program.check_batch(min(source.n_rows, batch_size))
-                self.program.check_batch(source.n_rows % batch_size or batch_size)
+                rows = source.rows_per_epoch(batch_size, drop_last)
+                self.program.check_batch(min(rows, batch_size))
+                self.program.check_batch(rows % batch_size or batch_size)
+            elif drop_last:
+                raise DataError("drop_last goes with arrays; an iterable gives batches as they are")
             else:
                 source.check_passes(2 * epochs if functions else epochs)
             if isinstance(validation, BatchSource):
@@ -193,10 +205,11 @@ class Sequential(LayerStack):
                 epochs=last,
                 batch_size=batch_size,
                 shuffle=check_flag("shuffle", shuffle),
+                rows_per_epoch=rows,
                 callbacks=CallbackList(self, callbacks),
                 validate=None if validation is None else partial(self._figures, validation),
                 python_metrics=partial(self._training_figures, source) if functions else None,
-                progress=make_progress(verbose, self.epoch, last, source.n_rows),
+                progress=make_progress(verbose, self.epoch, last, rows),
                 history=History(),
             )
             try:
@@ -265,18 +278,6 @@ class Sequential(LayerStack):
             callback.attach(self)
         restore_states(callbacks, self.callback_states)
         self.callbacks, self.callback_states = list(callbacks), []
-
-    def split_rows(self, n_rows: int, share: float) -> tuple[RowNumbers, RowNumbers]:
-        """Row numbers that ``validation_split=share`` chooses for training and for validation;
-        they depend only on the model's seed and the number of rows."""
-        held_out = round(n_rows * share)
-        if held_out == 0 or held_out == n_rows:
-            raise DataError(
-                f"validation_split={share:g} of {n_rows} rows leaves no rows on one side"
-            )
-        seed = np.random.SeedSequence(self.seed, spawn_key=(3,))
-        order = np.random.Generator(np.random.PCG64(seed)).permutation(n_rows)
-        return np.sort(order[held_out:]), np.sort(order[:held_out])
 
     def _adapt(self, source: Source) -> Layer | None:
         """Show arrays to the first layer, if it learns from them; the layer that has learnt."""

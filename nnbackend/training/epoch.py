@@ -37,10 +37,16 @@ class ChunkRunner:
     """Has the executor run some steps of an epoch over arrays."""
 
     def __init__(
-        self, program: Program, executor: Executor, source: ArraySource, batch_size: int
+        self,
+        program: Program,
+        executor: Executor,
+        source: ArraySource,
+        batch_size: int,
+        n_rows: int,
     ) -> None:
+        """``n_rows`` are used in an epoch."""
         self.program, self.executor = program, executor
-        self.source, self.batch_size = source, batch_size
+        self.source, self.batch_size, self.n_rows = source, batch_size, n_rows
 
     def run(
         self,
@@ -53,8 +59,8 @@ class ChunkRunner:
         """Run the steps from number ``first`` on, one for each rate; ``then`` more follow."""
         source = self.source
         start = first * self.batch_size
-        stop = min(start + len(rates) * self.batch_size, source.n_rows)
-        end = min(stop + then * self.batch_size, source.n_rows)
+        stop = min(start + len(rates) * self.batch_size, self.n_rows)
+        end = min(stop + then * self.batch_size, self.n_rows)
         order, rows, following = None, slice(start, stop), slice(stop, end)
         if epoch.order is None:
             data = blocks.get(rows, following if then else None)
@@ -64,6 +70,6 @@ class ChunkRunner:
             data = source.data
             order = self.program.backend.asarray(epoch.order[None, rows], np.dtype(np.int64))
         # a gradient that nobody can look at need not be written to memory
-        ends = stop == source.n_rows
+        ends = stop == self.n_rows
         first_step = epoch.first_step + first
         return self.executor.run(Run(data, order, self.batch_size, rates, first_step, ends))

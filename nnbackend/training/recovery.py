@@ -61,10 +61,14 @@ class Fault(NamedTuple):
 
 
 class Recovery:
-    """The last snapshot of a training run, and the epochs since."""
+    """The last snapshot of a training run, and the epochs since.
 
-    def __init__(self, program: Program, state: TrainingState) -> None:
-        self.program, self.state = program, state
+    Args:
+        n_rows: that are shuffled for an epoch.
+    """
+
+    def __init__(self, program: Program, state: TrainingState, n_rows: int) -> None:
+        self.program, self.state, self.n_rows = program, state, n_rows
         self.snapshot: Snapshot | None = None
         self.epochs: list[Epoch] = []
         self._time = 0.0
@@ -113,7 +117,7 @@ class Recovery:
             generator.bit_generator.state = epoch.generator
         if epoch.order is not None:
             for _ in range(epoch.drawn):
-                generator.permutation(len(epoch.order))
+                generator.permutation(self.n_rows)
 
     def restore(self) -> Snapshot:
         """Go back to the snapshot."""

@@ -43,6 +43,7 @@ class Trainer:
         program, executor: of the model.
         state: of the training run, updated.
         epochs: number of the last epoch.
+        rows_per_epoch: fewer than the rows there are if the last ones of an order are left out.
         validate: returns the figures over the validation data.
         python_metrics: returns those of metrics that are functions.
         history: curves of this call.
@@ -58,6 +59,7 @@ class Trainer:
         epochs: int,
         batch_size: int,
         shuffle: bool,
+        rows_per_epoch: int | None,
         callbacks: CallbackList,
         validate: Callable[[], dict[str, float]] | None,
         python_metrics: Callable[[], dict[str, float]] | None,
@@ -68,7 +70,8 @@ class Trainer:
         self.source = source
         if isinstance(source, ArraySource):
             batch_size = min(batch_size, source.n_rows)
-            self.runner = ChunkRunner(program, executor, source, batch_size)
+            self.n_rows = rows_per_epoch or source.n_rows
+            self.runner = ChunkRunner(program, executor, source, batch_size, self.n_rows)
         self.epochs, self.batch_size, self.shuffle = epochs, batch_size, shuffle
         self.callbacks = callbacks
         self.validate = validate
@@ -78,14 +81,14 @@ class Trainer:
         self.earlier_epochs = state.history.epochs
         self.interrupt = Interrupt()
         self.looks_on = bool(callbacks) or validate is not None or python_metrics is not None
-        self.recovery = Recovery(program, state)
+        self.recovery = Recovery(program, state, source.n_rows or 0)
         self.unfinished: Epoch | None = None
         self.chunk_steps = 1
 
     def run(self) -> History:
         self.callbacks.fit_begins()
         source, generator = self.source, self.state.shuffle_generator
-        n_rows = source.n_rows if isinstance(source, ArraySource) else 0
+        n_rows = source.n_rows or 0
         ahead = self.program.backend.works_by_itself
         with self.interrupt.watch():
             try:
@@ -131,7 +134,7 @@ class Trainer:
 
     def _train_arrays(self, source: ArraySource) -> None:
         """Train one epoch, or several whole ones if they are short and nothing runs in between."""
-        steps_per_epoch = -(-source.n_rows // self.batch_size)
+        steps_per_epoch = -(-self.n_rows // self.batch_size)
         self.recovery.keep(self.looks_on)
         count = 1
         if not self.looks_on and source.data is not None:
@@ -179,7 +182,7 @@ class Trainer:
         rates = self._rates(count * steps_per_epoch)
         start = time.perf_counter()
         self._draw_ahead(count)
-        whole = source.block(slice(0, source.n_rows))
+        whole = source.block(slice(0, source.n_rows if order is not None else self.n_rows))
         trace = self.executor.run(Run(whole, order, self.batch_size, rates, self.state.step))
         seconds = time.perf_counter() - start
         self._adapt_chunk(len(rates), seconds)
@@ -193,7 +196,7 @@ class Trainer:
         if not parameters_finite(self.program):
             self._find_fault(begun[-1])
         self.state.step += len(trace)
-        self.progress.advance(count * source.n_rows)
+        self.progress.advance(count * self.n_rows)
         figures = epoch_figures(self.program, shaped)
         last_rates = rates[steps_per_epoch - 1 :: steps_per_epoch].tolist()
         for named, rate in zip(figures, last_rates, strict=True):
@@ -205,7 +208,9 @@ class Trainer:
     ) -> tuple[list[Epoch], np.ndarray[Any, np.dtype[np.int64]] | None]:
         """The next epochs, and the orders of their rows (count, n_rows), if rows are shuffled."""
         generator, step = dict(self.orders.generator.bit_generator.state), self.state.step
-        orders = self.orders.take(count) if self.shuffle else None
+        orders = None
+        if self.shuffle:
+            orders = np.ascontiguousarray(self.orders.take(count)[:, : self.n_rows])
         since = self.recovery.epochs
         first = since[-1].number + 1 if since else self.state.epoch
         epochs = []
@@ -228,9 +233,9 @@ class Trainer:
         not finite."""
         self.state.step += len(trace)
         rows = len(trace) * self.batch_size
-        ends = epoch.steps_done + len(trace) == -(-source.n_rows // self.batch_size)
+        ends = epoch.steps_done + len(trace) == -(-self.n_rows // self.batch_size)
         if ends:
-            rows -= -source.n_rows % self.batch_size
+            rows -= -self.n_rows % self.batch_size
         self.progress.advance(rows)
         epoch.trace.append(trace)
         good = is_finite(trace)

@@ -10,6 +10,7 @@ import pytest
 from sample_models import data, small, weights
 
 import nnbackend as nn
+from nnbackend.data.split import split_rows
 from nnbackend.kernels.codes import Op
 
 
@@ -461,7 +462,7 @@ def test_class_weights_leave_validation_figures_alone(backend, rng) -> None:
     x, y = data(rng)
     model = small()
     history = model.fit(x, y, validation_split=0.25, class_weight={0: 0, 1: 0}, verbose=0)
-    _, held_out = model.split_rows(len(x), 0.25)
+    _, held_out = split_rows(len(x), 0.25, model.seed, labels=y)
     expected = model.evaluate(x[held_out], y[held_out])
     assert history["val_accuracy"][-1] == pytest.approx(expected["accuracy"])
 
