@@ -30,6 +30,7 @@ from nnbackend.errors import (
     NonFiniteLossError,
     OutOfMemoryError,
     ShapeError,
+    UnknownArgumentError,
     UnknownNameError,
 )
 from nnbackend.layers import BatchNorm, Dense, Dropout, LayerNorm, Standardize
@@ -119,6 +120,7 @@ __all__ = [
     "StepDecay",
     "Tanh",
     "TimeLimit",
+    "UnknownArgumentError",
     "UnknownNameError",
     "available_backends",
     "datasets",

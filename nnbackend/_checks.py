@@ -159,7 +159,9 @@ def check_values(
     """Finite real numbers for an array of ``shape`` and ``dtype``; (1, N) is accepted for (N,)."""
     values = real_array(what, value)
     if values.shape != shape and values.shape != (1, *shape):
-        raise ShapeError(f"{what} has shape {shape}; received {values.shape}")
+        raise ShapeError(
+            f"{what} has shape {shape}; received {values.shape}{turned(values.shape, shape)}"
+        )
     with np.errstate(over="ignore"):
         finite = np.isfinite(values.astype(dtype)).all()
     if not finite:
@@ -168,6 +170,13 @@ def check_values(
             f"too large"
         )
     return values.reshape(shape)
+
+
+def turned(given: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """What a message about a weight's shape adds, if the weight is only transposed."""
+    if len(shape) == 2 and given == shape[::-1]:
+        return ". Here a weight is (n_inputs, n_outputs): pass its transpose, .T"
+    return ""
 
 
 def check_coupled_rows(rows: int) -> None:

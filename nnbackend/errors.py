@@ -25,6 +25,10 @@ class UnknownNameError(NNBackendError, ValueError):
     """A name (backend, activation, loss, ...) is not among the known ones."""
 
 
+class UnknownArgumentError(NNBackendError, TypeError):
+    """A function or a class has no argument of that name."""
+
+
 class ShapeError(NNBackendError, ValueError):
     """An array has the wrong rank or width, or layers do not fit together."""
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend._checks import check_name, check_number, keep, real_array
+from nnbackend._checks import check_name, check_number, keep, real_array, turned
+from nnbackend._names import AnswersNames
 from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ InitializerLike = Any
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(AnswersNames):
     """Every element is ``value``."""
 
     value: float = 0.0
@@ -40,7 +41,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(AnswersNames):
     """Uniform in [-limit, limit)."""
 
     limit: float = 0.05
@@ -53,7 +54,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Normal:
+class Normal(AnswersNames):
     """Normal with mean 0 and standard deviation ``std``, not truncated."""
 
     std: float = 0.05
@@ -176,7 +177,10 @@ def draw(spec: InitializerLike, what: str, shape: Shape, rng: Generator) -> Floa
             f"while its initial values are drawn; choose narrower layers"
         ) from error
     if values.shape != shape and values.shape != (1, *shape):
-        raise ShapeError(f"{what} has shape {shape}; its initializer gave {values.shape}")
+        raise ShapeError(
+            f"{what} has shape {shape}; its initializer gave {values.shape}"
+            f"{turned(values.shape, shape)}"
+        )
     if not np.isfinite(values).all():
         raise DTypeError(f"{what} must start from finite numbers; its initializer gave NaN or inf")
     return values.reshape(shape)

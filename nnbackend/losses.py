@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from nnbackend._checks import check_name, check_number, is_masked, keep
+from nnbackend._names import AnswersNames
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.conversion import as_device_array
-from nnbackend.backends.types import Array, LossFormula, is_on_gpu
+from nnbackend.backends.types import Activation, Array, LossFormula, is_on_gpu
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.kernels.codes import LOSSES as FORMULAS
 
@@ -26,7 +27,7 @@ LossFunction = Callable[[Array, Array], tuple[Any, Array]]
 Link = Literal["softmax", "sigmoid"]
 
 
-class Loss(ABC):
+class Loss(AnswersNames, ABC):
     """Base of the built-in losses.
 
     Attributes:
@@ -259,6 +260,13 @@ def resolve_loss(spec: str | Loss | LossFunction | Mapping[str, Any]) -> Loss | 
     settings = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = check_name("loss", settings.pop("name", None), LOSSES)
     return LOSSES[name](**settings)
+
+
+def to_probabilities(loss: Loss | LossFunction | None, outputs: HostArray) -> HostArray:
+    """Outputs (N, O) with the loss's link applied, in place; as they are if it has none."""
+    if isinstance(loss, Loss) and loss.link is not None:
+        get_backend("numpy").activation_forward(Activation(loss.link), outputs, outputs)
+    return outputs
 
 
 def loss_name(loss: Loss | LossFunction | None) -> str:

@@ -1,8 +1,8 @@
 """Metrics: sums over rows that a backend collects, and the figures computed from them.
 
 Every built-in metric is a function of sums, so it is exact over any split into batches.
-A callable ``(y_true, y_pred) -> number`` on NumPy arrays is accepted as well; it is computed
-from the model's raw outputs in a separate pass.
+What needs all rows at once is computed in a separate pass: AUC, and a callable
+``(y_true, y_pred) -> number`` on NumPy arrays, which is given the model's raw outputs.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 
 from nnbackend._checks import check_name, check_size, keep
+from nnbackend._names import AnswersNames
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.losses import Loss, LossFunction
 
+HostArray = np.ndarray[Any, Any]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
 MetricFunction = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Any]
 
@@ -33,16 +35,23 @@ class Statistic(NamedTuple):
         threshold: of yes-or-no outputs, else None.
         top: for "correct".
         shape: of the sums.
+        one_class: of two classes only the second counts, as with one yes-or-no output.
     """
 
     kind: Literal["correct", "confusion", "regression"]
     threshold: float | None
     top: int
     shape: tuple[int, ...]
+    one_class: bool = False
 
     @property
     def size(self) -> int:
         return int(np.prod(self.shape))
+
+    def read(self, sums: Sums) -> Sums:
+        """The sums (size,) in their shape, or of the one class that counts."""
+        shaped = sums.reshape(self.shape)
+        return shaped[:, 1:] if self.one_class else shaped
 
     def collect(
         self, backend: Backend, pred: Array, target: Array, weight: Array | None, out: Array
@@ -57,8 +66,8 @@ class Statistic(NamedTuple):
             backend.regression_sums(pred, target, weight, view)
 
 
-class Metric(ABC):
-    """Base of the built-in metrics.
+class Metric(AnswersNames, ABC):
+    """Base of the built-in metrics that are computed from sums.
 
     Attributes:
         name: of the curve.
@@ -74,7 +83,8 @@ class Metric(ABC):
 
     @abstractmethod
     def value(self, sums: Sums, weight_sum: float) -> float:
-        """The metric from the sums (in the statistic's shape) and the sum of the weights."""
+        """The metric from the sums (in the statistic's shape, or only those of the second class)
+        and the sum of the weights."""
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -133,15 +143,17 @@ class TopKAccuracy(Metric):
 
 
 class _ConfusionMetric(Metric):
-    """From counts per class; averaged over classes with equal weight (macro), or, with one
-    yes-or-no output, for the class "yes". A class that never occurs counts as 0."""
+    """From counts per class: averaged over classes with equal weight (macro), or, of two classes,
+    for the second one ("yes"), as scikit-learn has it. A class that never occurs counts as 0."""
 
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
-        return Statistic("confusion", _threshold(self.name, loss, n_outputs), 1, (3, n_outputs))
+        threshold = _threshold(self.name, loss, n_outputs)
+        second = threshold is None and n_outputs == 2
+        return Statistic("confusion", threshold, 1, (3, n_outputs), second)
 
 
 class Precision(_ConfusionMetric):
-    """Hits / predictions of the class, averaged over classes."""
+    """Hits / predictions of the class; of more than two classes, their mean."""
 
     name = "precision"
 
@@ -151,7 +163,7 @@ class Precision(_ConfusionMetric):
 
 
 class Recall(_ConfusionMetric):
-    """Hits / occurrences of the class, averaged over classes."""
+    """Hits / occurrences of the class; of more than two classes, their mean."""
 
     name = "recall"
 
@@ -161,7 +173,7 @@ class Recall(_ConfusionMetric):
 
 
 class F1(_ConfusionMetric):
-    """2 hits / (predictions + occurrences) of the class, averaged over classes."""
+    """2 hits / (predictions + occurrences) of the class; of more than two classes, their mean."""
 
     name = "f1"
 
@@ -223,24 +235,99 @@ def _ratios(part: Sums, whole: Sums) -> Sums:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-METRICS: dict[str, type[Metric]] = {
-    cls.name: cls for cls in (Accuracy, TopKAccuracy, Precision, Recall, F1, MAE, MSE, R2)
+class ScoreMetric(AnswersNames, ABC):
+    """Base of the built-in metrics that need all rows at once."""
+
+    name: ClassVar[str]
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+
+    @abstractmethod
+    def check(self, loss: Loss | LossFunction | None) -> None:
+        """Raise an error if the metric does not fit the loss."""
+
+    @abstractmethod
+    def __call__(self, y_true: Any, y_pred: Any, weight: Any = None) -> float:
+        """The metric of targets (N,) or (N, O) and probabilities (N, O), weighted by (N,)."""
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+class AUC(ScoreMetric):
+    """Area under the ROC curve: how probable it is that a row of the class has a higher score than
+    a row of another class, equal scores counting half.
+
+    Of two classes, for the second one. Of several classes or outputs, the mean over those of which
+    there are rows in and out of the class (one against the rest, macro). NaN if there are none.
+
+    >>> AUC()(np.array([0, 0, 1, 1]), np.array([[0.1], [0.4], [0.35], [0.8]]))
+    0.75
+    """
+
+    name = "auc"
+
+    def check(self, loss: Loss | LossFunction | None) -> None:
+        if isinstance(loss, Loss) and not loss.probabilities:
+            raise DataError(
+                f"auc ranks rows by the probability of a class, and {loss.name} is a loss for "
+                f"numbers; use the metrics mae, mse or r2"
+            )
+
+    def __call__(self, y_true: Any, y_pred: Any, weight: Any = None) -> float:
+        y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
+        if y_pred.ndim == 1:
+            y_pred = y_pred[:, None]
+        n_outputs = y_pred.shape[1]
+        if y_true.ndim == 1 and n_outputs > 1:
+            columns = y_true[:, None] == np.arange(n_outputs)
+        else:
+            columns = y_true.reshape(len(y_true), -1) > 0.5
+        if len(y_true) != len(y_pred) or columns.shape[1] != n_outputs:
+            raise ShapeError(
+                f"auc needs a target for each score; received targets of shape {y_true.shape} and "
+                f"scores of shape {y_pred.shape}"
+            )
+        weight = np.ones(len(y_pred)) if weight is None else np.asarray(weight, np.float64)
+        first = 1 if n_outputs == 2 and y_true.ndim == 1 else 0
+        areas = [
+            _area(columns[:, k], y_pred[:, k], weight)
+            for k in range(first, n_outputs)
+            if 0 < (weight @ columns[:, k]) < weight.sum()
+        ]
+        return float(np.mean(areas)) if areas else float("nan")
+
+
+def _area(positive: HostArray, score: HostArray, weight: HostArray) -> float:
+    """Share of the weight of pairs (row of the class, other row) that are in the right order."""
+    _, rank = np.unique(score, return_inverse=True)
+    rank = rank.reshape(-1)
+    n_ranks = int(rank.max()) + 1
+    inside = np.bincount(rank, weight * positive, n_ranks)
+    outside = np.bincount(rank, weight * ~positive, n_ranks)
+    below = np.cumsum(outside) - 0.5 * outside
+    return float(inside @ below / (inside.sum() * outside.sum()))
+
+
+AnyMetric = Metric | ScoreMetric | MetricFunction
+
+METRICS: dict[str, type[Metric | ScoreMetric]] = {
+    cls.name: cls for cls in (Accuracy, TopKAccuracy, Precision, Recall, F1, AUC, MAE, MSE, R2)
 }
 
 
-def resolve_metric(spec: str | Metric | MetricFunction | Mapping[str, Any]) -> Any:
+def resolve_metric(spec: str | AnyMetric | Mapping[str, Any]) -> Any:
     """The Metric or callable behind a name, an object, a callable or a configuration."""
     if isinstance(spec, Metric) or (callable(spec) and not isinstance(spec, type)):
         return spec
-    if isinstance(spec, type) and issubclass(spec, Metric):
+    if isinstance(spec, type) and issubclass(spec, Metric | ScoreMetric):
         return spec()
     settings = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = check_name("metric", settings.pop("name", None), METRICS)
     return METRICS[name](**settings)
 
 
-def metric_name(metric: Metric | MetricFunction) -> str:
+def metric_name(metric: AnyMetric) -> str:
     """The key under which a metric's curve is kept."""
-    if isinstance(metric, Metric):
+    if isinstance(metric, Metric | ScoreMetric):
         return metric.name
     return getattr(metric, "__name__", type(metric).__name__)

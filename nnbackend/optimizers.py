@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend._checks import check_flag, check_number, declares_all
+from nnbackend._names import OPTIMIZER_ATTRIBUTES, AnswersNames, missing_attribute
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, UpdateRule
 from nnbackend.errors import DTypeError, unknown_name
@@ -39,7 +40,7 @@ _METHODS = ("update", "slots", "rates", "decay")
 
 
 @dataclass
-class Optimizer:
+class Optimizer(AnswersNames):
     """Base of all optimizers.
 
     Attributes:
@@ -54,7 +55,12 @@ class Optimizer:
     #: number of settings made so far, which tells an executor to read them again
     changes = 0
 
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name, OPTIMIZER_ATTRIBUTES)
+
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in OPTIMIZER_ATTRIBUTES and type(self) in OPTIMIZERS.values():
+            raise missing_attribute(self, name, OPTIMIZER_ATTRIBUTES)
         unset = value is None and name == "clip_norm"
         if name in _RULES and not isinstance(value, Schedule) and not unset:
             value = check_number(f"{type(self).__name__}.{name}", value, **_RULES[name])

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_name, check_number, check_size, keep
+from nnbackend._names import AnswersNames
 
 Steps = np.ndarray[Any, np.dtype[np.int64]]
 Rates = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Schedule(ABC):
+class Schedule(AnswersNames, ABC):
     """Base of all schedules; ``lr`` is the rate they start from (or warm up to)."""
 
     lr: float

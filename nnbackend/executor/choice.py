@@ -36,7 +36,7 @@ def make_executor(program: Program, backend: Backend) -> Executor:
         warnings.warn(
             f"{reason}, so this model runs layer by layer instead of in the compiled executor of "
             f"the backend {backend.name}",
-            stacklevel=4,
+            stacklevel=5,
         )
     return PythonExecutor(program, backend)
 

@@ -21,6 +21,7 @@ from nnbackend._checks import (
     check_values,
     declares_all,
 )
+from nnbackend._names import LAYER_ATTRIBUTES, AnswersNames, missing_attribute
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.conversion import as_device_array
@@ -31,8 +32,10 @@ from nnbackend.kernels.codes import Op
 from nnbackend.layers.parameters import ParameterKind, ParameterSpec
 
 
-class Layer(ABC):
+class Layer(AnswersNames, ABC):
     """A differentiable step: ``y = layer.forward(x)``, ``dx = layer.backward(dy)``.
+
+    ``layer(x)`` is ``layer.forward(x)``.
 
     A custom layer subclasses this, declares what it learns and defines both methods:
 
@@ -107,6 +110,13 @@ class Layer(ABC):
     @abstractmethod
     def backward(self, dy: Any) -> Array:
         """dx of shape (batch, n_inputs) for the last forward; overwrites the gradients."""
+
+    def __call__(self, x: Any, training: bool = False) -> Array:
+        """``forward(x, training)``."""
+        return self.forward(x, training)
+
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name, LAYER_ATTRIBUTES)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for a model file; values that JSON can hold."""
@@ -327,6 +337,12 @@ class NativeLayer(Layer):
 
     op: ClassVar[Op]
     activation: Activation = LINEAR
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a class of one's own may keep what it likes
+        if name in LAYER_ATTRIBUTES and self.declaration is not None:
+            raise missing_attribute(self, name, LAYER_ATTRIBUTES)
+        object.__setattr__(self, name, value)
 
     @property
     def declaration(self) -> NativeLayer | None:

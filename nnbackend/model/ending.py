@@ -1,4 +1,4 @@
-"""How a model ends, and whether that fits its loss."""
+"""How a model ends, and whether that fits its loss and its metrics."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 
 from nnbackend.backends.types import LINEAR, Activation
-from nnbackend.errors import DataError
+from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.layers.base import Layer, NativeLayer
 from nnbackend.losses import Loss, LossFunction
+from nnbackend.model.stack import LayerStack
 
 #: A loss from logits applies one of these itself; a loss over probabilities wants it before.
 _OVER_PROBABILITIES = {
@@ -38,8 +39,18 @@ def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction) -> None:
             f"{loss.name} takes probabilities, but the model's outputs, after "
             f"{activation.name!r}, need not lie in [0, 1] and will be clipped. Use "
             f"loss={logits!r}, or end the model with activation={link!r}",
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def check_no_layers(*functions: object) -> None:
+    """Refuse layers and models, which can be called, where a loss or a metric belongs."""
+    for function in functions:
+        if isinstance(function, Layer | LayerStack):
+            raise DTypeError(
+                f"a loss is a name such as 'softmax_cross_entropy', a metric one such as "
+                f"'accuracy', or either a function; received {shown(function)}"
+            )
 
 
 def last_activation(layers: Sequence[Layer]) -> Activation:

@@ -11,9 +11,9 @@ import numpy as np
 
 from nnbackend._checks import check_flag, check_list, check_name, check_number, check_size
 from nnbackend._files import release_pages
+from nnbackend._names import answers_names
 from nnbackend._output import write_line
-from nnbackend.backends import get_backend
-from nnbackend.backends.types import Activation, Array
+from nnbackend.backends.types import Array
 from nnbackend.data.sources import (
     ArraySource,
     BatchSource,
@@ -32,15 +32,15 @@ from nnbackend.data.validation import (
 from nnbackend.errors import DataError, ModelBusyError, memory_errors
 from nnbackend.executor.base import Data
 from nnbackend.layers.base import Layer
-from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss
-from nnbackend.metrics import Metric, MetricFunction, resolve_metric
+from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_probabilities
+from nnbackend.metrics import AnyMetric, Metric, MetricFunction, ScoreMetric, resolve_metric
 from nnbackend.model import serialization
-from nnbackend.model.ending import check_ending
+from nnbackend.model.ending import check_ending, check_no_layers
 from nnbackend.model.stack import BUSY, LayerStack
 from nnbackend.model.summary import summary_text
 from nnbackend.optimizers import Optimizer, resolve_optimizer
 from nnbackend.training.callback import Callback, CallbackList, check_callbacks, restore_states
-from nnbackend.training.evaluation import check_metric_names, evaluate_source, function_metrics
+from nnbackend.training.evaluation import check_metrics, evaluate_source, function_metrics
 from nnbackend.training.history import History
 from nnbackend.training.progress import make_progress
 from nnbackend.training.trainer import Trainer
@@ -79,11 +79,12 @@ class Sequential(LayerStack):
 
     # -- settings -----------------------------------------------------------------------------
 
+    @answers_names
     def compile(
         self,
         loss: str | Loss | LossFunction,
         optimizer: str | Optimizer = "adam",
-        metrics: Sequence[str | Metric | MetricFunction] | str | Metric | None = (),
+        metrics: Sequence[str | AnyMetric] | str | AnyMetric | None = (),
     ) -> None:
         """Choose what to minimise and how; resets the optimizer's state.
 
@@ -101,10 +102,11 @@ class Sequential(LayerStack):
         """
         if metrics is None or isinstance(metrics, str | Metric) or callable(metrics):
             metrics = [] if metrics is None else [metrics]
-        new_loss = resolve_loss(loss)
         metrics = check_list("metrics", "['accuracy']", metrics)
+        check_no_layers(loss, *metrics)
+        new_loss = resolve_loss(loss)
         new_metrics = [resolve_metric(metric) for metric in metrics]
-        check_metric_names(new_metrics)
+        check_metrics(new_metrics, new_loss)
         check_ending(self.layers, new_loss)
         new_optimizer = resolve_optimizer(optimizer)
         before = (self.loss, self._optimizer, self.metrics)
@@ -118,11 +120,12 @@ class Sequential(LayerStack):
             self.training.step = 0
 
     @property
-    def _function_metrics(self) -> list[MetricFunction]:
+    def _function_metrics(self) -> list[ScoreMetric | MetricFunction]:
         return [metric for metric in self.metrics if not isinstance(metric, Metric)]
 
     # -- training -----------------------------------------------------------------------------
 
+    @answers_names
     def fit(
         self,
         x: Any,
@@ -338,12 +341,9 @@ class Sequential(LayerStack):
                 f"predict_proba needs a loss over classes, such as softmax_cross_entropy; this "
                 f"model was compiled with {loss_name(self.loss)}"
             )
-        out = self.predict(x)
-        if self.loss.link is None:
-            return out
-        get_backend("numpy").activation_forward(Activation(self.loss.link), out, out)
-        return out
+        return to_probabilities(self.loss, self.predict(x))
 
+    @answers_names
     def evaluate(
         self,
         x: Any,

@@ -18,7 +18,7 @@ from nnbackend.backends.types import DType
 from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, loss_name
-from nnbackend.metrics import Metric, metric_name
+from nnbackend.metrics import Metric, ScoreMetric, metric_name
 from nnbackend.model.notes import to_json
 from nnbackend.model.stack import LayerStack
 
@@ -98,7 +98,7 @@ def _config(model: LayerStack) -> dict[str, Any]:
         config["loss"] = loss.config() if isinstance(loss, Loss) else {"function": loss_name(loss)}
         config["optimizer"] = model.optimizer.config()
         config["metrics"] = [
-            m.config() if isinstance(m, Metric) else {"function": metric_name(m)}
+            m.config() if isinstance(m, Metric | ScoreMetric) else {"function": metric_name(m)}
             for m in model.metrics
         ]
     return config

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from nnbackend._checks import check_dtype, check_list, check_mapping, check_name, check_seed
+from nnbackend._names import MODEL_ATTRIBUTES, AnswersNames, missing_attribute
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import check_precision
@@ -27,7 +28,7 @@ from nnbackend.executor.base import Executor
 from nnbackend.executor.choice import make_executor
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction
-from nnbackend.metrics import Metric, MetricFunction
+from nnbackend.metrics import AnyMetric, Metric
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.lowering import check_widths, lay_out, lower
 from nnbackend.program.table import NO_LOSS
@@ -43,7 +44,7 @@ BUSY = (
 )
 
 
-class LayerStack:
+class LayerStack(AnswersNames):
     """Layers whose arrays lie in flat vectors on a backend, with what was compiled for them.
 
     Arguments and attributes: see ``Sequential``, which trains and predicts.
@@ -78,7 +79,7 @@ class LayerStack:
         self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
         self.loss: Loss | LossFunction | None = None
         self._optimizer: Optimizer | None = None
-        self.metrics: list[Metric | MetricFunction] = []
+        self.metrics: list[AnyMetric] = []
         self.info: dict[str, Any] = {}
         self.callbacks: list[Callback] = []
         self.callback_states: list[dict[str, Any]] = []
@@ -91,6 +92,9 @@ class LayerStack:
             layer.check_free()
         with memory_errors:
             self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
+
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name, MODEL_ATTRIBUTES)
 
     # -- what it is -----------------------------------------------------------------------------
 

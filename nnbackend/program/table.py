@@ -170,7 +170,7 @@ class Program:
         parts = []
         start = 0
         for statistic in self.statistics:
-            parts.append(sums[start : start + statistic.size].reshape(statistic.shape))
+            parts.append(statistic.read(sums[start : start + statistic.size]))
             start += statistic.size
         return {
             metric.name: metric.value(parts[index], weight_sum)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nnbackend._checks import check_list
+from nnbackend._names import AnswersNames
 from nnbackend.errors import CheckpointError, DTypeError, shown, unknown_name
 from nnbackend.training.history import History
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Figures = Mapping[str, float]
 
 
-class Callback:
+class Callback(AnswersNames):
     """Base of all callbacks; override what you need.
 
     With callbacks, ``fit`` returns to Python after every epoch, so they see the current model

@@ -10,12 +10,15 @@ import numpy as np
 from nnbackend.backends.types import Array
 from nnbackend.data.sources import Source
 from nnbackend.errors import DataError
-from nnbackend.executor.base import Executor, Trace, data_loss
+from nnbackend.executor.base import Data, Executor, Trace, data_loss
 from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS
-from nnbackend.metrics import MetricFunction, metric_name
+from nnbackend.losses import Loss, LossFunction, to_probabilities
+from nnbackend.metrics import AnyMetric, MetricFunction, ScoreMetric, metric_name
 from nnbackend.program.table import Program
 
 RESERVED_CURVES = ("loss", "data_loss", "lr")
+#: Targets, outputs and weights of some rows, on the host.
+Kept = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]
 #: Outputs for some rows.
 Predict = Callable[[Array], Array]
 
@@ -48,47 +51,67 @@ def epoch_figures(program: Program, traces: Trace) -> list[dict[str, float]]:
 
 
 def evaluate_source(
-    executor: Executor, source: Source, functions: Sequence[MetricFunction], predict: Predict
+    executor: Executor,
+    source: Source,
+    functions: Sequence[ScoreMetric | MetricFunction],
+    predict: Predict,
 ) -> dict[str, float]:
     """Loss and metrics by name in inference mode, including metrics that are functions;
     "data_loss" only if there are penalties."""
     program = executor.program
     totals: Trace = np.zeros(TRACE_SUMS + program.n_sums)
-    kept: list[tuple[Any, Any]] = []
+    kept: list[Kept] = []
     penalty = 0.0
     for block in source.blocks():
         part = executor.evaluate(block)
         penalty = float(part[TRACE_PENALTY])
         totals += part
         if functions:
-            kept.append((program.backend.to_numpy(block.target), predict(block.x)))
+            kept.append(_kept(program, block, predict))
     loss_sum, _, weight_sum = totals[:TRACE_SUMS]
     figures = figures_of(program, float(loss_sum), penalty, float(weight_sum), totals[TRACE_SUMS:])
     return figures | _function_values(program, kept, functions)
 
 
 def function_metrics(
-    program: Program, source: Source, functions: Sequence[MetricFunction], predict: Predict
+    program: Program,
+    source: Source,
+    functions: Sequence[ScoreMetric | MetricFunction],
+    predict: Predict,
 ) -> dict[str, float]:
-    """The metrics that are functions, over the training data."""
-    to_numpy = program.backend.to_numpy
-    kept = [(to_numpy(block.target), predict(block.x)) for block in source.blocks()]
+    """The metrics that need all rows at once, over the training data."""
+    kept = [_kept(program, block, predict) for block in source.blocks()]
     return _function_values(program, kept, functions)
 
 
+def _kept(program: Program, block: Data, predict: Predict) -> Kept:
+    to_numpy = program.backend.to_numpy
+    weight = np.ones(len(block.x)) if block.weight is None else to_numpy(block.weight)
+    return to_numpy(block.target), to_numpy(predict(block.x)), weight
+
+
 def _function_values(
-    program: Program, kept: list[tuple[Any, Any]], functions: Sequence[MetricFunction]
+    program: Program, kept: list[Kept], functions: Sequence[ScoreMetric | MetricFunction]
 ) -> dict[str, float]:
     if not functions:
         return {}
-    to_numpy = program.backend.to_numpy
-    y_true = np.concatenate([to_numpy(target) for target, _ in kept])
-    y_pred = np.concatenate([to_numpy(pred) for _, pred in kept])
-    return {metric_name(f): float(f(y_true, y_pred)) for f in functions}
+    y_true, y_pred, weight = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    values: dict[str, float] = {}
+    for f in functions:
+        if isinstance(f, ScoreMetric):
+            value = f(y_true, to_probabilities(program.loss, y_pred.copy()), weight)
+        else:
+            value = f(y_true, y_pred)
+        values[metric_name(f)] = float(value)
+    return values
 
 
-def check_metric_names(metrics: Sequence[Any]) -> None:
-    """Refuse metrics of the same name, which would share a curve."""
+def check_metrics(metrics: Sequence[AnyMetric], loss: Loss | LossFunction) -> None:
+    """Refuse metrics that do not fit the loss, and those of the same name, which would share a
+    curve."""
+    for metric in metrics:
+        if isinstance(metric, ScoreMetric):
+            metric.check(loss)
     names = [metric_name(metric) for metric in metrics]
     taken = {name for name in names if names.count(name) > 1} | {*names} & {*RESERVED_CURVES}
     if taken:

@@ -1,0 +1,193 @@
+"""Names that other libraries have, and the ones that stand for them here.
+
+A wrong name of an argument or an attribute is answered with the right one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, Self, TypeVar
+
+from nnbackend.errors import UnknownArgumentError, closest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: What arguments are called elsewhere; the first name here that a function has is meant.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "alpha": ("lr", "slope", "rho", "weight_l2"),
+    "base_lr": ("lr",),
+    "beta_1": ("beta1",),
+    "beta_2": ("beta2",),
+    "betas": ("beta1",),
+    "bias_initializer": ("bias_init",),
+    "bias_regularizer": ("bias_l2",),
+    "class_weights": ("class_weight",),
+    "clipnorm": ("clip_norm",),
+    "criterion": ("loss",),
+    "decay": ("weight_decay", "rho"),
+    "device": ("backend",),
+    "filename": ("path",),
+    "filepath": ("path",),
+    "epsilon": ("eps",),
+    "fn": ("function",),
+    "gamma": ("factor", "rho"),
+    "global_clipnorm": ("clip_norm",),
+    "in_features": ("n_inputs",),
+    "init": ("weight_init",),
+    "initial_learning_rate": ("lr",),
+    "input_dim": ("n_inputs",),
+    "input_shape": ("n_inputs",),
+    "input_size": ("n_inputs",),
+    "kernel_initializer": ("weight_init",),
+    "kernel_regularizer": ("weight_l2",),
+    "l1": ("weight_l1",),
+    "l2": ("weight_l2",),
+    "learning_rate": ("lr",),
+    "learning_rate_init": ("lr",),
+    "lr_scheduler": ("lr",),
+    "max_iter": ("epochs",),
+    "max_norm": ("clip_norm",),
+    "n_epochs": ("epochs",),
+    "n_features": ("n_inputs", "n"),
+    "n_iter_no_change": ("patience",),
+    "n_neurons": ("n_outputs",),
+    "nb_epoch": ("epochs",),
+    "negative_slope": ("slope",),
+    "neurons": ("n_outputs",),
+    "normalized_shape": ("n",),
+    "num_epochs": ("epochs",),
+    "num_features": ("n",),
+    "opt": ("optimizer",),
+    "out_features": ("n_outputs",),
+    "output_dim": ("n_outputs",),
+    "output_size": ("n_outputs",),
+    "p": ("rate",),
+    "period": ("every",),
+    "random_state": ("seed",),
+    "restore_best_weights": ("restore_best",),
+    "save_best_only": ("monitor",),
+    "save_freq": ("every",),
+    "schedule": ("function",),
+    "scheduler": ("lr",),
+    "step_size": ("every", "lr"),
+    "tol": ("min_delta",),
+    "units": ("n_outputs",),
+    "use_bias": ("bias",),
+    "validation_fraction": ("validation_split",),
+    "verbosity": ("verbose",),
+    "warmup_steps": ("warmup",),
+    "weight_initializer": ("weight_init",),
+    "weight_regularizer": ("weight_l2",),
+}
+
+
+def _meant(name: str, choices: Iterable[str]) -> str | None:
+    choices = list(choices)
+    known = next((own for own in _ARGUMENTS.get(name.lower(), ()) if own in choices), None)
+    return known or closest(name, choices)
+
+
+def check_keywords(what: str, function: Callable[..., object], given: Iterable[str]) -> None:
+    """Refuse names of arguments that a function does not have."""
+    taken = inspect.signature(function).parameters.values()
+    if function is not object.__init__ and any(p.kind is p.VAR_KEYWORD for p in taken):
+        return
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    names = [p.name for p in taken if p.kind in kinds and p.name != "self"]
+    for name in given:
+        if name not in names:
+            takes = f"it takes {', '.join(names)}" if names else "it takes none"
+            meant = _meant(name, names)
+            hint = f". Did you mean {meant}?" if meant else ""
+            raise UnknownArgumentError(f"{what} has no argument {name!r}; {takes}{hint}")
+
+
+class AnswersNames:
+    """Base of classes whose constructors answer wrong names of arguments."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if kwargs or (args and cls.__init__ is object.__init__):
+            check_keywords(cls.__name__, cls.__init__, kwargs)
+            if cls.__init__ is object.__init__:
+                raise UnknownArgumentError(f"{cls.__name__} takes no arguments")
+        return super().__new__(cls)
+
+
+def answers_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a method answer wrong names of arguments."""
+    taken = inspect.signature(function).parameters
+
+    @wraps(function)
+    def answering(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not kwargs.keys() <= taken.keys():
+            check_keywords(function.__qualname__, function, kwargs)
+        return function(*args, **kwargs)
+
+    return answering
+
+
+def missing_attribute(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
+    """The error for an attribute that there is not, with what is used instead."""
+    hint = f"; {hints[name]}" if name in hints else ""
+    return AttributeError(f"{type(owner).__name__} has no attribute {name!r}{hint}", name=name,
+                          obj=owner)  # fmt: skip
+
+
+_OUTPUT = "forward returns the output and keeps it for nobody: y = layer.forward(x)"
+_INPUT = "a layer shows nobody the input of forward; keep it yourself"
+_DX = "backward returns it: dx = layer.backward(dy)"
+#: Attributes of layers elsewhere.
+LAYER_ATTRIBUTES: dict[str, str] = {
+    **dict.fromkeys(("weights", "w", "W", "kernel"), "the weights are layer.weight (I, O)"),
+    **dict.fromkeys(("biases", "b", "offset"), "the biases are layer.bias (O,)"),
+    **dict.fromkeys(
+        ("dweights", "dw", "dW", "weights_grad", "weight_gradient"),
+        "their gradient is layer.weight_grad (I, O)",
+    ),
+    **dict.fromkeys(
+        ("dbiases", "db", "biases_grad", "bias_gradient"), "their gradient is layer.bias_grad (O,)"
+    ),
+    **dict.fromkeys(("output", "outputs", "out"), _OUTPUT),
+    **dict.fromkeys(("input", "inputs"), _INPUT),
+    **dict.fromkeys(("dinputs", "dinput", "dx"), _DX),
+    **dict.fromkeys(("units", "out_features", "n_neurons"), "the width is layer.n_outputs"),
+    **dict.fromkeys(("in_features", "input_dim"), "the width is layer.n_inputs"),
+}
+_ARRAYS = "model.arrays() gives all arrays by name, model.layers[0].weight one of them"
+#: Attributes of models elsewhere.
+MODEL_ATTRIBUTES: dict[str, str] = {
+    **dict.fromkeys(
+        ("weights", "get_weights", "parameters", "params", "named_parameters", "state_dict",
+         "trainable_weights", "coefs_", "intercepts_"),
+        _ARRAYS,
+    ),
+    **dict.fromkeys(
+        ("set_weights", "load_state_dict"), "model.set_arrays(arrays) takes what arrays() gave"
+    ),
+    **dict.fromkeys(("forward", "call"), "call the model: y = model(x)"),
+    "backward": "model.gradient(x, y) leaves the gradients in the layers",
+    **dict.fromkeys(("add", "append"), "pass all layers at once: nn.Sequential([...])"),
+    **dict.fromkeys(
+        ("train", "eval"), "nothing has to be switched: fit and train_step train, predict does not"
+    ),
+    **dict.fromkeys(("train_on_batch", "partial_fit"), "one step is model.train_step(x, y)"),
+    **dict.fromkeys(("score", "test_on_batch"), "model.evaluate(x, y) gives loss and metrics"),
+    **dict.fromkeys(
+        ("predict_classes", "predict_labels"), "the classes are model.predict(x).argmax(axis=1)"
+    ),
+    **dict.fromkeys(("lr", "learning_rate"), "the rate is model.optimizer.lr"),
+    **dict.fromkeys(("cuda", "cpu"), "model.to('cuda') moves a model"),
+    "load": "nn.load(path) loads a model, model.load_weights(path) its arrays",
+}  # fmt: skip
+#: Settings of optimizers elsewhere.
+OPTIMIZER_ATTRIBUTES: dict[str, str] = {
+    name: f"use {own}"
+    for name, own in (
+        ("learning_rate", "lr"), ("rate", "lr"), ("step_size", "lr"), ("beta_1", "beta1"),
+        ("beta_2", "beta2"), ("epsilon", "eps"), ("clipnorm", "clip_norm"),
+        ("param_groups", "optimizer.lr for the rate of all parameters"),
+    )
+}  # fmt: skip

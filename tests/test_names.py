@@ -1,0 +1,218 @@
+"""Names of arguments and attributes that other libraries have are answered with ours."""
+
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+
+import nnbackend as nn
+from nnbackend import _names, initializers
+
+X, Y = np.ones((6, 2), "float32"), np.zeros(6, int)
+
+
+def model() -> nn.Sequential:
+    made = nn.Sequential([nn.Dense(2, 3)], seed=0)
+    made.compile("softmax_cross_entropy")
+    return made
+
+
+WRONG_ARGUMENTS = [
+    (lambda: nn.Adam(learning_rate=0.1), "Adam has no argument 'learning_rate'.* mean lr"),
+    (lambda: nn.SGD(0.1, momentun=0.9), "SGD has no argument 'momentun'.* mean momentum"),
+    (lambda: nn.Adam(beta_2=0.9), "mean beta2"),
+    (lambda: nn.RMSprop(epsilon=1e-8), "mean eps"),
+    (lambda: nn.AdamW(decay=0.1), "mean weight_decay"),
+    (lambda: nn.SGD(clipnorm=1.0), "mean clip_norm"),
+    (lambda: nn.Dense(2, units=3), "Dense has no argument 'units'.* mean n_outputs"),
+    (lambda: nn.Dense(2, 3, kernel_initializer="zeros"), "mean weight_init"),
+    (lambda: nn.Dense(2, 3, use_bias=False), "mean bias"),
+    (lambda: nn.Dense(2, 3, l2=1e-4), "mean weight_l2"),
+    (lambda: nn.Dropout(p=0.5), "mean rate"),
+    (lambda: nn.BatchNorm(num_features=3), "mean n"),
+    (lambda: nn.LeakyReLU(negative_slope=0.1), "mean slope"),
+    (lambda: nn.ReLU(inplace=True), "ReLU has no argument 'inplace'"),
+    (lambda: nn.StepDecay(0.1, step_size=3), "mean every"),
+    (lambda: nn.losses.Huber(beta=1.0), "Huber has no argument 'beta'; it takes delta"),
+    (lambda: nn.losses.MeanSquaredError(reduction="sum"), "MeanSquaredError has no argument"),
+    (lambda: nn.metrics.TopKAccuracy(n=3), "it takes k"),
+    (lambda: nn.metrics.AUC(curve="PR"), "AUC has no argument 'curve'"),
+    (lambda: initializers.Normal(stddev=0.1), "mean std"),
+    (lambda: nn.EarlyStopping(restore_best_weights=True), "mean restore_best"),
+    (lambda: nn.ModelCheckpoint(filepath="m"), "mean path"),
+    (lambda: nn.Callback(model=3), "Callback has no argument 'model'; it takes none"),
+    (lambda: nn.Callback(3), "Callback takes no arguments"),
+    (lambda: nn.Sequential([nn.Dense(2, 3)], random_state=0), "mean seed"),
+    (lambda: nn.Sequential([nn.Dense(2, 3)], device="cuda"), "mean backend"),
+    (lambda: model().fit(X, Y, nb_epoch=3), r"Sequential.fit has no .* mean epochs"),
+    (lambda: model().fit(X, Y, batchsize=3), "mean batch_size"),
+    (lambda: model().compile(optimiser="adam"), "mean optimizer"),
+    (lambda: model().evaluate(X, Y, verbose=0), "Sequential.evaluate has no argument 'verbose'"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG_ARGUMENTS)
+def test_a_wrong_argument_is_answered(call, message) -> None:
+    with pytest.raises(nn.UnknownArgumentError, match=message):
+        call()
+    with pytest.raises(TypeError):  # as Python has it
+        call()
+
+
+@pytest.mark.parametrize(
+    "right", sorted({n for names in _names._ARGUMENTS.values() for n in names})
+)
+def test_every_answer_is_an_argument_of_something(right) -> None:
+    kinds = [value for value in vars(nn).values() if inspect.isclass(value)]
+    functions = [
+        *(kind.__init__ for kind in kinds),
+        nn.Sequential.fit,
+        nn.Sequential.compile,
+        nn.Sequential.evaluate,
+    ]
+    assert any(right in inspect.signature(function).parameters for function in functions)
+
+
+class TestOwnClasses:
+    def test_arguments_of_any_name_are_left_alone(self) -> None:
+        class Free(nn.Callback):
+            def __init__(self, **settings) -> None:
+                self.settings = settings
+
+        assert Free(learning_rate=3).settings == {"learning_rate": 3}
+
+    def test_they_answer_too(self) -> None:
+        class Mine(nn.Callback):
+            def __init__(self, threshold) -> None:
+                self.threshold = threshold
+
+        assert Mine(threshold=3).threshold == 3
+        with pytest.raises(nn.UnknownArgumentError, match="Mine has no .* mean threshold"):
+            Mine(treshold=3)
+
+    def test_layers_keep_what_they_like(self) -> None:
+        class Watched(nn.Dense):
+            def forward(self, x, training=False):
+                self.output = super().forward(x, training)
+                self.weights = [self.weight]
+                return self.output
+
+        layer = Watched(2, 3)
+        y = layer(X)
+        assert layer.output is y
+        assert len(layer.weights) == 1
+
+    def test_optimizers_keep_what_they_like(self) -> None:
+        class Mine(nn.Optimizer):
+            rate = 3
+
+            def update(self, backend, param, grad, slots, lr, weight_decay, step, scratch):
+                pass
+
+        optimizer = Mine()
+        optimizer.rate = 4
+        assert optimizer.rate == 4
+
+
+class TestAttributes:
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("weights", "layer.weight"),
+            ("biases", "layer.bias"),
+            ("dweights", "layer.weight_grad"),
+            ("dbiases", "layer.bias_grad"),
+            ("output", "y = layer.forward"),
+            ("dinputs", "dx = layer.backward"),
+            ("units", "layer.n_outputs"),
+        ],
+    )
+    def test_a_layers(self, name, hint) -> None:
+        layer = nn.Dense(2, 3)
+        with pytest.raises(AttributeError, match=hint):
+            getattr(layer, name)
+        with pytest.raises(AttributeError, match=hint):
+            setattr(layer, name, 1)
+        assert not hasattr(layer, name)
+
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [
+            ("weights", r"model.arrays\(\)"),
+            ("get_weights", r"model.arrays\(\)"),
+            ("state_dict", r"model.arrays\(\)"),
+            ("set_weights", r"model.set_arrays"),
+            ("train_on_batch", "model.train_step"),
+            ("score", "model.evaluate"),
+            ("add", "all layers at once"),
+            ("eval", "nothing has to be switched"),
+        ],
+    )
+    def test_a_models(self, name, hint) -> None:
+        with pytest.raises(AttributeError, match=hint):
+            getattr(model(), name)
+
+    def test_an_optimizers(self) -> None:
+        optimizer = nn.Adam()
+        with pytest.raises(AttributeError, match="use lr"):
+            optimizer.learning_rate = 0.1
+        with pytest.raises(AttributeError, match="use beta1"):
+            _ = optimizer.beta_1
+
+    def test_other_names_are_missing_as_ever(self) -> None:
+        for owner in (nn.Dense(2, 3), model(), nn.Adam()):
+            with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
+                _ = owner.nothing
+
+    @pytest.mark.parametrize("kind", [nn.Dense, nn.BatchNorm, nn.ReLU, nn.Dropout, nn.Sequential])
+    def test_no_name_of_ours_is_among_them(self, kind) -> None:
+        hints = _names.MODEL_ATTRIBUTES if kind is nn.Sequential else _names.LAYER_ATTRIBUTES
+        assert not hints.keys() & {*dir(kind)}
+
+    def test_copies_and_pickles(self) -> None:
+        for owner in (nn.Dense(2, 3, "relu"), nn.Adam(0.1), nn.EarlyStopping(patience=3),
+                      nn.CosineDecay(0.1, steps=3), nn.losses.Huber(2.0), model()):  # fmt: skip
+            for again in (copy.deepcopy(owner), pickle.loads(pickle.dumps(owner))):
+                assert type(again) is type(owner)
+
+
+class TestCalls:
+    def test_a_layer_is_called_as_forward(self, backend, rng) -> None:
+        layer = nn.Sequential([nn.Dense(2, 3, "tanh")], seed=0).layers[0]
+        x = rng.normal(size=(4, 2)).astype("float32")
+        np.testing.assert_array_equal(
+            backend.to_numpy(layer(x)), backend.to_numpy(layer.forward(x))
+        )
+        drop = nn.Dropout(0.5, seed=0)
+        assert (backend.to_numpy(drop(x)) == x).all()
+        assert not (backend.to_numpy(drop(x, training=True)) == x).all()
+
+    @pytest.mark.parametrize("wrong", [nn.Softmax(), nn.Dense(2, 3), model()])
+    def test_a_layer_or_model_is_no_loss_and_no_metric(self, wrong) -> None:
+        made = nn.Sequential([nn.Dense(2, 3)])
+        with pytest.raises(nn.DTypeError, match="a loss is a name"):
+            made.compile(wrong)
+        with pytest.raises(nn.DTypeError, match="a metric one"):
+            made.compile("softmax_cross_entropy", metrics=[wrong])
+        with pytest.raises(nn.DTypeError, match="a metric one"):
+            made.compile("softmax_cross_entropy", metrics=wrong)
+
+
+class TestTransposedWeights:
+    MESSAGE = r"Here a weight is \(n_inputs, n_outputs\): .* its transpose, \.T"
+
+    def test_assigned_given_and_set(self, backend) -> None:
+        made, turned = model(), np.ones((3, 2))
+        with pytest.raises(nn.ShapeError, match=self.MESSAGE):
+            made.layers[0].weight = turned
+        with pytest.raises(nn.ShapeError, match=self.MESSAGE):
+            made.set_arrays({**made.arrays(), "layers.0.weight": turned})
+        with pytest.raises(nn.ShapeError, match=self.MESSAGE):
+            _ = nn.Dense(2, 3, weight_init=turned).weight
+        made.layers[0].weight = turned.T
+
+    def test_other_shapes_have_no_such_hint(self) -> None:
+        with pytest.raises(nn.ShapeError, match=r"received \(3, 3\)$"):
+            model().layers[0].weight = np.ones((3, 3))
