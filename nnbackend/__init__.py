@@ -138,3 +138,7 @@ __all__ = [
     "set_num_threads",
     "use_backend",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__all__", "__doc__", "__version__"]

@@ -16,10 +16,11 @@ import numpy as np
 
 from nnbackend._checks import check_name, check_size, keep
 from nnbackend._names import AnswersNames
+from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
-from nnbackend.losses import Loss, LossFunction
+from nnbackend.losses import Loss, LossFunction, to_probabilities
 
 HostArray = np.ndarray[Any, Any]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
@@ -324,6 +325,22 @@ def resolve_metric(spec: str | AnyMetric | Mapping[str, Any]) -> Any:
     settings = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = check_name("metric", settings.pop("name", None), METRICS)
     return METRICS[name](**settings)
+
+
+def measure(name: str, loss: Loss, target: HostArray, outputs: HostArray) -> float:
+    """A built-in metric by name, of rows that lie on the host.
+
+    Args:
+        target: as ``loss.target`` gives it.
+        outputs: (N, O), of a model with this loss.
+    """
+    metric = resolve_metric(name)
+    if isinstance(metric, ScoreMetric):
+        return metric(target, to_probabilities(loss, outputs.copy()))
+    statistic = metric.statistic(loss, outputs.shape[1])
+    sums = np.zeros(statistic.size)
+    statistic.collect(get_backend("numpy"), outputs, target, None, sums)
+    return float(metric.value(statistic.read(sums), float(len(outputs))))
 
 
 def metric_name(metric: AnyMetric) -> str:

@@ -235,11 +235,7 @@ def first_layer_weights(
         shape: (height, width) of the input; a square if None.
         count: at most this many neurons, those with the largest weights.
     """
-    from nnbackend.layers import Dense
-
-    dense = next((layer for layer in model.layers if isinstance(layer, Dense)), None)
-    if dense is None:
-        raise DataError("the model has no Dense layer whose weights could be drawn")
+    dense: Any = model.layers[_first_dense(model)]
     weight = model.backend.to_numpy(dense.weight)
     height, width = image_shape(weight.shape[0], shape)
     strongest = np.argsort(-np.abs(weight).sum(axis=0), kind="stable")[:count]
@@ -249,6 +245,52 @@ def first_layer_weights(
     _mosaic(ax, images, [f"{j}" for j in strongest], "gray", -1.0, 1.0)
     ax.set_title("first-layer weights (by neuron; bright is positive)", fontsize=9)
     return ax
+
+
+def neuron_patterns(
+    model: Sequential,
+    x: Any,
+    shape: tuple[int, int] | None = None,
+    count: int = 24,
+    ax: Axes | None = None,
+) -> Axes:
+    """What the first dense layer's neurons respond to, as images: the covariance of each neuron's
+    output with each pixel (Haufe et al., 2014). The weights themselves look like the noise that
+    they began as, wherever pixels say the same as their neighbours or nothing.
+
+    Args:
+        x: (N, height * width), some of the data.
+        shape: (height, width) of the input; a square if None.
+        count: at most this many neurons, those whose outputs vary most.
+    """
+    check_size("count", count)
+    index = _first_dense(model)
+    x = np.asarray(x, np.float64)
+    height, width = image_shape(x.shape[1], shape)
+    outputs: Any = x
+    for layer in model.layers[: index + 1]:
+        outputs = layer.forward(outputs)
+    response = model.backend.to_numpy(outputs).astype(np.float64)
+    response -= response.mean(axis=0)
+    most = np.argsort(-response.std(axis=0), kind="stable")[:count]
+    patterns = response[:, most].T @ (x - x.mean(axis=0))
+    limits = np.abs(patterns).max(axis=1, keepdims=True)
+    patterns /= np.where(limits > 0, limits, 1.0)
+    ax = _axes(ax, 5.0, 3.6)
+    images = [pattern.reshape(height, width) for pattern in patterns]
+    _mosaic(ax, images, [f"{j}" for j in most], "gray", -1.0, 1.0)
+    ax.set_title("what first-layer neurons respond to (bright: more with it)", fontsize=9)
+    return ax
+
+
+def _first_dense(model: Sequential) -> int:
+    """The number of the first dense layer."""
+    from nnbackend.layers import Dense
+
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, Dense):
+            return index
+    raise DataError("the model has no Dense layer whose neurons could be drawn")
 
 
 def image_shape(width: int, shape: tuple[int, int] | None) -> tuple[int, int]:
@@ -287,6 +329,9 @@ def _mosaic(
         ax.text(column + 0.5, row + 0.22, text, ha="center", va="bottom", fontsize=7)
     ax.set_xlim(0, columns)
     ax.set_ylim(rows, 0)
+    if len(images):
+        height, width = images[0].shape
+        ax.set_aspect(0.84 / 0.68 * height / width)
     ax.set_axis_off()
 
 
@@ -320,10 +365,15 @@ def regression_fit(
 
 
 def page(panels: Sequence[Callable[[Axes], Axes]]) -> Figure:
-    """Several plots on one page, at most three in a row; each panel draws into an Axes."""
+    """Several plots on one page, at most three in a row; each panel draws into an Axes. The last
+    row's are wider if they are fewer."""
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(4.4 * columns, 3.9 * rows)
+    in_last = len(panels) - (rows - 1) * columns
+    grid = figure.add_gridspec(rows, columns * in_last)
     for number, panel in enumerate(panels):
-        panel(figure.add_subplot(rows, columns, number + 1))
+        row, column = divmod(number, columns)
+        width = columns if row == rows - 1 else in_last
+        panel(figure.add_subplot(grid[row, column * width : (column + 1) * width]))
     return figure

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import typer
@@ -15,6 +17,7 @@ import typer
 import nnbackend as nn
 from nnbackend._files import check_writable, write_atomically
 from nnbackend.errors import DataError, NNBackendError
+from nnbackend.training.interrupt import interrupt_training
 
 app = typer.Typer(
     name="nnbackend",
@@ -43,6 +46,20 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
+
+
+def end_on_sigterm() -> list[int]:
+    """From now on, ``kill`` ends a training as Ctrl-C does, and its model is saved. The signal is
+    appended to the list when it comes."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if not interrupt_training():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, handle)
+    return received
 
 
 def write_bytes(content: bytes) -> None:

@@ -12,7 +12,8 @@ import typer
 
 import nnbackend as nn
 from nnbackend._files import write_atomically
-from nnbackend.cli import job_data
+from nnbackend.cli import job_data, report
+from nnbackend.cli import settings as options
 from nnbackend.cli import train_job as job
 from nnbackend.cli.common import (
     app,
@@ -24,10 +25,12 @@ from nnbackend.cli.common import (
 )
 from nnbackend.cli.trained import load_trained
 from nnbackend.errors import DataError
+from nnbackend.losses import Loss
+from nnbackend.metrics import METRICS
 from nnbackend.training.progress import figures_text
 
-DEFAULTS = job.Settings()
-KEYS = ", ".join(field.name for field in fields(job.Settings))
+DEFAULTS = options.Settings()
+KEYS = ", ".join(field.name for field in fields(options.Settings))
 DATA_HELP = (
     f"a data set ({', '.join(job_data.BUILT_IN)}), a .csv, an .npz, an IDX file or folder (MNIST), "
     f"or a folder of PNG images in one folder for each class"
@@ -73,7 +76,7 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="passes over the data", show_default=_default("epochs")),
+        typer.Option(help="passes over the data", show_default=f"about {options.STEPS:,} steps"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="rows per step", show_default=_default("batch_size"))
@@ -91,7 +94,14 @@ def train(
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help=", ".join(job.LEARNING_RATES), show_default=_default("optimizer")),
+        typer.Option(help=", ".join(options.LEARNING_RATES), show_default=_default("optimizer")),
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            help="pulls the weights of adam and adamw towards 0, against overfitting",
+            show_default="0.01 for adamw",
+        ),
     ] = None,
     dropout: Annotated[
         float | None,
@@ -100,6 +110,24 @@ def train(
     validation: Annotated[
         float | None,
         typer.Option(help="share of rows kept for validation", show_default=_default("validation")),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="stop when so many epochs have not been better on the validation rows",
+            show_default="never",
+        ),
+    ] = None,
+    class_weight: Annotated[
+        str | None,
+        typer.Option(help="balanced, or weights such as no=1,yes=30", show_default="all equal"),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help=f"figures after each epoch, of {', '.join(METRICS)}",
+            show_default="accuracy or r2",
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="same seed, same run", show_default=_default("seed"))
@@ -125,6 +153,7 @@ def train(
 ) -> None:
     """Train a network and report how good it is.
 
+    The weights of the epoch that was best on the validation rows are kept.
     Ctrl-C stops after the last finished epoch and still writes the model;
     --resume continues from there as if nothing had happened.
 
@@ -136,9 +165,9 @@ def train(
 
       nnbackend train wine.csv --resume wine.safetensors --epochs 200 --save wine.safetensors
 
-      nnbackend train spiral --hidden 64,64 --epochs 500 --lr 0.02
+      nnbackend train fraud.csv --class-weight balanced --metrics f1,auc --patience 20
 
-      nnbackend train sine --hidden 64,64 --activation tanh --epochs 200
+      nnbackend train sine --hidden 64,64 --activation tanh --plot sine.png
 
       nnbackend train mnist/ --hidden 256 --dropout 0.2 --epochs 10
     """
@@ -146,17 +175,23 @@ def train(
         "target": target, "task": task, "activation": activation, "epochs": epochs,
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer,
         "dropout": dropout, "validation": validation, "seed": seed, "dtype": dtype,
+        "weight_decay": weight_decay, "patience": patience,
     }  # fmt: skip
+    parsed = {
+        "hidden": (hidden, options.parse_widths),
+        "metrics": (metrics, options.parse_names),
+        "class_weight": (class_weight, options.parse_class_weight),
+    }
     with user_errors():
-        chosen = {} if config is None else job.read_config(config)
+        chosen = {} if config is None else options.read_config(config)
         chosen |= {name: value for name, value in given.items() if value is not None}
-        if hidden is not None:
-            chosen["hidden"] = job.parse_widths(hidden)
-        settings = job.Settings(**chosen)
+        chosen |= {name: parse(text) for name, (text, parse) in parsed.items() if text is not None}
+        settings = options.Settings(**chosen)
         check_targets(save, plot)
         check_picture(plot)
         if resume is None:
             dataset = job_data.load_data(data, settings.seed, settings.target, settings.task)
+            settings = settings.with_epochs(len(dataset.x))
             model = job.build_model(settings, dataset, backend)
         else:
             settings, model = job.resume(resume, chosen, backend)
@@ -165,12 +200,13 @@ def train(
         typer.echo(job_data.describe(dataset, settings.validation))
         model.summary()
         history = job.train(settings, model, dataset)
-        typer.echo(job.result_text(history))
+        if model.history.epochs:
+            typer.echo(report.result_text(settings, model, dataset, history))
         if save is not None:
             model.save(save)
             typer.echo(f"model   {save}")
         if plot is not None and model.history.epochs:
-            save_picture(job.picture(model, dataset), plot)
+            save_picture(report.picture(settings, model, dataset), plot)
             typer.echo(f"picture {plot}")
         if history.stopped == "interrupted":
             raise typer.Exit(130)
@@ -193,11 +229,15 @@ def evaluate(
     with user_errors():
         trained = load_trained(model, backend)
         dataset = job_data.data_for(trained, data, with_target=True)
-        for name, value in trained.evaluate(dataset.x, dataset.y).items():
-            typer.echo(f"{name:10} {value:.6g}")
-        typer.echo(f"{'rows':10} {len(dataset.x)}")
+        figures = trained.evaluate(dataset.x, dataset.y)
+        if isinstance(trained.loss, Loss) and dataset.y is not None:
+            more = report.figures(trained, trained.predict(dataset.x), dataset.y)
+            figures = more | figures
+        for name, value in figures.items():
+            typer.echo(f"{name:13} {value:.6g}")
+        typer.echo(f"{'rows':13} {len(dataset.x)}")
         if job_data.test_images(data) != data:
-            typer.echo(f"{'from':10} {job_data.test_images(data)}")
+            typer.echo(f"{'from':13} {job_data.test_images(data)}")
 
 
 @app.command()
@@ -279,6 +319,8 @@ def summary(model: ModelFile) -> None:
         typer.echo(f"trained for {trained.epoch} epochs, {trained.step} steps, seed {trained.seed}")
         if figures:
             typer.echo(f"last epoch: {figures}")
+        if trained.info.get("kept_epoch") is not None:
+            typer.echo(f"the weights are those of epoch {trained.info['kept_epoch']}, the best one")
         for key, label in (("class_names", "classes"), ("feature_names", "columns")):
             if trained.info.get(key):
                 typer.echo(f"{label}: {', '.join(trained.info[key])}")

@@ -74,6 +74,14 @@ class Executor(ABC):
     def __init__(self, program: Program, backend: Any) -> None:
         """An executor of ``program`` on ``backend``."""
 
+    def prepare(self, batch_size: int, data: Data | None) -> None:
+        """Compile what a training needs, so that it takes no time of the training's own.
+
+        Args:
+            data: what will be trained on, where it is on the device already.
+        """
+        return
+
     @abstractmethod
     def run(self, run: Run) -> Trace:
         """Train; parameters, state and slots change in place.

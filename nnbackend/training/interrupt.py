@@ -7,6 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
+
+
+def interrupt_training() -> bool:
+    """Stop the training of the main thread, if there is one, as Ctrl-C does; for a program that
+    handles another signal."""
+    for interrupt in Interrupt.watching:
+        interrupt.request()
+    return bool(Interrupt.watching)
 
 
 class Interrupt:
@@ -16,23 +25,29 @@ class Interrupt:
     Outside the main thread, or if the program handles the signal itself, Ctrl-C works as usual.
     """
 
+    #: those of the main thread's trainings
+    watching: ClassVar[list[Interrupt]] = []
+
     def __init__(self) -> None:
         self.requested = False
         self._shielded = False
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        previous = None
-        if threading.current_thread() is threading.main_thread():
-            previous = signal.getsignal(signal.SIGINT)
-        if previous is not signal.default_int_handler:
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signal.signal(signal.SIGINT, self._handle)
+        previous = signal.getsignal(signal.SIGINT)
+        ours = previous is signal.default_int_handler
+        if ours:
+            signal.signal(signal.SIGINT, self._handle)
+        self.watching.append(self)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            self.watching.remove(self)
+            if ours:
+                signal.signal(signal.SIGINT, previous)
 
     @contextmanager
     def shield(self) -> Iterator[None]:
@@ -44,6 +59,10 @@ class Interrupt:
             self._shielded = before
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.request()
+
+    def request(self) -> None:
+        """What Ctrl-C does."""
         second, self.requested = self.requested, True
         if second and not self._shielded:
             self._shielded = True  # until whoever catches it has put things in order

@@ -65,8 +65,12 @@ class PlainProgress(Progress):
 
     def __init__(self, epochs: int) -> None:
         self.epochs, self.every = epochs, max(1, epochs // PLAIN_LINES)
-        self.rows, self.rows_time = 0, time.perf_counter()
-        self.last_line = time.perf_counter()
+        self.rows = 0
+        self.rows_time = self.last_line = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        self.rows_time = self.last_line = time.perf_counter()
+        return self
 
     def advance(self, rows: int) -> None:
         self.rows += rows
@@ -116,6 +120,7 @@ class LiveProgress(Progress):
         self.shown = self.start
 
     def __enter__(self) -> Self:
+        self.start = self.shown = time.perf_counter()
         self.bar.start()
         self.task = self.bar.add_task(
             "fit", total=self.total, epoch=0, epochs=self.epochs, figures="", speed=""

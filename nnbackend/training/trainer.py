@@ -92,6 +92,8 @@ class Trainer:
         ahead = self.program.backend.works_by_itself
         with self.interrupt.watch():
             try:
+                data = source.data if isinstance(source, ArraySource) else None
+                self.executor.prepare(self.batch_size, data)
                 with self.progress, Orders.of(generator, n_rows, ahead) as self.orders:
                     while self.state.epoch < self.epochs and self.history.stopped is None:
                         if isinstance(source, ArraySource):

@@ -60,7 +60,7 @@ def test_rows_of_one_class(tmp_path, kind, only) -> None:
     every = write(kind, tmp_path / "all", [0, 1, 2])
     command("train", every, "--save", model, "--epochs", 100, "--hidden", 32)
     one = write(kind, tmp_path / "one", [only], 5)
-    assert "accuracy   1\n" in command("evaluate", model, one)
+    assert "accuracy      1\n" in command("evaluate", model, one)
     command("predict", model, one, "--out", tmp_path / "p.csv")
     lines = (tmp_path / "p.csv").read_text().splitlines()
     name = str(only) if kind in ("npz", "idx") else "abc"[only]
@@ -76,7 +76,7 @@ def test_models_without_names_of_classes_know_them_by_number(tmp_path, loss) -> 
     model.fit(data.x, data.y, epochs=50, verbose=0)
     model.save(tmp_path / "m.safetensors")
     one = write("npz", tmp_path / "one", [1], 4)
-    assert "accuracy   1\n" in command("evaluate", tmp_path / "m.safetensors", one)
+    assert "accuracy      1\n" in command("evaluate", tmp_path / "m.safetensors", one)
 
 
 def test_a_regression_of_few_whole_numbers(tmp_path) -> None:

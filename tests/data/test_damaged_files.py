@@ -13,7 +13,7 @@ import pytest
 from idx_files import write_idx
 
 import nnbackend as nn
-from nnbackend.cli.train_job import read_config
+from nnbackend.cli.settings import read_config
 
 
 def peak_bytes() -> int:

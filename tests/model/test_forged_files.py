@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import nnbackend as nn
 from nnbackend.cli.app import app
-from nnbackend.cli.train_job import Settings
+from nnbackend.cli.settings import Settings
 
 
 def write(path: Path, change=None, tensors=None) -> Path:

@@ -339,7 +339,7 @@ class TestOneCallbackForTwoModels:
 
 
 class TestMonitors:
-    @pytest.mark.parametrize("name", ["val_auc", "balanced", "val_lr", "my_loss", "val_acuracy"])
+    @pytest.mark.parametrize("name", ["val_my_auc", "balanced", "val_lr", "my_loss", "val_acuracy"])
     @pytest.mark.parametrize(
         "make",
         [

@@ -71,6 +71,11 @@ class GraphExecutor(PythonExecutor):
 
     # -- training ---------------------------------------------------------------------------------
 
+    def prepare(self, batch_size: int, data: Data | None) -> None:
+        if data is not None:
+            with self._lock:
+                self._steps_of(min(batch_size, len(data.x)), data)
+
     def run(self, run: Run) -> Trace:
         backend, data, rates = self.backend, run.data, run.rates
         rows = run.n_rows

@@ -133,6 +133,9 @@ class CompiledExecutor(Executor):
 
     # -- training -------------------------------------------------------------------------
 
+    def prepare(self, batch_size: int, data: Data | None) -> None:
+        self._plan(batch_size)
+
     def run(self, run: Run) -> Trace:
         # of whole batches, though there may be only the last rows of an epoch: the number of parts
         # decides about bits
