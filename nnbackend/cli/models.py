@@ -33,7 +33,7 @@ DEFAULTS = options.Settings()
 KEYS = ", ".join(field.name for field in fields(options.Settings))
 DATA_HELP = (
     f"a data set ({', '.join(job_data.BUILT_IN)}), a .csv, an .npz, an IDX file or folder (MNIST), "
-    f"or a folder of PNG images in one folder for each class"
+    f"or a folder of images in one folder for each class"
 )
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file written by train --save")]
