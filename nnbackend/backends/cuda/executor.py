@@ -74,6 +74,7 @@ class GraphExecutor(PythonExecutor):
     def prepare(self, batch_size: int, data: Data | None) -> None:
         if data is not None:
             with self._lock:
+                self._round_parameters()  # ways to multiply are tried with them
                 self._steps_of(min(batch_size, len(data.x)), data)
 
     def run(self, run: Run) -> Trace:
