@@ -260,7 +260,7 @@ class Unit:
             self._loaded[file] = loaded
         return self._loaded[file]
 
-    def run(self, function: int, address: int, phase: int, parts: int) -> None:
+    def run(self, function: int, address: int | bytes, phase: int, parts: int) -> None:
         """One call of an entry for each part: one on this thread, more on as many threads."""
         if parts > 1:
             self._as_called(self.entry("fork"), 4)(function, address, phase, parts)
@@ -271,7 +271,10 @@ class Unit:
         """The C function at an address; Python's other threads run meanwhile."""
         function = self._calls.get(address)
         if function is None:
-            kind = ctypes.CFUNCTYPE(None, *(ctypes.c_int64,) * n_arguments)
+            # what a function works on is an address, or bytes that hold the arguments themselves
+            kinds = [ctypes.c_int64] * n_arguments
+            kinds[n_arguments - 3] = ctypes.c_void_p  # type: ignore[call-overload]
+            kind = ctypes.CFUNCTYPE(None, *kinds)
             function = self._calls[address] = kind(address)
         return function
 

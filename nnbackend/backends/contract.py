@@ -38,6 +38,8 @@ class Backend(ABC):
     """One implementation of the array operations, on one device."""
 
     name: ClassVar[str]
+    #: the class of its arrays, None for that of another library
+    array_type: ClassVar[Any] = None
     #: what runs whole programs here, as "module:class"; by default their rows are interpreted with
     #: the methods below. See nnbackend.executor.
     executor: ClassVar[str] = "nnbackend.executor.python:PythonExecutor"
@@ -89,6 +91,10 @@ class Backend(ABC):
     @abstractmethod
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
         """A new array of zeros, its start aligned to 64 bytes."""
+
+    def empty(self, shape: tuple[int, ...], dtype: DType) -> Array:
+        """A new array for an operation to fill; of zeros where that costs nothing more."""
+        return self.zeros(shape, dtype)
 
     def spare_bytes(self) -> int | None:
         """Bytes free for data on the device; None if host arrays are used in place."""

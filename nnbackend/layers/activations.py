@@ -72,14 +72,14 @@ class ActivationLayer(NativeLayer):
 
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
-        y = self.backend.zeros(x.shape, self.dtype)
+        y = self.backend.empty(x.shape, self.dtype)
         self.backend.activation_forward(self.activation, x, y)
         self._saved = x if self.activation.saves == "input" else y
         return y
 
     def backward(self, dy: Any) -> Array:
-        dy = self._output_gradient(dy, None if self._saved is None else self._saved.shape)
-        dx = self.backend.zeros(dy.shape, self.dtype)
+        dy = self._output_gradient(dy, self._saved)
+        dx = self.backend.empty(dy.shape, self.dtype)
         self.backend.activation_backward(self.activation, dy, self._saved, dx)
         return dx
 

@@ -255,7 +255,8 @@ class Layer(AnswersNames, ABC):
         self._backend, self.dtype = backend, dtype
         self._arrays, self._gradients = arrays, gradients
 
-    def _draw_standalone(self) -> None:
+    def _draw_standalone(self) -> dict[str, Array]:
+        """Draw the arrays of a layer that is used by itself."""
         backend = self.backend
         values = self.initial_values(np.random.default_rng(self.seed))
         arrays, gradients = {}, {}
@@ -265,11 +266,22 @@ class Layer(AnswersNames, ABC):
             if spec.kind != "state":
                 gradients[name] = backend.zeros(spec.shape, self.dtype)
         self.bind(backend, self.dtype, arrays, gradients)
+        return arrays
 
     # -- helpers for the built-in layers ------------------------------------------------------
 
     def _input(self, x: Any) -> Array:
         """``x`` on this layer's backend, as (batch, n_inputs) of its dtype."""
+        backend = self._backend
+        if (
+            backend is not None
+            and x.__class__ is backend.array_type
+            and x.dtype is self.dtype
+            and x.flags.c_contiguous
+            and x.ndim == 2
+            and x.shape[1] == self.n_inputs
+        ):
+            return x
         if not self.specs and self.owner is None:
             self.dtype = np.dtype(np.float64 if _is_float64(x) else np.float32)
         x = as_device_array(self.backend, x, self.dtype)
@@ -281,13 +293,23 @@ class Layer(AnswersNames, ABC):
             )
         return x
 
-    def _output_gradient(self, dy: Any, shape: tuple[int, ...] | None) -> Array:
-        """``dy`` on this layer's backend, of the shape of the last output."""
+    def _output_gradient(self, dy: Any, output: Array | None) -> Array:
+        """``dy`` on this layer's backend, of the shape of the last ``output``."""
+        shape = None if output is None else output.shape
         if shape is None:
             raise DataError(
                 f"{type(self).__name__}.backward needs a forward pass before it; "
                 f"call forward(x, training=True) first"
             )
+        backend = self._backend
+        if (
+            backend is not None
+            and dy.__class__ is backend.array_type
+            and dy.shape == shape
+            and dy.dtype is self.dtype
+            and dy.flags.c_contiguous
+        ):
+            return dy
         dy = as_device_array(self.backend, dy, self.dtype)
         if dy.shape != shape:
             raise ShapeError(

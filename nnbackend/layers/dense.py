@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnbackend._checks import check_flag, check_number
-from nnbackend.backends.types import Array
+from nnbackend.backends.types import LINEAR, Array
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.activations import activation_config, resolve_activation
@@ -57,6 +57,7 @@ class Dense(NativeLayer):
     ) -> None:
         super().__init__(n_inputs, n_outputs, trainable=trainable, seed=seed, dtype=dtype)
         self.activation = resolve_activation(activation)
+        self._keeps_z = self.activation.saves == "input"
         self.weight_l1 = check_number("Dense.weight_l1", weight_l1, 0.0)
         self.weight_l2 = check_number("Dense.weight_l2", weight_l2, 0.0)
         self.bias_l1 = check_number("Dense.bias_l1", bias_l1, 0.0)
@@ -102,19 +103,24 @@ class Dense(NativeLayer):
         }
 
     def forward(self, x: Any, training: bool = False) -> Array:
-        x = self._input(x)
-        y = self.backend.zeros((len(x), self.weight.shape[1]), self.dtype)
-        z = self.backend.zeros(y.shape, self.dtype) if self.activation.saves == "input" else None
-        self.backend.dense_forward(x, self.weight, self.bias, self.activation, y, z)
+        x, act = self._input(x), self.activation
+        backend: Any = self._backend
+        arrays = self._arrays or self._draw_standalone()
+        weight, shape = arrays["weight"], (len(x), int(self.n_outputs or 0))
+        y = backend.empty(shape, self.dtype)
+        z = backend.empty(shape, self.dtype) if self._keeps_z else None
+        backend.dense_forward(x, weight, arrays.get("bias"), act, y, z)
         self._x, self._saved = x, y if z is None else z
         return y
 
     def backward(self, dy: Any) -> Array:
-        dy = self._output_gradient(dy, None if self._saved is None else self._saved.shape)
-        dx = self.backend.zeros(self._x.shape, self.dtype)  # type: ignore[union-attr]
-        scratch = self.backend.zeros(dy.shape, self.dtype)
-        self.backend.dense_backward(
-            dy, self._x, self.weight, self.activation, self._saved,
-            self.weight_grad, self.bias_grad, dx, scratch,
+        dy = self._output_gradient(dy, self._saved)
+        x, act, gradients = self._x, self.activation, self._gradients
+        backend: Any = self._backend
+        dx = backend.empty(x.shape, self.dtype)  # type: ignore[union-attr]
+        scratch = dy if act is LINEAR else backend.empty(dy.shape, self.dtype)
+        backend.dense_backward(
+            dy, x, self._arrays["weight"], act, self._saved,
+            gradients["weight"], gradients.get("bias"), dx, scratch,
         )  # fmt: skip
         return dx

@@ -44,17 +44,17 @@ class Dropout(NativeLayer):
 
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
-        self._mask = self.backend.zeros(x.shape, self.dtype)
+        self._mask = self.backend.empty(x.shape, self.dtype)
         if not training:
             self._mask[...] = 1
             return x
-        y = self.backend.zeros(x.shape, self.dtype)
+        y = self.backend.empty(x.shape, self.dtype)
         self.backend.dropout_forward(x, self.rate, self.key, self.calls, y, self._mask)
         self.calls += 1
         return y
 
     def backward(self, dy: Any) -> Array:
-        dy = self._output_gradient(dy, None if self._mask is None else self._mask.shape)
-        dx = self.backend.zeros(dy.shape, self.dtype)
+        dy = self._output_gradient(dy, self._mask)
+        dx = self.backend.empty(dy.shape, self.dtype)
         self.backend.dropout_backward(dy, self._mask, dx)
         return dx

@@ -80,7 +80,7 @@ class BatchNorm(_Norm):
 
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
-        y = self.backend.zeros(x.shape, self.dtype)
+        y = self.backend.empty(x.shape, self.dtype)
         self._x, self._saved = x, None
         if not training:
             self.backend.batch_norm_inference(
@@ -88,7 +88,7 @@ class BatchNorm(_Norm):
             )
             return y
         check_coupled_rows(len(x))
-        self._saved = self.backend.zeros((2, x.shape[1]), self.dtype)
+        self._saved = self.backend.empty((2, x.shape[1]), self.dtype)
         self.backend.batch_norm_forward(
             x, self.gamma, self.beta, self.running_mean, self.running_var,
             self.momentum, self.eps, y, self._saved,
@@ -98,8 +98,8 @@ class BatchNorm(_Norm):
     def backward(self, dy: Any) -> Array:
         if self._saved is None:
             self._x = None  # only a training pass can be differentiated
-        dy = self._output_gradient(dy, None if self._x is None else self._x.shape)
-        dx = self.backend.zeros(dy.shape, self.dtype)
+        dy = self._output_gradient(dy, self._x)
+        dx = self.backend.empty(dy.shape, self.dtype)
         self.backend.batch_norm_backward(
             dy, self._x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
         )
@@ -134,14 +134,14 @@ class LayerNorm(_Norm):
 
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
-        y = self.backend.zeros(x.shape, self.dtype)
-        self._x, self._saved = x, self.backend.zeros((2, len(x)), self.dtype)
+        y = self.backend.empty(x.shape, self.dtype)
+        self._x, self._saved = x, self.backend.empty((2, len(x)), self.dtype)
         self.backend.layer_norm_forward(x, self.gamma, self.beta, self.eps, y, self._saved)
         return y
 
     def backward(self, dy: Any) -> Array:
-        dy = self._output_gradient(dy, None if self._x is None else self._x.shape)
-        dx = self.backend.zeros(dy.shape, self.dtype)
+        dy = self._output_gradient(dy, self._x)
+        dx = self.backend.empty(dy.shape, self.dtype)
         self.backend.layer_norm_backward(
             dy, self._x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
         )

@@ -27,7 +27,7 @@ class Standardize(NativeLayer):
 
     op = Op.STANDARDIZE
     adapts = True
-    transient = ("_shape",)
+    transient = ("_x",)
     mean = Parameter()
     scale = Parameter()
 
@@ -36,7 +36,7 @@ class Standardize(NativeLayer):
         self.adapted = False
         self.add_parameter("mean", (n,), "zeros", "state")
         self.add_parameter("scale", (n,), "ones", "state")
-        self._shape: tuple[int, ...] | None = None
+        self._x: Array | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         adapted = state["adapted"]
@@ -105,13 +105,13 @@ class Standardize(NativeLayer):
     def forward(self, x: Any, training: bool = False) -> Array:
         self.check_adapted()
         x = self._input(x)
-        self._shape = x.shape
-        y = self.backend.zeros(x.shape, self.dtype)
+        self._x = x
+        y = self.backend.empty(x.shape, self.dtype)
         self.backend.standardize_forward(x, self.mean, self.scale, y)
         return y
 
     def backward(self, dy: Any) -> Array:
-        dy = self._output_gradient(dy, self._shape)
-        dx = self.backend.zeros(dy.shape, self.dtype)
+        dy = self._output_gradient(dy, self._x)
+        dx = self.backend.empty(dy.shape, self.dtype)
         self.backend.standardize_backward(dy, self.scale, dx)
         return dx

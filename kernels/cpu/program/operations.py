@@ -1,8 +1,8 @@
 """The operations of a backend's contract, one at a time: the kernels of a program, called singly.
 
-An operation finds its arguments in an int64 array: first the address of its float64 numbers, the
-number of parts and the address of the parts' scratch memory, then addresses (0 for what is not
-there) and sizes in the order in which ``nnbackend.backends.numba.backend`` writes them.
+An operation finds its arguments in memory packed by the host: the number of parts and the address
+of the parts' scratch memory, then N_ARGUMENTS addresses (0 for what is not there) and sizes in the
+order in which ``nnbackend.backends.numba.backend`` packs them, then float64 numbers.
 """
 
 from __future__ import annotations
@@ -50,13 +50,14 @@ from nnbackend.kernels.cpu.program.context import share
 
 #: Codes of the operations, in the groups of ``operate``.
 (
-    DENSE_FORWARD, DENSE_DATA, DENSE_WEIGHTS, ACTIVATION_FORWARD, ACTIVATION_BACKWARD,
+    DENSE_FORWARD, DENSE_DATA, DENSE_WEIGHTS, DENSE_BACKWARD,
+    ACTIVATION_FORWARD, ACTIVATION_BACKWARD,
     BATCH_NORM_FORWARD, BATCH_NORM_INFERENCE, BATCH_NORM_BACKWARD, LAYER_NORM_FORWARD,
     LAYER_NORM_BACKWARD, DROPOUT_FORWARD, MULTIPLY, STANDARDIZE_FORWARD, STANDARDIZE_BACKWARD,
     LOSS, COUNT_CORRECT, CONFUSION_COUNTS, REGRESSION_SUMS, PENALTY, CLIP, UPDATE, RANDOM_BITS,
-) = range(22)  # fmt: skip
+) = range(23)  # fmt: skip
 #: Where an operation's own arguments begin.
-FIRST_ARGUMENT = 3
+FIRST_ARGUMENT = 2
 N_ARGUMENTS = 16
 N_OPERATION_NUMBERS = 12
 #: Where an update's UPDATE_NUMBERS begin, after its rate and those that are corrected.
@@ -82,9 +83,10 @@ def operate(address: int, operation: int, part: int, like: Any) -> None:
     """Run one part of an operation."""
     a = vector_at(address, FIRST_ARGUMENT, N_ARGUMENTS, c.INT64)
     head = vector_at(address, 0, FIRST_ARGUMENT, c.INT64)
-    numbers, parts = vector_at(head[0], 0, N_OPERATION_NUMBERS, c.FLOAT64), head[1]
+    start = FIRST_ARGUMENT + N_ARGUMENTS
+    numbers, parts = vector_at(address, start, N_OPERATION_NUMBERS, c.FLOAT64), head[0]
     if operation <= ACTIVATION_BACKWARD:
-        _dense(a, numbers, operation, part, parts, head[2] + part * SCRATCH_BYTES, like)
+        _dense(a, numbers, operation, part, parts, head[1] + part * SCRATCH_BYTES, like)
     elif operation <= LAYER_NORM_BACKWARD:
         _norm(a, numbers, operation, like)
     elif operation <= STANDARDIZE_BACKWARD:
@@ -132,6 +134,20 @@ def _dense(
         first, last = share(n_outputs, part, parts, 16)
         if db and last > first:
             column_sums(dz, first, vector_at(db, first, last - first, like))
+    elif operation == DENSE_BACKWARD:
+        dy, x, w, saved, dw, db, dx, dz_, rows, n_inputs, n_outputs, code = a[:12]
+        dz = _rows(dz_, 0, rows, n_outputs, like)
+        if dz_ != dy:
+            copy(_rows(dy, 0, rows, n_outputs, like).reshape(dz.size), dz.reshape(dz.size))
+        dense_backward_data(
+            dz, _rows(w, 0, n_inputs, n_outputs, like), code, parameter,
+            _rows(saved, 0, rows, n_outputs, like), _rows(dx, 0, rows, n_inputs, like), scratch,
+        )  # fmt: skip
+        if dw:
+            whole = _rows(x, 0, rows, n_inputs, like)
+            transposed_product(whole, 0, dz, _rows(dw, 0, n_inputs, n_outputs, like), scratch)
+        if db:
+            column_sums(dz, 0, vector_at(db, 0, n_outputs, like))
     elif operation == ACTIVATION_FORWARD:
         x, out, rows, width, code = a[:5]
         first, last = share(rows, part, parts, 4)

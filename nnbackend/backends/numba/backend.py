@@ -1,13 +1,15 @@
 """The Numba backend: the contract's operations in compiled code.
 
-Arrays are NumPy's. An operation writes the addresses of its arguments into a small int64 array
-and calls ``kernels/cpu/program/operations.py``; the executor beside this file runs whole programs.
+Arrays are NumPy's. An operation packs the addresses of its arguments into bytes and calls
+``kernels/cpu/program/operations.py``; the executor beside this file runs whole programs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +34,15 @@ ELEMENT_GRAIN = 1 << 17
 _MASK = (1 << 64) - 1
 
 
+@cache
+def _packed(n_arguments: int, n_numbers: int) -> Callable[..., bytes]:
+    """Packs parts, scratch memory, arguments and numbers as an operation finds them."""
+    from nnbackend.kernels.cpu.program.operations import FIRST_ARGUMENT, N_ARGUMENTS
+
+    gap = 8 * (N_ARGUMENTS - n_arguments)
+    return struct.Struct(f"={FIRST_ARGUMENT + n_arguments}q{gap}x{n_numbers}d").pack
+
+
 def _signed(bits: int) -> int:
     """64 bits as the int64 with the same bits."""
     bits &= _MASK
@@ -52,8 +63,9 @@ class NumbaBackend(NumpyBackend):
         self.runtime = runtime()
         self._operation: Any = cpu_operations
         self._scratch_bytes: int = cpu_products.SCRATCH_BYTES
-        # leased by the threads that multiply matrices: append and pop are atomic
-        self._scratch: list[Array] = []
+        # leased by the threads that multiply matrices: append and pop are atomic; with addresses
+        self._scratch: list[tuple[int, Array]] = []
+        self._functions: dict[Any, int] = {}
 
     @classmethod
     def is_available(cls) -> Availability:
@@ -82,19 +94,20 @@ class NumbaBackend(NumpyBackend):
         arguments: tuple[int, ...],
         numbers: tuple[float, ...] = (),
         work: float = 0.0,
-        scratch: Array | None = None,
+        scratch: int = 0,
     ) -> None:
         """Run an operation on as many threads as its ``work``, in grains, is worth."""
         run = self.runtime
-        parts = run.threads.parts(int(work))
-        first = self._operation.FIRST_ARGUMENT
-        values = np.zeros(self._operation.N_OPERATION_NUMBERS)
-        values[: len(numbers)] = numbers
-        context = np.zeros(first + self._operation.N_ARGUMENTS, np.int64)
-        context[:first] = address_of(values), parts, address_of(scratch)
-        context[first : first + len(arguments)] = arguments
-        function = run.entry("operation", "float64" if like.dtype == FLOAT64 else "float32")
-        run.unit.run(function, address_of(context), operation, parts)
+        parts = 1 if work < 2.0 else run.threads.parts(int(work))
+        context = _packed(len(arguments), len(numbers))(parts, scratch, *arguments, *numbers)
+        function = self._functions.get(like.dtype) or self._compiled(like)
+        run.unit.run(function, context, operation, parts)
+
+    def _compiled(self, like: Array) -> int:
+        """The function that runs operations on arrays like this one."""
+        name = "float64" if like.dtype == FLOAT64 else "float32"
+        function = self._functions[like.dtype] = self.runtime.entry("operation", name)
+        return function
 
     def _multiply(
         self,
@@ -105,12 +118,12 @@ class NumbaBackend(NumpyBackend):
         work: float,
     ) -> None:
         """Run an operation that multiplies matrices, which takes scratch memory."""
-        size = self._scratch_bytes * self.runtime.threads.most
         try:
             scratch = self._scratch.pop()
         except IndexError:
-            scratch = np.empty(size, np.uint8)
-        self._run(operation, like, arguments, numbers, work, scratch)
+            memory = np.empty(self._scratch_bytes * self.runtime.threads.most, np.uint8)
+            scratch = address_of(memory), memory
+        self._run(operation, like, arguments, numbers, work, scratch[0])
         self._scratch.append(scratch)
 
     # -- data -----------------------------------------------------------------------------
@@ -127,8 +140,10 @@ class NumbaBackend(NumpyBackend):
         (rows, n_inputs), n_outputs = x.shape, w.shape[1]
         if not rows:
             return
-        pointers = tuple(map(address_of, (x, w, b, out, saved)))
-        arguments = (*pointers, rows, n_inputs, n_outputs, act.code)
+        arguments = (
+            address_of(x), address_of(w), address_of(b), address_of(out), address_of(saved),
+            rows, n_inputs, n_outputs, act.code,
+        )  # fmt: skip
         work = rows * n_inputs * n_outputs / GRAIN
         self._multiply(self._operation.DENSE_FORWARD, out, arguments, (act.parameter,), work)
 
@@ -145,11 +160,19 @@ class NumbaBackend(NumpyBackend):
         scratch: Array,
     ) -> None:
         (rows, n_inputs), n_outputs = x.shape, w.shape[1]
+        work = rows * n_inputs * n_outputs / GRAIN
+        if work < 2.0 and rows:
+            dz = dy if act.name == "linear" else scratch
+            arguments = (
+                address_of(dy), address_of(x), address_of(w), address_of(saved), address_of(dw),
+                address_of(db), address_of(dx), address_of(dz), rows, n_inputs, n_outputs, act.code,
+            )  # fmt: skip
+            self._multiply(self._operation.DENSE_BACKWARD, dy, arguments, (act.parameter,), work)
+            return
         dz, code = dy, LINEAR.code
         if act.name != "linear":
             self.activation_backward(act, dy, saved, scratch)
             dz = scratch
-        work = rows * n_inputs * n_outputs / GRAIN
         if dx is not None and rows:
             data = (address_of(dz), address_of(w), 0, address_of(dx))
             sizes = (rows, n_inputs, n_outputs, code)

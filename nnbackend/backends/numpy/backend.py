@@ -27,6 +27,7 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
     """NumPy on the CPU; its BLAS brings the threads."""
 
     name: ClassVar[str] = "numpy"
+    array_type: ClassVar[Any] = np.ndarray
     _xp: Any = np
 
     # -- arrays ---------------------------------------------------------------------------
@@ -61,6 +62,12 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
         start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + size].view(dtype).reshape(shape)
 
+    def empty(self, shape: tuple[int, ...], dtype: DType) -> Array:
+        try:
+            return np.empty(shape, dtype)
+        except (MemoryError, ValueError):
+            return self.zeros(shape, dtype)  # says how much was asked for
+
     def synchronize(self) -> None:
         pass
 
@@ -89,11 +96,14 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
     ) -> None:
-        z = out if saved is None else saved
-        self._xp.matmul(x, w, out=z)
+        xp, z = self._xp, out if saved is None else saved
+        xp.dot(x, w, out=z)
         if b is not None:
-            self._xp.add(z, b, out=z)
-        self.activation_forward(act, z, out)
+            xp.add(z, b, out=z)
+        if act.name == "relu":
+            xp.maximum(z, 0, out=out)
+        elif z is not out or act.name != "linear":
+            self.activation_forward(act, z, out)
 
     def dense_backward(
         self,
@@ -112,11 +122,11 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
             dz = scratch
             self.activation_backward(act, dy, saved, dz)
         if dw is not None:
-            self._xp.matmul(x.T, dz, out=dw)
+            self._xp.dot(x.T, dz, out=dw)
         if db is not None:
             self._xp.add.reduce(dz, axis=0, out=db)
         if dx is not None:
-            self._xp.matmul(dz, w.T, out=dx)
+            self._xp.dot(dz, w.T, out=dx)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
         if act.name == "linear":
@@ -138,6 +148,10 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
                 out[...] = dy
             return
         _, function = ACTIVATIONS[act.name]
+        if act.name == "relu":  # nothing overflows
+            for dy_block, saved_block, out_block in self._blocks(dy, saved, out):
+                function(self._xp, dy_block, saved_block, out_block, 0.0)
+            return
         blocks = self._row_blocks if act.name == "softmax" else self._blocks
         with np.errstate(over="ignore", under="ignore"):
             for dy_block, saved_block, out_block in blocks(dy, saved, out):
