@@ -67,6 +67,8 @@ class Executor(ABC):
     """Runs many steps of a Program without returning to the caller between layers."""
 
     program: Program
+    #: what runs programs with parts in Python instead; None for the Python executor
+    mixed: ClassVar[type[Executor] | None] = None
     #: kinds of rows that it runs; a program with another is interpreted
     ops: ClassVar[frozenset[Op]] = frozenset(Op) - {Op.PYTHON}
 
@@ -107,7 +109,7 @@ class Executor(ABC):
             raise not_finite_step(number)
         return self.program.backend.asarray(np.array(loss), np.dtype(np.float64))
 
-    def step(self, x: Any, y: Any, number: int) -> Array | None:
+    def step(self, x: Any, y: Any, number: int, weight: Any = None) -> Array | None:
         """One update straight from a caller's arrays, and its loss with penalties, 0-d float64; see
         ``train_on``.
 
@@ -122,6 +124,25 @@ class Executor(ABC):
         """Fill the flat gradient for one batch, in training mode, and return the loss with
         penalties. Changes nothing else. ``step`` decides the dropout masks."""
 
+    # -- driven from outside: whoever calls these has the loss --------------------------------
+
+    @abstractmethod
+    def forward(self, x: Array, number: int) -> Array:
+        """Outputs (N, O) for x (N, I) in training mode, a view that the next pass overwrites;
+        moves running statistics. ``number`` decides the dropout masks."""
+
+    @abstractmethod
+    def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
+        """Fill the flat gradient from the one by the last ``forward``'s outputs, dy (N, O), and
+        dx (N, I), if it is wanted; with ``penalties``, add their gradient."""
+
+    @abstractmethod
+    def apply(self, rate: float, number: int) -> bool:
+        """One update from the flat gradient, which is clipped in place; False, and nothing is
+        updated, if it is not finite (a GPU does not look). ``number`` updates were made before."""
+
+    # -- inference ----------------------------------------------------------------------------
+
     @abstractmethod
     def evaluate(self, data: Data) -> Trace:
         """One row of a trace, (TRACE_SUMS + n_sums,), over all of ``data`` in inference mode."""
@@ -134,6 +155,10 @@ class Executor(ABC):
     @abstractmethod
     def predict(self, x: Array, out: Array) -> None:
         """out (N, O) = the model's outputs for x (N, I), in inference mode. Thread-safe."""
+
+
+#: What is said where a way back has no way forward before it.
+NO_FORWARD = "backward needs a forward pass before it: call model.forward(x) first"
 
 
 def not_finite_step(number: int) -> NonFiniteLossError:

@@ -31,6 +31,8 @@ def make_executor(program: Program, backend: Backend) -> Executor:
         reason = f"{kind.__name__} does not know {', '.join(sorted(unknown))}"
     else:
         return kind(program, backend)
+    if kind.mixed is not None:
+        return kind.mixed(program, backend)
     if backend.executor != Backend.executor and reason not in _announced:
         _announced.add(reason)
         warnings.warn(

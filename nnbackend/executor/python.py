@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from nnbackend.backends.contract import Backend
-from nnbackend.backends.types import Array, UpdateRule
+from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, DTypeError, ModelBusyError, ShapeError
-from nnbackend.executor.base import Data, Executor, Run, Trace, total_loss
+from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, total_loss
 from nnbackend.executor.rows import (
     Backward,
     Forward,
@@ -20,23 +19,12 @@ from nnbackend.executor.rows import (
     bind_row,
     saved_shape,
 )
+from nnbackend.executor.updates import Updates
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, TRACE_WEIGHT, Op
 from nnbackend.losses import Loss
-from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import ABSENT, NO_LOSS, Program
 
 _FLOAT64 = np.dtype(np.float64)
-
-
-class _Part(NamedTuple):
-    """A part of the flat vectors with one update rule; no rule if the optimizer is written in
-    Python."""
-
-    rule: UpdateRule | None
-    decay: float
-    param: Array
-    grad: Array
-    slots: list[Array]
 
 
 class PythonExecutor(Executor):
@@ -50,22 +38,18 @@ class PythonExecutor(Executor):
 
     def __init__(self, program: Program, backend: Backend) -> None:
         self.program, self.backend = program, backend
-        self._plans: dict[int, TrainingPlan] = {}
+        self._plans: dict[tuple[int, bool], TrainingPlan] = {}
         self._capacity = 0
         self._workspace: Array = None
         # leased by the threads that predict: append and pop are atomic
-        self._inference: dict[int, list[_InferencePlan]] = {}
+        self._inference: dict[int, list[InferencePlan]] = {}
         # a layer written in Python keeps what its backward pass needs: nobody may call it between
         self._own_layers: AbstractContextManager[Any] = (
             threading.RLock() if program.own_layers else nullcontext()
         )
         self._in_step = False
-        self._parts: list[_Part] = []
-        self._trained_gradients = program.storage.gradients[: program.storage.trained]
-        self._parts_for = -1  # of the optimizer, which the parts are made for
-        self._scratch = backend.zeros(
-            backend.step_scratch_size(program.storage.trained), program.dtype
-        )
+        self._updates = Updates(program, backend)
+        self._driven: tuple[TrainingPlan, list[Array], int] | None = None
 
     # -- training -----------------------------------------------------------------------------
 
@@ -83,14 +67,23 @@ class PythonExecutor(Executor):
                     batch_data = run.data.rows(start, stop)
                 else:
                     batch_data = plan.gather(run.data, run.order[epoch, start:stop])
-                step = run.first_step + index
-                self._differentiate(plan, batch_data, step, trace[index])
+                rate, number = float(run.rates[index]), run.first_step + index
                 # of many steps, whoever reads the trace looks at the parameters
-                if len(run.rates) == 1 and not self._is_finite(trace[0]):
-                    trace[:] = np.nan
+                looks = len(run.rates) == 1
+                if not self._step(plan, batch_data, rate, number, trace[index], looks):
+                    trace[index:] = np.nan
                     break
-                self.update(float(run.rates[index]), step)
         return self.backend.to_numpy(trace)
+
+    def _step(
+        self, plan: TrainingPlan, data: Data, rate: float, number: int, trace: Array, looks: bool
+    ) -> bool:
+        """One step; False if it leaves the numbers, where that is looked at."""
+        self._differentiate(plan, data, number, trace)
+        if looks and not self._updates.is_finite(trace[TRACE_LOSS]):
+            return False
+        self._updates.update(rate, number)
+        return True
 
     def gradient(self, data: Data, step: int = 0) -> float:
         trace = self.backend.zeros(TRACE_SUMS + self.program.n_sums, _FLOAT64)
@@ -112,73 +105,60 @@ class PythonExecutor(Executor):
             finally:
                 self._in_step = False
 
-    def _is_finite(self, trace: Array) -> bool:
-        """Whether the loss is, and the gradient together with what the optimizer makes of it."""
-        gradients = self._trained_gradients
-        if isinstance(gradients, np.ndarray):
-            # one pass by the BLAS; where the square overflows, a closer look
-            if math.isfinite(trace[TRACE_LOSS] + gradients.dot(gradients)):
-                return True
-        else:
-            finite = np.isfinite(self.backend.to_numpy(trace)[TRACE_LOSS])
-            return bool(finite) and self.backend.all_finite(gradients)
-        optimizer = self.program.optimizer
-        limit = np.inf
-        if optimizer is not None and optimizer.rule is not None and optimizer.clip_norm is None:
-            limit = optimizer.rule.gradient_limit(self.program.dtype)
-        return bool(abs(gradients).max(initial=0.0) < limit and np.isfinite(trace[TRACE_LOSS]))
+    # -- driven from outside ------------------------------------------------------------------
 
-    def update(self, lr: float, step: int) -> None:
-        """Update the parameters with the flat gradient; ``step`` counts the updates before."""
-        optimizer = self.program.optimizer
-        if optimizer is None or self.program.storage.trained == 0:
-            return
-        if optimizer.changes != self._parts_for:
-            self._parts, self._parts_for = self._updates(optimizer), optimizer.changes
-        if optimizer.clip_norm is not None:
-            gradients = self.program.storage.gradients[: self.program.storage.trained]
-            self.backend.clip_by_global_norm(gradients, optimizer.clip_norm)
-        for rule, decay, param, grad, slots in self._parts:
-            if rule is None:
-                optimizer.update(self.backend, param, grad, slots, lr, decay, step, self._scratch)
-            else:
-                self.backend.update(rule, param, grad, slots, lr, step, self._scratch)
+    def forward(self, x: Array, number: int) -> Array:
+        plan = self.plan(len(x), len(x))
+        with np.errstate(all="ignore"), self._own_layers:
+            inputs = plan.go_forward(x, number)
+        self._driven = plan, inputs, len(x)
+        return inputs.pop()
 
-    def _updates(self, optimizer: Optimizer) -> list[_Part]:
-        """The flat vectors in one part, or in two if only the first is decayed."""
-        storage, slots = self.program.storage, self.program.slots
-        rule = optimizer.rule if optimizer.is_built_in else None
-        ranges = [(0, storage.trained, 0.0)]
-        if optimizer.decay:
-            ranges = [
-                (0, storage.decayed, optimizer.decay), (storage.decayed, storage.trained, 0.0)
-            ]  # fmt: skip
-        return [
-            _Part(
-                None if rule is None else rule._replace(weight_decay=decay),
-                decay,
-                storage.parameters[start:stop],
-                storage.gradients[start:stop],
-                [slot[start:stop] for slot in slots],
-            )
-            for start, stop, decay in ranges
-            if start < stop
-        ]
+    def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
+        if self._driven is None:
+            raise DataError(NO_FORWARD)
+        plan, inputs, rows = self._driven
+        if dx is not None:
+            plan = self._plan_all_the_way(plan, rows)
+        with np.errstate(all="ignore"), self._own_layers:
+            plan.dpred[...] = dy
+            result = plan.go_back(inputs, plan.dpred, dx is not None)
+            if dx is not None:
+                dx[...] = result
+            if penalties:
+                add_penalties(self.program, True, plan.penalty)
 
-    def plan(self, rows: int, most_rows: int) -> TrainingPlan:
-        """The plan for batches of ``rows``; all plans share one workspace."""
-        plan = self._plans.get(rows)
+    def apply(self, rate: float, number: int) -> bool:
+        return self._updates.apply(rate, number)
+
+    # -- plans --------------------------------------------------------------------------------
+
+    def plan(self, rows: int, most_rows: int, all_the_way: bool = False) -> TrainingPlan:
+        """The plan for batches of ``rows``; all plans share one workspace. One that goes back
+        ``all_the_way`` gives the gradient by the model's input."""
+        plan = self._plans.get((rows, all_the_way))
         if plan is None:
             if most_rows > self._capacity:
                 # a multiple of 16 keeps every buffer's start aligned
                 capacity = -(-most_rows // 16) * 16
                 self._workspace = Workspace(self.program, self.backend, capacity)
-                self._capacity = capacity
+                self._capacity, self._driven = capacity, None
                 self._plans.clear()
             if len(self._plans) >= 16:
                 self._plans.pop(next(iter(self._plans)))
-            plan = self._plans[rows] = TrainingPlan(self.program, self._workspace, rows)
+            plan = self._make_plan(rows, all_the_way)
+            self._plans[rows, all_the_way] = plan
         return plan
+
+    def _plan_all_the_way(self, plan: TrainingPlan, rows: int) -> TrainingPlan:
+        """One that goes all the way back from where ``plan`` went forward."""
+        return self.plan(rows, rows, True)
+
+    def _make_plan(self, rows: int, all_the_way: bool) -> TrainingPlan:
+        return TrainingPlan(self.program, self._workspace, rows, all_the_way)
+
+    def _make_inference(self, rows: int) -> InferencePlan:
+        return InferencePlan(self.program, self.backend, rows)
 
     # -- inference ----------------------------------------------------------------------------
 
@@ -195,7 +175,7 @@ class PythonExecutor(Executor):
             out = pred[: len(block.x)]
             self.predict(block.x, out)
             with np.errstate(all="ignore"):
-                _measure(program, block, out, None, part, value)
+                measure(program, block, out, None, part, value)
             total += part
         penalty = backend.zeros((), _FLOAT64)
         add_penalties(program, False, penalty)
@@ -212,7 +192,7 @@ class PythonExecutor(Executor):
             try:
                 plan = idle.pop()
             except IndexError:
-                plan = _InferencePlan(self.program, self.backend, len(block))
+                plan = self._make_inference(len(block))
             with np.errstate(all="ignore"), self._own_layers:
                 if self._in_step and self.program.own_layers:
                     raise ModelBusyError(
@@ -225,7 +205,7 @@ class PythonExecutor(Executor):
             idle.append(plan)
 
 
-def _measure(
+def measure(
     program: Program, data: Data, pred: Array, dpred: Array | None, trace: Array, value: Array
 ) -> None:
     """Loss and metric sums of a batch into ``trace``, the gradient into ``dpred`` if wanted;
@@ -302,17 +282,29 @@ class Workspace:
 
 
 class TrainingPlan:
-    """The table bound to buffers, for one batch size."""
+    """The table bound to buffers, for one batch size.
 
-    def __init__(self, program: Program, workspace: Workspace, rows: int) -> None:
+    Attributes:
+        forward, backward: of each part, here one for each row.
+        lowest: the part that the way back ends with.
+        dpred: (rows, O), where the gradient by the outputs is put.
+    """
+
+    def __init__(
+        self, program: Program, workspace: Workspace, rows: int, all_the_way: bool = False
+    ) -> None:
         self.program, self.workspace, self.rows = program, workspace, rows
         self.forward: list[Forward] = []
         self.backward: list[Backward] = []
         self.dpred = workspace.gradients[0][: rows * program.n_outputs].reshape(rows, -1)
         self.penalty, self.loss = (program.backend.zeros((), _FLOAT64) for _ in range(2))
+        self._bind(all_the_way)
+
+    def _bind(self, all_the_way: bool) -> None:
+        program, workspace, rows = self.program, self.workspace, self.rows
         for row in program.rows:
             dx = None
-            if row.needs_dx:
+            if row.needs_dx or all_the_way:
                 buffer = workspace.gradients[(len(program.rows) - row.layer) % 2]
                 dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
             out = workspace.part(row.output, rows, row.n_outputs)
@@ -326,7 +318,7 @@ class TrainingPlan:
             self.forward.append(forward)
             self.backward.append(backward)
         trained = [row.layer for row in program.rows if row.trainable]
-        self.first_trained = trained[0] if trained else len(program.rows)
+        self.lowest = trained[0] if trained else len(program.rows)
 
     def gather(self, data: Data, idx: Array) -> Data:
         """The rows ``idx`` of ``data``, copied into the workspace."""
@@ -347,20 +339,29 @@ class TrainingPlan:
     def differentiate(self, data: Data, step: int, trace: Array) -> None:
         """Forward, loss and backward: fills the flat gradient and one row of a trace."""
         program = self.program
-        x, inputs = data.x, []
-        for forward in self.forward:
-            inputs.append(x)
-            x = forward(x, step)
-        dy = self.dpred
-        _measure(program, data, x, dy, trace, self.loss)
+        inputs = self.go_forward(data.x, step)
+        measure(program, data, inputs.pop(), self.dpred, trace, self.loss)
         self.penalty[...] = 0
-        for index in range(len(inputs) - 1, self.first_trained - 1, -1):
-            dy = self.backward[index](inputs[index], dy)
+        self.go_back(inputs, self.dpred)
         add_penalties(program, True, self.penalty)
         trace[TRACE_PENALTY] = self.penalty
 
+    def go_forward(self, x: Array, step: int) -> list[Array]:
+        """The inputs of the parts, then the outputs of the last one."""
+        inputs = [x]
+        for forward in self.forward:
+            inputs.append(forward(inputs[-1], step))
+        return inputs
 
-class _InferencePlan:
+    def go_back(self, inputs: list[Array], dy: Array, all_the_way: bool = False) -> Array:
+        """The parameters' gradient, and, all the way, the one by the input."""
+        lowest = 0 if all_the_way else self.lowest
+        for index in range(len(inputs) - 1, lowest - 1, -1):
+            dy = self.backward[index](inputs[index], dy)
+        return dy
+
+
+class InferencePlan:
     """Forward only, with its own buffers, for one number of rows."""
 
     def __init__(self, program: Program, backend: Backend, rows: int) -> None:

@@ -18,7 +18,7 @@ _OVER_PROBABILITIES = {
 }
 
 
-def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction) -> None:
+def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction | None) -> None:
     """Refuse a loss from logits after a softmax or sigmoid; warn if a loss over probabilities
     follows outputs that are not probabilities."""
     if not isinstance(loss, Loss):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from nnbackend._checks import check_dtype
+from nnbackend._checks import check_dtype, check_flag
 from nnbackend._files import Path_
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
@@ -24,6 +24,7 @@ def load(
     path: Path_,
     backend: str | Backend | None = None,
     custom_objects: Mapping[str, Any] | None = None,
+    compile: bool = True,
 ) -> Sequential:
     """Read a model that ``save`` wrote, ready to predict or to train further.
 
@@ -31,17 +32,20 @@ def load(
         path: the file.
         backend: where to run it; None takes the current backend.
         custom_objects: custom layers, losses and metrics by name, if the model has any.
+        compile: False leaves out loss, metrics, optimizer and callbacks, for inference: functions
+            of your own are not needed then.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is truncated, not safetensors, not an nnbackend model, or has a
             newer format version.
     """
+    compile = check_flag("compile", compile)
     backend = get_backend(backend)
     tensors, metadata = read_file(path)
     own = dict(custom_objects or {})
     try:
-        return _built(path, tensors, metadata, own, backend)
+        return _built(path, tensors, metadata, own, backend, compile)
     except (CheckpointError, OutOfMemoryError):
         raise
     except Exception as error:
@@ -57,21 +61,23 @@ def _built(
     metadata: dict[str, Any],
     own: Mapping[str, Any],
     backend: Backend,
+    compile: bool,
 ) -> Sequential:
     config = metadata["config"]
+    compiles = compile and "optimizer" in config
     layers = [_layer(dict(entry), own) for entry in config["layers"]]
     dtype = check_dtype(config["dtype"])
     matched(layers, dtype, tensors, path)
     model = Sequential(layers, metadata["seed"], config["dtype"], backend)
     model.keep_precision(config.get("precision", "fp32"))
-    if "loss" in config:
+    if compiles:
         model.compile(
-            _own_or(config["loss"], own),
+            _own_or(config["loss"], own) if "loss" in config else None,
             _own_optimizer(config["optimizer"], own),
             [_own_or(entry, own) for entry in config["metrics"]],
         )
     fill(model, tensors, path)
-    if "loss" in config:
+    if compiles:
         prefix = "optimizer."
         slots = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         missing = model.optimizer_state().keys() - slots.keys()
@@ -85,7 +91,8 @@ def _built(
     model.info = from_json(metadata["info"])
     if not isinstance(model.info, dict):
         raise DTypeError("info must be a dict")
-    model.callback_states = _load_callback_states(metadata["callbacks"], tensors)
+    if compile:
+        model.callback_states = _load_callback_states(metadata["callbacks"], tensors)
     return model
 
 

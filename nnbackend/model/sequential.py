@@ -35,8 +35,9 @@ from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_probabilities
 from nnbackend.metrics import AnyMetric, Metric, MetricFunction, ScoreMetric, resolve_metric
 from nnbackend.model import serialization
+from nnbackend.model.driven import DrivenStack
 from nnbackend.model.ending import check_ending, check_no_layers
-from nnbackend.model.stack import BUSY, LayerStack
+from nnbackend.model.stack import BUSY
 from nnbackend.model.summary import summary_text
 from nnbackend.optimizers import Optimizer, resolve_optimizer
 from nnbackend.training.callback import Callback, CallbackList, check_callbacks, restore_states
@@ -49,7 +50,7 @@ from nnbackend.training.trainer import Trainer
 PREDICT_ROWS, PREDICT_BYTES = 1 << 16, 1 << 26
 
 
-class Sequential(LayerStack):
+class Sequential(DrivenStack):
     """A stack of layers, each fed the output of the one before.
 
     >>> model = Sequential([Dense(2, 8, activation="tanh"), Dense(8, 1)], seed=0)
@@ -82,7 +83,7 @@ class Sequential(LayerStack):
     @answers_names
     def compile(
         self,
-        loss: str | Loss | LossFunction,
+        loss: str | Loss | LossFunction | None,
         optimizer: str | Optimizer = "adam",
         metrics: Sequence[str | AnyMetric] | str | AnyMetric | None = (),
     ) -> None:
@@ -90,7 +91,8 @@ class Sequential(LayerStack):
 
         Args:
             loss: a name from ``nnbackend.losses``, an object such as ``nn.losses.Huber(2.0)``, or
-                a function ``(y_true, y_pred) -> (loss, dpred)`` on the backend's arrays.
+                a function ``(y_true, y_pred) -> (loss, dpred)`` on the backend's arrays; None
+                if only ``backward`` and ``apply_gradients`` will be used.
             optimizer: a name, or an object such as ``nn.Adam(lr=1e-3)``.
             metrics: names from ``nnbackend.metrics``, objects, or functions
                 ``(y_true, y_pred) -> number`` on NumPy arrays.
@@ -104,7 +106,7 @@ class Sequential(LayerStack):
             metrics = [] if metrics is None else [metrics]
         metrics = check_list("metrics", "['accuracy']", metrics)
         check_no_layers(loss, *metrics)
-        new_loss = resolve_loss(loss)
+        new_loss = None if loss is None else resolve_loss(loss)
         new_metrics = [resolve_metric(metric) for metric in metrics]
         check_metrics(new_metrics, new_loss)
         check_ending(self.layers, new_loss)
@@ -180,6 +182,7 @@ class Sequential(LayerStack):
             raise DataError("pass validation_data or validation_split, not both")
         callbacks = check_callbacks(callbacks)
         with self._training():
+            self._rows_forward = 0
             functions = self._function_metrics
             source, validation = training_sources(
                 self.program, x, y, sample_weight, class_weight, validation_data,
@@ -245,8 +248,9 @@ class Sequential(LayerStack):
         if not self._busy.acquire(False):
             raise ModelBusyError(BUSY)
         try:
+            self._rows_forward = 0
             state = self.training
-            loss = self.executor.step(x, y, state.step) if sample_weight is None else None
+            loss = self.executor.step(x, y, state.step, sample_weight)
             if loss is None:
                 with memory_errors:
                     loss = self._checked_step(x, y, sample_weight)
@@ -273,7 +277,9 @@ class Sequential(LayerStack):
         on, and updates nothing."""
         self._check_compiled()
         with self._training():
-            return self.executor.gradient(self._batch(x, y, sample_weight), self.step)
+            loss = self.executor.gradient(self._batch(x, y, sample_weight), self.step)
+            self._has_gradient, self._rows_forward = True, 0
+            return loss
 
     def _begin_callbacks(self, callbacks: Sequence[Callback]) -> None:
         """Pass the states from a model file to the first fit's callbacks, matched by class."""

@@ -36,7 +36,7 @@ def save_model(model: LayerStack, path: Path_) -> None:
 
     path = check_path("path", path)
     tensors: Tensors = model.arrays()
-    if model.loss is not None:
+    if model._optimizer is not None:
         for key, value in model.optimizer_state().items():
             tensors[f"optimizer.{key}"] = value
     metadata = {
@@ -93,9 +93,10 @@ def _config(model: LayerStack) -> dict[str, Any]:
         "precision": model.precision,
         "layers": [{"type": type(layer).__name__, **layer.config()} for layer in model.layers],
     }
-    if model.loss is not None:
-        loss = model.loss
+    loss = model.loss
+    if loss is not None:
         config["loss"] = loss.config() if isinstance(loss, Loss) else {"function": loss_name(loss)}
+    if model._optimizer is not None:
         config["optimizer"] = model.optimizer.config()
         config["metrics"] = [
             m.config() if isinstance(m, Metric | ScoreMetric) else {"function": metric_name(m)}

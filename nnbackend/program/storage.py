@@ -83,6 +83,11 @@ class Storage:
                 end += -(-segments[-1].size // step) * step
         return segments, end
 
+    @property
+    def key(self) -> tuple[tuple[Segment, ...], tuple[Segment, ...], int]:
+        """What is where: two storages with the same key hold arrays of the same layers."""
+        return tuple(self.segments), tuple(self.state_segments), self.trained
+
     def trained_segments(self) -> Iterator[Segment]:
         """Of the parameters that have optimizer state."""
         return (segment for segment in self.segments if segment.offset < self.trained)

@@ -99,7 +99,7 @@ class Program:
         couples_rows: whether a layer uses the whole batch, which then needs at least two rows.
         n_inputs, n_outputs: widths.
         workspace_width: elements of a training workspace for one row of the batch.
-        gradient_width: widest dx that is needed.
+        gradient_width: widest dx.
         dropout_key: seed of every dropout in the model.
         python_parts: names of the parts that are written in Python, layers, loss and optimizer,
             which only the Python executor can run.
@@ -137,7 +137,7 @@ class Program:
         self.dtype: DType = self.storage.dtype
         self.table = np.array(self.rows, dtype=np.int64)
         self.n_outputs = self.rows[-1].n_outputs
-        self.gradient_width = max(row.n_outputs for row in self.rows)
+        self.gradient_width = max(self.n_inputs, *(row.n_outputs for row in self.rows))
         loss = self.loss if isinstance(self.loss, Loss) else None
         self.averages = loss is None or loss.formula.averages
         self.built_in_loss = loss if loss is not None and loss.is_built_in else None
@@ -153,6 +153,17 @@ class Program:
         """Refuse a training batch that is too small."""
         if self.couples_rows:
             check_coupled_rows(rows)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the update number ``step``."""
+        optimizer = self.optimizer
+        if optimizer is None or type(optimizer.lr) is not float:
+            return float(self.rates(step, 1)[0])
+        return (
+            optimizer.lr
+            if len(optimizer.slots) == len(self.slots)
+            else float(self.rates(step, 1)[0])
+        )
 
     def rates(self, first_step: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Learning rates of ``count`` updates from number ``first_step`` on."""

@@ -106,9 +106,11 @@ def _function_values(
     return values
 
 
-def check_metrics(metrics: Sequence[AnyMetric], loss: Loss | LossFunction) -> None:
+def check_metrics(metrics: Sequence[AnyMetric], loss: Loss | LossFunction | None) -> None:
     """Refuse metrics that do not fit the loss, and those of the same name, which would share a
     curve."""
+    if loss is None and metrics:
+        raise DataError("metrics compare outputs with targets; they need a loss")
     for metric in metrics:
         if isinstance(metric, ScoreMetric):
             metric.check(loss)

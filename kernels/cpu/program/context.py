@@ -30,7 +30,7 @@ from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 69
+N_FIELDS = 72
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
@@ -46,6 +46,8 @@ N_FIELDS = 69
     BATCH_SIZE, BLOCK_ROWS, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,
     LAST_FORWARD, FIRST_TRAINED, LOSS, UPDATE, N_SLOTS, NUMBERS, DROPOUT_KEY,
     STATISTICS, N_STATISTICS, TRAINS, CLIPS, CHECKS, KEEPS, STATUS, WIDEST, TEAM, NEXT_ROW,
+    # what of a step is run; the gradient by the first row's input, where it is wanted
+    MODE, FIRST_PHASE, DX,
     # the step under way: the batch's data, and where its rows lie in ORDER
     STEP, ROWS, ORDER_START, X_BATCH, TARGET_BATCH, LABELS_BATCH, WEIGHT_BATCH,
 ) = range(N_FIELDS)  # fmt: skip
@@ -53,6 +55,9 @@ N_FIELDS = 69
 #: STATUS of a step whose data the host has to look at, and of one whose loss or gradient is not
 #: finite, or whose gradient's square overflows where the optimizer takes it.
 REFUSED, NOT_FINITE = 1, 2
+
+#: MODE: whole steps; or, driven from outside, one way of a step, for which another has the loss.
+WHOLE, FORWARD, BACKWARD = range(3)
 
 #: float64 numbers at NUMBERS: settings, then what begin_step works out.
 N_NUMBERS = 16

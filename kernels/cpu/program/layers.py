@@ -46,6 +46,7 @@ from nnbackend.kernels.cpu.program.views import (
     STANDARDIZE,
     delta,
     gradients,
+    input_delta,
     input_rows,
     layer_norm_saved,
     norm_area,
@@ -153,7 +154,7 @@ def backward_row(
     dy = delta(f, table[r, c.DELTA], width, first, last, like)
     dx = nothing(like)
     if table[r, c.NEEDS_DX]:
-        dx = delta(f, table[r - 1, c.DELTA], table[r, c.INPUTS], first, last, like)
+        dx = input_delta(f, table, r, first, last, like)
     code, parameter = table[r, c.ACTIVATION], cast(floats[r, 0], like)
     if op == DENSE:
         kept = work(f, table[r, c.OUTPUT], width, first, last, like)
@@ -198,7 +199,7 @@ def batch_norm_row(f: Any, table: Any, r: int, first: int, last: int, part: int,
         store(dbeta, gradients(f, table[r, c.PARAMETER_1], width, like))
     if table[r, c.NEEDS_DX]:
         dy = delta(f, table[r, c.DELTA], width, first, last, like)
-        dx = delta(f, table[r - 1, c.DELTA], width, first, last, like)
+        dx = input_delta(f, table, r, first, last, like)
         x = input_rows(f, table, r, first, last, like)
         mean, inv_std = norm_area(f, table, r, part, MEAN), norm_area(f, table, r, part, INV_STD)
         gamma = parameters(f, table[r, c.PARAMETER_0], width, like)

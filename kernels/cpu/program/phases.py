@@ -4,7 +4,8 @@ A step is a sequence of phases; in each, every part of the batch is handled by i
 threads meet between them. Phases 0 ... F go forward (F batch norms need F meetings), F also takes
 the loss and starts back; phases up to 2 F finish the way back; then each part takes a share of the
 weight rows: their gradient and, while it is in the cache, their update. Clipping needs the whole
-gradient first, so that the update is one phase more.
+gradient first, so that the update is one phase more. Driven from outside, a run goes forward only,
+or back only from a gradient by the outputs that the host has put in its place.
 """
 
 from __future__ import annotations
@@ -59,18 +60,18 @@ def run_phase(f: Any, phase: int, part: int, like: Any) -> None:
 @compiled
 def run_rows(f: Any, phase: int, part: int, first: int, last: int, like: Any) -> None:
     """What a phase does for rows first ... last of the batch."""
-    forward = f[c.LAST_FORWARD]
-    if phase == 0 and last > first:
+    forward, mode = f[c.LAST_FORWARD], f[c.MODE]
+    if phase == 0 and last > first and mode != c.BACKWARD:
         if f[c.ORDER]:
             gather(f, first, last, like)
         if f[c.CHECKS] and not check_rows(f, first, last, like):
             f[c.STATUS] = c.REFUSED
             return
-    if phase <= forward:
+    if phase <= forward and mode != c.BACKWARD:
         run_forward(f, phase, part, first, last, like)
-    if phase == forward:
+    if phase == forward and mode == c.WHOLE:
         run_loss(f, part, first, last, like)
-    if phase >= forward:
+    if phase >= forward and mode != c.FORWARD:
         run_backward(f, 2 * forward - phase, part, first, last, like)
 
 

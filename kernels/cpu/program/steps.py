@@ -35,7 +35,7 @@ def run_serial(f: Any, part: int, like: Any) -> None:
     for index in range(f[c.N_STEPS]):
         begin_step(f, index, like)
         for phase in range(f[c.N_PHASES]):
-            run_phase(f, phase, part, like)
+            run_phase(f, f[c.FIRST_PHASE] + phase, part, like)
             if f[c.STATUS]:
                 return
         end_step(f, index)
@@ -81,7 +81,7 @@ def take_part(f: Any, turn: int, part: int, done: int, like: Any) -> None:
     step, phase = turn // turns, turn % turns - 1
     if phase >= 0:
         if f[c.STATUS] == 0:
-            run_phase(f, phase, part, like)
+            run_phase(f, f[c.FIRST_PHASE] + phase, part, like)
     elif part == 0:
         # between two steps: one ends and the next begins
         if step > 0 and f[c.STATUS] == 0:

@@ -101,6 +101,15 @@ def input_rows(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> 
 
 
 @view
+def input_delta(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> Any:
+    """The gradient by what row r of the table reads."""
+    width = table[r, c.INPUTS]
+    if r == 0:
+        return matrix(f[c.DX], f[c.ROWS] * width, first * width, last - first, width, like)
+    return delta(f, table[r - 1, c.DELTA], width, first, last, like)
+
+
+@view
 def weights(f: Any, table: Any, r: int, like: Any) -> Any:
     """(I, O), the weights of row r of the table."""
     n_inputs, n_outputs = table[r, c.INPUTS], table[r, c.OUTPUTS]

@@ -111,12 +111,12 @@ class GraphExecutor(PythonExecutor):
             (resident or self._steps_of(rows, data)).advance(1)
             return loss
 
-    def step(self, x: Any, y: Any, number: int) -> Array | None:
+    def step(self, x: Any, y: Any, number: int, weight: Any = None) -> Array | None:
         """Arrays that lie on the device already are not looked through. A label that is no class,
         or x that is not finite, makes the loss NaN, and the update is left out; what is not finite
         does not reach running statistics."""
         program, optimizer = self.program, self.program.optimizer
-        if optimizer is None or not (self._steps or self._residents):
+        if optimizer is None or weight is not None or not (self._steps or self._residents):
             return None  # the first step is one that is checked
         if not self._fits(x, program.dtype, 2) or x.shape[1] != program.n_inputs or not len(x):
             return None
@@ -179,7 +179,9 @@ class GraphExecutor(PythonExecutor):
         return self._kept(
             self._steps,
             self._key(size, data),
-            partial(GraphSteps, self.program, self.backend, self.place, self.update, size, data),
+            partial(
+                GraphSteps, self.program, self.backend, self.place, self._updates.update, size, data
+            ),
             KEPT,
         )
 

@@ -1,0 +1,187 @@
+"""The executor of the Numba backend for programs with parts in Python: a loss, layers, an
+optimizer. Rows between them run in compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from nnbackend.backends.contract import Backend
+from nnbackend.backends.numba.backend import NumbaBackend
+from nnbackend.backends.numba.inference import Inferences
+from nnbackend.backends.numba.segment import Segment
+from nnbackend.backends.numba.table import CompiledTable
+from nnbackend.backends.types import Array
+from nnbackend.executor.base import Data
+from nnbackend.executor.python import (
+    InferencePlan,
+    PythonExecutor,
+    TrainingPlan,
+    Workspace,
+    measure,
+)
+from nnbackend.executor.rows import Backward, Forward, Inference, bind_inference, bind_row
+from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, Op
+from nnbackend.program.table import Program
+
+
+class _Part(NamedTuple):
+    """Rows ``first`` to ``last`` of a program; one row without a table is in Python."""
+
+    first: int
+    last: int
+    table: CompiledTable | None
+    inferences: Inferences | None
+
+
+class MixedExecutor(PythonExecutor):
+    """Compiled code for all that is not written in Python."""
+
+    #: those that kernels/cpu/program/layers.py has
+    ops: ClassVar[frozenset[Op]] = frozenset(
+        (Op.DENSE, Op.ACTIVATION, Op.DROPOUT, Op.BATCH_NORM, Op.LAYER_NORM, Op.STANDARDIZE)
+    )
+
+    def __init__(self, program: Program, backend: NumbaBackend) -> None:
+        super().__init__(program, backend)
+        self._parts = list(self._divided(program, backend))
+        optimizer = program.optimizer
+        #: whether compiled code goes back and updates in one go
+        self._updates_at_once = (
+            len(self._parts) == 1
+            and self._parts[0].table is not None
+            and optimizer is not None
+            and optimizer.is_built_in
+        )
+        backend.runtime.threads.watch(self)
+
+    def _divided(self, program: Program, backend: NumbaBackend) -> Iterator[_Part]:
+        first, rows = 0, program.rows
+        while first < len(rows):
+            last = first
+            while last < len(rows) and Op(rows[last].op) in self.ops:
+                last += 1
+            if last > first:
+                table = CompiledTable(program, backend, first, last)
+                yield _Part(first, last, table, Inferences(table))
+            else:
+                last = first + 1
+                yield _Part(first, last, None, None)
+            first = last
+
+    def threads_changed(self) -> None:
+        """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
+        self._plans.clear()
+        self._inference.clear()
+        self._driven = None
+        for part in self._parts:
+            if part.inferences is not None:
+                part.inferences.forget()
+
+    def _make_plan(self, rows: int, all_the_way: bool) -> TrainingPlan:
+        return _MixedPlan(self.program, self._workspace, rows, self._parts)
+
+    def _plan_all_the_way(self, plan: TrainingPlan, rows: int) -> TrainingPlan:
+        return plan  # its contexts have what the way forward kept
+
+    def _make_inference(self, rows: int) -> InferencePlan:
+        return _MixedInference(self.program, self.backend, rows, self._parts)
+
+    def _step(
+        self, plan: TrainingPlan, data: Data, rate: float, number: int, trace: Array, looks: bool
+    ) -> bool:
+        if not self._updates_at_once:
+            return super()._step(plan, data, rate, number, trace, looks)
+        segment, optimizer = plan.segments[0], self.program.optimizer  # type: ignore[attr-defined]
+        outputs = segment.forward(data.x, number, True)
+        measure(self.program, data, outputs, segment.dy, trace, plan.loss)
+        if not np.isfinite(trace[TRACE_LOSS]):
+            return False
+        is_finite: bool = segment.update(optimizer, rate, number)
+        trace[TRACE_PENALTY] = segment.penalty
+        return is_finite
+
+    def call(self, x: Any) -> Array | None:
+        inferences = self._parts[0].inferences
+        if len(self._parts) > 1 or inferences is None:
+            return None
+        return inferences.call(x)
+
+    def predict(self, x: Array, out: Array) -> None:
+        inferences = self._parts[0].inferences
+        if len(self._parts) > 1 or inferences is None:
+            super().predict(x, out)
+        else:
+            inferences.predict(x, out)
+
+
+class _MixedPlan(TrainingPlan):
+    """Parts bound to buffers, for one batch size."""
+
+    def __init__(
+        self, program: Program, workspace: Workspace, rows: int, parts: list[_Part]
+    ) -> None:
+        self.parts = parts
+        self.segments: list[Segment] = []
+        self._goes_all_the_way = False
+        super().__init__(program, workspace, rows)
+
+    def _bind(self, all_the_way: bool) -> None:
+        program, workspace, rows = self.program, self.workspace, self.rows
+        self.lowest = len(self.parts)
+        for number, part in enumerate(self.parts):
+            row = program.rows[part.first]
+            buffer = workspace.gradients[(len(self.parts) - number) % 2]
+            dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
+            if part.table is None:
+                out = workspace.part(row.output, rows, row.n_outputs)
+                both = bind_row(program, row, out, None, dx)
+            else:
+                both = self._bind_segment(part.table, dx, bool(row.needs_dx))
+            self.forward.append(both[0])
+            self.backward.append(both[1])
+            trained = any(r.trainable for r in program.rows[part.first : part.last])
+            if self.lowest == len(self.parts) and trained:
+                self.lowest = number
+        if self.parts[-1].table is not None:
+            self.dpred = self.segments[-1].dy
+
+    def go_back(self, inputs: list[Array], dy: Array, all_the_way: bool = False) -> Array:
+        self._goes_all_the_way = all_the_way
+        return super().go_back(inputs, dy, all_the_way)
+
+    def _bind_segment(
+        self, table: CompiledTable, dx: Array, needs_dx: bool
+    ) -> tuple[Forward, Backward]:
+        workspace = self.workspace
+        segment = Segment(table, self.rows, workspace.flat, workspace.capacity)
+        self.segments.append(segment)
+
+        def forward(x: Array, step: int) -> Array:
+            return segment.forward(x, step, workspace.moves_statistics)
+
+        def backward(x: Array, dy: Array) -> Array:
+            if dy is not segment.dy:
+                segment.dy[...] = dy
+            segment.backward(dx if needs_dx or self._goes_all_the_way else None)
+            return dx
+
+        return forward, backward
+
+
+class _MixedInference(InferencePlan):
+    """Parts for inference."""
+
+    def __init__(self, program: Program, backend: Backend, rows: int, parts: list[_Part]) -> None:
+        self.functions: list[Inference] = []
+        self.outputs = []
+        for part in parts:
+            if part.inferences is not None:
+                self.functions.append(part.inferences.predict)
+            else:
+                self.functions.append(bind_inference(program, program.rows[part.first]))
+        for part in parts[:-1]:
+            width = program.rows[part.last - 1].n_outputs
+            self.outputs.append(backend.zeros((rows, width), program.dtype))

@@ -1,0 +1,86 @@
+"""Consecutive rows of a program in compiled code, driven from outside: forward, then back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nnbackend.backends.numba.runtime import address_of
+from nnbackend.backends.numba.table import CompiledTable, StepContext
+from nnbackend.backends.types import Array
+from nnbackend.kernels.codes import TRACE_PENALTY, Op
+from nnbackend.optimizers import Optimizer
+
+
+class Segment(StepContext):
+    """Rows of a program for batches of ``batch`` rows.
+
+    Attributes:
+        output: (batch, O), where ``forward`` leaves the outputs.
+        dy: (batch, O), where ``backward`` expects the gradient by them; it writes there.
+    """
+
+    def __init__(self, table: CompiledTable, batch: int, workspace: Array, capacity: int) -> None:
+        """``workspace`` holds the program's outputs for up to ``capacity`` rows."""
+        super().__init__(table, batch, table.step_parts(batch))
+        f, c = self.f, self.c
+        deltas = self.program.backend.zeros(capacity * table.deltas_width, self.dtype)
+        self.set_buffers({c.WORKSPACE: workspace, c.DELTAS: deltas}, capacity)
+        self._one_rate, self._one_trace = np.zeros(1), np.zeros((1, table.trace_width))
+        f[c.RATES], f[c.TRACE] = address_of(self._one_rate), address_of(self._one_trace)
+        f[c.N_STEPS], f[c.KEEPS], f[c.N_DATA] = 1, 1, batch
+        f[c.BATCH_SIZE] = f[c.ORDER_ROWS] = batch
+        # the table where gradients go all the way down; numbers without the penalties
+        self._down = table.table.copy()
+        self._down[:, c.NEEDS_DX] = 1
+        self._plain = table.floats.copy()
+        self._plain[[row.op == Op.DENSE for row in table.rows], 1:5] = 0.0
+        width, last = table.n_outputs, table.rows[-1]
+        self.output = self._part(workspace, last.output, width)
+        self.dy = self._part(deltas, table.deltas_width - width, width)
+        self._x: Array | None = None
+
+    def _part(self, flat: Array, offset: int, width: int) -> Array:
+        start = offset * self.capacity
+        return flat[start : start + self.batch * width].reshape(self.batch, width)
+
+    def forward(self, x: Array, number: int, moves_statistics: bool) -> Array:
+        """Outputs in training mode, a view that the next pass overwrites; ``number`` decides the
+        dropout masks."""
+        f, c = self.f, self.c
+        self._x = x  # read again on the way back
+        f[c.X], f[c.FIRST_STEP], f[c.TRAINS] = address_of(x), number, int(moves_statistics)
+        f[c.MODE], f[c.FIRST_PHASE], f[c.STATUS] = c.FORWARD, 0, 0
+        f[c.N_PHASES] = self.table.last_forward + 1
+        self.call()
+        return self.output
+
+    def backward(self, dx: Array | None, penalties: bool = False) -> None:
+        """The gradient of every parameter from ``dy``, and ``dx`` (batch, I) if it is wanted."""
+        self._go_back(dx, penalties, None)
+
+    def update(self, optimizer: Optimizer, rate: float, number: int) -> bool:
+        """The same with penalties, and the update of the parameters while their gradient is in
+        the cache; False if the gradient is not finite, and then they stay finite."""
+        self._one_rate[0], self.f[self.c.FIRST_STEP] = rate, number
+        self._go_back(None, True, optimizer)
+        return bool(self.f[self.c.STATUS] == 0)
+
+    @property
+    def penalty(self) -> float:
+        """The penalties of the last way back that had them."""
+        return float(self._one_trace[0, TRACE_PENALTY])
+
+    def _go_back(self, dx: Array | None, penalties: bool, optimizer: Optimizer | None) -> None:
+        f, c, table = self.f, self.c, self.table
+        self.set_optimizer(optimizer, optimizer is not None)
+        down = dx is not None
+        f[c.TABLE] = address_of(self._down if down else table.table)
+        f[c.FIRST_TRAINED] = 0 if down else table.first_trained
+        f[c.DX], f[c.FLOATS] = (
+            address_of(dx),
+            address_of(table.floats if penalties else self._plain),
+        )
+        f[c.MODE], f[c.FIRST_PHASE], f[c.STATUS] = c.BACKWARD, table.last_forward, 0
+        f[c.N_PHASES] -= table.last_forward
+        self.call()
+        f[c.TABLE], f[c.FLOATS] = address_of(table.table), address_of(table.floats)
