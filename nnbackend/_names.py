@@ -167,8 +167,8 @@ MODEL_ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(
         ("set_weights", "load_state_dict"), "model.set_arrays(arrays) takes what arrays() gave"
     ),
-    **dict.fromkeys(("forward", "call"), "call the model: y = model(x)"),
-    "backward": "model.gradient(x, y) leaves the gradients in the layers",
+    "call": "call the model: y = model(x)",
+    "zero_grad": "backward overwrites the gradient unless accumulate=True",
     **dict.fromkeys(("add", "append"), "pass all layers at once: nn.Sequential([...])"),
     **dict.fromkeys(
         ("train", "eval"), "nothing has to be switched: fit and train_step train, predict does not"

@@ -123,6 +123,107 @@ def fork_step(
     return _total_loss(f)
 
 
+@njit
+def _go_forward(f: Any, x: Any, number: int) -> bool:
+    """Have the context go forward from a caller's rows, if they have the expected shape."""
+    rows = x.shape[0]
+    if not (x.ndim == 2 and x.flags.c_contiguous and rows == f[c.BATCH_SIZE]):
+        return False
+    if x.size != rows * f[c.N_INPUTS]:
+        return False
+    f[c.X], f[c.FIRST_STEP], f[c.TRAINS], f[c.CHECKS], f[c.STATUS] = x.ctypes.data, number, 1, 1, 0
+    f[c.MODE], f[c.FIRST_PHASE], f[c.N_PHASES] = c.FORWARD, 0, f[c.LAST_FORWARD] + 1
+    return True
+
+
+@njit
+def _go_back(f: Any, dy: Any, place: int, dx: Any) -> bool:
+    """Have the context go back from a caller's gradient, copied to its ``place``; False if it has
+    not the expected shape or is not finite."""
+    if not (dy.ndim == 2 and dy.flags.c_contiguous and dy.shape[0] == f[c.BATCH_SIZE]):
+        return False
+    if dy.size != dy.shape[0] * f[c.N_OUTPUTS]:
+        return False
+    flat, kept = dy.reshape(dy.size), vector_at(place, 0, dy.size, dy.flat[0])
+    rough = flat[0] - flat[0]
+    for i in range(flat.size):
+        kept[i] = flat[i]
+        rough += flat[i] - flat[i]  # 0, or NaN
+    f[c.TRAINS] = f[c.CLIPS] = f[c.STATUS] = 0
+    f[c.DX] = dx.ctypes.data if dx.size else 0
+    f[c.MODE], f[c.FIRST_PHASE], f[c.N_PHASES] = (
+        c.BACKWARD,
+        f[c.LAST_FORWARD],
+        f[c.LAST_FORWARD] + 2,
+    )
+    return rough == 0
+
+
+@compiled
+def _begin_update(f: Any, rate: float, number: int, clips: int) -> None:
+    """Have the context make an update."""
+    f[c.FIRST_STEP], f[c.TRAINS], f[c.CLIPS], f[c.STATUS] = number, 1, clips, 0
+    f[c.MODE], f[c.FIRST_PHASE], f[c.N_PHASES] = c.APPLY, 2 * f[c.LAST_FORWARD] + 1, 2
+    vector_at(f[c.RATES], 0, 1, c.FLOAT64)[0] = rate
+
+
+def forward(function: int, address: int, x: Any, out: Any, place: int, number: int) -> bool:
+    """Outputs in training mode, which lie at ``place``, into ``out``; on this thread."""
+    f = c.open_context(address)
+    if not _go_forward(f, x, number):
+        return False
+    call_phase(function, address, SERIAL, 0)
+    out.reshape(out.size)[:] = vector_at(place, 0, out.size, out.flat[0])
+    return f[c.STATUS] == 0
+
+
+def fork_forward(function: int, address: int, x: Any, out: Any, place: int, number: int) -> bool:
+    """The same on several threads."""
+    f = c.open_context(address)
+    if not _go_forward(f, x, number):
+        return False
+    reset_team(f)
+    _fork(function, address, STEPS, f[c.N_PARTS])
+    out.reshape(out.size)[:] = vector_at(place, 0, out.size, out.flat[0])
+    return f[c.STATUS] == 0
+
+
+def backward(function: int, address: int, dy: Any, place: int, dx: Any) -> bool:
+    """The gradient from the one by the outputs, and dx unless it is empty; on this thread."""
+    f = c.open_context(address)
+    if not _go_back(f, dy, place, dx):
+        return False
+    call_phase(function, address, SERIAL, 0)
+    return True
+
+
+def fork_backward(function: int, address: int, dy: Any, place: int, dx: Any) -> bool:
+    """The same on several threads."""
+    f = c.open_context(address)
+    if not _go_back(f, dy, place, dx):
+        return False
+    reset_team(f)
+    _fork(function, address, STEPS, f[c.N_PARTS])
+    return True
+
+
+def apply(function: int, address: int, rate: float, number: int, clips: int) -> bool:
+    """One update from the gradient that is there, on this thread; False if it is not finite."""
+    f = c.open_context(address)
+    _begin_update(f, rate, number, clips)
+    call_phase(function, address, SERIAL, 0)
+    return f[c.STATUS] == 0
+
+
+def fork_apply(function: int, address: int, rate: float, number: int, clips: int) -> bool:
+    """The same on several threads."""
+    f = c.open_context(address)
+    _begin_update(f, rate, number, clips)
+    reset_team(f)
+    _fork(function, address, STEPS, f[c.N_PARTS])
+    return f[c.STATUS] == 0
+
+
 def infer(function: int, address: int, x: Any, out: Any) -> bool:
     """Outputs of a few rows on this thread; False if ``x`` has not the expected shape."""
     f = c.open_context(address)
@@ -272,8 +373,8 @@ class Unit:
         function = self._calls.get(address)
         if function is None:
             # what a function works on is an address, or bytes that hold the arguments themselves
-            kinds = [ctypes.c_int64] * n_arguments
-            kinds[n_arguments - 3] = ctypes.c_void_p  # type: ignore[call-overload]
+            kinds: list[Any] = [ctypes.c_int64] * n_arguments
+            kinds[n_arguments - 3 if n_arguments == 3 else 1] = ctypes.c_void_p
             kind = ctypes.CFUNCTYPE(None, *kinds)
             function = self._calls[address] = kind(address)
         return function

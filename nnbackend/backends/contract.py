@@ -6,8 +6,7 @@ C classes, P parameters. Rules for every method:
 - Arrays are C-contiguous and of the model's dtype (float32 or float64) unless stated otherwise.
 - The caller owns every array, ``out`` and ``saved`` included: nothing that grows with the batch
   is allocated. Outputs are overwritten, never read; no input is changed, not even ``dy``.
-- Input is assumed valid: layers and models have checked it.
-- NaN in, NaN out.
+- Input is assumed valid: layers and models have checked it. NaN in, NaN out.
 
 ``NumpyBackend`` is the reference; the easiest way to write a new backend is to subclass it.
 """
@@ -38,10 +37,9 @@ class Backend(ABC):
     """One implementation of the array operations, on one device."""
 
     name: ClassVar[str]
-    #: the class of its arrays, None for that of another library
+    #: the class of its arrays, if operations can take a caller's as they are
     array_type: ClassVar[Any] = None
-    #: what runs whole programs here, as "module:class"; by default their rows are interpreted with
-    #: the methods below. See nnbackend.executor.
+    #: what runs whole programs here, as "module:class"; see nnbackend.executor
     executor: ClassVar[str] = "nnbackend.executor.python:PythonExecutor"
     #: bytes to which the parts of flat vectors are aligned
     alignment: ClassVar[int] = 64
@@ -68,8 +66,7 @@ class Backend(ABC):
 
     def adopt(self, x: Any) -> Array | None:
         """``x`` as an array on this backend's device, of its own dtype and without a copy; None
-        for host data that must be copied or converted; DeviceError for another device.
-        """
+        for host data that must be copied or converted; DeviceError for another device."""
         if self.owns(x):
             return x
         if is_on_gpu(x):
@@ -109,8 +106,7 @@ class Backend(ABC):
 
         Raises:
             UnknownNameError: no precision has that name.
-            DeviceError: this backend has full precision only.
-        """
+            DeviceError: this backend has full precision only."""
         check_precision(precision)
         if precision != "fp32":
             raise DeviceError(

@@ -136,6 +136,15 @@ class Executor(ABC):
         """Fill the flat gradient from the one by the last ``forward``'s outputs, dy (N, O), and
         dx (N, I), if it is wanted; with ``penalties``, add their gradient."""
 
+    def forward_of(self, x: Any, number: int) -> Array | None:
+        """``forward`` straight from a caller's array, its outputs in a new array; None if there is
+        no such shortcut, or the array needs a conversion or an error message."""
+        return None
+
+    def backward_of(self, dy: Any, dx: Array | None, penalties: bool) -> bool:
+        """``backward`` straight from a caller's array; False as for ``forward_of``."""
+        return False
+
     @abstractmethod
     def apply(self, rate: float, number: int) -> bool:
         """One update from the flat gradient, which is clipped in place; False, and nothing is

@@ -22,7 +22,7 @@ from nnbackend.executor.rows import (
 from nnbackend.executor.updates import Updates
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, TRACE_WEIGHT, Op
 from nnbackend.losses import Loss
-from nnbackend.program.table import ABSENT, NO_LOSS, Program
+from nnbackend.program.table import ABSENT, NO_LOSS, Program, Row
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -217,7 +217,7 @@ def measure(
     elif isinstance(loss, Loss):
         loss.apply(backend, pred, data.target, data.weight, dpred, value)
     else:
-        value[...], answer = _call_loss(program, data, pred)
+        value[...], answer = call_loss(program, data.target, pred)
         if dpred is not None:
             dpred[...] = answer  # the backward pass writes into it
     trace[TRACE_LOSS] = value * (weight_sum if program.averages else 1)
@@ -229,12 +229,12 @@ def measure(
         start += statistic.size
 
 
-def _call_loss(program: Program, data: Data, pred: Array) -> tuple[Any, Array]:
+def call_loss(program: Program, target: Array, pred: Array) -> tuple[Any, Array]:
     """Call a custom loss function and check its result."""
     loss = program.loss
     if loss is None:
         raise DataError(NO_LOSS)
-    answer: Any = loss(data.target, pred)
+    answer: Any = loss(target, pred)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")
     value, dpred = answer
@@ -307,18 +307,20 @@ class TrainingPlan:
             if row.needs_dx or all_the_way:
                 buffer = workspace.gradients[(len(program.rows) - row.layer) % 2]
                 dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
-            out = workspace.part(row.output, rows, row.n_outputs)
-            saved = None
-            if row.saved != ABSENT:
-                start, shape = row.saved * workspace.capacity, saved_shape(row, rows)
-                saved = workspace.flat[start : start + shape[0] * shape[1]].reshape(shape)
-            forward, backward = bind_row(
-                program, row, out, saved, dx, lambda: workspace.moves_statistics
-            )
+            forward, backward = self.bind_row(row, dx)
             self.forward.append(forward)
             self.backward.append(backward)
         trained = [row.layer for row in program.rows if row.trainable]
         self.lowest = trained[0] if trained else len(program.rows)
+
+    def bind_row(self, row: Row, dx: Array | None) -> tuple[Forward, Backward]:
+        """A row by itself, with its places in the workspace."""
+        workspace, rows = self.workspace, self.rows
+        out, saved = workspace.part(row.output, rows, row.n_outputs), None
+        if row.saved != ABSENT:
+            start, shape = row.saved * workspace.capacity, saved_shape(row, rows)
+            saved = workspace.flat[start : start + shape[0] * shape[1]].reshape(shape)
+        return bind_row(self.program, row, out, saved, dx, lambda: workspace.moves_statistics)
 
     def gather(self, data: Data, idx: Array) -> Data:
         """The rows ``idx`` of ``data``, copied into the workspace."""

@@ -56,20 +56,25 @@ class DrivenStack(LayerStack):
         if not self._busy.acquire(False):
             raise ModelBusyError(BUSY)
         try:
+            self._rows_forward = 0
+            for layer in self._adapting:
+                layer.check_adapted()
+            number = self.training.step + self._passes * _PASS
             with memory_errors:
-                self._rows_forward = 0
-                for layer in self._adapting:
-                    layer.check_adapted()
-                x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
-                if not len(x):
-                    raise DataError("x must have at least one row; received none")
-                self.program.check_batch(len(x))
-                number = self.training.step + self._passes * _PASS
-                y = self.executor.forward(x, number).copy()
-            self._rows_forward, self._passes = len(x), self._passes + 1
+                y = self.executor.forward_of(x, number)
+                if y is None:
+                    y = self._checked_forward(x, number)
+            self._rows_forward, self._passes = len(y), self._passes + 1
             return y
         finally:
             self._busy.release()
+
+    def _checked_forward(self, x: Any, number: int) -> Array:
+        x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
+        if not len(x):
+            raise DataError("x must have at least one row; received none")
+        self.program.check_batch(len(x))
+        return self.executor.forward(x, number).copy()
 
     def backward(
         self, dy: Any, accumulate: bool = False, input_gradient: bool = True
@@ -93,23 +98,26 @@ class DrivenStack(LayerStack):
         try:
             if not self._rows_forward:
                 raise DataError(NO_FORWARD)
-            add = check_flag("accumulate", accumulate)
+            add, dx = check_flag("accumulate", accumulate), None
             if add and not self._has_gradient:
                 raise DataError("accumulate=True adds to a gradient, and there is none yet")
-            dy = self._checked_gradient(dy)
-            backend, storage = self.backend, self.storage
             with memory_errors:
-                before = storage.gradients[: storage.trained].copy() if add else None
-                dx = None
                 if check_flag("input_gradient", input_gradient):
-                    dx = backend.empty((self._rows_forward, self.n_inputs), self.dtype)
-                self.executor.backward(dy, dx, penalties=not add)
-                if before is not None:
-                    storage.gradients[: storage.trained] += before
+                    dx = self.backend.empty((self._rows_forward, self.n_inputs), self.dtype)
+                if add:
+                    self._accumulate(self._checked_gradient(dy), dx)
+                elif not self.executor.backward_of(dy, dx, True):
+                    self.executor.backward(self._checked_gradient(dy), dx, True)
             self._has_gradient = True
             return dx
         finally:
             self._busy.release()
+
+    def _accumulate(self, dy: Array, dx: Array | None) -> None:
+        gradients = self.storage.gradients[: self.storage.trained]
+        before = gradients.copy()
+        self.executor.backward(dy, dx, False)
+        gradients += before
 
     def _checked_gradient(self, dy: Any) -> Array:
         """dy on the device, of the shape of the last outputs."""

@@ -241,17 +241,27 @@ class TestPythonParts:
         assert issubclass(Wide, NativeLayer)
 
     def test_a_kind_of_row_that_the_compiled_executor_lacks_is_interpreted(
-        self, monkeypatch
+        self, monkeypatch, rng
     ) -> None:
         """It would be passed over: whatever is in its output's memory goes on."""
         numba = pytest.importorskip("nnbackend.backends.numba.executor")
+
+        def trained() -> nn.Sequential:
+            layers = [nn.Dense(4, 4), nn.LayerNorm(4), nn.Dense(4, 3)]
+            model = nn.Sequential(layers, seed=0, dtype="float64", backend="numba")
+            model.compile("softmax_cross_entropy")
+            model.fit(*data(np.random.default_rng(0)), epochs=2, verbose=0)
+            return model
+
+        expected = trained()
         known = numba.CompiledExecutor.ops - {Op.LAYER_NORM}
         monkeypatch.setattr(numba.CompiledExecutor, "ops", known)
-        monkeypatch.setattr(choice, "_announced", set())
-        layers = [nn.Dense(4, 4), nn.LayerNorm(4), nn.Dense(4, 3)]
-        with pytest.warns(UserWarning, match="CompiledExecutor does not know layer_norm, so"):
-            model = nn.Sequential(layers, backend="numba")
-        assert isinstance(model.executor, PythonExecutor)
+        monkeypatch.setattr(numba.MixedExecutor, "ops", known)
+        model = trained()
+        assert isinstance(model.executor, numba.MixedExecutor)
+        np.testing.assert_allclose(weights(model), weights(expected), atol=1e-12)
+        x = rng.normal(size=(30, 4))
+        np.testing.assert_allclose(model.predict(x), expected.predict(x), atol=1e-12)
 
     def test_a_declared_layer_with_too_many_arrays_is_refused(self) -> None:
         class Three(nn.LayerNorm):
@@ -264,6 +274,9 @@ class TestPythonParts:
 
     def test_leaving_a_compiled_executor_is_announced_once(self, monkeypatch, capsys) -> None:
         from nnbackend.backends.numpy.backend import NumpyBackend
+
+        numba = pytest.importorskip("nnbackend.backends.numba.executor")
+        monkeypatch.setattr(numba.CompiledExecutor, "mixed", None)
 
         class Compiled(NumpyBackend):
             executor = "nnbackend.backends.numba.executor:CompiledExecutor"

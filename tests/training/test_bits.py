@@ -34,9 +34,9 @@ def cpu(request, monkeypatch):
 def split_whole_batches_only(model: nn.Sequential, rows: int, monkeypatch) -> None:
     """Threads share a whole batch, but none that is shorter."""
     if model.backend.name == "numba":
-        from nnbackend.backends.numba import executor
+        from nnbackend.backends.numba.executor import table
 
-        monkeypatch.setattr(executor, "STEP_GRAIN", model.executor._step_work * rows // 2)
+        monkeypatch.setattr(table, "STEP_GRAIN", model.executor.compiled.step_work * rows // 2)
 
 
 def cut_at_random(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:

@@ -56,8 +56,9 @@ N_FIELDS = 72
 #: finite, or whose gradient's square overflows where the optimizer takes it.
 REFUSED, NOT_FINITE = 1, 2
 
-#: MODE: whole steps; or, driven from outside, one way of a step, for which another has the loss.
-WHOLE, FORWARD, BACKWARD = range(3)
+#: MODE: whole steps; or, driven from outside, one way of a step, for which another has the loss, or
+#: the update alone.
+WHOLE, FORWARD, BACKWARD, APPLY = range(4)
 
 #: float64 numbers at NUMBERS: settings, then what begin_step works out.
 N_NUMBERS = 16

@@ -71,10 +71,29 @@ linked_update = linked("update")
 def run_update(address: int, phase: int, part: int, like: Any) -> None:
     """A phase after those that go forward and back, for one part."""
     f = c.open_context(address)
-    if phase == 2 * f[c.LAST_FORWARD] + 1:
-        run_weights(f, part, like)
-    else:
+    if phase > 2 * f[c.LAST_FORWARD] + 1:
         run_clipped_update(f, part, like)
+    elif f[c.MODE] == c.APPLY:
+        look_at_gradient(f, part, like)
+    else:
+        run_weights(f, part, like)
+
+
+@compiled
+def look_at_gradient(f: Any, part: int, like: Any) -> None:
+    """Whether this part's share of a gradient that is there already can be used; its square, if it
+    will be clipped."""
+    first, last = share(f[c.N_TRAINED], part, f[c.N_PARTS], WEIGHT_MULTIPLE)
+    if last <= first:
+        return
+    g = gradients(f, first, last - first, like)
+    if f[c.CLIPS]:
+        sums = sums_of(f, part)
+        sums[sums.size - 1] = square_sum(g)
+        return
+    quick, limit = rough_square_sum(g, cast(0.0, like)), numbers_of(f)[c.GRADIENT_LIMIT]
+    if quick - quick != cast(0.0, like) and not all_below(g, cast(limit, like)):
+        f[c.STATUS] = c.NOT_FINITE
 
 
 @compiled

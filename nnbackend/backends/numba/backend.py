@@ -7,14 +7,12 @@ Arrays are NumPy's. An operation packs the addresses of its arguments into bytes
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend.backends.numba.runtime import INSTALL, address_of, missing_modules, runtime
+from nnbackend.backends.numba.runtime import INSTALL, address_of, missing_modules, packed, runtime
 from nnbackend.backends.numpy.backend import NumpyBackend
 from nnbackend.backends.numpy.blocks import row_slices
 from nnbackend.backends.types import (
@@ -32,15 +30,6 @@ GRAIN = 1 << 21
 #: Elements that one more thread must have to pass over.
 ELEMENT_GRAIN = 1 << 17
 _MASK = (1 << 64) - 1
-
-
-@cache
-def _packed(n_arguments: int, n_numbers: int) -> Callable[..., bytes]:
-    """Packs parts, scratch memory, arguments and numbers as an operation finds them."""
-    from nnbackend.kernels.cpu.program.operations import FIRST_ARGUMENT, N_ARGUMENTS
-
-    gap = 8 * (N_ARGUMENTS - n_arguments)
-    return struct.Struct(f"={FIRST_ARGUMENT + n_arguments}q{gap}x{n_numbers}d").pack
 
 
 def _signed(bits: int) -> int:
@@ -99,7 +88,7 @@ class NumbaBackend(NumpyBackend):
         """Run an operation on as many threads as its ``work``, in grains, is worth."""
         run = self.runtime
         parts = 1 if work < 2.0 else run.threads.parts(int(work))
-        context = _packed(len(arguments), len(numbers))(parts, scratch, *arguments, *numbers)
+        context = packed(len(arguments), len(numbers))(parts, scratch, *arguments, *numbers)
         function = self._functions.get(like.dtype) or self._compiled(like)
         run.unit.run(function, context, operation, parts)
 
@@ -160,27 +149,25 @@ class NumbaBackend(NumpyBackend):
         scratch: Array,
     ) -> None:
         (rows, n_inputs), n_outputs = x.shape, w.shape[1]
-        work = rows * n_inputs * n_outputs / GRAIN
+        sizes, work = (rows, n_inputs, n_outputs), rows * n_inputs * n_outputs / GRAIN
         if work < 2.0 and rows:
             dz = dy if act.name == "linear" else scratch
             arguments = (
                 address_of(dy), address_of(x), address_of(w), address_of(saved), address_of(dw),
-                address_of(db), address_of(dx), address_of(dz), rows, n_inputs, n_outputs, act.code,
+                address_of(db), address_of(dx), address_of(dz), *sizes, act.code,
             )  # fmt: skip
             self._multiply(self._operation.DENSE_BACKWARD, dy, arguments, (act.parameter,), work)
             return
-        dz, code = dy, LINEAR.code
+        dz = dy
         if act.name != "linear":
             self.activation_backward(act, dy, saved, scratch)
             dz = scratch
         if dx is not None and rows:
-            data = (address_of(dz), address_of(w), 0, address_of(dx))
-            sizes = (rows, n_inputs, n_outputs, code)
-            self._multiply(self._operation.DENSE_DATA, dz, (*data, *sizes), (), work)
+            data = (address_of(dz), address_of(w), 0, address_of(dx), *sizes, LINEAR.code)
+            self._multiply(self._operation.DENSE_DATA, dz, data, (0.0,), work)
         if dw is not None or db is not None:
-            pointers = tuple(map(address_of, (x, dz, dw, db)))
-            arguments = (*pointers, rows, n_inputs, n_outputs)
-            self._multiply(self._operation.DENSE_WEIGHTS, dz, arguments, (), work)
+            weights = (*map(address_of, (x, dz, dw, db)), *sizes)
+            self._multiply(self._operation.DENSE_WEIGHTS, dz, weights, (), work)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
         shape = (x.shape[0], x.size // max(1, x.shape[0])) if x.ndim else (1, 1)
@@ -191,16 +178,10 @@ class NumbaBackend(NumpyBackend):
 
     def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
         shape = (dy.shape[0], dy.size // max(1, dy.shape[0])) if dy.ndim else (1, 1)
-        pointers = (address_of(dy), address_of(saved), address_of(out))
+        arguments = (address_of(dy), address_of(saved), address_of(out), *shape, act.code)
         work = dy.size / ELEMENT_GRAIN
         if dy.size:
-            self._run(
-                self._operation.ACTIVATION_BACKWARD,
-                out,
-                (*pointers, *shape, act.code),
-                (act.parameter,),
-                work,
-            )
+            self._run(self._operation.ACTIVATION_BACKWARD, out, arguments, (act.parameter,), work)
 
     def batch_norm_forward(
         self,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,16 @@ def _public_address_of(array: Array | None) -> int:
 
 if address_of(_EXAMPLE := np.zeros(1)) != _public_address_of(_EXAMPLE):
     address_of = _public_address_of
+
+
+@cache
+def packed(n_arguments: int, n_numbers: int) -> Callable[..., bytes]:
+    """Packs parts, scratch memory, arguments and numbers as an operation finds them, see
+    ``kernels/cpu/program/operations.py``."""
+    from nnbackend.kernels.cpu.program.operations import FIRST_ARGUMENT, N_ARGUMENTS
+
+    gap = 8 * (N_ARGUMENTS - n_arguments)
+    return struct.Struct(f"={FIRST_ARGUMENT + n_arguments}q{gap}x{n_numbers}d").pack
 
 
 class Runtime:

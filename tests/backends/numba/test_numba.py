@@ -19,8 +19,8 @@ pytest.importorskip("numba")
 if not nn.available_backends()["numba"].ok:
     pytest.skip("the numba backend cannot run here", allow_module_level=True)
 
-from nnbackend.backends.numba import executor as compiled_executor
 from nnbackend.backends.numba import runtime as _numba_runtime
+from nnbackend.backends.numba.executor import table as compiled_table
 from nnbackend.kernels import codes
 from nnbackend.kernels.cpu.program import context as cpu_context
 from nnbackend.losses import LOSSES
@@ -69,8 +69,8 @@ def deep_model(dtype: str = "float32", **settings: float) -> nn.Sequential:
 @pytest.fixture
 def many_parts(monkeypatch):
     """Even small work is split between threads."""
-    monkeypatch.setattr(compiled_executor, "STEP_GRAIN", 1)
-    monkeypatch.setattr(compiled_executor, "INFERENCE_GRAIN", 1)
+    monkeypatch.setattr(compiled_table, "STEP_GRAIN", 1)
+    monkeypatch.setattr(compiled_table, "INFERENCE_GRAIN", 1)
     before = nn.get_num_threads()
     yield
     nn.set_num_threads(before)
@@ -147,8 +147,8 @@ class TestThreads:
             import os, sys
             import numpy as np
             import nnbackend as nn
-            from nnbackend.backends.numba import executor as compiled_executor
-            compiled_executor.STEP_GRAIN = 1
+            from nnbackend.backends.numba.executor import table as compiled_table
+            compiled_table.STEP_GRAIN = 1
             x, y = nn.datasets.digits()
             def train(model):
                 model.fit(x, y, epochs=1, batch_size=64, verbose=0)
@@ -543,7 +543,7 @@ class TestBoundsChecking:
             model = nn.Sequential([nn.Dense(3, 4), nn.Dense(4, 2)], seed=0, backend="numba")
             model.compile("mean_squared_error", nn.SGD())
             # the table claims a wider last layer than the buffers hold
-            model.executor.table[-1, 3] += 10**6
+            model.executor.compiled.table[-1, 3] += 10**6
             model.fit(np.ones((8, 3)), np.ones((8, 2)), verbose=0)
             print(sorted(set(failures)))
             """,

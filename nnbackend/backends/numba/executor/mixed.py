@@ -10,20 +10,22 @@ import numpy as np
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.numba.backend import NumbaBackend
-from nnbackend.backends.numba.inference import Inferences
-from nnbackend.backends.numba.segment import Segment
-from nnbackend.backends.numba.table import CompiledTable
+from nnbackend.backends.numba.executor.inference import Inferences
+from nnbackend.backends.numba.executor.segment import Segment
+from nnbackend.backends.numba.executor.table import CompiledTable
 from nnbackend.backends.types import Array
-from nnbackend.executor.base import Data
+from nnbackend.executor.base import Data, not_finite_step
 from nnbackend.executor.python import (
     InferencePlan,
     PythonExecutor,
     TrainingPlan,
     Workspace,
+    call_loss,
     measure,
 )
-from nnbackend.executor.rows import Backward, Forward, Inference, bind_inference, bind_row
+from nnbackend.executor.rows import Backward, Forward, Inference, bind_inference
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, Op
+from nnbackend.losses import Loss
 from nnbackend.program.table import Program
 
 
@@ -55,6 +57,9 @@ class MixedExecutor(PythonExecutor):
             and optimizer is not None
             and optimizer.is_built_in
         )
+        #: of the last single step, if the next one may take arrays as they come
+        self._quick_plan: _MixedPlan | None = None
+        self._is_function = not isinstance(program.loss, Loss)
         backend.runtime.threads.watch(self)
 
     def _divided(self, program: Program, backend: NumbaBackend) -> Iterator[_Part]:
@@ -75,7 +80,7 @@ class MixedExecutor(PythonExecutor):
         """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
         self._plans.clear()
         self._inference.clear()
-        self._driven = None
+        self._driven = self._quick_plan = None
         for part in self._parts:
             if part.inferences is not None:
                 part.inferences.forget()
@@ -101,7 +106,33 @@ class MixedExecutor(PythonExecutor):
             return False
         is_finite: bool = segment.update(optimizer, rate, number)
         trace[TRACE_PENALTY] = segment.penalty
+        if looks and self._is_function and isinstance(plan, _MixedPlan):
+            self._quick_plan = plan
         return is_finite
+
+    def step(self, x: Any, y: Any, number: int, weight: Any = None) -> Array | None:
+        """Around a loss function, for arrays as the model's own and numbers as targets."""
+        program, optimizer, plan = self.program, self.program.optimizer, self._quick_plan
+        if plan is None or optimizer is None or weight is not None or program.statistics:
+            return None
+        segment, dtype = plan.segments[0], program.dtype
+        shape = (segment.batch, program.n_outputs)
+        if x.__class__ is not np.ndarray or y.__class__ is not np.ndarray or x.dtype is not dtype:
+            return None
+        if y.dtype is not dtype or y.shape != shape or len(optimizer.slots) != len(program.slots):
+            return None
+        with np.errstate(all="ignore"):
+            if not np.isfinite(y.sum()):
+                return None
+            pred = segment.forward_of(x, number)
+            if pred is None:
+                return None
+            loss, dpred = call_loss(program, y, pred)
+            segment.dy[...] = dpred
+        done = np.isfinite(loss) and segment.update(optimizer, program.rate(number), number)
+        if not done:
+            raise not_finite_step(number)
+        return np.array(loss + segment.penalty, np.float64)
 
     def call(self, x: Any) -> Array | None:
         inferences = self._parts[0].inferences
@@ -136,8 +167,7 @@ class _MixedPlan(TrainingPlan):
             buffer = workspace.gradients[(len(self.parts) - number) % 2]
             dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
             if part.table is None:
-                out = workspace.part(row.output, rows, row.n_outputs)
-                both = bind_row(program, row, out, None, dx)
+                both = self.bind_row(row, dx)
             else:
                 both = self._bind_segment(part.table, dx, bool(row.needs_dx))
             self.forward.append(both[0])

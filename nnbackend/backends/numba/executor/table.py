@@ -195,7 +195,7 @@ class StepContext:
             return
         f[c.UPDATE] = rule.code
         numbers[c.MOMENTUM : c.DECAY + 1] = rule.numbers
-        numbers[c.CLIP_NORM] = 0.0 if clip is None else clip
+        numbers[c.CLIP_NORM] = np.inf if clip is None else clip
         numbers[c.GRADIENT_LIMIT] = rule.gradient_limit(self.dtype)
         self._settings = optimizer.changes
         self.fixed_rate = optimizer.lr if isinstance(optimizer.lr, float) else None

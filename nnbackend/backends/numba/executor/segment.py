@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from nnbackend.backends.numba.executor.table import CompiledTable, StepContext
 from nnbackend.backends.numba.runtime import address_of
-from nnbackend.backends.numba.table import CompiledTable, StepContext
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import TRACE_PENALTY, Op
 from nnbackend.optimizers import Optimizer
@@ -38,6 +38,14 @@ class Segment(StepContext):
         self.output = self._part(workspace, last.output, width)
         self.dy = self._part(deltas, table.deltas_width - width, width)
         self._x: Array | None = None
+        #: which tables the context has now: those all the way down, with penalties
+        self._tables = (False, True)
+        self._no_dx = np.empty((0, 0), self.dtype)
+        self._places = address_of(self.output), address_of(self.dy)
+        cpu, fork = self.cpu, self.parts > 1
+        self._forward = self.unit.driver(cpu.fork_forward if fork else cpu.forward)
+        self._backward = self.unit.driver(cpu.fork_backward if fork else cpu.backward)
+        self._apply = self.unit.driver(cpu.fork_apply if fork else cpu.apply)
 
     def _part(self, flat: Array, offset: int, width: int) -> Array:
         start = offset * self.capacity
@@ -49,6 +57,7 @@ class Segment(StepContext):
         f, c = self.f, self.c
         self._x = x  # read again on the way back
         f[c.X], f[c.FIRST_STEP], f[c.TRAINS] = address_of(x), number, int(moves_statistics)
+        f[c.CHECKS] = 0
         f[c.MODE], f[c.FIRST_PHASE], f[c.STATUS] = c.FORWARD, 0, 0
         f[c.N_PHASES] = self.table.last_forward + 1
         self.call()
@@ -73,14 +82,44 @@ class Segment(StepContext):
     def _go_back(self, dx: Array | None, penalties: bool, optimizer: Optimizer | None) -> None:
         f, c, table = self.f, self.c, self.table
         self.set_optimizer(optimizer, optimizer is not None)
-        down = dx is not None
-        f[c.TABLE] = address_of(self._down if down else table.table)
-        f[c.FIRST_TRAINED] = 0 if down else table.first_trained
-        f[c.DX], f[c.FLOATS] = (
-            address_of(dx),
-            address_of(table.floats if penalties else self._plain),
-        )
+        self._set_tables(dx is not None, penalties)
+        f[c.DX] = address_of(dx)
         f[c.MODE], f[c.FIRST_PHASE], f[c.STATUS] = c.BACKWARD, table.last_forward, 0
         f[c.N_PHASES] -= table.last_forward
         self.call()
-        f[c.TABLE], f[c.FLOATS] = address_of(table.table), address_of(table.floats)
+
+    def _set_tables(self, down: bool, penalties: bool) -> None:
+        if (down, penalties) == self._tables:
+            return
+        f, c, table = self.f, self.c, self.table
+        f[c.TABLE] = address_of(self._down if down else table.table)
+        f[c.FIRST_TRAINED] = 0 if down else table.first_trained
+        f[c.FLOATS] = address_of(table.floats if penalties else self._plain)
+        self._tables = (down, penalties)
+
+    # -- straight from a caller's arrays, checked in compiled code --------------------------------
+
+    def forward_of(self, x: Array, number: int) -> Array | None:
+        """``forward`` of rows of the right dtype, its outputs in a new array; None, and nothing
+        has moved, if they have not the expected shape and order or are not finite."""
+        out = np.empty((self.batch, self.table.n_outputs), self.dtype)
+        if not self._forward(self.function, self.address, x, out, self._places[0], number):
+            return None
+        self._x = x
+        return out
+
+    def backward_of(self, dy: Array, dx: Array | None, penalties: bool) -> bool:
+        """``backward`` from a gradient of the right dtype; False if it has not the expected shape
+        or is not finite."""
+        self._set_tables(dx is not None, penalties)
+        dx = self._no_dx if dx is None else dx
+        done: bool = self._backward(self.function, self.address, dy, self._places[1], dx)
+        return done
+
+    def apply(self, optimizer: Optimizer, rate: float, number: int) -> bool:
+        """One update from the flat gradient; False if it is not finite."""
+        if optimizer.changes != self.settings_seen:
+            self.set_optimizer(optimizer, True)
+        clips = int(optimizer.clip_norm is not None)
+        done: bool = self._apply(self.function, self.address, rate, number, clips)
+        return done

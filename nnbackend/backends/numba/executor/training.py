@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.backends.numba.executor.table import CompiledTable, StepContext
 from nnbackend.backends.numba.runtime import address_of
-from nnbackend.backends.numba.table import CompiledTable, StepContext
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Run, Trace, not_finite_step
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend.backends.numba.backend import NumbaBackend
-from nnbackend.backends.numba.inference import Inferences
-from nnbackend.backends.numba.mixed import MixedExecutor
-from nnbackend.backends.numba.segment import Segment
-from nnbackend.backends.numba.table import CompiledTable
-from nnbackend.backends.numba.training import Training
+from nnbackend.backends.numba.executor.inference import Inferences
+from nnbackend.backends.numba.executor.mixed import MixedExecutor
+from nnbackend.backends.numba.executor.segment import Segment
+from nnbackend.backends.numba.executor.table import CompiledTable
+from nnbackend.backends.numba.executor.training import Training
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError
 from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, total_loss
@@ -78,6 +78,18 @@ class CompiledExecutor(Executor):
             segment = self._segment = Segment(self.compiled, rows, workspace, capacity)
         return segment.forward(x, number, True)
 
+    def forward_of(self, x: Any, number: int) -> Array | None:
+        segment = self._segment
+        if segment is None or x.__class__ is not np.ndarray or x.dtype is not segment.dtype:
+            return None
+        return segment.forward_of(x, number)
+
+    def backward_of(self, dy: Any, dx: Array | None, penalties: bool) -> bool:
+        segment = self._segment
+        if segment is None or dy.__class__ is not np.ndarray or dy.dtype is not segment.dtype:
+            return False
+        return segment.backward_of(dy, dx, penalties)
+
     def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
         segment = self._segment
         if segment is None:
@@ -86,7 +98,10 @@ class CompiledExecutor(Executor):
         segment.backward(dx, penalties)
 
     def apply(self, rate: float, number: int) -> bool:
-        return self._updates.apply(rate, number)
+        optimizer, segment = self.program.optimizer, self._segment
+        if segment is None or optimizer is None or self.program.storage.trained == 0:
+            return self._updates.apply(rate, number)
+        return segment.apply(optimizer, rate, number)
 
     # -- inference ------------------------------------------------------------------------
 
