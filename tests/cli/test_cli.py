@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import COMMAND, figure, run
+from command_line import COMMAND, figure, run, run_process
 
 import nnbackend as nn
 
 
 def test_the_main_job_trains_digits_and_writes_model_and_picture(tmp_path: Path) -> None:
-    done = run("train", "digits", "--save", "d.safetensors", "--plot", "d.png", cwd=tmp_path)
+    arguments = ("train", "digits", "--save", "d.safetensors", "--plot", "d.png")
+    done = run_process(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert figure(done.stdout, "accuracy", "validation") >= 97
     assert "val_accuracy" in done.stdout
