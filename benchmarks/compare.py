@@ -41,6 +41,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 KINDS: dict[str, tuple[str, ...]] = {
     "step": tuple(CASES),
     "epoch": tuple(CASES),
+    "driven": tuple(CASES),
+    "own-loss": ("tanh-mse", "control"),
+    "gradient": ("chain-200", "chain-10k", "control"),
     "inference": ("digits", "mnist-128"),
     "predict": ("mnist-128",),
     PROCESS: (),

@@ -14,7 +14,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import nnbackend as nn
-from nnbackend.benchmark.cases import CASES, OPERATIONS, repetitions
+from nnbackend.benchmark.cases import CASES
+from nnbackend.benchmark.operations import OPERATIONS, repetitions
 
 NAMED = [name for name in os.environ.get("NN_TEST_BACKENDS", "").split(",") if name]
 BACKENDS = NAMED or [name for name, found in nn.available_backends().items() if found.ok]

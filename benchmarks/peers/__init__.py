@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+#: Kinds of measurements: training, inference, and steps in which the caller has the loss or takes
+#: only the gradient.
+TRAINING, INFERENCE = ("step", "epoch"), ("inference", "predict")
+DRIVEN = ("driven", "own-loss", "gradient")
 TORCH, TORCH_CUDA = "pip install torch==2.13.0", "pip install torch"
 JAX, JAX_CUDA = "pip install jax", 'pip install "jax[cuda12]"'
 

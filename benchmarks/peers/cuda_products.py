@@ -10,7 +10,8 @@ import nnbackend as nn
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.gemm import Product
 from nnbackend.backends.types import Array
-from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case
+from nnbackend.benchmark.operations import Trial
 from peers.system import Material, System
 
 FLOAT32 = np.dtype(np.float32)

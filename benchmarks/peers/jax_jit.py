@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case
+from nnbackend.benchmark.operations import Trial
 from peers.system import CHECKED_ROWS, CHECKED_STEPS, PREDICT_BLOCK, Material, System, trial
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-7
@@ -149,6 +150,50 @@ class Stepper:
         jax.block_until_ready(self.state)
 
 
+class Driven:
+    """Two jitted calls, between which the caller has the outputs: forward, then back with the
+    update. What the way back needs is kept, or computed again."""
+
+    def __init__(self, case: Case, material: Material, random: str, keeps: bool = True) -> None:
+        self.keeps = keeps
+        self.make_state = lambda: state_of(case, material, random)
+
+        def outputs_of(state: State, x: Any) -> tuple[Any, Any, Any]:
+            key = jax.random.fold_in(state.key, state.count) if case.dropout else state.key
+
+            def network(parameters: Any) -> Any:
+                return forward(case, parameters, state.statistics, key, x, training=True)
+
+            y, back, moved = jax.vjp(network, state.parameters, has_aux=True)
+            return y, back, moved
+
+        def there(state: State, x: Any) -> Any:
+            return outputs_of(state, x) if keeps else outputs_of(state, x)[0]
+
+        def back(state: State, x: Any, kept: Any, dy: Any) -> State:
+            (pull, moved) = kept if keeps else outputs_of(state, x)[1:]
+            (gradients,) = pull(dy)
+            state = state._replace(count=state.count + 1, statistics=moved)
+            parameters, m, v = update(case, state, gradients)
+            return state._replace(parameters=parameters, m=m, v=v)
+
+        self.there, self.back = jax.jit(there), jax.jit(back)
+        self.reset()
+
+    def reset(self) -> None:
+        self.state = jax.block_until_ready(self.make_state())
+
+    def __call__(self, x: Any, dy: Any) -> Any:
+        found = self.there(self.state, x)
+        y, kept = (found[0], found[1:]) if self.keeps else (found, None)
+        y.block_until_ready()
+        self.state = self.back(self.state, x, kept, dy)
+        return y
+
+    def finish(self) -> None:
+        jax.block_until_ready(self.state)
+
+
 class Jax(System):
     packages = ("jax", "jaxlib")
 
@@ -238,6 +283,50 @@ class Jax(System):
                 steps = epochs * EPOCH_BATCHES
                 candidates[label] = Trial(repeat, 0, 0, steps, stepper.reset)
         return self.fastest(candidates)
+
+    def driven_values(self, case: Case, material: Material) -> list[float]:
+        still = Case(**{**vars(case), "dropout": 0.0})
+        way = Driven(still, material, "threefry2x32")
+        batches = material.driven_batches(case)[:CHECKED_STEPS]
+        return [float((dy * np.asarray(way(jnp.asarray(x), dy))).sum()) for x, dy in batches]
+
+    def driven(self, case: Case, material: Material) -> Trial:
+        batches = [(jnp.asarray(x), jnp.asarray(dy)) for x, dy in material.driven_batches(case)]
+        kinds = ("threefry2x32", "rbg") if case.dropout else ("threefry2x32",)
+        ways = {
+            f"{name}, {kind}" if case.dropout else name: Driven(case, material, kind, keeps)
+            for kind in kinds
+            for name, keeps in (("vjp kept between two calls", True), ("forward again", False))
+        }
+        return self.fastest({k: trial(v, batches, v.reset, v.finish) for k, v in ways.items()})
+
+    def own_loss_values(self, case: Case, material: Material) -> list[float]:
+        return self.losses(case, material)  # compiled in, it is what the built-in would be
+
+    def own_loss(self, case: Case, material: Material) -> Trial:
+        return self.step(case, material)
+
+    def _gradient(self, case: Case, material: Material) -> Callable[..., Any]:
+        state = state_of(case, material, "threefry2x32")
+
+        def loss(parameters: Any, x: Any, y: Any) -> Any:
+            outputs, _ = forward(case, parameters, state.statistics, state.key, x, training=True)
+            return loss_of(case, outputs, y)
+
+        both = jax.jit(jax.value_and_grad(loss))
+        return lambda x, y: jax.block_until_ready(both(state.parameters, x, y))
+
+    def gradient_values(self, case: Case, material: Material) -> list[float]:
+        both, values = self._gradient(case, material), []
+        for x, y in material.batches(case)[:2]:
+            loss, gradients = both(jnp.asarray(x), device_targets(y))
+            leaves = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradients)]
+            values += [float(loss), float(np.linalg.norm(np.concatenate(leaves)))]
+        return values
+
+    def gradient(self, case: Case, material: Material) -> Trial:
+        batches = [(jnp.asarray(x), device_targets(y)) for x, y in material.batches(case)]
+        return trial(self._gradient(case, material), batches)
 
     def inference(self, case: Case, material: Material) -> Trial:
         network = self._network(case, material)

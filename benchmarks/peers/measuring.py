@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from nnbackend.benchmark.cases import Case
-from peers import PRECISION_VARIABLE
-from peers.ours import losses_of, model_of
+from peers import PRECISION_VARIABLE, TRAINING
+from peers.ours import driven_values_of, gradient_values_of, losses_of, model_of
 from peers.pool import Pool
 from peers.system import CHECKED_ROWS, Material
 
-TRAINING, INFERENCE = ("step", "epoch"), ("inference", "predict")
+#: Kinds that update the parameters.
+UPDATING = (*TRAINING, "driven", "own-loss")
 #: Largest relative difference of a first loss or an output, and of a loss after updates, which
 #: also takes in that scikit-learn adds Adam's epsilon before the bias correction.
 SAME, SAME_AFTER_UPDATES = 1e-4, 1e-3
@@ -50,8 +51,12 @@ class Cell:
 def reference_values(kind: str, case: Case, material: Material) -> np.ndarray:
     """Losses or outputs in double precision."""
     model = model_of(case, material, "numpy", "float64", dropout=False)
-    if kind in TRAINING:
+    if kind in (*TRAINING, "own-loss"):  # which is the mean squared error
         return np.array(losses_of(model, case, material))
+    if kind == "driven":
+        return np.array(driven_values_of(model, case, material))
+    if kind == "gradient":
+        return np.array(gradient_values_of(model, case, material))
     return model.predict(material.x[:CHECKED_ROWS]).ravel()
 
 
@@ -64,10 +69,10 @@ def difference(
     if len(values) != len(expected):
         return f"{len(values)} values instead of {len(expected)}"
     for k, (value, right) in enumerate(zip(values, expected, strict=True)):
-        tolerance = SAME_AFTER_UPDATES if kind in TRAINING and k else SAME
+        tolerance = SAME_AFTER_UPDATES if kind in UPDATING and k else SAME
         tolerance *= 1.0 if precision == "fp32" else ROUNDED
         if not abs(value - right) <= tolerance * max(1.0, abs(right)):
-            what = f"loss after {k} updates" if kind in TRAINING else f"output {k}"
+            what = f"loss after {k} updates" if kind in UPDATING else f"output {k}"
             return f"{what} is {value:.6g}, not {right:.6g}"
     return ""
 
@@ -84,7 +89,7 @@ def measure(
     """Figures of all systems for one case.
 
     Args:
-        kind: "step", "epoch", "inference" or "predict".
+        kind: of TRAINING, INFERENCE or DRIVEN.
         folder: where the material for the workers is left for a while.
         seconds: length of a round.
         show: told what is going on, between the rounds.

@@ -7,7 +7,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from nnbackend.benchmark.cases import Case, Trial
+from nnbackend.benchmark.cases import Case
+from nnbackend.benchmark.operations import Trial
 from peers.system import CHECKED_ROWS, PREDICT_BLOCK, Material, System, trial
 
 OPSET, IR_VERSION = 17, 8

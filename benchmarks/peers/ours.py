@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 import nnbackend as nn
-from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial, reset_function
+from nnbackend.benchmark.cases import EPOCH_BATCHES, OPTIMIZERS, Case
+from nnbackend.benchmark.operations import Trial, drive, own_squared_error, reset_function
 from nnbackend.benchmark.report import PACKAGES
 from peers.system import CHECKED_ROWS, CHECKED_STEPS, Material, System, trial
 
@@ -32,6 +34,22 @@ def losses_of(model: nn.Sequential, case: Case, material: Material) -> list[floa
     """The losses of the first steps."""
     batches = material.batches(case)[:CHECKED_STEPS]
     return [float(model.train_step(x, y)) for x, y in batches]
+
+
+def driven_values_of(model: nn.Sequential, case: Case, material: Material) -> list[float]:
+    """sum(dy y) of the first driven steps."""
+    batches = material.driven_batches(case)[:CHECKED_STEPS]
+    to_numpy = model.backend.to_numpy
+    return [float((dy * to_numpy(drive(model, x, dy))).sum()) for x, dy in batches]
+
+
+def gradient_values_of(model: nn.Sequential, case: Case, material: Material) -> list[float]:
+    """Loss and norm of the gradient of two batches."""
+    values = []
+    for x, y in material.batches(case)[:2]:
+        values.append(float(model.gradient(x, y)))
+        values.append(float(np.linalg.norm(model.backend.to_numpy(model.flat_gradient))))
+    return values
 
 
 class Ours(System):
@@ -81,6 +99,36 @@ class Ours(System):
             model.fit(x, y, epochs=count, batch_size=case.batch, verbose=0)
 
         return Trial(repeat, 0, 0, EPOCH_BATCHES, reset_function(model))
+
+    def driven_values(self, case: Case, material: Material) -> list[float]:
+        model = self.model(case, material, dropout=False)
+        return driven_values_of(model, case, material)
+
+    def driven(self, case: Case, material: Material) -> Trial:
+        model, batches = self.model(case, material), material.driven_batches(case)
+        if self.gpu():
+            batches = [self.on_device(*batch) for batch in batches]
+        finish = self.backend.synchronize
+        return trial(partial(drive, model), batches, reset_function(model), finish)
+
+    def own_loss_values(self, case: Case, material: Material) -> list[float]:
+        return losses_of(self._with_own_loss(case, material, dropout=False), case, material)
+
+    def own_loss(self, case: Case, material: Material) -> Trial:
+        model = self._with_own_loss(case, material)
+        finish = self.backend.synchronize
+        return trial(model.train_step, material.batches(case), reset_function(model), finish)
+
+    def _with_own_loss(self, case: Case, material: Material, dropout: bool = True) -> nn.Sequential:
+        model = self.model(case, material, dropout)
+        model.compile(own_squared_error, OPTIMIZERS[case.optimizer]())
+        return model
+
+    def gradient_values(self, case: Case, material: Material) -> list[float]:
+        return gradient_values_of(self.model(case, material, dropout=False), case, material)
+
+    def gradient(self, case: Case, material: Material) -> Trial:
+        return trial(self.model(case, material).gradient, material.batches(case))
 
     def inference(self, case: Case, material: Material) -> Trial:
         model = self.model(case, material)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case
+from nnbackend.benchmark.operations import Trial
 from peers.system import PREDICT_BLOCK, Material, System, trial
 
 

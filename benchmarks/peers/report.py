@@ -13,7 +13,7 @@ from rich.table import Table
 from nnbackend.benchmark.cases import CASES
 from nnbackend.benchmark.report import bars, duration_text, machine, machine_text, three_digits
 from nnbackend.plot import new_figure
-from peers.measuring import TRAINING
+from peers import TRAINING
 from peers.verdicts import PROCESS, Comparison, Verdict
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TITLES = {
     "step": "step: a Python call for each training step",
     "epoch": "epoch: a step inside one call of fit over many epochs of 32 batches",
+    "driven": "driven: forward, back from a gradient that the caller has, and an update",
+    "own-loss": "own-loss: a training step with a loss of the caller's own",
+    "gradient": "gradient: the loss of a batch and its gradient",
     "inference": "inference: model(x) of one row",
     "predict": "predict: 100,000 rows",
     PROCESS: "process: nnbackend train digits, imports included",

@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
-from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Case
+from nnbackend.benchmark.operations import Trial
 from peers.system import CHECKED_STEPS, Material, System, UnsupportedError, trial
 
 #: Its regressor minimises half of the mean squared error; Adam is indifferent to that factor.

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnbackend.benchmark.cases import EPOCH_BATCHES, Batches, Case, Trial, timed
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Batches, Case
+from nnbackend.benchmark.operations import Trial, output_gradients, timed
 from nnbackend.layers import Dense
 from peers import PRECISION_VARIABLE
 
@@ -65,6 +66,11 @@ class Material:
         """Different batches, in order, as views."""
         parts = [slice(k, k + case.batch) for k in range(0, len(self.x), case.batch)]
         return [(self.x[part], self.y[part]) for part in parts]
+
+    def driven_batches(self, case: Case) -> Batches:
+        """Different batches of inputs and of gradients by the outputs."""
+        inputs = [x for x, _ in self.batches(case)]
+        return list(zip(inputs, output_gradients(case), strict=True))
 
     def epoch(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """The rows of an epoch."""
@@ -120,6 +126,33 @@ class System:
     def predict(self, case: Case, material: Material) -> Trial:
         """All rows."""
         raise UnsupportedError("no inference measured")
+
+    # -- driven from outside, with a loss of one's own, the gradient alone ------------------------
+
+    def driven_values(self, case: Case, material: Material) -> list[float]:
+        """sum(dy y) of each of the first CHECKED_STEPS driven steps, dropout left out."""
+        raise UnsupportedError("cannot be driven by a gradient from outside")
+
+    def driven(self, case: Case, material: Material) -> Trial:
+        """Forward, back from a gradient that the caller has, and an update; the outputs are there
+        before the way back begins."""
+        raise UnsupportedError("cannot be driven by a gradient from outside")
+
+    def own_loss_values(self, case: Case, material: Material) -> list[float]:
+        """Losses of the first CHECKED_STEPS steps."""
+        raise UnsupportedError("takes no loss function")
+
+    def own_loss(self, case: Case, material: Material) -> Trial:
+        """Training steps with the mean squared error written by the caller."""
+        raise UnsupportedError("takes no loss function")
+
+    def gradient_values(self, case: Case, material: Material) -> list[float]:
+        """Loss, and norm of its gradient, of two batches."""
+        raise UnsupportedError("gives no gradient")
+
+    def gradient(self, case: Case, material: Material) -> Trial:
+        """Loss and gradient of a batch."""
+        raise UnsupportedError("gives no gradient")
 
     def fastest(self, candidates: Mapping[str, Trial]) -> Trial:
         """The quickest of several ways to do the same, whose name goes into the note."""

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from nnbackend.benchmark.cases import Case
-from peers.system import Material
-from peers.torch_eager import ALL_THREADS, Learner, TorchEager, network_of
+from peers.system import Material, UnsupportedError
+from peers.torch_eager import (
+    ALL_THREADS,
+    DrivenLearner,
+    Learner,
+    Loss,
+    TorchEager,
+    network_of,
+)
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
@@ -47,15 +54,44 @@ class CompiledStep(Learner):
         return compiled(super().make_step(), next(self.network.parameters()).device)
 
 
+class CompiledDriven(Learner):
+    """The network compiled, its way back included; the optimizer is PyTorch's fused one."""
+
+    def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        network, optimizer = self.network, self.optimizer
+        function = compiled(network, next(network.parameters()).device)
+
+        def step(x: Tensor, dy: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            outputs: Tensor = function(x)
+            outputs.backward(dy)
+            optimizer.step()
+            return outputs
+
+        return step
+
+
 class TorchCompiled(TorchEager):
     # on a GPU the first calls compile, warm up and record graphs
     warm_calls = 5
 
-    def learners(self, case: Case, material: Material) -> dict[str, Learner]:
+    def learners(
+        self,
+        case: Case,
+        material: Material,
+        kind: type[Learner] = Learner,
+        loss: Loss | None = None,
+    ) -> dict[str, Learner]:
         torch.compiler.reset()  # it gives up on functions that were compiled too often
+        settings: dict[str, Any] = {"device": self.device, "loss": loss}
+        if kind is DrivenLearner:
+            driven = CompiledDriven(case, material, **settings)
+            return {"compiled network, fused optimizer": driven}
+        if kind is not Learner:
+            raise UnsupportedError("measured without compiling only")
         return {
-            "compiled loss, fused optimizer": CompiledLoss(case, material, device=self.device),
-            "compiled step": CompiledStep(case, material, "foreach", device=self.device),
+            "compiled loss, fused optimizer": CompiledLoss(case, material, **settings),
+            "compiled step": CompiledStep(case, material, "foreach", **settings),
         }
 
     def checked_learner(self, case: Case, material: Material) -> Learner:

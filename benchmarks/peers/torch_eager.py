@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nnbackend.benchmark.cases import EPOCH_BATCHES, Case, Trial
+from nnbackend.benchmark.cases import EPOCH_BATCHES, Batches, Case
+from nnbackend.benchmark.operations import Trial
 from peers.system import (
     CHECKED_ROWS,
     CHECKED_STEPS,
@@ -24,8 +25,9 @@ from peers.system import (
     trial,
 )
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Loss] = {
     "softmax_cross_entropy": functional.cross_entropy,
     "sigmoid_cross_entropy": functional.binary_cross_entropy_with_logits,
     "mean_squared_error": functional.mse_loss,
@@ -73,13 +75,14 @@ class Learner:
         threads: int = ALL_THREADS,
         dropout: bool = True,
         device: str = "cpu",
+        loss: Loss | None = None,
     ) -> None:
         self.network = network_of(case, material, dropout, device)
         self.threads = threads
         self.start = {k: v.clone() for k, v in self.network.state_dict().items()}
         parameters = self.network.parameters()
         self.optimizer = OPTIMIZERS[case.optimizer](parameters, **HOW[how])
-        self.loss = LOSSES[case.loss]
+        self.loss = loss or LOSSES[case.loss]
         self.step = self.make_step()
 
     def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -103,6 +106,42 @@ class Learner:
                     value.zero_()
 
 
+class DrivenLearner(Learner):
+    """``step(x, dy)`` goes forward, back from dy, and updates; it returns the outputs."""
+
+    def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        network, optimizer = self.network, self.optimizer
+
+        def step(x: Tensor, dy: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            outputs: Tensor = network(x)
+            outputs.backward(dy)
+            optimizer.step()
+            return outputs
+
+        return step
+
+
+class GradientLearner(Learner):
+    """``step(x, y)`` takes the gradient, and updates nothing."""
+
+    def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
+        network, loss_function, optimizer = self.network, self.loss, self.optimizer
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_function(network(x), y)
+            loss.backward()
+            return loss
+
+        return step
+
+
+def own_squared_error(y_pred: Tensor, y: Tensor) -> Tensor:
+    error = y_pred - y
+    return (error * error).mean()
+
+
 class TorchEager(System):
     packages = ("torch",)
 
@@ -123,11 +162,19 @@ class TorchEager(System):
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def learners(self, case: Case, material: Material) -> dict[str, Learner]:
+    def learners(
+        self,
+        case: Case,
+        material: Material,
+        kind: type[Learner] = Learner,
+        loss: Loss | None = None,
+    ) -> dict[str, Learner]:
         """The ways worth trying, by name."""
         threads = THREADS if self.device == "cpu" else {"on the GPU": ALL_THREADS}
         return {
-            f"{how} optimizer, {name}": Learner(case, material, how, count, device=self.device)
+            f"{how} optimizer, {name}": kind(
+                case, material, how, count, device=self.device, loss=loss
+            )
             for how in HOW
             for name, count in threads.items()
         }
@@ -152,11 +199,44 @@ class TorchEager(System):
             return network(torch.from_numpy(material.x[:CHECKED_ROWS])).numpy()
 
     def step(self, case: Case, material: Material) -> Trial:
-        batches = [(self.tensor(x), self.tensor(y)) for x, y in material.batches(case)]
-        learners = self.learners(case, material)
+        return self._steps(self.learners(case, material), material.batches(case))
+
+    def _steps(self, learners: dict[str, Learner], batches: Batches) -> Trial:
+        tensors = [(self.tensor(x), self.tensor(y)) for x, y in batches]
         return self.fastest(
-            {k: trial(v.step, batches, v.reset, self.finish) for k, v in learners.items()}
+            {k: trial(v.step, tensors, v.reset, self.finish) for k, v in learners.items()}
         )
+
+    def driven_values(self, case: Case, material: Material) -> list[float]:
+        learner = DrivenLearner(case, material, dropout=False, device=self.device)
+        batches = material.driven_batches(case)[:CHECKED_STEPS]
+        tensors = [(self.tensor(x), self.tensor(dy)) for x, dy in batches]
+        return [float((dy * learner.step(x, dy)).sum()) for x, dy in tensors]
+
+    def driven(self, case: Case, material: Material) -> Trial:
+        learners = self.learners(case, material, DrivenLearner)
+        return self._steps(learners, material.driven_batches(case))
+
+    def own_loss_values(self, case: Case, material: Material) -> list[float]:
+        learner = Learner(case, material, device=self.device, loss=own_squared_error)
+        batches = material.batches(case)[:CHECKED_STEPS]
+        return [float(learner.step(self.tensor(x), self.tensor(y))) for x, y in batches]
+
+    def own_loss(self, case: Case, material: Material) -> Trial:
+        learners = self.learners(case, material, loss=own_squared_error)
+        return self._steps(learners, material.batches(case))
+
+    def gradient_values(self, case: Case, material: Material) -> list[float]:
+        learner, values = GradientLearner(case, material, device=self.device), []
+        for x, y in material.batches(case)[:2]:
+            values.append(float(learner.step(self.tensor(x), self.tensor(y))))
+            gradients = [p.grad.flatten() for p in learner.network.parameters()]
+            values.append(float(torch.cat(gradients).norm()))
+        return values
+
+    def gradient(self, case: Case, material: Material) -> Trial:
+        learners = self.learners(case, material, GradientLearner)
+        return self._steps(learners, material.batches(case))
 
     def epoch(self, case: Case, material: Material) -> Trial:
         x, y = (self.tensor(array) for array in material.epoch(case))

@@ -8,8 +8,8 @@ from math import exp, log
 from statistics import median
 
 from nnbackend.benchmark.cases import CASES
-from peers import CPU, Field
-from peers.measuring import TRAINING, Cell
+from peers import CPU, DRIVEN, TRAINING, Field
+from peers.measuring import Cell
 
 #: Times as fast as the best peer.
 TARGETS: dict[str, dict[str, float]] = {
@@ -24,6 +24,10 @@ TARGETS: dict[str, dict[str, float]] = {
 }  # fmt: skip
 #: Geometric means over the cases of a kind.
 MEANS = {"step": 3.0, "epoch": 1.4}
+#: The same for steps driven from outside, beside each peer.
+DRIVEN_MEANS = {"torch": 3.0, "jax": 2.0}
+#: Beside PyTorch's eager step with the same loss.
+OWN_LOSS_RATIO = 5.0
 #: A ratio of at least this is a tie with the best peer.
 TIE = 0.97
 #: Times of the bare products, from mnist size up.
@@ -116,15 +120,17 @@ class Comparison:
 
     def target(self, kind: str, case: str) -> float | None:
         """The ratio to reach; a case without a target of its own must not be behind."""
-        if kind not in TRAINING:
+        if kind not in (*TRAINING, *DRIVEN):
             return None
-        return TARGETS[kind].get(case, 1.0) if self.field is CPU else 1.0
+        if kind in DRIVEN or self.field is not CPU:
+            return 1.0
+        return TARGETS[kind].get(case, 1.0)
 
     def verdicts(self) -> list[Verdict]:
         """All targets that the measured cells say something about."""
         if self.field is not CPU:
             return list(self._on_gpu())
-        return [*self._training(), *self._inference(), *self._process()]
+        return [*self._training(), *self._driven(), *self._inference(), *self._process()]
 
     def _on_gpu(self) -> Iterable[Verdict]:
         for kind in TRAINING:
@@ -155,6 +161,24 @@ class Comparison:
                 if floors is not None:
                     what = f"{kind} {case}: time / bare products'"
                     yield Verdict.at_most(what, floors, MOST_FLOORS)
+
+    def _driven(self) -> Iterable[Verdict]:
+        for kind in DRIVEN:
+            yield from self._beside_the_best(kind)
+        for peer, target in DRIVEN_MEANS.items():
+            ratios = [self.ratio("driven", case, [peer]) for case in self.cases("driven")]
+            found = [ratio for ratio in ratios if ratio is not None]
+            if found:
+                what = f"driven: geometric mean of speed / {peer}'s"
+                yield Verdict.at_least(what, exp(sum(map(log, found)) / len(found)), target)
+        for case in self.cases("driven"):
+            driven, step = (self.seconds(kind, case, self.ours) for kind in ("driven", "step"))
+            if driven is not None and step is not None:
+                what = f"driven {case}: time / (1.25 train_step + 3 us)"
+                yield Verdict.at_most(what, driven / (1.25 * step + 3e-6), 1.0)
+        ratio = self.ratio("own-loss", "control", ["torch"])
+        if ratio is not None:
+            yield Verdict.at_least("own-loss control: speed / torch's", ratio, OWN_LOSS_RATIO)
 
     def _inference(self) -> Iterable[Verdict]:
         seconds = self.seconds("inference", "digits", self.ours)

@@ -18,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnbackend.benchmark.cases import CASES, Trial, repetitions, timed
+from nnbackend.benchmark.cases import CASES
+from nnbackend.benchmark.operations import Trial, repetitions, timed
 from nnbackend.benchmark.report import package_versions
 from nnbackend.errors import NNBackendError
-from peers import SYSTEMS
+from peers import DRIVEN, SYSTEMS, TRAINING
 from peers.system import Material, System, UnsupportedError
 
 PR_SET_PDEATHSIG = 1
@@ -50,11 +51,14 @@ class Desk:
         """Make the trial; the figures to be compared with those of the other systems."""
         case, material = CASES[case_name], Material.load(path)
         self.trial, self.system.note = None, ""  # free what the last case held
-        if kind in ("step", "epoch"):
+        method = kind.replace("-", "_")
+        if kind in TRAINING:
             values = self.system.losses(case, material)
+        elif kind in DRIVEN:
+            values = getattr(self.system, f"{method}_values")(case, material)
         else:
             values = self.system.outputs(case, material).ravel().tolist()
-        self.trial = getattr(self.system, kind)(case, material)
+        self.trial = getattr(self.system, method)(case, material)
         return {"values": values, "note": self.system.note}
 
 

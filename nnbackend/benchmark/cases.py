@@ -1,4 +1,4 @@
-"""Benchmark cases, and how long each operation takes on each backend.
+"""Benchmark cases: networks with their data.
 
 The command ``nnbackend bench``, the suite in ``benchmarks/`` and the comparison with other
 systems there all measure these cases.
@@ -6,11 +6,9 @@ systems there all measure these cases.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import cycle, islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,10 +27,6 @@ Batches = list[tuple[HostArray, HostArray]]
 EPOCH_BATCHES = 32
 #: A case has as many different batches as fill this, within EPOCH_BATCHES ... MOST_BATCHES.
 DATA_BYTES, MOST_BATCHES = 1 << 20, 256
-#: Rows of the operation "predict".
-PREDICT_ROWS = 10_000
-#: Idle threads of a BLAS spin for tens of milliseconds, on a core that the next backend needs.
-SETTLE_SECONDS = 0.05
 
 ACTIVATION_BY_NAME = {
     kind.name: kind for kind in LAYERS.values() if issubclass(kind, ActivationLayer)
@@ -161,6 +155,10 @@ CASES: dict[str, Case] = {
         Case("dropout-bn", 128, (64, 128, 128, 10), dropout=0.2, batch_norm=True),
         Case("momentum", 64, (54, 128, 64, 7), optimizer="momentum"),
         Case("rows-2048", 2048, (28, 64, 64, 3)),
+        Case("control", 64, (17, 64, 64, 6), "tanh", "mean_squared_error"),
+        # the two that SimpleChains.jl publishes
+        Case("chain-200", 200, (24, 8, 2), "tanh", "mean_squared_error"),
+        Case("chain-10k", 10_000, (4, 32, 16, 4), "tanh", "mean_squared_error"),
     )
 }
 
@@ -183,205 +181,3 @@ def choose(
         if name not in choices and not open_end:
             raise unknown_name(kind, name, choices)
     return names
-
-
-# -- operations -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An operation of a case on one backend, ready to be timed.
-
-    Attributes:
-        repeat: does the operation so many times.
-        steps: what one repetition counts for; 1, or the batches of an epoch.
-        rows, flops: of one step.
-        reset: brings a trained model back to its beginning, so that however long it is
-            measured it meets the same numbers.
-    """
-
-    repeat: Callable[[int], object]
-    rows: int
-    flops: int
-    steps: int = 1
-    reset: Callable[[], object] = lambda: None
-
-
-def reset_function(model: Sequential) -> Callable[[], None]:
-    """A function that brings ``model`` back to where it stands now, its optimizer untouched."""
-    arrays, state = model.arrays(), model.optimizer_state()
-
-    def reset() -> None:
-        model.set_arrays(arrays)
-        model.set_optimizer_state(state)
-        model.training.step = 0
-
-    return reset
-
-
-def forward(case: Case, model: Sequential) -> Trial:
-    """layer.forward through all layers, as in training"""
-    inputs = cycle([model.backend.asarray(x, model.dtype) for x, _ in case.batches()])
-
-    def repeat(count: int) -> None:
-        for x in islice(inputs, count):
-            for layer in model.layers:
-                x = layer.forward(x, training=True)
-        model.backend.synchronize()
-
-    return Trial(repeat, case.batch, case.forward_flops(case.batch))
-
-
-def backward(case: Case, model: Sequential) -> Trial:
-    """layer.backward through all layers, down to the gradient of the input"""
-    forward(case, model).repeat(1)
-    rng = np.random.default_rng(1)
-    gradient = rng.standard_normal((case.batch, case.widths[-1]), np.float32) / case.batch
-    device_gradient = model.backend.asarray(gradient, model.dtype)
-
-    def repeat(count: int) -> None:
-        for _ in range(count):
-            dy = device_gradient
-            for layer in reversed(model.layers):
-                dy = layer.backward(dy)
-        model.backend.synchronize()
-
-    return Trial(repeat, case.batch, case.backward_flops(case.batch, first_dx=True))
-
-
-def step(case: Case, model: Sequential) -> Trial:
-    """model.train_step on one batch after the other"""
-    batches = cycle(case.batches())
-
-    def repeat(count: int) -> None:
-        for x, y in islice(batches, count):
-            model.train_step(x, y)
-
-    return Trial(repeat, case.batch, case.step_flops(), reset=reset_function(model))
-
-
-def epoch(case: Case, model: Sequential) -> Trial:
-    """model.fit over epochs of 32 batches, for each step"""
-    x, y = case.data(EPOCH_BATCHES * case.batch)
-
-    def repeat(count: int) -> None:
-        model.fit(x, y, epochs=count, batch_size=case.batch, verbose=0)
-
-    flops = case.step_flops()
-    return Trial(repeat, case.batch, flops, EPOCH_BATCHES, reset_function(model))
-
-
-def _call(case: Case, model: Sequential, rows: int) -> Trial:
-    inputs = cycle([x[:rows].copy() for x, _ in case.batches()])
-
-    def repeat(count: int) -> None:
-        for x in islice(inputs, count):
-            model(x)
-        model.backend.synchronize()
-
-    return Trial(repeat, rows, case.forward_flops(rows))
-
-
-def row(case: Case, model: Sequential) -> Trial:
-    """model(x) of one row"""
-    return _call(case, model, 1)
-
-
-def batch(case: Case, model: Sequential) -> Trial:
-    """model(x) of one batch"""
-    return _call(case, model, case.batch)
-
-
-def predict(case: Case, model: Sequential, rows: int = PREDICT_ROWS) -> Trial:
-    """model.predict of 10,000 rows"""
-    x, _ = case.data(rows)
-
-    def repeat(count: int) -> None:
-        for _ in range(count):
-            model.predict(x)
-
-    return Trial(repeat, rows, case.forward_flops(rows))
-
-
-#: Name -> what makes a Trial of it; the docstring is the operation's description.
-OPERATIONS: dict[str, Callable[[Case, Sequential], Trial]] = {
-    make.__name__: make for make in (forward, backward, step, epoch, row, batch, predict)
-}
-
-
-# -- measuring ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Result:
-    """How long a step of an operation took.
-
-    Attributes:
-        seconds: the median of ``rounds``, the seconds of a step in each round.
-    """
-
-    case: str
-    operation: str
-    backend: str
-    seconds: float
-    samples_per_second: float
-    gflop_per_second: float
-    rounds: tuple[float, ...]
-
-    @classmethod
-    def of(
-        cls, case: Case, operation: str, backend: str, trial: Trial, rounds: Sequence[float]
-    ) -> Result:
-        seconds = statistics.median(rounds)
-        rates = (trial.rows / seconds, trial.flops / seconds / 1e9)
-        return cls(case.name, operation, backend, seconds, *rates, tuple(rounds))
-
-
-def timed(trial: Trial, count: int) -> float:
-    """Seconds of ``count`` repetitions from the trial's beginning."""
-    trial.reset()
-    start = time.perf_counter()
-    trial.repeat(count)
-    return time.perf_counter() - start
-
-
-def repetitions(trial: Trial, seconds: float) -> int:
-    """How many repetitions last about ``seconds``; finding out warms everything up."""
-    timed(trial, 1)
-    count = 1
-    while True:
-        elapsed = timed(trial, count)
-        fitting = max(1, round(count * seconds / elapsed))
-        if elapsed > seconds / 2 or fitting <= count:
-            return fitting
-        # what is short is not measured well: grow in steps
-        count = min(fitting, 10 * count)
-
-
-def measure(
-    case: Case,
-    operation: str,
-    backends: Sequence[Backend],
-    rounds: int = 5,
-    seconds: float = 0.05,
-) -> list[Result]:
-    """Time one operation on each backend; rounds alternate between the backends.
-
-    Args:
-        operation: a key of ``OPERATIONS``.
-        seconds: length of a round; at least one repetition is made.
-    """
-    trials = [OPERATIONS[operation](case, case.model(backend)) for backend in backends]
-    counts = [repetitions(trial, seconds) for trial in trials]
-    times: list[list[float]] = [[] for _ in trials]
-    for _ in range(rounds):
-        for trial, count, found in zip(trials, counts, times, strict=True):
-            if len(trials) > 1:
-                time.sleep(SETTLE_SECONDS)
-            if count > 1:
-                timed(trial, 1)
-            found.append(timed(trial, count) / (count * trial.steps))
-    return [
-        Result.of(case, operation, backend.device, trial, found)
-        for backend, trial, found in zip(backends, trials, times, strict=True)
-    ]

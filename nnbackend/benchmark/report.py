@@ -15,7 +15,8 @@ import numpy as np
 
 from nnbackend._checks import check_number, check_size
 from nnbackend.backends.contract import Backend
-from nnbackend.benchmark.cases import CASES, OPERATIONS, Case, Result, measure
+from nnbackend.benchmark.cases import CASES, Case
+from nnbackend.benchmark.operations import OPERATIONS, Result, measure
 from nnbackend.plot import new_figure
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import typer
 import nnbackend as nn
 from nnbackend._files import write_atomically
 from nnbackend.benchmark import report as bench_report
-from nnbackend.benchmark.cases import CASES, OPERATIONS, choose
+from nnbackend.benchmark.cases import CASES, choose
+from nnbackend.benchmark.operations import OPERATIONS
 from nnbackend.cli.common import app, check_picture, check_targets, save_picture, user_errors
 from nnbackend.errors import DataError
 

@@ -124,6 +124,10 @@ class Executor(ABC):
         """Fill the flat gradient for one batch, in training mode, and return the loss with
         penalties. Changes nothing else. ``step`` decides the dropout masks."""
 
+    def gradient_of(self, x: Any, y: Any, number: int, weight: Any) -> float | None:
+        """``gradient`` straight from a caller's arrays; None as for ``step``."""
+        return None
+
     # -- driven from outside: whoever calls these has the loss --------------------------------
 
     @abstractmethod

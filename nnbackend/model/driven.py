@@ -11,6 +11,7 @@ import numpy as np
 from nnbackend._checks import check_flag, check_number
 from nnbackend.backends.conversion import as_device_array
 from nnbackend.backends.types import Array
+from nnbackend.data.sources import one_batch
 from nnbackend.data.validation import as_predictions_input
 from nnbackend.errors import (
     DataError,
@@ -21,7 +22,7 @@ from nnbackend.errors import (
     ShapeError,
     memory_errors,
 )
-from nnbackend.executor.base import NO_FORWARD
+from nnbackend.executor.base import NO_FORWARD, Data
 from nnbackend.model.stack import BUSY, LayerStack
 
 #: Where the forward passes after the first of a step find their dropout masks.
@@ -42,6 +43,34 @@ class DrivenStack(LayerStack):
         self._rows_forward, self._passes, self._has_gradient = 0, 0, False
         super()._lower()
 
+    def _check_adapted(self) -> None:
+        for layer in self._adapting:
+            layer.check_adapted()
+
+    def _batch(self, x: Any, y: Any, sample_weight: Any) -> Data:
+        """A batch to be trained on, checked."""
+        data = one_batch(self.program, x, y, sample_weight)
+        self._check_adapted()
+        self.program.check_batch(len(data.x))
+        return data
+
+    def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """Loss of one batch with penalties; leaves its gradient in ``layer.weight_grad`` and so
+        on, and updates nothing."""
+        if not self._busy.acquire(False):
+            raise ModelBusyError(BUSY)
+        try:
+            self._rows_forward = 0
+            loss = self.executor.gradient_of(x, y, self.training.step, sample_weight)
+            if loss is None:
+                with memory_errors:
+                    self._check_compiled()
+                    loss = self.executor.gradient(self._batch(x, y, sample_weight), self.step)
+            self._has_gradient = True
+            return loss
+        finally:
+            self._busy.release()
+
     # -- there, back, and a step ----------------------------------------------------------------
 
     def forward(self, x: Any, training: bool = True) -> Array:
@@ -57,8 +86,7 @@ class DrivenStack(LayerStack):
             raise ModelBusyError(BUSY)
         try:
             self._rows_forward = 0
-            for layer in self._adapting:
-                layer.check_adapted()
+            self._check_adapted()
             number = self.training.step + self._passes * _PASS
             with memory_errors:
                 y = self.executor.forward_of(x, number)

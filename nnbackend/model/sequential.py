@@ -19,7 +19,6 @@ from nnbackend.data.sources import (
     BatchSource,
     Source,
     make_source,
-    one_batch,
     training_sources,
 )
 from nnbackend.data.split import HOW, How, split_rows
@@ -30,7 +29,6 @@ from nnbackend.data.validation import (
     check_matrix,
 )
 from nnbackend.errors import DataError, ModelBusyError, memory_errors
-from nnbackend.executor.base import Data
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_probabilities
 from nnbackend.metrics import AnyMetric, Metric, MetricFunction, ScoreMetric, resolve_metric
@@ -265,22 +263,6 @@ class Sequential(DrivenStack):
         rate = float(self.program.rates(self.step, 1)[0])
         return self.executor.train_on(data, rate, self.step)
 
-    def _batch(self, x: Any, y: Any, sample_weight: Any) -> Data:
-        """A batch to be trained on, checked."""
-        data = one_batch(self.program, x, y, sample_weight)
-        self._check_adapted()
-        self.program.check_batch(len(data.x))
-        return data
-
-    def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
-        """Loss of one batch with penalties; leaves its gradient in ``layer.weight_grad`` and so
-        on, and updates nothing."""
-        self._check_compiled()
-        with self._training():
-            loss = self.executor.gradient(self._batch(x, y, sample_weight), self.step)
-            self._has_gradient, self._rows_forward = True, 0
-            return loss
-
     def _begin_callbacks(self, callbacks: Sequence[Callback]) -> None:
         """Pass the states from a model file to the first fit's callbacks, matched by class."""
         for callback in callbacks:
@@ -296,10 +278,6 @@ class Sequential(DrivenStack):
             first.adapt(source.x)
         self._check_adapted()
         return first
-
-    def _check_adapted(self) -> None:
-        for layer in self._adapting:
-            layer.check_adapted()
 
     # -- inference ----------------------------------------------------------------------------
 

@@ -12,8 +12,10 @@ from command_line import run
 
 import nnbackend as nn
 from nnbackend.benchmark import cases as bench
+from nnbackend.benchmark import operations
 from nnbackend.benchmark import report as bench_report
-from nnbackend.benchmark.cases import CASES, OPERATIONS, Case, Trial
+from nnbackend.benchmark.cases import CASES, Case
+from nnbackend.benchmark.operations import OPERATIONS, Trial
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = [CASES[name] for name in ("tiny", "digits", "tanh-mse", "binary", "dropout-bn")]
@@ -42,7 +44,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(bench, "time", clock)
+    monkeypatch.setattr(operations, "time", clock)
     return clock
 
 
@@ -133,9 +135,9 @@ class TestOperations:
 
 class TestMeasuring:
     def test_repetitions_fill_the_time(self, clock: Clock) -> None:
-        assert bench.repetitions(clock.trial(), 0.25) == 250
+        assert operations.repetitions(clock.trial(), 0.25) == 250
         assert [count for _, count in clock.calls[:3]] == [1, 1, 10]
-        assert bench.repetitions(clock.trial(milliseconds=900), 0.25) == 1
+        assert operations.repetitions(clock.trial(milliseconds=900), 0.25) == 1
 
     def test_rounds_alternate_and_the_median_counts(
         self, clock: Clock, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +147,7 @@ class TestMeasuring:
         case = CASES["tiny"]
         monkeypatch.setattr(Case, "model", lambda self, backend: (backend.device, backend.speed))
         backends = [FakeBackend(name, speed) for name, speed in speeds.items()]
-        found = bench.measure(case, "step", backends, rounds=3, seconds=0.1)
+        found = operations.measure(case, "step", backends, rounds=3, seconds=0.1)
         timed = [name for name, count in clock.calls if (name, count) in {("a", 100), ("b", 25)}]
         assert timed[-6:] == ["a", "b"] * 3
         for result, speed in zip(found, speeds.values(), strict=True):
@@ -155,7 +157,7 @@ class TestMeasuring:
             assert result.gflop_per_second == pytest.approx(1e-6 / result.seconds)
 
     def test_a_real_backend(self, backend) -> None:
-        (result,) = bench.measure(CASES["tiny"], "step", [backend], rounds=3, seconds=1e-3)
+        (result,) = operations.measure(CASES["tiny"], "step", [backend], rounds=3, seconds=1e-3)
         assert (result.case, result.operation, result.backend) == ("tiny", "step", backend.device)
         assert len(result.rounds) == 3
         assert min(result.rounds) <= result.seconds <= max(result.rounds)
@@ -169,7 +171,9 @@ class FakeBackend:
 def results_of(*backends: str, cases=("tiny", "digits"), operations=("step", "row")) -> list:
     seconds = {"numpy": 8e-5, "numba": 2e-6}
     return [
-        bench.Result(case, operation, backend, seconds[backend], 4e5, 1.5, (seconds[backend],) * 2)
+        operations.Result(
+            case, operation, backend, seconds[backend], 4e5, 1.5, (seconds[backend],) * 2
+        )
         for case in cases
         for operation in operations
         for backend in backends

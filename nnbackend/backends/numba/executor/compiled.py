@@ -60,6 +60,10 @@ class CompiledExecutor(Executor):
         trace = self._plan(rows).run(Run(data, None, rows, np.zeros(1), step), trains=False)
         return total_loss(self.program, trace[0])
 
+    def gradient_of(self, x: Any, y: Any, number: int, weight: Any) -> float | None:
+        plan = self._training
+        return None if plan is None else plan.gradient(x, y, number, weight)
+
     def _plan(self, batch: int) -> Training:
         if self._training is None or self._training.batch != batch:
             parts = self.compiled.step_parts(batch)

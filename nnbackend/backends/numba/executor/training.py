@@ -40,6 +40,7 @@ class Training(StepContext):
         #: how a caller's own targets may look: their dtype and the field of their address
         self._own_target: tuple[Any, int] = (None, 0)
         self._weight: Any = None
+        self._trains = True
 
     def run(self, run: Run, trains: bool = True) -> Trace:
         """Train, or only take the gradient of one batch."""
@@ -62,8 +63,9 @@ class Training(StepContext):
         if f[c.STATUS] == c.NOT_FINITE:
             trace[f[c.STEP] - run.first_step :] = np.nan
         self._own_target = (None, 0)
-        if trains and order is None and steps == 1:
+        if order is None and steps == 1:
             self._expect_own(rows, labels)
+        self._trains = trains
         return trace
 
     # -- a caller's own batch, straight from its arrays ------------------------------------------
@@ -84,6 +86,19 @@ class Training(StepContext):
     def step(self, x: Any, y: Any, number: int, weight: Any = None) -> Array | None:
         """One update on a caller's arrays, checked in compiled code; None where they need other
         checks, or are no arrays."""
+        loss = self._single(x, y, number, weight, True)
+        if loss is None or loss == loss:
+            return None if loss is None else np.array(loss)
+        if self.f[self.c.STATUS] == self.c.NOT_FINITE:
+            raise not_finite_step(number)
+        return None
+
+    def gradient(self, x: Any, y: Any, number: int, weight: Any) -> float | None:
+        """The loss and its gradient, likewise."""
+        loss = self._single(x, y, number, weight, False)
+        return None if self.f[self.c.STATUS] == self.c.REFUSED else loss
+
+    def _single(self, x: Any, y: Any, number: int, weight: Any, trains: bool) -> float | None:
         target_dtype, field = self._own_target
         if target_dtype is None or type(x) is not np.ndarray or type(y) is not np.ndarray:
             return None
@@ -100,19 +115,16 @@ class Training(StepContext):
         optimizer = self.program.optimizer
         if optimizer is None:
             return None
-        if optimizer.changes != self.settings_seen:
+        if optimizer.changes != self.settings_seen or trains is not self._trains:
             if len(optimizer.slots) != len(self.program.slots):
                 return None
-            self.set_optimizer(optimizer, True)
+            self.set_optimizer(optimizer, trains)
+            self._trains = trains
         rate = self.fixed_rate
         if rate is None:
             rate = float(optimizer.rates(number, 1)[0])
-        loss = self._once(self.function, self.address, x, y, field, number, rate)
-        if loss == loss:
-            return np.array(loss)
-        if self.f[self.c.STATUS] == self.c.NOT_FINITE:
-            raise not_finite_step(number)
-        return None
+        loss: float = self._once(self.function, self.address, x, y, field, number, rate)
+        return loss
 
     def _take_weight(self, weight: Any) -> bool:
         """Use these weights of the rows, or none; False if they need other checks."""
