@@ -12,7 +12,7 @@ from command_line import run
 
 import nnbackend as nn
 from nnbackend.benchmark import cases as bench
-from nnbackend.benchmark import operations
+from nnbackend.benchmark import operations as measuring
 from nnbackend.benchmark import report as bench_report
 from nnbackend.benchmark.cases import CASES, Case
 from nnbackend.benchmark.operations import OPERATIONS, Trial
@@ -44,7 +44,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(operations, "time", clock)
+    monkeypatch.setattr(measuring, "time", clock)
     return clock
 
 
@@ -135,9 +135,9 @@ class TestOperations:
 
 class TestMeasuring:
     def test_repetitions_fill_the_time(self, clock: Clock) -> None:
-        assert operations.repetitions(clock.trial(), 0.25) == 250
+        assert measuring.repetitions(clock.trial(), 0.25) == 250
         assert [count for _, count in clock.calls[:3]] == [1, 1, 10]
-        assert operations.repetitions(clock.trial(milliseconds=900), 0.25) == 1
+        assert measuring.repetitions(clock.trial(milliseconds=900), 0.25) == 1
 
     def test_rounds_alternate_and_the_median_counts(
         self, clock: Clock, monkeypatch: pytest.MonkeyPatch
@@ -147,7 +147,7 @@ class TestMeasuring:
         case = CASES["tiny"]
         monkeypatch.setattr(Case, "model", lambda self, backend: (backend.device, backend.speed))
         backends = [FakeBackend(name, speed) for name, speed in speeds.items()]
-        found = operations.measure(case, "step", backends, rounds=3, seconds=0.1)
+        found = measuring.measure(case, "step", backends, rounds=3, seconds=0.1)
         timed = [name for name, count in clock.calls if (name, count) in {("a", 100), ("b", 25)}]
         assert timed[-6:] == ["a", "b"] * 3
         for result, speed in zip(found, speeds.values(), strict=True):
@@ -157,7 +157,7 @@ class TestMeasuring:
             assert result.gflop_per_second == pytest.approx(1e-6 / result.seconds)
 
     def test_a_real_backend(self, backend) -> None:
-        (result,) = operations.measure(CASES["tiny"], "step", [backend], rounds=3, seconds=1e-3)
+        (result,) = measuring.measure(CASES["tiny"], "step", [backend], rounds=3, seconds=1e-3)
         assert (result.case, result.operation, result.backend) == ("tiny", "step", backend.device)
         assert len(result.rounds) == 3
         assert min(result.rounds) <= result.seconds <= max(result.rounds)
@@ -171,7 +171,7 @@ class FakeBackend:
 def results_of(*backends: str, cases=("tiny", "digits"), operations=("step", "row")) -> list:
     seconds = {"numpy": 8e-5, "numba": 2e-6}
     return [
-        operations.Result(
+        measuring.Result(
             case, operation, backend, seconds[backend], 4e5, 1.5, (seconds[backend],) * 2
         )
         for case in cases
