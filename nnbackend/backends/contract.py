@@ -7,8 +7,7 @@ C classes, P parameters. Rules for every method:
 - The caller owns every array, ``out`` and ``saved`` included: nothing that grows with the batch
   is allocated. Outputs are overwritten, never read; no input is changed, not even ``dy``.
 - Input is assumed valid: layers and models have checked it. NaN in, NaN out.
-
-``NumpyBackend`` is the reference; the easiest way to write a new backend is to subclass it.
+- ``NumpyBackend`` is the reference; the easiest way to write a new backend is to subclass it.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from nnbackend.backends.types import (
     Activation,
     Array,
     Availability,
+    DenseCalls,
     DType,
     LossFormula,
     UpdateRule,
-    check_precision,
+    check_full_precision,
     is_on_gpu,
 )
 from nnbackend.backends.uploads import Uploads
@@ -107,13 +107,7 @@ class Backend(ABC):
         Raises:
             UnknownNameError: no precision has that name.
             DeviceError: this backend has full precision only."""
-        check_precision(precision)
-        if precision != "fp32":
-            raise DeviceError(
-                f"precision must be 'fp32' on the backend {self.device}; received {precision!r}, "
-                f"which is for GPUs. Use backend='cuda', or move the model with "
-                f"model.to({self.device!r}, precision='fp32')"
-            )
+        check_full_precision(self.device, precision)
         return self
 
     def make_uploads(self) -> Uploads | None:
@@ -150,6 +144,12 @@ class Backend(ABC):
         """
 
     # -- layers ---------------------------------------------------------------------------
+
+    def bind_dense(
+        self, w: Array, b: Array | None, act: Activation, dw: Array, db: Array | None
+    ) -> DenseCalls | None:
+        """Quicker calls of a dense layer that has these arrays, if there are any."""
+        return None
 
     @abstractmethod
     def dense_forward(

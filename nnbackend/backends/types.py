@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from nnbackend._checks import check_name
+from nnbackend.errors import DeviceError
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES, Saves
 
 Array = Any  #: an array of some backend: supports slicing, ``reshape`` and ``a[...] = b``
@@ -32,6 +33,20 @@ class Activation(NamedTuple):
 
 
 LINEAR = Activation("linear")
+
+
+class DenseCalls(Protocol):
+    """A dense layer's operations, bound to its arrays."""
+
+    #: x of the last forward, and what its way back needs; None if it was not made here
+    kept: tuple[Array, Array] | None
+
+    def forward(self, x: Any) -> Array | None:
+        """y in a new array from a caller's x (B, I); None if x needs a conversion or an error
+        message. x must not be changed before ``backward``."""
+
+    def backward(self, dy: Any) -> Array | None:
+        """dx in a new array from a caller's dy (B, O), for the last ``forward``; None likewise."""
 
 
 class LossFormula(NamedTuple):
@@ -114,6 +129,16 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 def check_precision(precision: str) -> str:
     """``precision`` if it is one of PRECISIONS."""
     return check_name("precision", precision, PRECISIONS)
+
+
+def check_full_precision(device: str, precision: str) -> None:
+    """Refuse another precision than the full one."""
+    if check_precision(precision) != "fp32":
+        raise DeviceError(
+            f"precision must be 'fp32' on the backend {device}; received {precision!r}, which is "
+            f"for GPUs. Use backend='cuda', or move the model with model.to({device!r}, "
+            f"precision='fp32')"
+        )
 
 
 #: DLPack's number for memory of a CUDA device.

@@ -360,11 +360,8 @@ class NativeLayer(Layer):
     op: ClassVar[Op]
     activation: Activation = LINEAR
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # a class of one's own may keep what it likes
-        if name in LAYER_ATTRIBUTES and self.declaration is not None:
-            raise missing_attribute(self, name, LAYER_ATTRIBUTES)
-        object.__setattr__(self, name, value)
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in LAYER_ATTRIBUTES]
 
     @property
     def declaration(self) -> NativeLayer | None:
@@ -379,6 +376,28 @@ class NativeLayer(Layer):
         """Elements that a training step keeps for the backward pass besides the output, for
         each row of the batch; ``width`` is the layer's number of outputs."""
         return 0
+
+
+class _NameOfOthers:
+    """An attribute that layers have elsewhere: neither read nor assigned here, unless a class of
+    one's own keeps something under its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: NativeLayer | None, owner: type) -> Any:
+        if layer is None or self.name not in layer.__dict__:
+            raise missing_attribute(layer or owner, self.name, LAYER_ATTRIBUTES)
+        return layer.__dict__[self.name]
+
+    def __set__(self, layer: NativeLayer, value: Any) -> None:
+        if layer.declaration is not None:
+            raise missing_attribute(layer, self.name, LAYER_ATTRIBUTES)
+        layer.__dict__[self.name] = value
+
+
+for _name in LAYER_ATTRIBUTES:  # not by __setattr__, which every attribute would pay for
+    setattr(NativeLayer, _name, _NameOfOthers(_name))
 
 
 def _is_float64(x: Any) -> bool:

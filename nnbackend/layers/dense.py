@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from nnbackend._checks import check_flag, check_number
-from nnbackend.backends.types import LINEAR, Array
+from nnbackend.backends.types import LINEAR, Array, DenseCalls
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.activations import activation_config, resolve_activation
@@ -32,7 +32,7 @@ class Dense(NativeLayer):
     """
 
     op = Op.DENSE
-    transient = ("_x", "_saved")
+    transient = ("_x", "_saved", "_calls")
     weight = Parameter()
     bias = Parameter()
     weight_grad: Any
@@ -68,8 +68,21 @@ class Dense(NativeLayer):
         self.add_parameter("weight", (n_inputs, n_outputs), weight_init)
         if check_flag("Dense.bias", bias):
             self.add_parameter("bias", (n_outputs,), bias_init, "bias")
+        #: quick calls; False where the backend has none
+        self._calls: DenseCalls | Literal[False] | None = None
         self._x: Array | None = None
         self._saved: Array | None = None
+
+    def _bound(self) -> DenseCalls | Literal[False]:
+        """Quick calls of the layer with its arrays, if the backend has any."""
+        arrays = self._arrays or self._draw_standalone()
+        gradients = self._gradients
+        bound = self.backend.bind_dense(
+            arrays["weight"], arrays.get("bias"), self.activation,
+            gradients["weight"], gradients.get("bias"),
+        )  # fmt: skip
+        self._calls = False if bound is None else bound
+        return self._calls
 
     @property
     def row_floats(self) -> tuple[float, ...]:
@@ -102,7 +115,17 @@ class Dense(NativeLayer):
             "trainable": self.trainable,
         }
 
+    def bind(self, *arrays: Any) -> None:
+        super().bind(*arrays)
+        self._calls = None
+
     def forward(self, x: Any, training: bool = False) -> Array:
+        calls = self._calls
+        if calls is None:
+            calls = self._bound()
+        y = calls.forward(x) if calls else None
+        if y is not None:
+            return y
         x, act = self._input(x), self.activation
         backend: Any = self._backend
         arrays = self._arrays or self._draw_standalone()
@@ -114,6 +137,13 @@ class Dense(NativeLayer):
         return y
 
     def backward(self, dy: Any) -> Array:
+        calls = self._calls
+        if calls:
+            dx = calls.backward(dy)
+            if dx is not None:
+                return dx
+            if calls.kept is not None:
+                self._x, self._saved = calls.kept
         dy = self._output_gradient(dy, self._saved)
         x, act, gradients = self._x, self.activation, self._gradients
         backend: Any = self._backend

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from nnbackend.backends.numba.runtime import INSTALL, address_of, missing_modules, packed, runtime
-from nnbackend.backends.numpy.backend import NumpyBackend
+from nnbackend.backends.numba.calls import CallsOperations
+from nnbackend.backends.numba.dense import BoundDense
+from nnbackend.backends.numba.runtime import (
+    INSTALL,
+    address_of,
+    missing_modules,
+    signed,
+)
 from nnbackend.backends.numpy.blocks import row_slices
 from nnbackend.backends.types import (
     LINEAR,
@@ -24,37 +30,17 @@ from nnbackend.backends.types import (
     UpdateRule,
 )
 
-FLOAT64 = np.dtype(np.float64)
 #: Multiplications that one more thread must have to do to be worth its start (about 25 us).
 GRAIN = 1 << 21
 #: Elements that one more thread must have to pass over.
 ELEMENT_GRAIN = 1 << 17
-_MASK = (1 << 64) - 1
 
 
-def _signed(bits: int) -> int:
-    """64 bits as the int64 with the same bits."""
-    bits &= _MASK
-    return bits - (1 << 64) if bits >> 63 else bits
-
-
-class NumbaBackend(NumpyBackend):
+class NumbaBackend(CallsOperations):
     """Numba on the CPU: compiled kernels, matrix products and threads of its own."""
 
     name: ClassVar[str] = "numba"
     executor: ClassVar[str] = "nnbackend.backends.numba.executor:CompiledExecutor"
-
-    def __init__(self, index: int | None = None) -> None:
-        super().__init__(index)
-        from nnbackend.kernels.cpu.gemm import products as cpu_products
-        from nnbackend.kernels.cpu.program import operations as cpu_operations
-
-        self.runtime = runtime()
-        self._operation: Any = cpu_operations
-        self._scratch_bytes: int = cpu_products.SCRATCH_BYTES
-        # leased by the threads that multiply matrices: append and pop are atomic; with addresses
-        self._scratch: list[tuple[int, Array]] = []
-        self._functions: dict[Any, int] = {}
 
     @classmethod
     def is_available(cls) -> Availability:
@@ -76,52 +62,17 @@ class NumbaBackend(NumpyBackend):
     def kept_in(self) -> str:
         return str(self.runtime.folders.write or "this process")
 
-    def _run(
-        self,
-        operation: int,
-        like: Array,
-        arguments: tuple[int, ...],
-        numbers: tuple[float, ...] = (),
-        work: float = 0.0,
-        scratch: int = 0,
-    ) -> None:
-        """Run an operation on as many threads as its ``work``, in grains, is worth."""
-        run = self.runtime
-        parts = 1 if work < 2.0 else run.threads.parts(int(work))
-        context = packed(len(arguments), len(numbers))(parts, scratch, *arguments, *numbers)
-        function = self._functions.get(like.dtype) or self._compiled(like)
-        run.unit.run(function, context, operation, parts)
-
-    def _compiled(self, like: Array) -> int:
-        """The function that runs operations on arrays like this one."""
-        name = "float64" if like.dtype == FLOAT64 else "float32"
-        function = self._functions[like.dtype] = self.runtime.entry("operation", name)
-        return function
-
-    def _multiply(
-        self,
-        operation: int,
-        like: Array,
-        arguments: tuple[int, ...],
-        numbers: tuple[float, ...],
-        work: float,
-    ) -> None:
-        """Run an operation that multiplies matrices, which takes scratch memory."""
-        try:
-            scratch = self._scratch.pop()
-        except IndexError:
-            memory = np.empty(self._scratch_bytes * self.runtime.threads.most, np.uint8)
-            scratch = address_of(memory), memory
-        self._run(operation, like, arguments, numbers, work, scratch[0])
-        self._scratch.append(scratch)
-
-    # -- data -----------------------------------------------------------------------------
-
     def random_bits(self, out: Array, seed: int, stream: int, offset: int) -> None:
-        arguments = (address_of(out), out.size, offset, _signed(seed), _signed(stream))
+        arguments = (address_of(out), out.size, offset, signed(seed), signed(stream))
         self._run(self._operation.RANDOM_BITS, _FLOAT32, (*arguments, stream >> 64))
 
     # -- layers ---------------------------------------------------------------------------
+
+    def bind_dense(
+        self, w: Array, b: Array | None, act: Activation, dw: Array, db: Array | None
+    ) -> BoundDense:
+        most_rows, leases = int(2 * GRAIN / w.size), self._scratch
+        return BoundDense(self.runtime, w, b, act, dw, db, most_rows, self._lease, leases)
 
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
@@ -252,7 +203,7 @@ class NumbaBackend(NumpyBackend):
     def dropout_forward(
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:
-        bits = (_signed(seed), _signed(stream), stream >> 64)
+        bits = (signed(seed), signed(stream), stream >> 64)
         arguments = (*map(address_of, (x, out, saved)), x.size, *bits)
         work = x.size / ELEMENT_GRAIN
         self._run(self._operation.DROPOUT_FORWARD, out, arguments, (rate,), work)

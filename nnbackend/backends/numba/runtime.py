@@ -67,17 +67,23 @@ def packed(n_arguments: int, n_numbers: int) -> Callable[..., bytes]:
     return struct.Struct(f"={FIRST_ARGUMENT + n_arguments}q{gap}x{n_numbers}d").pack
 
 
+def signed(bits: int) -> int:
+    """64 bits as the int64 with the same bits."""
+    bits &= (1 << 64) - 1
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
 class Runtime:
     """Compiled code, and the threads it may use."""
 
     def __init__(self) -> None:
-        from nnbackend.kernels.cpu import entry
+        from nnbackend.kernels.cpu import calls, entry
         from nnbackend.kernels.cpu.codegen import intrinsics, store
 
         intrinsics.register_symbols()
         if USES_BLAS:
             _hold_blas()
-        self.cpu = entry
+        self.cpu, self.calls = entry, calls
         self.threads = Threads()
         self.folders = cache_folders()
         self.unit = entry.Unit(store.Store(*self.folders))

@@ -83,8 +83,8 @@ class _Inference:
         f[c.TRACE] = address_of(self.trace)
         self.address = address_of(f)
         self.function = run.entry("phase", str(dtype))
-        self._run, self._cpu = run, run.cpu
-        self._infer = run.unit.driver(run.cpu.infer)
+        self._run, self._calls = run, run.calls
+        self._infer = run.unit.driver(run.calls.infer)
         self._shape = (1, table.n_outputs)
         self._dtype = dtype
 
@@ -97,7 +97,7 @@ class _Inference:
         f, c = self.f, self.c
         f[c.X], f[c.OUT], f[c.N_DATA] = address_of(x), address_of(out), len(x)
         f[c.NEXT_ROW] = 0
-        self._start(self._cpu.PREDICT, parts)
+        self._start(self._calls.PREDICT, parts)
 
     def evaluate(self, data: Data, parts: int) -> Trace:
         f, c = self.f, self.c
@@ -106,8 +106,8 @@ class _Inference:
         f[c.LABELS] = f[c.LABELS_BATCH] = address_of(data.target) if labels else 0
         f[c.TARGET] = f[c.TARGET_BATCH] = 0 if labels else address_of(data.target)
         f[c.WEIGHT] = f[c.WEIGHT_BATCH] = address_of(data.weight)
-        self._start(self._cpu.EVALUATE, parts)
-        self._run.unit.run(self.function, self.address, self._cpu.END_EVALUATE, 1)
+        self._start(self._calls.EVALUATE, parts)
+        self._run.unit.run(self.function, self.address, self._calls.END_EVALUATE, 1)
         return self.trace.copy()
 
     def call(self, x: Any) -> Array | None:

@@ -42,10 +42,10 @@ class Segment(StepContext):
         self._tables = (False, True)
         self._no_dx = np.empty((0, 0), self.dtype)
         self._places = address_of(self.output), address_of(self.dy)
-        cpu, fork = self.cpu, self.parts > 1
-        self._forward = self.unit.driver(cpu.fork_forward if fork else cpu.forward)
-        self._backward = self.unit.driver(cpu.fork_backward if fork else cpu.backward)
-        self._apply = self.unit.driver(cpu.fork_apply if fork else cpu.apply)
+        calls, fork = self.calls, self.parts > 1
+        self._forward = self.unit.driver(calls.fork_forward if fork else calls.forward)
+        self._backward = self.unit.driver(calls.fork_backward if fork else calls.backward)
+        self._apply = self.unit.driver(calls.fork_apply if fork else calls.apply)
 
     def _part(self, flat: Array, offset: int, width: int) -> Array:
         start = offset * self.capacity

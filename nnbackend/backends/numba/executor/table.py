@@ -161,7 +161,7 @@ class StepContext:
         f[c.TEAM] = address_of(self._team)
         self.address = address_of(f)
         self.function = table.runtime.entry("phase", str(self.dtype))
-        self.unit, self.cpu = table.runtime.unit, table.runtime.cpu
+        self.unit, self.calls = table.runtime.unit, table.runtime.calls
         self._settings = -1
         self.fixed_rate: float | None = None
 
@@ -177,7 +177,7 @@ class StepContext:
     def call(self) -> None:
         """Run the steps that the context describes."""
         self._team[:] = 0
-        phase = self.cpu.STEPS if self.parts > 1 else self.cpu.SERIAL
+        phase = self.calls.STEPS if self.parts > 1 else self.calls.SERIAL
         self.unit.run(self.function, self.address, phase, self.parts)
 
     def set_optimizer(self, optimizer: Optimizer | None, trains: bool) -> None:

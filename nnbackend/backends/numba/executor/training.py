@@ -36,7 +36,7 @@ class Training(StepContext):
             }
             self.set_buffers(buffers, capacity)
         self.one_rate, self.one_trace = np.zeros(1), np.zeros((1, table.trace_width))
-        self._once = self.unit.driver(self.cpu.fork_step if parts > 1 else self.cpu.step)
+        self._once = self.unit.driver(self.calls.fork_step if parts > 1 else self.calls.step)
         #: how a caller's own targets may look: their dtype and the field of their address
         self._own_target: tuple[Any, int] = (None, 0)
         self._weight: Any = None
