@@ -156,6 +156,26 @@ LAYER_ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(("units", "out_features", "n_neurons"), "the width is layer.n_outputs"),
     **dict.fromkeys(("in_features", "input_dim"), "the width is layer.n_inputs"),
 }
+
+
+class NameOfOthers:
+    """An attribute that layers have elsewhere: neither read nor assigned here, unless a class of
+    one's own keeps something under its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, layer: Any, owner: type) -> Any:
+        if layer is None or self.name not in layer.__dict__:
+            raise missing_attribute(layer or owner, self.name, LAYER_ATTRIBUTES)
+        return layer.__dict__[self.name]
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        if layer.declaration is not None:
+            raise missing_attribute(layer, self.name, LAYER_ATTRIBUTES)
+        layer.__dict__[self.name] = value
+
+
 _ARRAYS = "model.arrays() gives all arrays by name, model.layers[0].weight one of them"
 #: Attributes of models elsewhere.
 MODEL_ATTRIBUTES: dict[str, str] = {

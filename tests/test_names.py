@@ -9,7 +9,6 @@ import pytest
 
 import nnbackend as nn
 from nnbackend import _names, initializers
-from nnbackend.layers.base import _NameOfOthers
 
 X, Y = np.ones((6, 2), "float32"), np.zeros(6, int)
 
@@ -172,7 +171,9 @@ class TestAttributes:
     def test_no_name_of_ours_is_among_them(self, kind) -> None:
         hints = _names.MODEL_ATTRIBUTES if kind is nn.Sequential else _names.LAYER_ATTRIBUTES
         ours = {
-            n for n in dir(kind) if not isinstance(inspect.getattr_static(kind, n), _NameOfOthers)
+            n
+            for n in dir(kind)
+            if not isinstance(inspect.getattr_static(kind, n), _names.NameOfOthers)
         }
         assert not hints.keys() & ours
 

@@ -21,7 +21,7 @@ from nnbackend._checks import (
     check_values,
     declares_all,
 )
-from nnbackend._names import LAYER_ATTRIBUTES, AnswersNames, missing_attribute
+from nnbackend._names import LAYER_ATTRIBUTES, AnswersNames, NameOfOthers, missing_attribute
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.conversion import as_device_array
@@ -378,26 +378,8 @@ class NativeLayer(Layer):
         return 0
 
 
-class _NameOfOthers:
-    """An attribute that layers have elsewhere: neither read nor assigned here, unless a class of
-    one's own keeps something under its name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, layer: NativeLayer | None, owner: type) -> Any:
-        if layer is None or self.name not in layer.__dict__:
-            raise missing_attribute(layer or owner, self.name, LAYER_ATTRIBUTES)
-        return layer.__dict__[self.name]
-
-    def __set__(self, layer: NativeLayer, value: Any) -> None:
-        if layer.declaration is not None:
-            raise missing_attribute(layer, self.name, LAYER_ATTRIBUTES)
-        layer.__dict__[self.name] = value
-
-
 for _name in LAYER_ATTRIBUTES:  # not by __setattr__, which every attribute would pay for
-    setattr(NativeLayer, _name, _NameOfOthers(_name))
+    setattr(NativeLayer, _name, NameOfOthers(_name))
 
 
 def _is_float64(x: Any) -> bool:
