@@ -140,6 +140,19 @@ def test_bigger_than_memory(tmp_path) -> None:
     check_bigger_than_memory(tmp_path, "4")
 
 
+def test_cart_pole(tmp_path) -> None:
+    steps, most = after(run("cart_pole.py", tmp_path), "a pole stays up for")
+    assert (15 < steps < 30, most) == (True, 500)
+
+
+@pytest.mark.parametrize("script", ["policy_gradient.py", "q_learning.py"])
+def test_reinforcement_learning(tmp_path, script) -> None:
+    out = run(script, tmp_path, "curve.png")
+    assert after(out, "mean steps ")[0] > 0
+    assert numbers(out.splitlines()[-1])[-1] > 450
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_example_is_tested_and_listed() -> None:
     tests = Path(__file__).read_text()
     listed = (EXAMPLES / "README.md").read_text()

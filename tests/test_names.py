@@ -170,11 +170,9 @@ class TestAttributes:
     @pytest.mark.parametrize("kind", [nn.Dense, nn.BatchNorm, nn.ReLU, nn.Dropout, nn.Sequential])
     def test_no_name_of_ours_is_among_them(self, kind) -> None:
         hints = _names.MODEL_ATTRIBUTES if kind is nn.Sequential else _names.LAYER_ATTRIBUTES
-        ours = {
-            n
-            for n in dir(kind)
-            if not isinstance(inspect.getattr_static(kind, n), _names.NameOfOthers)
-        }
+        found = {name: inspect.getattr_static(kind, name) for name in dir(kind)}
+        names = _names.NameOfOthers
+        ours = {name for name, value in found.items() if not isinstance(value, names)}
         assert not hints.keys() & ours
 
     def test_copies_and_pickles(self) -> None:
