@@ -1,5 +1,7 @@
 """Models driven from outside: forward, backward, apply_gradients; the parameters as one vector."""
 
+import copy
+
 import numpy as np
 import pytest
 from sample_models import Scale, data, squared, weights
@@ -405,3 +407,19 @@ class TestOwnLoss:
         assert loaded.loss is None
         with pytest.raises(nn.DataError, match="has no loss"):
             loaded.fit(*xy)
+
+
+def test_one_row_through_wide_layers(rng) -> None:
+    """Products that wait for memory are NumPy's there; the outputs are those of many rows."""
+    layers = [nn.Dense(800, 700, "gelu"), nn.LayerNorm(700), nn.Dropout(0.5), nn.Dense(700, 700),
+              nn.BatchNorm(700), nn.Tanh(), nn.Dense(700, 3, "softmax")]  # fmt: skip
+    for backend in nn.available_backends():
+        if backend not in ("numpy", "numba") or not nn.available_backends()[backend].ok:
+            continue
+        model = nn.Sequential(copy.deepcopy(layers), seed=0, dtype="float64", backend=backend)
+        x = rng.normal(size=(20, 800))
+        expected = model.predict(x)
+        for row in (0, 7):
+            one = model.predict(x[row : row + 1])
+            np.testing.assert_allclose(one, expected[row : row + 1], rtol=1e-12)
+            np.testing.assert_array_equal(model(x[row : row + 1]), one)

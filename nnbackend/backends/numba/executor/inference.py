@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from nnbackend.backends.numba.executor.table import CompiledTable
 from nnbackend.backends.numba.runtime import address_of
+from nnbackend.backends.numpy.backend import NumpyBackend
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data, Trace
+from nnbackend.executor.python import InferencePlan
+from nnbackend.executor.rows import Inference, activation_of, bind_inference
+from nnbackend.kernels.codes import Op
+from nnbackend.program.table import Program, Row
 
 #: The most rows for which inference has a path of its own.
 FEW_ROWS = 16
+#: Weights of more bytes are read from memory for each row, which NumPy's BLAS, whose threads are
+#: awake by then, does twice as fast as one thread, or as threads that have to be started.
+WIDE_WEIGHTS = 1 << 21
 
 
 class Inferences:
@@ -23,9 +31,15 @@ class Inferences:
         # append and pop are atomic
         self._idle: list[_Inference] = []
         self._few: list[_Inference] = []
+        sizes = [row.n_inputs * row.n_outputs for row in table.rows if row.op == Op.DENSE]
+        self._is_wide = max(sizes, default=0) * table.dtype.itemsize > WIDE_WEIGHTS
+        self._rows: list[_SingleRow] = []
 
     def predict(self, x: Array, out: Array) -> None:
         """out (N, O) = outputs for x (N, I)."""
+        if self._is_wide and len(x) == 1:
+            self._predict_row(x, out)
+            return
         lease = self._lease()
         try:
             lease.predict(x, out, self.table.inference_parts(len(x)))
@@ -44,6 +58,10 @@ class Inferences:
         """Outputs for a few rows straight from a caller's array; None if that is not possible."""
         if type(x) is not np.ndarray or x.dtype is not self.table.dtype or len(x) > FEW_ROWS:
             return None
+        if self._is_wide and x.shape == (1, self.table.n_inputs):
+            row: Array = np.empty((1, self.table.n_outputs), x.dtype)
+            self._predict_row(x, row)
+            return row
         try:
             lease = self._few.pop()
         except IndexError:
@@ -51,6 +69,15 @@ class Inferences:
         out = lease.call(x)
         self._few.append(lease)
         return out
+
+    def _predict_row(self, x: Array, out: Array) -> None:
+        try:
+            lease = self._rows.pop()
+        except IndexError:
+            lease = _SingleRow(self.table)
+        with np.errstate(all="ignore"):
+            lease.run(x, out)
+        self._rows.append(lease)
 
     def forget(self) -> None:
         """Plan anew: the number of threads has changed."""
@@ -62,6 +89,23 @@ class Inferences:
         except IndexError:
             threads = self.table.runtime.threads.count
             return _Inference(self.table, self.table.inference_rows, threads)
+
+
+class _SingleRow(InferencePlan):
+    """One row through rows of a program, products by NumPy."""
+
+    def __init__(self, table: CompiledTable) -> None:
+        program, rows = table.program, [row for row in table.rows if row.op != Op.DROPOUT]
+        self.functions = [self._bound(program, row) for row in rows]
+        self.outputs = [np.empty((1, row.n_outputs), table.dtype) for row in rows[:-1]]
+
+    @staticmethod
+    def _bound(program: Program, row: Row) -> Inference:
+        if row.op != Op.DENSE:
+            return bind_inference(program, row)
+        (w, b), act = program.arrays[row.layer].parameters, activation_of(program, row)
+        backend, forward = cast(NumpyBackend, program.backend), NumpyBackend.dense_forward
+        return lambda x, out: forward(backend, x, w, b, act, out, None)
 
 
 class _Inference:
