@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nnbackend.backends.cuda.backend import CudaBackend
-from nnbackend.backends.cuda.graphs import GraphInference, GraphSteps, StepPlace
+from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
 from nnbackend.backends.cuda.kernels import bind, source_version
 from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, layout_of, padded
 from nnbackend.backends.types import Array
-from nnbackend.errors import OutOfMemoryError
-from nnbackend.executor.base import Data, Run, Trace
+from nnbackend.errors import DataError, OutOfMemoryError
+from nnbackend.executor.base import NO_FORWARD, Data, Run, Trace
 from nnbackend.executor.python import PythonExecutor
 from nnbackend.kernels.codes import TRACE_SUMS
 from nnbackend.program.table import Program
@@ -67,6 +67,8 @@ class GraphExecutor(PythonExecutor):
         self._steps: dict[Any, GraphSteps] = {}
         self._residents: dict[Any, ResidentSteps | None] = {}
         self._inferences: dict[int, GraphInference] = {}
+        self._passes: dict[int, GraphPasses] = {}
+        self._gone_there: tuple[GraphPasses, Array, int] | None = None
         self._lock = threading.Lock()
 
     # -- training ---------------------------------------------------------------------------------
@@ -134,6 +136,41 @@ class GraphExecutor(PythonExecutor):
         if isinstance(rate, Schedule):
             rate = float(optimizer.rates(number, 1)[0])
         return self.train_on(Data(x, y, None), rate, number)
+
+    # -- driven from outside ----------------------------------------------------------------------
+
+    def forward(self, x: Array, number: int) -> Array:
+        rows = len(x)
+        with self._lock:
+            make = partial(self._make_passes, rows)
+            passes = self._kept(self._passes, rows, make, KEPT)
+            self._begin(Data(x, x, None), None, None, 0.0, None, None, number, rows, rows)
+            self._gone_there = passes, x, number
+            return passes.forward()
+
+    def _make_passes(self, rows: int) -> GraphPasses:
+        gradients = self.program.storage.gradients
+        before = gradients.copy()  # ways to multiply are tried, and leave results there
+        passes = GraphPasses(self.program, self.backend, self.place, rows)
+        gradients[...] = before
+        return passes
+
+    def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
+        if self._gone_there is None:
+            raise DataError(NO_FORWARD)
+        passes, x, number = self._gone_there
+        if dx is None or passes.plan.gives_dx:
+            with self._lock:
+                passes.backward(dy, dx, penalties)
+            return
+        # no graph goes down so far: the same way again, launched one by one
+        workspace = self.plan(len(x), len(x)).workspace
+        workspace.moves_statistics = False
+        try:
+            super().forward(x, number)
+        finally:
+            workspace.moves_statistics = True
+        super().backward(dy, dx, penalties)
 
     def _fits(self, x: Any, dtype: np.dtype[Any], axes: int) -> bool:
         return self.backend.owns(x) and x.dtype == dtype and x.ndim == axes and x.flags.c_contiguous
@@ -261,6 +298,7 @@ class GraphExecutor(PythonExecutor):
                 self._steps.clear()
                 self._residents.clear()
                 self._inferences.clear()
+                self._passes.clear()
                 value = make()
         found[key] = value
         return value

@@ -105,6 +105,16 @@ class GraphPlan:
             if i == self.lowest:
                 sums()  # beside the last product
 
+    @property
+    def gives_dx(self) -> bool:
+        """Whether the gradient by the batch is one product more."""
+        return self.lowest == 0 and self._is_dense(0)
+
+    def input_gradient(self, dx: Array) -> None:
+        """dx (B, I), after ``backward``."""
+        weight = self._weight(self.table[0])
+        self.gpu.product(self._product(self.dz[0].operand, weight, dx, b_t=True))
+
     # -- arrays -----------------------------------------------------------------------------------
 
     def _zeros(self, columns: int, bf16: bool = False) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -100,6 +101,55 @@ class GraphInference:
     def _launch(self) -> None:
         for forward in self.plan.forward:
             forward()
+
+
+class GraphPasses:
+    """The way there and the way back of a step, each by itself, for batches of one size: whoever
+    calls them has the loss."""
+
+    def __init__(self, program: Program, backend: CudaBackend, place: StepPlace, rows: int) -> None:
+        self.program, self.backend, self.place = program, backend, place
+        self.plan = GraphPlan(program, backend, rows, True, place.rounded)
+        self._there = Graphs(backend, self._go_forward)
+        self._back = {
+            penalties: Graphs(backend, partial(self._go_back, penalties))
+            for penalties in (False, True)
+        }
+
+    def forward(self) -> Array:
+        """Outputs for the rows that the run's record names; a place that is used again."""
+        self._there.run(1)
+        return self.plan.pred
+
+    def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
+        """The flat gradient from the one by the outputs, and ``dx`` if ``gives_dx``."""
+        real, bf16 = self.plan.dpred
+        if real is not None:
+            real[...] = dy
+        if bf16 is not None:
+            self.backend.round_to_bf16(dy, bf16)
+        self._back[penalties].run(1)
+        if dx is not None:
+            self.plan.input_gradient(dx)
+
+    def _go_forward(self) -> None:
+        place, plan, program = self.place, self.plan, self.program
+        with self.backend.from_state(place.state, program.storage.parameters, place.rounded):
+            real, bf16 = (None if a is None else a.reshape(-1) for a in plan.x)
+            columns = program.n_inputs * program.dtype.itemsize // _WORD.itemsize
+            self.backend.run(
+                "begin_step", None, self.backend.blocks(plan.rows, WARPS), place.record,
+                place.penalty, plan.rows, columns, 0, 0,
+                None if real is None else real.view(_WORD), bf16, None, None, place.state,
+            )  # fmt: skip
+            for forward in plan.forward:
+                forward()
+
+    def _go_back(self, penalties: bool) -> None:
+        self.plan.backward()
+        self.backend.gpu.join()
+        if penalties and self.program.penalties:
+            add_penalties(self.program, True, self.place.penalty)
 
 
 class GraphSteps:

@@ -231,3 +231,32 @@ class TestChoices:
         choices = TuningCache("one", blocked / "choices.json")
         choices.keep("question", "answer")
         assert choices.get("question") == "answer"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("layers", MODELS)
+def test_driven_from_outside_it_does_what_launches_one_by_one_do(fresh, layers, precision) -> None:
+    """The two ways of a step are graphs of their own; the gradient by the input is a product more,
+    or the whole way again."""
+    planned = model_of(layers, StandInBackend(), precision)
+    alone = eager(model_of(layers, StandInBackend(), precision))
+    rng = fresh()
+    x, dy = rng.normal(size=(6, 20, 6)), rng.normal(size=(6, 20, 4)) / 20
+    if planned.layers[0].adapts:
+        for model in (planned, alone):
+            model.layers[0].adapt(x[0])
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 0.02}
+    for step in range(6):
+        found = []
+        for model in (planned, alone):
+            y = model.forward(x[step])
+            dx = model.backward(dy[step], input_gradient=step % 2 == 0)
+            gradient = model.flat_gradient
+            model.apply_gradients()
+            found.append([np.zeros(1) if a is None else model.backend.to_numpy(a)
+                          for a in (y, dx, gradient)])  # fmt: skip
+        for ours, theirs in zip(*found, strict=True):
+            np.testing.assert_allclose(ours, theirs, **tolerance)
+    # what Adam makes of a gradient that is nothing but rounding says nothing
+    for name, values in alone.arrays().items() if precision == "fp32" else ():
+        np.testing.assert_allclose(planned.arrays()[name], values, **tolerance)
