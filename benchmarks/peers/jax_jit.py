@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnbackend.benchmark.cases import EPOCH_BATCHES, Case
-from nnbackend.benchmark.operations import Trial
+from nnbackend.benchmark.operations import Trial, driven_batches
 from peers.system import CHECKED_ROWS, CHECKED_STEPS, PREDICT_BLOCK, Material, System, trial
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-7
@@ -287,11 +287,11 @@ class Jax(System):
     def driven_values(self, case: Case, material: Material) -> list[float]:
         still = Case(**{**vars(case), "dropout": 0.0})
         way = Driven(still, material, "threefry2x32")
-        batches = material.driven_batches(case)[:CHECKED_STEPS]
+        batches = driven_batches(case)[:CHECKED_STEPS]
         return [float((dy * np.asarray(way(jnp.asarray(x), dy))).sum()) for x, dy in batches]
 
     def driven(self, case: Case, material: Material) -> Trial:
-        batches = [(jnp.asarray(x), jnp.asarray(dy)) for x, dy in material.driven_batches(case)]
+        batches = [(jnp.asarray(x), jnp.asarray(dy)) for x, dy in driven_batches(case)]
         kinds = ("threefry2x32", "rbg") if case.dropout else ("threefry2x32",)
         ways = {
             f"{name}, {kind}" if case.dropout else name: Driven(case, material, kind, keeps)

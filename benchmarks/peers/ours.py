@@ -9,7 +9,13 @@ import numpy as np
 
 import nnbackend as nn
 from nnbackend.benchmark.cases import EPOCH_BATCHES, OPTIMIZERS, Case
-from nnbackend.benchmark.operations import Trial, drive, own_squared_error, reset_function
+from nnbackend.benchmark.operations import (
+    Trial,
+    drive,
+    driven_batches,
+    own_squared_error,
+    reset_function,
+)
 from nnbackend.benchmark.report import PACKAGES
 from peers.system import CHECKED_ROWS, CHECKED_STEPS, Material, System, trial
 
@@ -38,7 +44,7 @@ def losses_of(model: nn.Sequential, case: Case, material: Material) -> list[floa
 
 def driven_values_of(model: nn.Sequential, case: Case, material: Material) -> list[float]:
     """sum(dy y) of the first driven steps."""
-    batches = material.driven_batches(case)[:CHECKED_STEPS]
+    batches = driven_batches(case)[:CHECKED_STEPS]
     to_numpy = model.backend.to_numpy
     return [float((dy * to_numpy(drive(model, x, dy))).sum()) for x, dy in batches]
 
@@ -105,7 +111,7 @@ class Ours(System):
         return driven_values_of(model, case, material)
 
     def driven(self, case: Case, material: Material) -> Trial:
-        model, batches = self.model(case, material), material.driven_batches(case)
+        model, batches = self.model(case, material), driven_batches(case)
         if self.gpu():
             batches = [self.on_device(*batch) for batch in batches]
         finish = self.backend.synchronize

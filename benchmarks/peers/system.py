@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend.benchmark.cases import EPOCH_BATCHES, Batches, Case
-from nnbackend.benchmark.operations import Trial, output_gradients, timed
+from nnbackend.benchmark.operations import Trial, timed
 from nnbackend.layers import Dense
 from peers import PRECISION_VARIABLE
 
@@ -66,11 +66,6 @@ class Material:
         """Different batches, in order, as views."""
         parts = [slice(k, k + case.batch) for k in range(0, len(self.x), case.batch)]
         return [(self.x[part], self.y[part]) for part in parts]
-
-    def driven_batches(self, case: Case) -> Batches:
-        """Different batches of inputs and of gradients by the outputs."""
-        inputs = [x for x, _ in self.batches(case)]
-        return list(zip(inputs, output_gradients(case), strict=True))
 
     def epoch(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
         """The rows of an epoch."""

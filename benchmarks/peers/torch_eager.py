@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nnbackend.benchmark.cases import EPOCH_BATCHES, Batches, Case
-from nnbackend.benchmark.operations import Trial
+from nnbackend.benchmark.operations import Trial, driven_batches
 from peers.system import (
     CHECKED_ROWS,
     CHECKED_STEPS,
@@ -209,13 +209,13 @@ class TorchEager(System):
 
     def driven_values(self, case: Case, material: Material) -> list[float]:
         learner = DrivenLearner(case, material, dropout=False, device=self.device)
-        batches = material.driven_batches(case)[:CHECKED_STEPS]
+        batches = driven_batches(case)[:CHECKED_STEPS]
         tensors = [(self.tensor(x), self.tensor(dy)) for x, dy in batches]
         return [float((dy * learner.step(x, dy)).sum()) for x, dy in tensors]
 
     def driven(self, case: Case, material: Material) -> Trial:
         learners = self.learners(case, material, DrivenLearner)
-        return self._steps(learners, material.driven_batches(case))
+        return self._steps(learners, driven_batches(case))
 
     def own_loss_values(self, case: Case, material: Material) -> list[float]:
         learner = Learner(case, material, device=self.device, loss=own_squared_error)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.backends.contract import Backend
-from nnbackend.benchmark.cases import EPOCH_BATCHES, OPTIMIZERS, Case
+from nnbackend.benchmark.cases import EPOCH_BATCHES, OPTIMIZERS, Batches, Case
 from nnbackend.model.sequential import Sequential
 
 #: Rows of the operation "predict".
@@ -82,14 +82,14 @@ def backward(case: Case, model: Sequential) -> Trial:
     return Trial(repeat, case.batch, case.backward_flops(case.batch, first_dx=True))
 
 
-def output_gradients(case: Case, backend: Backend | None = None) -> list[Any]:
-    """A gradient by the outputs for each of ``case.batches()``; their mean is 0, so that a network
-    that is driven by them keeps its scale."""
+def driven_batches(case: Case) -> Batches:
+    """Inputs, each twice, with a gradient by the outputs and with its opposite: following a fixed
+    one, which is that of no loss with a minimum, a network would lose its scale."""
     rng, shape = np.random.default_rng(1), (case.batch, case.widths[-1])
-    found: list[Any] = []
-    for _ in range(case.n_batches):
+    found: Batches = []
+    for x, _ in case.batches()[::2]:
         dy = rng.standard_normal(shape, np.float32) / np.float32(case.batch)
-        found.append(dy if backend is None else backend.asarray(dy, dy.dtype))
+        found += [(x, dy), (x, -dy)]
     return found
 
 
@@ -103,8 +103,8 @@ def drive(model: Sequential, x: Any, dy: Any) -> Any:
 
 def driven(case: Case, model: Sequential) -> Trial:
     """model.forward, model.backward(dy) and model.apply_gradients"""
-    inputs = [x for x, _ in case.batches()]
-    pairs = cycle(list(zip(inputs, output_gradients(case, model.backend), strict=True)))
+    asarray = model.backend.asarray
+    pairs = cycle([(x, asarray(dy, dy.dtype)) for x, dy in driven_batches(case)])
 
     def repeat(count: int) -> None:
         for x, dy in islice(pairs, count):

@@ -80,7 +80,7 @@ class DrivenStack(LayerStack):
         and ``backward`` can follow, until when x must not be changed. Otherwise this is
         ``model(x)``.
         """
-        if not check_flag("training", training):
+        if training is not True and not check_flag("training", training):
             return self(x)  # type: ignore[operator]
         if not self._busy.acquire(False):
             raise ModelBusyError(BUSY)
@@ -126,11 +126,11 @@ class DrivenStack(LayerStack):
         try:
             if not self._rows_forward:
                 raise DataError(NO_FORWARD)
-            add, dx = check_flag("accumulate", accumulate), None
+            add, dx = accumulate is not False and check_flag("accumulate", accumulate), None
             if add and not self._has_gradient:
                 raise DataError("accumulate=True adds to a gradient, and there is none yet")
             with memory_errors:
-                if check_flag("input_gradient", input_gradient):
+                if input_gradient is not False and check_flag("input_gradient", input_gradient):
                     dx = self.backend.empty((self._rows_forward, self.n_inputs), self.dtype)
                 if add:
                     self._accumulate(self._checked_gradient(dy), dx)
