@@ -54,21 +54,11 @@ class CompiledStep(Learner):
         return compiled(super().make_step(), next(self.network.parameters()).device)
 
 
-class CompiledDriven(Learner):
+class CompiledDriven(DrivenLearner):
     """The network compiled, its way back included; the optimizer is PyTorch's fused one."""
 
-    def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
-        network, optimizer = self.network, self.optimizer
-        function = compiled(network, next(network.parameters()).device)
-
-        def step(x: Tensor, dy: Tensor) -> Tensor:
-            optimizer.zero_grad()
-            outputs: Tensor = function(x)
-            outputs.backward(dy)
-            optimizer.step()
-            return outputs
-
-        return step
+    def make_forward(self) -> Callable[[Tensor], Tensor]:
+        return compiled(self.network, next(self.network.parameters()).device)
 
 
 class TorchCompiled(TorchEager):

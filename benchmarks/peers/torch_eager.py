@@ -109,12 +109,15 @@ class Learner:
 class DrivenLearner(Learner):
     """``step(x, dy)`` goes forward, back from dy, and updates; it returns the outputs."""
 
+    def make_forward(self) -> Callable[[Tensor], Tensor]:
+        return self.network
+
     def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
-        network, optimizer = self.network, self.optimizer
+        forward, optimizer = self.make_forward(), self.optimizer
 
         def step(x: Tensor, dy: Tensor) -> Tensor:
             optimizer.zero_grad()
-            outputs: Tensor = network(x)
+            outputs = forward(x)
             outputs.backward(dy)
             optimizer.step()
             return outputs

@@ -196,7 +196,7 @@ class Unit:
         if function is None:
             # what a function works on is an address, or bytes that hold the arguments themselves
             kinds: list[Any] = [ctypes.c_int64] * n_arguments
-            kinds[n_arguments - 3 if n_arguments == 3 else 1] = ctypes.c_void_p
+            kinds[n_arguments - 3] = ctypes.c_void_p
             kind = ctypes.CFUNCTYPE(None, *kinds)
             function = self._calls[address] = kind(address)
         return function

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import COMMAND, figure, run, run_process
+from command_line import COMMAND, figure, run, run_process, wait_for_an_epoch
 
 import nnbackend as nn
 
@@ -300,10 +300,7 @@ class TestResume:
         whole = self.train(tmp_path, *epochs, "--save", "whole")
         assert whole.returncode == 0, whole.stderr
         process = self.start(tmp_path, *epochs, "--save", "m", "--plot", "p.png")
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch"):
-                break
+        wait_for_an_epoch(process)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
         assert process.returncode == 130, error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import COMMAND, figure, run
+from command_line import COMMAND, figure, run, wait_for_an_epoch
 
 import nnbackend as nn
 from nnbackend.cli import job_data, report, train_job
@@ -296,10 +296,7 @@ class TestTermination:
     @pytest.mark.parametrize("ignores", [(), (signal.SIGINT,)], ids=["", "in the background"])
     def test_sigterm_saves_as_ctrl_c_does(self, tmp_path, ignores) -> None:
         process = self.start(tmp_path, "--save", "m", ignores=ignores)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch"):
-                break
+        wait_for_an_epoch(process)
         process.send_signal(signal.SIGTERM)
         out, error = process.communicate(timeout=60)
         assert process.returncode == 143, error

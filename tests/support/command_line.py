@@ -34,6 +34,14 @@ def run_process(*arguments: str, cwd: Path, **environment: str) -> Done:
     )
 
 
+def wait_for_an_epoch(process: subprocess.Popen[str]) -> None:
+    """Until a training in a process of its own has printed the line of an epoch."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            break
+
+
 def run_here(*arguments: str, cwd: Path) -> Done:
     """In this process, whose streams, folder and signals are as before afterwards."""
     from nnbackend.cli.app import main

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from python_process import run_python
 
 import nnbackend as nn
 from nnbackend.backends.types import UpdateRule
@@ -30,17 +31,6 @@ TWO = pytest.mark.skipif(
     nn.get_num_threads() < 2 and not os.environ.get("NN_NUM_THREADS"),
     reason="needs two processors and a threading layer that is safe",
 )
-
-
-def run_python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def deep_model(dtype: str = "float32", **settings: float) -> nn.Sequential:

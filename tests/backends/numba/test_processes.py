@@ -1,13 +1,12 @@
 """The Numba backend where threads cannot be made, and where processes fork."""
 
 import os
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 
 import pytest
+from python_process import run_python
 
 import nnbackend as nn
 
@@ -20,16 +19,6 @@ from nnbackend.kernels.locks import COMPILING, OPENING
 
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 LIMITS = pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
-
-
-def run_python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
 
 
 @LIMITS
