@@ -189,33 +189,51 @@ def infer(function: int, address: int, x: Any, out: Any) -> bool:
     return False
 
 
-def dense_forward(
-    function: int, address: int, back: int, x: Any, out: Any, saved: Any, scratch: int
-) -> bool:
-    """A dense layer's outputs; ``address`` is that of its packed arguments, ``back`` of those of
-    its way back, which learns here what that needs. False if x has not the expected shape."""
-    a = vector_at(address, 0, operations.FIRST_ARGUMENT + operations.N_ARGUMENTS, c.INT64)
-    b = vector_at(back, 0, operations.FIRST_ARGUMENT + operations.N_ARGUMENTS, c.INT64)
+#: Numbers of an operation as it finds them: its head, arguments, one number. A bound layer's are
+#: followed by the address of the function for single operations.
+PACKED = operations.FIRST_ARGUMENT + operations.N_ARGUMENTS + 1
+
+
+@njit
+def _arguments(bound: int, memory: int) -> Any:
+    """A bound layer's arguments, copied to ``memory``, where scratch memory follows them."""
+    given, a = vector_at(bound, 0, PACKED, c.INT64), vector_at(memory, 0, PACKED, c.INT64)
+    for i in range(PACKED):
+        a[i] = given[i]
+    a[1] = memory + 8 * PACKED
+    return a
+
+
+def dense_forward(bound: int, x: Any, out: Any, saved: Any, memory: int) -> bool:
+    """A dense layer's outputs, and z if ``saved`` is not None. False if x has not the expected
+    shape, or no rows."""
     # parts, scratch, x, w, bias, out, saved, rows, inputs, outputs
-    if not (x.ndim == 2 and x.flags.c_contiguous and x.shape[1] == a[8]):
+    a = _arguments(bound, memory)
+    if not (x.ndim == 2 and x.flags.c_contiguous and x.shape[0] and x.shape[1] == a[8]):
         return False
-    rows = x.shape[0]
-    a[1], a[2], a[5], a[7] = scratch, x.ctypes.data, out.ctypes.data, rows
-    a[6] = saved.ctypes.data if saved.size else 0
-    # parts, scratch, dy, x, w, saved, dw, db, dx, dz, rows
-    b[3], b[5], b[10] = a[2], a[6] if saved.size else a[5], rows
-    call_phase(function, address, operations.DENSE_FORWARD, 0)
+    a[2], a[5], a[7] = x.ctypes.data, out.ctypes.data, x.shape[0]
+    if saved is not None:
+        a[6] = saved.ctypes.data
+    function = vector_at(bound, 0, PACKED + 1, c.INT64)[PACKED]
+    call_phase(function, memory, operations.DENSE_FORWARD, 0)
     return True
 
 
-def dense_backward(function: int, address: int, dy: Any, dx: Any, dz: Any, scratch: int) -> bool:
-    """dx and the gradients of a dense layer, for its last outputs."""
-    a = vector_at(address, 0, operations.FIRST_ARGUMENT + operations.N_ARGUMENTS, c.INT64)
-    if not (dy.ndim == 2 and dy.flags.c_contiguous and dy.shape[0] == a[10]):
+def dense_backward(bound: int, dy: Any, x: Any, saved: Any, dx: Any, dz: Any, memory: int) -> bool:
+    """dx and the gradients of a dense layer; ``dz`` is for scratch, None if it is dy itself. False
+    if dy has not the expected shape."""
+    # parts, scratch, dy, x, w, saved, dw, db, dx, dz, rows, inputs, outputs
+    a = _arguments(bound, memory)
+    rows = x.shape[0]
+    if not (dy.ndim == 2 and dy.flags.c_contiguous and dy.shape[0] == rows):
         return False
-    if dy.shape[1] != a[12]:
+    if not (dy.shape[1] == a[12] and saved.size == dy.size and x.size == rows * a[11]):
         return False
-    a[1], a[2], a[8] = scratch, dy.ctypes.data, dx.ctypes.data
-    a[9] = dz.ctypes.data if dz.size else a[2]
-    call_phase(function, address, operations.DENSE_BACKWARD, 0)
+    a[2], a[3], a[5], a[8] = dy.ctypes.data, x.ctypes.data, saved.ctypes.data, dx.ctypes.data
+    a[9] = a[2]
+    if dz is not None:
+        a[9] = dz.ctypes.data
+    a[10] = rows
+    function = vector_at(bound, 0, PACKED + 1, c.INT64)[PACKED]
+    call_phase(function, memory, operations.DENSE_BACKWARD, 0)
     return True

@@ -123,9 +123,10 @@ class Dense(NativeLayer):
         calls = self._calls
         if calls is None:
             calls = self._bound()
-        y = calls.forward(x) if calls else None
-        if y is not None:
-            return y
+        if calls:
+            y = calls.forward(x)
+            if y is not None:
+                return y
         x, act = self._input(x), self.activation
         backend: Any = self._backend
         arrays = self._arrays or self._draw_standalone()

@@ -204,9 +204,19 @@ class DrivenStack(LayerStack):
 
     # -- the parameters as one vector -------------------------------------------------------------
 
-    def get_flat(self) -> Array:
-        """All parameters in one vector (n_parameters,), a copy on the backend, in the order of
-        the model file's keys within trained weights, other trained parameters, frozen ones."""
+    def get_flat(self, copy: bool = True) -> Array:
+        """All parameters in one vector on the backend, in the order of the model file's keys
+        within trained weights, other trained parameters, frozen ones.
+
+        Args:
+            copy: True gives a copy (n_parameters,), which ``set_flat`` takes. False gives the
+                model's own vector, whose elements are the parameters: changing it changes the
+                model. There each array begins at a multiple of 64 bytes, so that the vector can be
+                longer, by elements that belong to no parameter. It stays linked until the model
+                moves to another device or a layer is frozen or thawed.
+        """
+        if not check_flag("copy", copy):
+            return self.storage.parameters
         return self._gathered(self.storage.parameters)
 
     def set_flat(self, vector: Any) -> None:

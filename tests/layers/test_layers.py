@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,6 +45,24 @@ def test_dense_computes_x_w_plus_b(backend: nn.Backend) -> None:
     y = backend.to_numpy(layer.forward([[1.0, 2.0, 3.0, 2.5]]))
     np.testing.assert_allclose(y, [[4.8, 1.21, 2.385]], rtol=1e-6)
     assert y.dtype == np.float32
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_threads_that_share_a_layer_get_their_own_outputs(
+    backend: nn.Backend, rng: np.random.Generator, activation: str
+) -> None:
+    layer = nn.Dense(6, 5, activation, seed=1)
+    inputs = [rng.normal(size=(rows, 6)).astype(np.float32) for rows in (1, 3, 8, 20)]
+    expected = [backend.to_numpy(layer.forward(x)) for x in inputs]
+
+    def differing(i: int) -> int:
+        return sum(
+            not np.array_equal(backend.to_numpy(layer.forward(inputs[i])), expected[i])
+            for _ in range(300)
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(differing, range(4))) == [0, 0, 0, 0]
 
 
 def test_same_seed_gives_the_same_weights_everywhere(backend: nn.Backend) -> None:

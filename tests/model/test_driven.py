@@ -268,6 +268,27 @@ class TestFlat:
         np.testing.assert_array_equal(backend.to_numpy(model.get_flat()), other)
         assert np.abs(flat).max() > 0  # a copy
 
+    @pytest.mark.parametrize("kind", ["norms", "frozen", "own layer"])
+    def test_the_model_s_own_vector_can_be_changed_in_place(self, backend, rng, kind) -> None:
+        model, copied = make(kind), make(kind)
+        x = rng.normal(size=(5, model.n_inputs))
+        model.predict(x)
+        own = model.get_flat(copy=False)
+        assert own.shape[0] >= model.n_parameters
+        own *= -0.5
+        copied.set_flat(-0.5 * backend.to_numpy(copied.get_flat()))
+        np.testing.assert_array_equal(weights(model), weights(copied))
+        np.testing.assert_array_equal(model.predict(x), copied.predict(x))
+
+    def test_numbers_between_the_arrays_belong_to_no_parameter(self, backend, xy) -> None:
+        model, other = make("norms"), make("norms")
+        kept = model.get_flat()
+        model.get_flat(copy=False)[...] = 3.0
+        model.set_flat(kept)
+        for trained in (model, other):
+            trained.fit(*xy, epochs=2, verbose=0, shuffle=False)
+        np.testing.assert_array_equal(*(backend.to_numpy(m.get_flat()) for m in (model, other)))
+
     def test_a_gradient_of_ones_own(self, backend) -> None:
         model = make(optimizer=nn.SGD(0.5))
         before = backend.to_numpy(model.get_flat())

@@ -22,7 +22,8 @@ class CallsOperations(NumpyBackend):
 
         self.runtime = runtime()
         self._operation: Any = cpu_operations
-        self._scratch_bytes: int = cpu_products.SCRATCH_BYTES
+        each, arguments = cpu_products.SCRATCH_BYTES, 8 * self.runtime.calls.PACKED
+        self._scratch_bytes: int = each * self.runtime.threads.most + arguments
         # leased by the threads that multiply matrices: append and pop are atomic; with addresses
         self._scratch: list[tuple[int, Array]] = []
         self._functions: dict[Any, int] = {}
@@ -53,7 +54,7 @@ class CallsOperations(NumpyBackend):
         try:
             return self._scratch.pop()
         except IndexError:
-            memory = np.empty(self._scratch_bytes * self.runtime.threads.most, np.uint8)
+            memory = np.empty(self._scratch_bytes, np.uint8)
             return address_of(memory), memory
 
     def _multiply(

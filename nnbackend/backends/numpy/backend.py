@@ -14,9 +14,10 @@ import numpy as np
 
 from nnbackend.backends.numpy.activations import ACTIVATIONS
 from nnbackend.backends.numpy.blocks import BLOCK, row_slices, slices
+from nnbackend.backends.numpy.dense import BoundDense
 from nnbackend.backends.numpy.losses import NumpyLosses
 from nnbackend.backends.numpy.updates import NumpyUpdates
-from nnbackend.backends.types import Activation, Array, Availability, DType
+from nnbackend.backends.types import Activation, Array, Availability, DenseCalls, DType
 from nnbackend.errors import OutOfMemoryError
 from nnbackend.kernels.philox import philox_words
 
@@ -93,13 +94,19 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
 
     # -- layers ---------------------------------------------------------------------------
 
+    def bind_dense(
+        self, w: Array, b: Array | None, act: Activation, dw: Array, db: Array | None
+    ) -> DenseCalls | None:
+        return BoundDense(self, w, b, act, dw, db) if self._xp is np else None
+
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None
     ) -> None:
+        # methods and positional outputs: small arrays cost what their calls cost
         xp, z = self._xp, out if saved is None else saved
-        xp.dot(x, w, out=z)
+        x.dot(w, z)
         if b is not None:
-            xp.add(z, b, out=z)
+            xp.add(z, b, z)
         if act.name == "relu":
             xp.maximum(z, 0, out=out)
         elif z is not out or act.name != "linear":
@@ -122,11 +129,11 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
             dz = scratch
             self.activation_backward(act, dy, saved, dz)
         if dw is not None:
-            self._xp.dot(x.T, dz, out=dw)
+            x.T.dot(dz, dw)
         if db is not None:
-            self._xp.add.reduce(dz, axis=0, out=db)
+            self._xp.add.reduce(dz, 0, None, db)
         if dx is not None:
-            self._xp.dot(dz, w.T, out=dx)
+            dz.dot(w.T, dx)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
         if act.name == "linear":
