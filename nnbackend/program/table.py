@@ -148,6 +148,8 @@ class Program:
         self.statistics = list(dict.fromkeys(wanted))
         self.statistic_of = [self.statistics.index(statistic) for statistic in wanted]
         self.n_sums = sum(s.size for s in self.statistics)
+        #: the optimizer's number of changes, since which its rate has been one number
+        self._rate_is_fixed = -1
 
     def check_batch(self, rows: int) -> None:
         """Refuse a training batch that is too small."""
@@ -157,13 +159,12 @@ class Program:
     def rate(self, step: int) -> float:
         """Learning rate of the update number ``step``."""
         optimizer = self.optimizer
-        if optimizer is None or type(optimizer.lr) is not float:
-            return float(self.rates(step, 1)[0])
-        return (
-            optimizer.lr
-            if len(optimizer.slots) == len(self.slots)
-            else float(self.rates(step, 1)[0])
-        )
+        if optimizer is not None and optimizer.changes == self._rate_is_fixed:
+            return optimizer.lr  # type: ignore[return-value]
+        rate = float(self.rates(step, 1)[0])
+        if optimizer is not None and optimizer.is_built_in and type(optimizer.lr) is float:
+            self._rate_is_fixed = optimizer.changes
+        return rate
 
     def rates(self, first_step: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Learning rates of ``count`` updates from number ``first_step`` on."""

@@ -58,6 +58,9 @@ class TestPythonParts:
             model.compile("mean_squared_error", each)
             model.fit(x, y, epochs=3, batch_size=8, verbose=0)
             model.train_step(x, y)
+            model.forward(x)
+            model.backward(0.1 * y)
+            model.apply_gradients()
             models.append(model)
         np.testing.assert_allclose(weights(models[0]), weights(models[1]), atol=1e-12)
 
