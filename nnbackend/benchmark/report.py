@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 #: Packages whose versions decide how fast the backends are.
 PACKAGES = ("nnbackend", "numpy", "numba", "llvmlite", "scipy", "tbb", "threadpoolctl", "cupy")
-#: Environment variables that decide how many threads run.
-THREAD_VARIABLES = (
+#: Environment variables that decide how many threads run, and which code of a BLAS.
+SPEED_VARIABLES = (
     "NN_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_NUM_THREADS",
+    "MKL_ENABLE_INSTRUCTIONS",
 )  # fmt: skip
 #: Times that differ by more than this factor need a logarithmic axis.
 LOGARITHMIC_FROM = 12
@@ -55,7 +56,7 @@ def machine(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": package_versions(packages),
         "blas": f"{blas['name']} {blas.get('version', '')}".strip(),
-        "environment": {k: os.environ[k] for k in THREAD_VARIABLES if k in os.environ},
+        "environment": {k: os.environ[k] for k in SPEED_VARIABLES if k in os.environ},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
