@@ -97,4 +97,4 @@ UPDATES: dict[str, UpdateKind] = {
     "adam": UpdateKind(4, ("m", "v"), squares=True),
 }
 #: The numbers in those formulas, the rate apart; each formula reads its own.
-UPDATE_NUMBERS = ("momentum", "nesterov", "rho", "beta1", "beta2", "eps", "weight_decay")
+UPDATE_NUMBERS = ("momentum", "nesterov", "rho", "beta1", "beta2", "eps", "weight_decay", "eps_hat")

@@ -26,6 +26,7 @@ _RULES: dict[str, dict[str, Any]] = {
     "beta1": {"low": 0.0, "high": 1.0, "high_open": True},
     "beta2": {"low": 0.0, "high": 1.0, "high_open": True},
     "eps": {"low": 0.0},
+    "eps_hat": {"low": 0.0},
     "weight_decay": {"low": 0.0},
     "clip_norm": {"low": 0.0, "low_open": True},
 }
@@ -181,16 +182,23 @@ class RMSprop(Optimizer):
 
 @dataclass
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, 2015), epsilon outside the root; see ``Backend.update``."""
+    """Adam (Kingma and Ba, 2015), epsilon outside the root; see ``Backend.update``.
+
+    ``eps`` is added to the corrected root sqrt(v_hat), as in PyTorch; ``eps_hat`` to sqrt(v), which
+    makes it larger in the first steps, as in Keras and scikit-learn.
+    """
 
     lr: float | Schedule = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-7
+    eps_hat: float = field(default=0.0, kw_only=True)
 
     @property
     def rule(self) -> UpdateRule:
-        return UpdateRule("adam", beta1=self.beta1, beta2=self.beta2, eps=self.eps)
+        return UpdateRule(
+            "adam", beta1=self.beta1, beta2=self.beta2, eps=self.eps, eps_hat=self.eps_hat
+        )
 
 
 @dataclass

@@ -30,6 +30,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """``NN_TEST_BACKENDS=cuda pytest -m gpu``: what every backend has to pass, too."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        stands_in = parameters.get("backend") == STAND_IN
+        if stands_in and item.get_closest_marker("slow_on_stand_in"):
+            item.add_marker(pytest.mark.slow)
     if config.option.markexpr != "gpu":
         return
     for item in items:

@@ -230,8 +230,8 @@ struct Optimizer {
 // three first columns.
 KERNEL train_resident(
     int steps, Real loss_parameter, Size n, int nesterov, double momentum, double beta1,
-    double beta2, double rho, double eps, double decay, Real* parameters, Real* gradients, Real* m,
-    Real* v, Size* run, StepState* state
+    double beta2, double rho, double eps, double decay, double eps_hat, Real* parameters,
+    Real* gradients, Real* m, Real* v, Size* run, StepState* state
 ) {
     for (int i = threadIdx.x; i < RUN_FIELDS; i += THREADS) run_of_steps()[i] = run[i];
     __syncthreads();
@@ -275,7 +275,7 @@ KERNEL train_resident(
         StepState step;
         step.rate = all_rates ? all_rates[index + i] : ((const double*)run_of_steps())[RUN_RATE];
         step.step = (Wide)(run_of_steps()[RUN_FIRST_STEP] + index + i);
-        correct_rate(&step, plan(PLAN_UPDATE) == UPDATE_ADAM, beta1, beta2, eps, decay);
+        correct_rate(&step, plan(PLAN_UPDATE) == UPDATE_ADAM, beta1, beta2, eps, decay, eps_hat);
         rates[3 * i] = step.corrected_rate;
         rates[3 * i + 1] = step.corrected_eps;
         rates[3 * i + 2] = step.keep;

@@ -90,7 +90,7 @@ KERNEL begin_step(
 // What the update reads: Adam's corrections, which kernels/cpu/ops/updates.py and
 // nnbackend/backends/types.py work out in the same way, and what a decay leaves.
 __device__ inline void correct_rate(
-    StepState* state, int adam, double beta1, double beta2, double eps, double decay
+    StepState* state, int adam, double beta1, double beta2, double eps, double decay, double eps_hat
 ) {
     state->corrected_rate = state->rate;
     state->corrected_eps = eps;
@@ -98,7 +98,7 @@ __device__ inline void correct_rate(
     if (!adam) return;
     double count = (double)(state->step + 1), root = sqrt(1 - pow(beta2, count));
     state->corrected_rate = state->rate * root / (1 - pow(beta1, count));
-    state->corrected_eps = eps * root;
+    state->corrected_eps = eps * root + eps_hat;
 }
 
 // The step's row of the trace: loss, no penalty yet, weights, statistics, of which the hits are
@@ -107,7 +107,7 @@ __device__ inline void correct_rate(
 KERNEL finish_loss_of_step(
     Size* run, int average, const double* partial, const double* hits, Size blocks,
     const double* weight_sum, Size rows, Size hits_place, double* statistics, Size n, int adam,
-    double beta1, double beta2, double eps, double decay, StepState* state
+    double beta1, double beta2, double eps, double decay, double eps_hat, StepState* state
 ) {
     SHARED_SUMS;
     double value = sum_of(partial, blocks, sums);
@@ -127,7 +127,7 @@ KERNEL finish_loss_of_step(
     }
     if (run[RUN_LOSS]) *(double*)run[RUN_LOSS] = value * loss_scale(average, rows, weight_sum);
     if (!(value - value == 0)) state->stopped = 1;
-    correct_rate(state, adam, beta1, beta2, eps, decay);
+    correct_rate(state, adam, beta1, beta2, eps, decay, eps_hat);
     run[RUN_INDEX] = state->index + 1;
 }
 

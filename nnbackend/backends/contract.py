@@ -392,9 +392,9 @@ class Backend(ABC):
         - adagrad: c += g^2;  w -= lr g / (sqrt(c) + eps)   (Duchi, Hazan and Singer, 2011);
         - rmsprop: c = rho c + (1 - rho) g^2;  w -= lr g / (sqrt(c) + eps)   (Hinton, 2012);
         - adam (Kingma and Ba, 2015), with a weight decay AdamW (Loshchilov and Hutter, 2019):
-          m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
-          w -= lr weight_decay w;  w -= lr m_hat / (sqrt(v_hat) + eps),
-          m_hat = m / (1 - beta1^(step + 1)), v_hat = v / (1 - beta2^(step + 1)), step from 0.
+          m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  w -= lr weight_decay w;
+          w -= lr m / (1 - beta1^t) / (sqrt(v) / root + eps + eps_hat / root),
+          t = step + 1, root = sqrt(1 - beta2^t).
 
         param, grad and each slot of ``rule.slots`` (P,), scratch (step_scratch_size(P),).
         """

@@ -77,6 +77,7 @@ class UpdateRule(NamedTuple):
     beta2: float = 0.0
     eps: float = 0.0
     weight_decay: float = 0.0
+    eps_hat: float = 0.0
 
     @property
     def code(self) -> int:
@@ -98,10 +99,10 @@ class UpdateRule(NamedTuple):
         return tuple(map(float, self[1:]))
 
     def corrected(self, lr: float, step: int) -> tuple[float, float]:
-        """Rate and eps with which m and v give Adam's step lr m_hat / (sqrt(v_hat) + eps), so that
-        the vectors need no bias correction."""
+        """Rate and eps with which m and v give Adam's step, so that the vectors need no bias
+        correction."""
         root = (1.0 - self.beta2 ** (step + 1)) ** 0.5
-        return lr * root / (1.0 - self.beta1 ** (step + 1)), self.eps * root
+        return lr * root / (1.0 - self.beta1 ** (step + 1)), self.eps * root + self.eps_hat
 
 
 @dataclass(frozen=True)

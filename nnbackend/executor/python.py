@@ -126,7 +126,7 @@ class PythonExecutor(Executor):
             if dx is not None:
                 dx[...] = result
             if penalties:
-                add_penalties(self.program, True, plan.penalty)
+                add_penalties(self.program, rows, True, plan.penalty)
 
     def apply(self, rate: float, number: int) -> bool:
         return self._updates.apply(rate, number)
@@ -178,7 +178,7 @@ class PythonExecutor(Executor):
                 measure(program, block, out, None, part, value)
             total += part
         penalty = backend.zeros((), _FLOAT64)
-        add_penalties(program, False, penalty)
+        add_penalties(program, 1, False, penalty)  # whoever asks knows how many rows there are
         total[TRACE_PENALTY] = penalty
         return backend.to_numpy(total)
 
@@ -251,13 +251,14 @@ def call_loss(program: Program, target: Array, pred: Array) -> tuple[Any, Array]
     return value, program.backend.asarray(dpred, program.dtype)
 
 
-def add_penalties(program: Program, into_gradients: bool, penalty: Array) -> None:
-    """L1 and L2 terms, added to ``penalty`` () and, if wanted, to the gradients."""
-    storage = program.storage
+def add_penalties(program: Program, rows: int, into_gradients: bool, penalty: Array) -> None:
+    """L1 and L2 terms of a batch, added to ``penalty`` () and, if wanted, to the gradients."""
+    storage, share = program.storage, 1.0 / rows if program.penalties_per_row else 1.0
     for term in program.penalties:
         part = slice(term.offset, term.offset + term.size)
         gradients = storage.gradients[part] if into_gradients and term.trainable else None
-        program.backend.penalty(storage.parameters[part], term.l1, term.l2, gradients, penalty)
+        l1, l2 = term.l1 * share, term.l2 * share
+        program.backend.penalty(storage.parameters[part], l1, l2, gradients, penalty)
 
 
 class Workspace:
@@ -345,7 +346,7 @@ class TrainingPlan:
         measure(program, data, inputs.pop(), self.dpred, trace, self.loss)
         self.penalty[...] = 0
         self.go_back(inputs, self.dpred)
-        add_penalties(program, True, self.penalty)
+        add_penalties(program, self.rows, True, self.penalty)
         trace[TRACE_PENALTY] = self.penalty
 
     def go_forward(self, x: Array, step: int) -> list[Array]:

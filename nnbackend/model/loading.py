@@ -75,6 +75,7 @@ def _built(
             _own_or(config["loss"], own) if "loss" in config else None,
             _own_optimizer(config["optimizer"], own),
             [_own_or(entry, own) for entry in config["metrics"]],
+            penalties_per_row=config.get("penalties_per_row", False),
         )
     fill(model, tensors, path)
     if compiles:

@@ -65,7 +65,8 @@ class Sequential(DrivenStack):
 
     Attributes:
         layers, backend, dtype, seed, precision: as given.
-        loss, optimizer, metrics: as compiled; ``optimizer.lr`` may be changed between steps.
+        loss, optimizer, metrics, penalties_per_row: as compiled; ``optimizer.lr`` may be changed
+            between steps.
         epoch, step: completed epochs and updates.
         history: the curves of all epochs so far.
         info: your own notes, which JSON can hold; saved with the model.
@@ -84,6 +85,8 @@ class Sequential(DrivenStack):
         loss: str | Loss | LossFunction | None,
         optimizer: str | Optimizer = "adam",
         metrics: Sequence[str | AnyMetric] | str | AnyMetric | None = (),
+        *,
+        penalties_per_row: bool = False,
     ) -> None:
         """Choose what to minimise and how; resets the optimizer's state.
 
@@ -94,6 +97,8 @@ class Sequential(DrivenStack):
             optimizer: a name, or an object such as ``nn.Adam(lr=1e-3)``.
             metrics: names from ``nnbackend.metrics``, objects, or functions
                 ``(y_true, y_pred) -> number`` on NumPy arrays.
+            penalties_per_row: divide the layers' penalties by the number of rows, of a batch in
+                training and of all data in ``evaluate``, as scikit-learn does with ``alpha``.
 
         Raises:
             UnknownNameError: with the choices.
@@ -109,13 +114,15 @@ class Sequential(DrivenStack):
         check_metrics(new_metrics, new_loss)
         check_ending(self.layers, new_loss)
         new_optimizer = resolve_optimizer(optimizer)
-        before = (self.loss, self._optimizer, self.metrics)
+        per_row = check_flag("penalties_per_row", penalties_per_row)
+        before = (self.loss, self._optimizer, self.metrics, self.penalties_per_row)
         with self._training():
             self.loss, self._optimizer, self.metrics = new_loss, new_optimizer, new_metrics
+            self.penalties_per_row = per_row
             try:
                 self._lower()
             except Exception:
-                self.loss, self._optimizer, self.metrics = before
+                self.loss, self._optimizer, self.metrics, self.penalties_per_row = before
                 raise
             self.training.step = 0
 

@@ -98,6 +98,8 @@ def _config(model: LayerStack) -> dict[str, Any]:
         config["loss"] = loss.config() if isinstance(loss, Loss) else {"function": loss_name(loss)}
     if model._optimizer is not None:
         config["optimizer"] = model.optimizer.config()
+        if model.penalties_per_row:
+            config["penalties_per_row"] = True
         config["metrics"] = [
             m.config() if isinstance(m, Metric | ScoreMetric) else {"function": metric_name(m)}
             for m in model.metrics

@@ -78,6 +78,7 @@ class LayerStack(AnswersNames):
         self.training = TrainingState(np.random.Generator(np.random.PCG64(shuffle)))
         self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
         self.loss: Loss | LossFunction | None = None
+        self.penalties_per_row = False
         self._optimizer: Optimizer | None = None
         self.metrics: list[AnyMetric] = []
         self.info: dict[str, Any] = {}
@@ -210,6 +211,7 @@ class LayerStack(AnswersNames):
             self.loss,
             self._optimizer,
             [metric for metric in self.metrics if isinstance(metric, Metric)],
+            self.penalties_per_row,
         )
         self.executor: Executor = make_executor(self.program, self.backend)
 

@@ -60,6 +60,7 @@ def lower(
     loss: Loss | LossFunction | None = None,
     optimizer: Optimizer | None = None,
     metrics: Sequence[Metric] = (),
+    penalties_per_row: bool = False,
 ) -> Program:
     """The program of these layers, whose arrays lie in ``storage``."""
     offsets = {(s.layer, s.name): s.offset for s in (*storage.segments, *storage.state_segments)}
@@ -130,6 +131,7 @@ def lower(
         loss=loss,
         optimizer=optimizer,
         metrics=metrics,
+        penalties_per_row=penalties_per_row,
     )
 
 

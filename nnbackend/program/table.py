@@ -95,7 +95,8 @@ class Program:
         arrays: of each row.
         own_layers: for rows with ``Op.PYTHON``, by their number.
         storage: flat parameters, gradients and state.
-        penalties: L1 and L2 terms of the loss.
+        penalties: L1 and L2 terms of the loss; ``penalties_per_row``: a step's are divided by the
+            number of its rows.
         couples_rows: whether a layer uses the whole batch, which then needs at least two rows.
         n_inputs, n_outputs: widths.
         workspace_width: elements of a training workspace for one row of the batch.
@@ -126,6 +127,7 @@ class Program:
     loss: Loss | LossFunction | None = None
     optimizer: Optimizer | None = None
     metrics: Sequence[Metric] = ()
+    penalties_per_row: bool = False
     averages: bool = field(init=False)
     built_in_loss: Loss | None = field(init=False)
     formula: LossFormula | None = field(init=False)

@@ -275,6 +275,7 @@ STEPS: tuple[tuple[UpdateRule, float], ...] = (
     (UpdateRule("rmsprop", rho=0.9, eps=1e-7), 0.01),
     (UpdateRule("adam", beta1=0.9, beta2=0.99, eps=1e-7), 0.01),
     (UpdateRule("adam", beta1=0.9, beta2=0.99, eps=1e-7, weight_decay=0.1), 0.01),
+    (UpdateRule("adam", beta1=0.9, beta2=0.99, eps_hat=0.01), 0.01),
 )
 _SLOTS = {"sgd": 0, "momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2}
 
@@ -304,4 +305,6 @@ def step(
     m_hat = state[0] / (1 - rule.beta1 ** (t + 1))
     v_hat = state[1] / (1 - rule.beta2 ** (t + 1))
     w = w - lr * rule.weight_decay * w
-    return w - lr * m_hat / (np.sqrt(v_hat) + rule.eps)
+    eps = rule.eps + rule.eps_hat / np.sqrt(1 - rule.beta2 ** (t + 1))
+    stepped: HostArray = w - lr * m_hat / (np.sqrt(v_hat) + eps)
+    return stepped

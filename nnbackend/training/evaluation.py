@@ -61,13 +61,15 @@ def evaluate_source(
     program = executor.program
     totals: Trace = np.zeros(TRACE_SUMS + program.n_sums)
     kept: list[Kept] = []
-    penalty = 0.0
+    penalty, rows = 0.0, 0
     for block in source.blocks():
         part = executor.evaluate(block)
-        penalty = float(part[TRACE_PENALTY])
+        penalty, rows = float(part[TRACE_PENALTY]), rows + len(block.x)
         totals += part
         if functions:
             kept.append(_kept(program, block, predict))
+    if program.penalties_per_row:
+        penalty /= max(rows, 1)
     loss_sum, _, weight_sum = totals[:TRACE_SUMS]
     figures = figures_of(program, float(loss_sum), penalty, float(weight_sum), totals[TRACE_SUMS:])
     return figures | _function_values(program, kept, functions)

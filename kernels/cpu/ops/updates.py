@@ -68,9 +68,9 @@ def adam_step(
 
 SGD, MOMENTUM, ADAGRAD, RMSPROP, ADAM = (kind.code for kind in UPDATES.values())
 #: Places of the numbers that the formulas have.
-MOMENTUM_AT, NESTEROV_AT, RHO_AT, BETA_1_AT, BETA_2_AT, EPS_AT, DECAY_AT = range(
-    len(UPDATE_NUMBERS)
-)
+(
+    MOMENTUM_AT, NESTEROV_AT, RHO_AT, BETA_1_AT, BETA_2_AT, EPS_AT, DECAY_AT, EPS_HAT_AT,
+) = range(len(UPDATE_NUMBERS))  # fmt: skip
 
 
 @inlined
@@ -78,7 +78,8 @@ def corrected(numbers: Any, rate: float, count: int) -> Any:
     """Adam's rate and eps after so many updates, with its bias corrections, which are moved out of
     the vectors."""
     root = (1.0 - numbers[BETA_2_AT] ** float(count)) ** 0.5
-    return rate * root / (1.0 - numbers[BETA_1_AT] ** float(count)), numbers[EPS_AT] * root
+    eps = numbers[EPS_AT] * root + numbers[EPS_HAT_AT]
+    return rate * root / (1.0 - numbers[BETA_1_AT] ** float(count)), eps
 
 
 @inlined

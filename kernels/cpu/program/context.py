@@ -30,7 +30,7 @@ from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 72
+N_FIELDS = 73
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
@@ -44,7 +44,7 @@ N_FIELDS = 72
     ORDER, ORDER_ROWS, X_GATHERED, TARGET_GATHERED, LABELS_GATHERED, WEIGHT_GATHERED,
     # the run
     BATCH_SIZE, BLOCK_ROWS, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,
-    LAST_FORWARD, FIRST_TRAINED, LOSS, UPDATE, N_SLOTS, NUMBERS, DROPOUT_KEY,
+    LAST_FORWARD, FIRST_TRAINED, LOSS, PENALTIES_PER_ROW, UPDATE, N_SLOTS, NUMBERS, DROPOUT_KEY,
     STATISTICS, N_STATISTICS, TRAINS, CLIPS, CHECKS, KEEPS, STATUS, WIDEST, TEAM, NEXT_ROW,
     # what of a step is run; the gradient by the first row's input, where it is wanted
     MODE, FIRST_PHASE, DX,
@@ -61,11 +61,11 @@ REFUSED, NOT_FINITE = 1, 2
 WHOLE, FORWARD, BACKWARD, APPLY = range(4)
 
 #: float64 numbers at NUMBERS: settings, then what begin_step works out.
-N_NUMBERS = 16
+N_NUMBERS = 17
 (
     LOSS_PARAMETER, TARGET_LOW, TARGET_HIGH, CLIP_NORM, GRADIENT_LIMIT,
     # UPDATE_NUMBERS of kernels/codes.py
-    MOMENTUM, NESTEROV, RHO, BETA_1, BETA_2, EPS, DECAY,
+    MOMENTUM, NESTEROV, RHO, BETA_1, BETA_2, EPS, DECAY, EPS_HAT,
     WEIGHT_SUM, RATE, CORRECTED_RATE, CORRECTED_EPS,
 ) = range(N_NUMBERS)  # fmt: skip
 

@@ -248,6 +248,8 @@ def use(
     """Add an L1 and L2 term to the part's sums and, where the parameters are trained, to their
     gradient, which is then complete."""
     if l1 != 0.0 or l2 != 0.0:
+        if f[c.PENALTIES_PER_ROW]:
+            l1, l2 = l1 / f[c.ROWS], l2 / f[c.ROWS]
         w = parameters(f, start, g.size, like)
         sums_of(f, part)[c.TRACE_PENALTY] += penalty_value(w, l1, l2)
         if trains:

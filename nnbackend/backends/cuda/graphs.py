@@ -149,7 +149,7 @@ class GraphPasses:
         self.plan.backward()
         self.backend.gpu.join()
         if penalties and self.program.penalties:
-            add_penalties(self.program, True, self.place.penalty)
+            add_penalties(self.program, self.plan.rows, True, self.place.penalty)
 
 
 class GraphSteps:
@@ -187,7 +187,7 @@ class GraphSteps:
             plan.backward()
             self.backend.gpu.join()
             if program.penalties:
-                add_penalties(program, True, place.penalty)
+                add_penalties(program, plan.rows, True, place.penalty)
                 self.backend.run(
                     "finish_penalty_of_step", None, 1, place.record, place.state,
                     place.penalty, program.n_sums,
@@ -230,5 +230,5 @@ class GraphSteps:
                 "finish_loss_of_step", self.program.dtype, 1, place.record,
                 formula.averages, sums.loss, sums.hits, sums.blocks, sums.weight, plan.rows,
                 max(hits_place, 0), place.statistics, self.program.n_sums, rule.name == "adam",
-                rule.beta1, rule.beta2, rule.eps, rule.weight_decay, place.state,
+                rule.beta1, rule.beta2, rule.eps, rule.weight_decay, rule.eps_hat, place.state,
             )  # fmt: skip

@@ -324,7 +324,8 @@ class ResidentSteps:
     ) -> None:
         self.backend = backend
         loss, rule = formulas_of(program)
-        numbers = (rule.momentum, rule.beta1, rule.beta2, rule.rho, rule.eps, rule.weight_decay)
+        momenta = (rule.momentum, rule.beta1, rule.beta2, rule.rho)
+        numbers = (*momenta, rule.eps, rule.weight_decay, rule.eps_hat)
         storage, (m, v, *_) = program.storage, (*program.slots, None, None)
         arguments = (
             0, loss.parameter, program.n_sums, rule.nesterov, *numbers,

@@ -97,7 +97,9 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
     def bind_dense(
         self, w: Array, b: Array | None, act: Activation, dw: Array, db: Array | None
     ) -> DenseCalls | None:
-        return BoundDense(self, w, b, act, dw, db) if self._xp is np else None
+        if self._xp is not np:
+            return None
+        return BoundDense(self.dense_forward, self.dense_backward, w, b, act, dw, db)
 
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, act: Activation, out: Array, saved: Array | None

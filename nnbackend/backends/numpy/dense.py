@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from nnbackend.backends.types import LINEAR, Activation, Array
-
-if TYPE_CHECKING:
-    from nnbackend.backends.numpy.backend import NumpyBackend
 
 
 class BoundDense:
@@ -17,14 +15,16 @@ class BoundDense:
 
     def __init__(
         self,
-        backend: NumpyBackend,
+        there: Callable[..., None],
+        back: Callable[..., None],
         w: Array,
         b: Array | None,
         act: Activation,
         dw: Array,
         db: Array | None,
     ) -> None:
-        self._there, self._back = backend.dense_forward, backend.dense_backward
+        """``there`` and ``back`` are the backend's dense_forward and dense_backward."""
+        self._there, self._back = there, back
         self._w, self._b, self._act, self._dw, self._db = w, b, act, dw, db
         self._dtype, (self._n_inputs, self._n_outputs) = w.dtype, w.shape
         self._keeps_z, self._is_linear = act.saves == "input", act is LINEAR

@@ -16,9 +16,9 @@ from nnbackend.kernels.codes import STATISTICS, TRACE_SUMS, Op
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import Program
 
-#: Work of a step, in multiplications, that one more thread must have to do: some 40 us
+#: Work of a step, in multiplications of float32, that one more thread must have to do: some 30 us
 #: (measured: docs/threads.md). An output that is passed over counts as ELEMENT_WORK.
-STEP_GRAIN = 3 << 20
+STEP_GRAIN = 5 << 19
 ELEMENT_WORK = 64
 #: The same for inference.
 INFERENCE_GRAIN = 1 << 19
@@ -38,7 +38,7 @@ class CompiledTable:
         deltas_width: elements of the gradients by the rows' outputs, per row of the batch.
         norms_width: elements of the batch norms' statistics, per part.
         n_inputs, n_outputs: widths of the first row's input and the last row's output.
-        step_work: multiplications per row of the batch.
+        step_work: multiplications of float32 per row of the batch, of which one of float64 is two.
         inference_rows: that go through all layers at a time.
     """
 
@@ -52,8 +52,9 @@ class CompiledTable:
         self.n_inputs, self.n_outputs = rows[0].n_inputs, rows[-1].n_outputs
         products = [row.n_inputs * row.n_outputs for row in rows if row.op == Op.DENSE]
         elements = ELEMENT_WORK * sum(row.n_outputs for row in rows)
-        self.inference_work = sum(products) + elements // 2
-        self.step_work = 3 * sum(products) + elements
+        numbers = self.dtype.itemsize // 4
+        self.inference_work = numbers * (sum(products) + elements // 2)
+        self.step_work = numbers * (3 * sum(products) + elements)
         largest = max(products, default=0) * self.dtype.itemsize
         self.inference_rows = MANY_ROWS if largest > LARGE_WEIGHTS else INFERENCE_ROWS
         self._small_layers = largest <= SMALL_WEIGHTS
@@ -111,6 +112,7 @@ class CompiledTable:
         f[c.DROPOUT_KEY] = key - (1 << 64) if key >> 63 else key
         f[c.N_PARTS] = parts
         f[c.FIRST_TRAINED], f[c.LAST_FORWARD] = self.first_trained, self.last_forward
+        f[c.PENALTIES_PER_ROW] = program.penalties_per_row
         loss = program.built_in_loss
         if loss is not None:
             f[c.LOSS] = loss.formula.code
@@ -194,7 +196,7 @@ class StepContext:
         if rule is None:
             return
         f[c.UPDATE] = rule.code
-        numbers[c.MOMENTUM : c.DECAY + 1] = rule.numbers
+        numbers[c.MOMENTUM : c.EPS_HAT + 1] = rule.numbers
         numbers[c.CLIP_NORM] = np.inf if clip is None else clip
         numbers[c.GRADIENT_LIMIT] = rule.gradient_limit(self.dtype)
         self._settings = optimizer.changes
