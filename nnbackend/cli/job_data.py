@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.cli.settings import Settings
 from nnbackend.data import datasets
-from nnbackend.data.csv import MissingTargetError
+from nnbackend.data.csv import MissingTargetError, is_table
 from nnbackend.data.dataset import Dataset, Task
 from nnbackend.data.idx import find_images, holds_idx
 from nnbackend.data.readers import read
@@ -36,18 +37,34 @@ def load_data(
     task: Task = "auto",
     features: tuple[str, ...] | None = None,
     with_targets: bool = True,
+    **layout: Any,
 ) -> Dataset:
-    """A file or folder, or a built-in data set by name."""
-    if name in BUILT_IN and not Path(name).exists():
+    """A file or folder, or a built-in data set by name; "-" is a table on standard input."""
+    is_built_in = name in BUILT_IN and not Path(name).exists()
+    if is_built_in or not is_table(name):
+        given = [option for option, value in layout.items() if value not in (None, ())]
+        if given:
+            raise DataError(f"{given[0]} is for tables, such as .csv files; {name} is none")
+    if is_built_in:
         x, y = BUILT_IN[name](seed)
         classes = None
         if y.dtype.kind == "i":
             classes = tuple(str(c) for c in range(int(y.max()) + 1))
         return Dataset(x, y, classes, image_shape=(8, 8) if name == "digits" else None)
-    if not Path(name).exists():
+    if name != "-" and not Path(name).exists():
         close = unknown_name("data set", name, BUILT_IN)
         raise DataError(f"there is no file or folder {name}, and the built-in {close}")
-    return read(name, target, task, features, with_targets=with_targets)
+    return read(name, target, task, features, with_targets=with_targets, **layout)
+
+
+def training_data(name: str, settings: Settings) -> Dataset:
+    """The data that these settings name."""
+    given = (settings.seed, settings.target, settings.task, settings.features or None)
+    if settings.features and not is_table(name):
+        raise DataError(f"features is for tables, such as .csv files; {name} is none")
+    if settings.features and settings.target is None:
+        raise DataError("features leave the target out; name it with target, too")
+    return load_data(name, *given, drop=settings.drop, **settings.layout)
 
 
 def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
@@ -64,20 +81,32 @@ def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
     return replace(data, y=numbers[data.y], class_names=names)
 
 
-def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
+def data_for(
+    model: Sequential,
+    name: str,
+    with_target: bool,
+    layout: Mapping[str, Any],
+    keep: tuple[str, ...] = (),
+) -> Dataset:
     """Data for a trained model: its columns, its classes, its width.
 
     Args:
         with_target: read targets; without them a CSV needs no target column.
+        layout: of a table; what is None is as in the training.
+        keep: names of columns of a table, to be repeated beside the predictions.
     """
     info = model.info
     features = info.get("feature_names")
     classes = _classes_of(model)
     task: Task = "regression" if classes is None else "classification"
-    columns = None if with_target or features is None else tuple(features)
-    target = info.get("target_name")
+    columns = None if features is None else tuple(features)
+    target = info.get("target_name") if with_target or columns is None else None
+    saved = info.get("settings") or {}
+    layout = {k: saved.get(k) if value is None else value for k, value in layout.items()}
     try:
-        data = load_data(test_images(name), model.seed, target, task, columns, with_target)
+        data = load_data(
+            test_images(name), model.seed, target, task, columns, with_target, keep=keep, **layout
+        )
     except MissingTargetError as error:
         raise DataError(
             f"{name} has no column {target!r}, the target this model was trained on; for data "
@@ -85,12 +114,6 @@ def data_for(model: Sequential, name: str, with_target: bool) -> Dataset:
         ) from error
     if with_target and data.y is None:
         raise DataError(f"{name} holds no targets to compare with")
-    if with_target and features is not None and data.feature_names is not None:
-        missing = [f for f in features if f not in data.feature_names]
-        if missing:
-            raise DataError(f"{name} lacks the columns {', '.join(missing)}")
-        order = [data.feature_names.index(f) for f in features]
-        data = replace(data, x=np.ascontiguousarray(data.x[:, order]))
     if data.x.shape[1] != model.n_inputs:
         raise ShapeError(f"the model takes {model.n_inputs} inputs; {name} has {data.x.shape[1]}")
     return align_classes(data, classes) if classes is not None and with_target else data

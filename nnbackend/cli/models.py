@@ -32,10 +32,19 @@ from nnbackend.training.progress import figures_text
 DEFAULTS = options.Settings()
 KEYS = ", ".join(field.name for field in fields(options.Settings))
 DATA_HELP = (
-    f"a data set ({', '.join(job_data.BUILT_IN)}), a .csv, an .npz, an IDX file or folder (MNIST), "
+    f"a data set ({', '.join(job_data.BUILT_IN)}), a table (.csv, .tsv ..., also .gz; - for "
+    f"standard input), an .npz, an IDX file or folder (MNIST), "
     f"or a folder of images in one folder for each class"
 )
 
+LAYOUT = "of a table, if it is not found out"
+SepOption = Annotated[str | None, typer.Option(help=f"separator {LAYOUT}; a blank for blanks")]
+DecimalOption = Annotated[str | None, typer.Option(help=f"decimal mark {LAYOUT}: . or ,")]
+EncodingOption = Annotated[str | None, typer.Option(help=f"encoding {LAYOUT}, such as latin-1")]
+HeaderOption = Annotated[
+    bool | None,
+    typer.Option("--header/--no-header", help=f"whether the first line names the columns {LAYOUT}"),
+]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="a file written by train --save")]
 BackendOption = Annotated[
     str | None,
@@ -63,6 +72,17 @@ def train(
             show_default=_default("task"),
         ),
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="columns to learn from, such as age,height", show_default="all"),
+    ] = None,
+    drop: Annotated[
+        str | None, typer.Option(help="columns to leave out", show_default="none")
+    ] = None,
+    sep: SepOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     hidden: Annotated[
         str | None,
         typer.Option(
@@ -175,11 +195,14 @@ def train(
         "target": target, "task": task, "activation": activation, "epochs": epochs,
         "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer,
         "dropout": dropout, "validation": validation, "seed": seed, "dtype": dtype,
-        "weight_decay": weight_decay, "patience": patience,
+        "weight_decay": weight_decay, "patience": patience, "sep": sep, "decimal": decimal,
+        "encoding": encoding, "header": header,
     }  # fmt: skip
     parsed = {
         "hidden": (hidden, options.parse_widths),
         "metrics": (metrics, options.parse_names),
+        "features": (features, options.parse_names),
+        "drop": (drop, options.parse_names),
         "class_weight": (class_weight, options.parse_class_weight),
     }
     with user_errors():
@@ -190,12 +213,12 @@ def train(
         check_targets(save, plot)
         check_picture(plot)
         if resume is None:
-            dataset = job_data.load_data(data, settings.seed, settings.target, settings.task)
+            dataset = job_data.training_data(data, settings)
             settings = settings.with_epochs(len(dataset.x))
             model = job.build_model(settings, dataset, backend)
         else:
             settings, model = job.resume(resume, chosen, backend)
-            dataset = job_data.load_data(data, settings.seed, settings.target, settings.task)
+            dataset = job_data.training_data(data, settings)
             dataset = job.check_resumed_data(model, dataset, resume)
         typer.echo(job_data.describe(dataset, settings.validation))
         model.summary()
@@ -216,6 +239,10 @@ def train(
 def evaluate(
     model: ModelFile,
     data: Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)],
+    sep: SepOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     backend: BackendOption = None,
 ) -> None:
     """Compute the loss and metrics of a trained model on data with targets.
@@ -228,7 +255,8 @@ def evaluate(
     """
     with user_errors():
         trained = load_trained(model, backend)
-        dataset = job_data.data_for(trained, data, with_target=True)
+        layout = {"sep": sep, "decimal": decimal, "encoding": encoding, "header": header}
+        dataset = job_data.data_for(trained, data, True, layout)
         figures = trained.evaluate(dataset.x, dataset.y)
         if isinstance(trained.loss, Loss) and dataset.y is not None:
             more = report.figures(trained, trained.predict(dataset.x), dataset.y)
@@ -253,6 +281,13 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="add a column for each class")
     ] = False,
+    keep: Annotated[
+        str | None, typer.Option(help="columns of the table to repeat, such as id")
+    ] = None,
+    sep: SepOption = None,
+    decimal: DecimalOption = None,
+    encoding: EncodingOption = None,
+    header: HeaderOption = None,
     backend: BackendOption = None,
 ) -> None:
     """Predict for data with or without targets; class names are restored.
@@ -261,20 +296,25 @@ def predict(
 
       nnbackend predict wine.safetensors new-wines.csv --out predictions.csv
 
+      zcat new-wines.csv.gz | nnbackend predict wine.safetensors - --keep id
+
       nnbackend predict digits.safetensors digits --probabilities | head
     """
     with user_errors():
         printed = out is None or str(out) == "-"
         check_targets(None if printed else out)
         trained = load_trained(model, backend)
-        dataset = job_data.data_for(trained, data, with_target=False)
+        layout = {"sep": sep, "decimal": decimal, "encoding": encoding, "header": header}
+        kept = () if keep is None else options.parse_names(keep)
+        dataset = job_data.data_for(trained, data, False, layout, kept)
         classes = trained.info.get("class_names")
-        header, columns = _predictions(trained, dataset.x, classes, probabilities)
+        names, columns = _predictions(trained, dataset.x, classes, probabilities)
         if dataset.row_names is not None:
-            header, columns = ["file", *header], [list(dataset.row_names), *columns]
+            names, columns = ["file", *names], [list(dataset.row_names), *columns]
+        names, columns = [*dataset.kept, *names], [*dataset.kept.values(), *columns]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
+        writer.writerow(names)
         writer.writerows(zip(*columns, strict=True))
         content = text.getvalue().encode()
         if out is None or printed:

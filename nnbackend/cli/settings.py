@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class Settings:
         metrics: names of the figures of every epoch; none for accuracy or r2.
         target: name or number of a CSV's target column; None takes the last.
         task: "auto", "classification" or "regression".
+        features, drop: names of a table's columns to learn from, or to leave out; none for all.
+        sep, decimal, encoding, header: how a table is written; None is found out.
     """
 
     hidden: tuple[int, ...] = (128, 64)
@@ -61,6 +64,12 @@ class Settings:
     dtype: str = "float32"
     target: str | None = None
     task: Task = "auto"
+    features: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    sep: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
 
     def __post_init__(self) -> None:
         for width in self.hidden:
@@ -90,6 +99,7 @@ class Settings:
         for name in self.metrics:
             check_name("metrics", name, METRICS)
         self._check_class_weight()
+        check_layout(self.sep, self.decimal, self.encoding)
         check_seed(self.seed)
         check_dtype(self.dtype)
         if self.target is not None and not isinstance(self.target, str):
@@ -108,6 +118,11 @@ class Settings:
                 f"class_weight must be 'balanced', or weights by class name; received "
                 f"{shown(weights)}"
             )
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """How a table is written."""
+        return {name: getattr(self, name) for name in ("sep", "decimal", "encoding", "header")}
 
     @property
     def optimizer_settings(self) -> dict[str, Any]:
@@ -136,12 +151,12 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """As a model file's notes hold them, for other programs too."""
-        return {**asdict(self), "hidden": list(self.hidden), "metrics": list(self.metrics)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
 
     @classmethod
     def from_plain(cls, notes: Mapping[str, Any]) -> Settings:
         """From what ``plain`` gave."""
-        tuples = {name: tuple(notes[name]) for name in ("hidden", "metrics") if name in notes}
+        tuples = {name: tuple(notes[name]) for name in _LISTS if name in notes}
         return cls(**{**notes, **tuples})
 
 
@@ -163,7 +178,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         settings |= {
             name: tuple(value) if isinstance(value, list) else parse(str(value))
-            for name, parse in (("hidden", parse_widths), ("metrics", parse_names))
+            for name, parse in _LISTS.items()
             if (value := settings.get(name)) is not None
         }
         if isinstance(settings.get("class_weight"), str):
@@ -193,6 +208,31 @@ def parse_widths(text: str) -> tuple[int, ...]:
 def parse_names(text: str) -> tuple[str, ...]:
     """ "accuracy,f1" -> ("accuracy", "f1")."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+#: Settings that are lists, and how text is read as one.
+_LISTS: dict[str, Callable[[str], tuple[Any, ...]]] = {
+    "hidden": parse_widths, "metrics": parse_names, "features": parse_names, "drop": parse_names,
+}  # fmt: skip
+
+
+def check_layout(sep: str | None, decimal: str | None, encoding: str | None) -> None:
+    """Refuse marks that no table is written with."""
+    if sep is not None and len(sep) != 1:
+        raise DataError(
+            f"sep must be one character, such as ; or a tab ($'\\t' in the shell), or a blank for "
+            f"any number of blanks; received {sep!r}"
+        )
+    if decimal is not None:
+        check_name("decimal", decimal, (".", ","))
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            raise DataError(
+                f"encoding must be one that Python knows, such as utf-8, latin-1 or utf-16; "
+                f"received {encoding!r}"
+            ) from None
 
 
 def parse_class_weight(text: str) -> str | dict[str, float]:

@@ -1,29 +1,31 @@
-"""Reader for CSV files: numeric columns and a target column."""
+"""Reader for tables in text files: numeric columns and a target column."""
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from nnbackend.data.dataset import (
-    Dataset,
-    HostArray,
-    PathLike,
-    Task,
-    as_targets,
-    check_task,
-    existing,
-)
+from nnbackend.data.dataset import Dataset, HostArray, PathLike, Task, as_targets, check_task
+from nnbackend.data.tables import Layout, Table, is_number
 from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
+#: A number that other notations of it do not equal as text.
+_PADDED = re.compile(r"[+-]?0\d.*")
 
 
 class MissingTargetError(DataError):
     """A CSV has no column of the target's name."""
+
+
+def is_table(name: str) -> bool:
+    """Whether a file of this name, compressed or not, holds a table; "-" is standard input."""
+    name = name.lower()
+    for suffix in (".gz", ".bz2", ".xz", ".zip"):
+        name = name.removesuffix(suffix)
+    return name == "-" or name.endswith(CSV_SUFFIXES)
 
 
 def read_csv(
@@ -31,11 +33,20 @@ def read_csv(
     target: str | int | None = None,
     task: Task = "auto",
     features: Sequence[str] | None = None,
+    *,
+    drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    sep: str | None = None,
+    decimal: str | None = None,
+    encoding: str | None = None,
+    header: bool | None = None,
 ) -> Dataset:
-    """Numeric columns and a target column, with or without a header line.
+    """Numeric columns and a target column of a table, as text or compressed (.gz, .bz2, .xz, .zip);
+    "-" reads standard input. Needs DuckDB: ``pip install "nnbackend[tables]"``.
 
-    The first line is taken as a header if it has text above a column of numbers, or no number.
-    The separator is whichever of ``,`` ``;`` and tab is most frequent in the first line.
+    How the file is written is found out, unless it is said. The first line is taken as a header if
+    it has text above a column of numbers, or no number, or numbers in equal steps beside a name.
+    Lines that begin with # before or between the rows are passed over.
 
     Args:
         target: name of the target column, or its number from 0 (also as text, if no column
@@ -43,165 +54,152 @@ def read_csv(
         task: "classification" makes classes of the target's distinct values, "regression"
             numbers; "auto" takes text, and whole numbers with at most 20 distinct values, as
             classes.
-        features: names of the columns to read, in this order, without a target: for
-            predictions with a model trained on those columns.
+        features: names of the columns to read, in this order; without ``target`` there is then
+            none, as for predictions.
+        drop: names of columns to leave out.
+        keep: names of columns to return as text, in ``Dataset.kept``.
+        sep: what separates fields, such as ";" or a tab; " " for any number of blanks.
+        decimal: "." or ",".
+        encoding: "utf-8", "latin-1", "utf-16" or another one that Python knows.
+        header: whether the first line names the columns.
 
     Raises:
         DataError: ragged rows, text or an empty field where a number belongs, an unknown column;
             the message names the line (from 1) and column.
     """
-    path = existing(path)
     check_task(task)
-    header, lines = _csv_lines(path)
-    if features is not None:
-        columns = _feature_columns(path, header, features)
-        x = _numbers(path, lines, columns, header)
-        return Dataset(x, None, feature_names=tuple(features), kind="csv")
-    index = _target_column(path, header, target)
-    columns = [k for k in range(len(header)) if k != index]
-    if not columns:
-        raise DataError(f"{path} has one column only; a target needs columns to learn from")
-    x = _numbers(path, lines, columns, header)
-    texts = [fields[index].strip() for _, fields in lines]
-    y, names = _csv_target(path, lines, texts, index, header, task)
-    return Dataset(
-        x,
-        y,
-        class_names=names,
-        feature_names=tuple(header[k] for k in columns),
-        target_name=header[index],
-        kind="csv",
-    )
-
-
-CsvLines = list[tuple[int, list[str]]]
-
-
-def _csv_lines(path: Path) -> tuple[list[str], CsvLines]:
-    """Column names, and the rows with their line numbers; every row is as long as the first."""
-    import csv
-
-    lines: CsvLines = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            delimiter = max(",;\t", key=file.readline().count)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter)
-            for fields in reader:
-                if any(field.strip() for field in fields):
-                    lines.append((reader.line_num, fields))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not text in UTF-8: {error}") from error
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: {error}") from error
-    if not lines:
-        raise DataError(f"{path} is empty; it must hold at least one row")
-    header = [field.strip() for field in lines[0][1]]
-    if not _is_header(header, [fields for _, fields in lines[1:]]):
-        header = [str(k) for k in range(len(header))]
-    else:
-        lines = lines[1:]
-    if not lines:
-        raise DataError(f"{path} has a header and no rows")
-    if len(set(header)) < len(header):
-        twice = Counter(header).most_common(1)[0][0]
-        raise DataError(f"{path} has two columns named {twice!r}; names must differ")
-    for number, fields in lines:
-        if len(fields) != len(header):
+    with Table(path, Layout(sep, decimal, encoding, header)) as table:
+        left_out = _columns_named(table, drop, "is to be left out")
+        kept = _columns_named(table, keep, "is to be kept")
+        if features is not None:
+            columns = _columns_named(table, features, "the model was trained on")
+            if target is None:
+                values = table.read(text=kept)
+                x = _numbers(table, values, columns)
+                beside = _kept(values, kept, keep)
+                return Dataset(x, None, feature_names=tuple(features), kind="csv", kept=beside)
+        index = _target_column(table, target)
+        if index in left_out:
+            raise DataError(f"{table.names[index]!r} is the target, so it cannot be left out")
+        if features is None:
+            columns = [k for k in range(len(table.names)) if k != index and k not in left_out]
+        if not columns:
             raise DataError(
-                f"{path}, line {number}: {len(fields)} fields; every row must have "
-                f"{len(header)}, like the first line"
+                f"{table.shown} has one column only; a target needs columns to learn from"
             )
-    return header, lines
+        values = table.read(text=[index, *kept])
+        x = _numbers(table, values, columns)
+        y, names = _targets(table, values[index], index, task)
+        return Dataset(
+            x,
+            y,
+            class_names=names,
+            feature_names=tuple(table.names[k] for k in columns),
+            target_name=table.names[index],
+            kind="csv",
+            kept=_kept(values, kept, keep),
+        )
 
 
-def _is_header(first: list[str], others: list[list[str]]) -> bool:
-    """Whether the first line names columns: text stands above numbers somewhere, or there is no
-    number in it at all."""
-    for column, text in enumerate(first):
-        below = [_is_number(fields[column]) for fields in others if column < len(fields)]
-        if not _is_number(text) and 2 * sum(below) > len(below):
-            return True
-    return not any(_is_number(text) for text in first)
+def _kept(
+    values: list[HostArray], columns: list[int], names: Sequence[str]
+) -> dict[str, list[str]]:
+    """Columns as text, "" where a value is missing."""
+    texts = (["" if text is None else text for text in values[k]] for k in columns)
+    return dict(zip(names, texts, strict=True))
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _target_column(path: Path, header: list[str], target: object) -> int:
+def _target_column(table: Table, target: object) -> int:
+    names = table.names
     if target is None:
-        return len(header) - 1
+        return len(names) - 1
     if isinstance(target, str):
-        if target in header:
-            return header.index(target)
-        if target.isdecimal() and int(target) < len(header):
+        if target in names:
+            return names.index(target)
+        if target.isdecimal() and int(target) < len(names):
             return int(target)
-        raise MissingTargetError(f"{path}: {unknown_name('target column', target, header)}")
+        raise MissingTargetError(f"{table.shown}: {unknown_name('target column', target, names)}")
     if isinstance(target, bool) or not isinstance(target, int | np.integer):
         raise DTypeError(
             f"the target column must be a name or a number from 0; received {shown(target)}"
         )
-    if not 0 <= target < len(header):
+    if not 0 <= target < len(names):
         raise DataError(
-            f"{path}: the target column must be in 0 ... {len(header) - 1}; received {target}"
+            f"{table.shown}: the target column must be in 0 ... {len(names) - 1}; received {target}"
         )
     return int(target)
 
 
-def _feature_columns(path: Path, header: list[str], features: Sequence[str]) -> list[int]:
-    for name in features:
-        if name not in header:
+def _columns_named(table: Table, names: Sequence[str], why: str) -> list[int]:
+    for name in names:
+        if name not in table.names:
             raise DataError(
-                f"{path} has no column {name!r}, which the model was trained on; its columns "
-                f"are {', '.join(header)}"
+                f"{table.shown} has no column {name!r}, which {why}; its columns are "
+                f"{', '.join(table.names)}"
             )
-    return [header.index(name) for name in features]
+    return [table.names.index(name) for name in names]
 
 
-def _numbers(path: Path, lines: CsvLines, columns: list[int], header: list[str]) -> HostArray:
+def _numbers(table: Table, values: list[HostArray], columns: list[int]) -> HostArray:
     """The columns as (N, len(columns)) float32."""
-    rows = np.empty((len(lines), len(columns)), np.float32)
-    for k, (number, fields) in enumerate(lines):
-        try:
-            rows[k] = [float(fields[c]) for c in columns]
-        except ValueError:
-            bad = next(c for c in columns if not _is_number(fields[c]))
-            remedy = "Text columns must be turned into numbers or left out"
-            if not fields[bad].strip():
-                remedy = "Fill the missing value or remove the row"
-            raise DataError(
-                f"{path}, line {number}, column {header[bad]!r}: a number belongs here; found "
-                f"{fields[bad]!r}. {remedy}"
-            ) from None
-    wrong = np.argwhere(~np.isfinite(rows))
-    if len(wrong):
-        row, column = wrong[0]
-        raise DataError(
-            f"{path}, line {lines[row][0]}, column {header[columns[column]]!r}: numbers must be "
-            f"finite; found {lines[row][1][columns[column]]!r}"
-        )
-    return rows
+    for k in columns:
+        column = values[k]
+        if column.dtype.kind == "f":
+            wrong = np.flatnonzero(~np.isfinite(column))
+        else:
+            texts = [None if text is None else table.plain_number(text) for text in column]
+            wrong = np.flatnonzero([text is None for text in texts])
+            values[k] = np.array([text or "nan" for text in texts])
+        if len(wrong):
+            raise _not_a_number(table, int(wrong[0]), k)
+    with np.errstate(over="ignore"):
+        x = np.stack([values[k].astype(np.float64) for k in columns], axis=1).astype(np.float32)
+    beyond = np.argwhere(~np.isfinite(x))
+    if len(beyond):
+        raise _not_a_number(table, int(beyond[0][0]), columns[beyond[0][1]])
+    return np.ascontiguousarray(x)
 
 
-def _csv_target(
-    path: Path, lines: CsvLines, texts: list[str], index: int, header: list[str], task: Task
+def _not_a_number(table: Table, row: int, column: int) -> DataError:
+    line, fields = table.line(row)
+    text = fields[column].strip()
+    where = f"{table.shown}, line {line}, column {table.names[column]!r}"
+    if is_number(text) or text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return DataError(f"{where}: numbers must be finite; found {text!r}")
+    remedy = "Text columns must be turned into numbers or left out"
+    if not text:
+        remedy = "Fill the missing value or remove the row"
+    return DataError(f"{where}: a number belongs here; found {text!r}. {remedy}")
+
+
+def _targets(
+    table: Table, texts: HostArray, index: int, task: Task
 ) -> tuple[HostArray, tuple[str, ...] | None]:
-    for (number, _), text in zip(lines, texts, strict=True):
-        if not text:
-            raise DataError(f"{path}, line {number}: the target {header[index]!r} is empty")
-    if all(_is_number(text) for text in texts):
-        return as_targets(np.array([float(text) for text in texts]), task, str(path))
-    if task == "regression":
-        number, text = next(
-            (n, t) for (n, _), t in zip(lines, texts, strict=True) if not _is_number(t)
-        )
+    name = table.names[index]
+    for row, text in enumerate(texts):
+        if text is None or not text.strip():
+            line, fields = table.line(row)
+            found = fields[index].strip()
+            what = f"is missing; found {found!r}" if found else "is empty"
+            raise DataError(f"{table.shown}, line {line}: the target {name!r} {what}")
+    values = [table.plain_number(text) for text in texts]
+    other = next((row for row, value in enumerate(values) if value is None), None)
+    if other is not None and task == "regression":
         raise DataError(
-            f"{path}, line {number}, column {header[index]!r}: regression needs numbers; found "
-            f"{text!r}"
+            f"{table.shown}, line {table.line(other)[0]}, column {name!r}: regression needs "
+            f"numbers; found {texts[other]!r}"
         )
-    return as_targets(np.array(texts), task, str(path))
+    # 036 is a name: as a number it would lose its zero
+    padded = task != "regression" and any(_PADDED.fullmatch(text.strip()) for text in texts)
+    if other is not None or padded:
+        return as_targets(np.array([text.strip() for text in texts]), task, table.shown)
+    return as_targets(_as_numbers([value for value in values if value]), task, table.shown)
+
+
+def _as_numbers(texts: list[str]) -> HostArray:
+    """In int64 if they are whole numbers, which do not all fit into float64."""
+    if all(text.lstrip("+-").isdecimal() for text in texts):
+        whole = [int(text) for text in texts]
+        if max(map(abs, whole)) < 1 << 63:
+            return np.array(whole, np.int64)
+    return np.array([float(text) for text in texts])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Dataset:
         image_shape: (height, width) where rows are pictures.
         row_names: a name for each row, where rows are files.
         kind: "idx", "npz", "csv", "images" or "builtin".
+        kept: columns of a table that were asked for as text, by name.
     """
 
     x: HostArray
@@ -43,6 +44,7 @@ class Dataset:
     image_shape: tuple[int, int] | None = None
     kind: str = "builtin"
     row_names: tuple[str, ...] | None = None
+    kept: Mapping[str, list[str]] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.x, self.y))
@@ -68,8 +70,14 @@ def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[s
     if flat.ndim != 1:
         raise DataError(f"{where}: classes must be one column; found shape {y.shape}")
     values, numbers = np.unique(flat, return_inverse=True)
-    names = tuple(str(v) if text else f"{v:g}" for v in values)
-    return numbers.reshape(-1).astype(np.int64), names
+    return numbers.reshape(-1).astype(np.int64), tuple(map(_name, values))
+
+
+def _name(value: Any) -> str:
+    """A class's name, which does not depend on how its number is stored."""
+    if isinstance(value, np.floating):
+        return str(int(value)) if value.is_integer() else repr(float(str(value)))
+    return str(int(value)) if isinstance(value, np.bool_) else str(value)
 
 
 def _is_one_hot(y: HostArray) -> bool:

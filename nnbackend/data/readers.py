@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from nnbackend.data.csv import CSV_SUFFIXES, read_csv
+from nnbackend.data.csv import is_table, read_csv
 from nnbackend.data.dataset import Dataset, PathLike, Task, existing
 from nnbackend.data.idx import holds_idx, read_idx
 from nnbackend.data.images import read_images
@@ -19,14 +21,20 @@ def read(
     features: Sequence[str] | None = None,
     *,
     with_targets: bool = True,
+    **layout: Any,
 ) -> Dataset:
-    """Read a file or folder according to its kind: .csv (or .tsv), .npz, IDX, or images.
+    """Read a file or folder according to its kind: a table (.csv, .tsv, .txt, .data, also
+    compressed), .npz, IDX, or images.
 
     Args:
         target, task, features: see ``read_csv``.
         with_targets: False for predictions: targets of other files than CSV are not read.
+        layout: ``drop``, ``keep``, ``sep``, ``decimal``, ``encoding`` and ``header`` of a table,
+            see ``read_csv``.
     """
-    path = existing(path)
+    path = Path(path) if path == "-" else existing(path)
+    if is_table(str(path)) and not path.is_dir():
+        return read_csv(path, target, task, features, **layout)
     if path.is_dir():
         if holds_idx(path):
             return read_idx(path, with_targets=with_targets)
@@ -34,8 +42,6 @@ def read(
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return read_npz(path, task, with_targets=with_targets)
-    if suffix in CSV_SUFFIXES:
-        return read_csv(path, target, task, features)
     if "idx" in path.name.lower() or suffix == ".gz":
         return read_idx(path, with_targets=with_targets)
     raise DataError(

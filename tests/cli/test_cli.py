@@ -274,7 +274,7 @@ class TestFiles:
         (tmp_path / "blank.csv").write_text("length,width,noise\n1,2,3\n")
         for command, data, message in (
             ("evaluate", "blank.csv", "the target this model was trained on; for data without"),
-            ("evaluate", "other.csv", "lacks the columns noise"),
+            ("evaluate", "other.csv", "no column 'noise', which the model was trained on"),
             ("evaluate", "lily.csv", "classes that the model does not know: lily"),
             ("evaluate", "digits", "the model takes 3 inputs; digits has 64"),
             ("predict", "other.csv", "no column 'noise', which the model was trained on"),

@@ -158,8 +158,8 @@ class TestCsv:
 
     def test_not_text(self, tmp_path) -> None:
         path = tmp_path / "x.csv"
-        path.write_bytes(b"a,b\n\xff\xfe,1\n")
-        with pytest.raises(nn.DataError, match="not text in UTF-8"):
+        path.write_bytes(b"a,b\n\x00\x01,1\n")
+        with pytest.raises(nn.DataError, match="is not text: it holds bytes that are zero"):
             datasets.read(path)
 
 

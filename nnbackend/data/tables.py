@@ -1,0 +1,394 @@
+"""Tables in text files: their layout found out, and their columns read, by DuckDB."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import csv
+import gzip
+import itertools
+import lzma
+import re
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from nnbackend._checks import check_path
+from nnbackend.data.dataset import HostArray, PathLike, existing
+from nnbackend.errors import DataError
+
+INSTALL = 'pip install "nnbackend[tables]"'
+#: Rows that the layout is found out from, and bytes of them at most.
+HEAD_ROWS, HEAD_BYTES = 1000, 1 << 20
+#: Lines before the table itself, at most.
+MOST_PREAMBLE = 20
+#: What opens a compressed file; gzip is also known to DuckDB.
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_COMMA_DECIMAL = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)?(,\d+)?([eE][+-]?\d+)?")
+_COMMA_THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
+_MISSING = ("", "?", "na", "n/a", "nan", "null", "none", "-")
+
+
+class Layout(NamedTuple):
+    """How a table is written; None is found out.
+
+    Attributes:
+        sep: what stands between the fields; " " is any number of blanks.
+        decimal: "." or ",".
+        encoding: "utf-8", "latin-1", "utf-16" or another one that Python knows.
+        header: whether the first line names the columns.
+    """
+
+    sep: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
+
+
+class Table:
+    """A file whose layout is known, and whose columns can be read.
+
+    Attributes:
+        names: of the columns; numbers from 0 where the file has no header.
+    """
+
+    def __init__(self, path: PathLike, layout: Layout) -> None:
+        path = Path(check_path("path", path))
+        self.shown = "standard input" if str(path) == "-" else str(path)
+        with ExitStack() as stack:
+            self._path = _plain_file(path, stack)
+            self._compressed = OPENERS.get(self._path.suffix.lower(), open)
+            try:
+                self._encoding = layout.encoding or self._found_encoding()
+                if self._encoding not in ("utf-8", "latin-1"):  # those that DuckDB reads quickly
+                    self._use_copy(_copied_text(self._text(), stack))
+            except (UnicodeError, EOFError, OSError, LookupError) as error:
+                raise DataError(f"{self.shown} cannot be read: {error}") from error
+            head = self._head()
+            self._skip, self._sep, self._quote, self._comment = self._dialect(head, layout)
+            if self._sep == " ":
+                single = (" ".join(line.split()) + "\n" for line in self._text())
+                self._use_copy(_copied_text(single, stack))
+                head = self._head()
+            # comments are passed over before DuckDB counts
+            before = [line for line in head[: self._skip] if not self._is_comment(line)]
+            self._skip_besides = len(before)
+            rows = list(self._rows(head))
+            if not rows:
+                raise DataError(f"{self.shown} is empty; it must hold at least one row")
+            first, *others = rows
+            self._has_header = is_header(first, others) if layout.header is None else layout.header
+            body = others if self._has_header else rows
+            if not body:
+                raise DataError(f"{self.shown} has a header and no rows")
+            width = len(first)
+            self._drops_last = self._ends_in_separators(first, body)
+            width -= self._drops_last
+            names = [field.strip() for field in first[:width]]
+            self.names = names if self._has_header else [str(k) for k in range(width)]
+            twice, times = Counter(self.names).most_common(1)[0]
+            if times > 1:
+                raise DataError(f"{self.shown} has two columns named {twice!r}; names must differ")
+            columns = list(itertools.zip_longest(*body, fillvalue=""))[:width]
+            self._decimal, self._thousands = _number_marks(columns, self._sep, layout.decimal)
+            self._kinds = [self._looks_numeric(column) for column in columns]
+            self._close = stack.pop_all().close
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _use_copy(self, path: Path) -> None:
+        """Read a plain copy in UTF-8 from now on."""
+        self._path, self._compressed, self._encoding = path, open, "utf-8"
+
+    # -- the layout -----------------------------------------------------------------------------
+
+    def _found_encoding(self) -> str:
+        """By a byte order mark, or by whether all of it is UTF-8."""
+        with self._compressed(self._path, "rb") as file:
+            start = file.read(4)
+            if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                return "utf-16"
+            file.seek(0)
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                while block := file.read(1 << 22):
+                    decoder.decode(block)
+                decoder.decode(b"", True)
+            except UnicodeDecodeError:
+                return "latin-1"
+        return "utf-8"
+
+    def _text(self) -> Iterator[str]:
+        name = {"utf-8": "utf-8-sig"}.get(self._encoding, self._encoding)
+        with self._compressed(self._path, "rt", encoding=name, newline="") as file:
+            yield from file
+
+    def _head(self) -> list[str]:
+        """The first lines."""
+        lines, size = [], 0
+        try:
+            for line in self._text():
+                lines.append(line)
+                size += len(line)
+                if len(lines) >= HEAD_ROWS or size > HEAD_BYTES:
+                    break
+        except (UnicodeError, EOFError, OSError, LookupError) as error:
+            raise DataError(f"{self.shown} cannot be read as {self._encoding}: {error}") from error
+        if any("\0" in line for line in lines):
+            raise DataError(f"{self.shown} is not text: it holds bytes that are zero")
+        return lines
+
+    def _dialect(self, head: list[str], layout: Layout) -> tuple[int, str, str, str]:
+        """Lines to skip, separator, quote and comment mark."""
+        marked = re.fullmatch(r"sep=(.)\s*", head[0]) if head else None
+        if marked:
+            return 1, layout.sep or marked[1], '"', ""
+        comment = "#" if any(line.startswith("#") for line in head) else ""
+        if layout.sep is not None:
+            return 0, layout.sep, '"', comment
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "head.csv"
+            copy.write_text("".join(head), encoding="utf-8", newline="")
+            found = _duckdb().execute(
+                f"from sniff_csv({_literal(copy)}, all_varchar=true, sample_size=-1)"
+            ).fetchone()  # fmt: skip
+        sep, quote, _, _, mark = found[:5]
+        comment = comment or ("" if mark == "(empty)" else mark)
+        lines = [line for line in head if line.strip() and not line.startswith(comment or "\0")]
+        if 2 * sum(sep in line for line in lines) < len(lines):
+            sep = max(",;\t|", key=lambda mark: sum(mark in line for line in lines))
+        if not any(sep in line for line in lines):
+            blanks = [len(line.split()) for line in lines]
+            sep = " " if blanks and min(blanks) == max(blanks) > 1 else sep
+        return self._preamble(head, sep), sep, '"' if quote == "(empty)" else quote, comment
+
+    def _preamble(self, head: list[str], sep: str) -> int:
+        """Lines before the table: those without a separator, where all others have one."""
+        first = next((k for k, line in enumerate(head) if sep in line), 0)
+        return first if first <= MOST_PREAMBLE and sep.strip() else 0
+
+    def _rows(self, head: list[str]) -> Iterator[list[str]]:
+        """Rows of the first lines, without blank ones."""
+        lines = [line for line in head[self._skip :] if not self._is_comment(line)]
+        if head and len(head) >= HEAD_ROWS:
+            lines = lines[:-1]  # the last one may be cut
+        try:
+            for fields in csv.reader(lines, delimiter=self._sep, quotechar=self._quote):
+                if any(field.strip() for field in fields):
+                    yield fields
+        except csv.Error as error:
+            raise DataError(f"{self.shown}: {error}") from error
+
+    def _is_comment(self, line: str) -> bool:
+        return bool(self._comment) and line.startswith(self._comment)
+
+    def _ends_in_separators(self, first: list[str], body: list[list[str]]) -> bool:
+        """Whether each line ends in a separator, after which nothing comes."""
+        named = not self._has_header or not first[-1].strip()
+        return len(first) > 1 and named and all(len(r) == len(first) and not r[-1].strip()
+                                                for r in body)  # fmt: skip
+
+    def _looks_numeric(self, column: Sequence[str]) -> bool:
+        """Whether a column is numbers."""
+        values = (text.strip() for text in column)
+        return all(v.lower() in _MISSING or self.plain_number(v) is not None for v in values)
+
+    def plain_number(self, text: str) -> str | None:
+        """A number as Python writes it, without marks of thousands; None if it is none."""
+        text = text.strip()
+        if self._thousands:
+            text = text.replace(self._thousands, "")
+        if self._decimal == ",":
+            text = text.replace(",", ".")
+        return text if is_number(text) else None
+
+    # -- columns --------------------------------------------------------------------------------
+
+    def read(self, text: Sequence[int] = ()) -> list[HostArray]:
+        """All columns: numbers in float64, NaN where there is none, or text, None where there is
+        none. Those in ``text`` are text in any case."""
+        numeric = [kind and k not in text for k, kind in enumerate(self._kinds)]
+        while True:
+            try:
+                return self._columns(numeric)
+            except _duckdb_module().Error as error:
+                column = re.search(r'converting column "c(\d+)"', str(error))
+                if column is None or not numeric[int(column[1])]:
+                    raise self._readable(str(error)) from error
+                numeric[int(column[1])] = False  # from a later line on there is text
+
+    def _columns(self, numeric: list[bool]) -> list[HostArray]:
+        kinds = [("DOUBLE" if number else "VARCHAR") for number in numeric]
+        if self._drops_last:
+            kinds.append("VARCHAR")
+        columns = ", ".join(f"'c{k}': '{kind}'" for k, kind in enumerate(kinds))
+        settings = {
+            "auto_detect": "false",
+            "columns": f"{{{columns}}}",
+            "delim": _literal(self._sep),
+            "quote": _literal(self._quote),
+            "escape": _literal(self._quote),
+            "comment": _literal(self._comment),
+            "skip": str(self._skip_besides),
+            "header": str(self._has_header).lower(),
+            "encoding": _literal(self._encoding),
+            "decimal_separator": _literal(self._decimal),
+            "nullstr": "['', 'NA', 'N/A', 'NaN', 'nan', '?', 'null', 'NULL', 'None']",
+        }
+        if self._thousands:
+            settings["thousands"] = _literal(self._thousands)
+        listed = ", ".join(f"{name}={value}" for name, value in settings.items())
+        found = _duckdb().execute(f"from read_csv({_literal(self._path)}, {listed})").fetchnumpy()
+        result = []
+        for k, number in enumerate(numeric):
+            values = found[f"c{k}"]
+            if number:
+                result.append(np.ma.filled(values, np.nan).astype(np.float64))
+            else:
+                text = np.ma.getdata(values).astype(object)
+                text[np.ma.getmaskarray(values)] = None
+                result.append(text)
+        return result
+
+    def _readable(self, message: str) -> DataError:
+        """DuckDB's message about a row that cannot be read, as ours."""
+        line = re.search(r"CSV Error on Line: (\d+)", message)
+        counts = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
+        where = f"{self.shown}, line {line[1]}" if line else self.shown
+        if counts:
+            expected = int(counts[1]) - self._drops_last
+            return DataError(
+                f"{where}: {counts[2]} fields; every row must have {expected}, like the first line"
+            )
+        reason = next((part for part in message.split("\n")[1:] if part.strip()), message)
+        return DataError(f"{where}: {reason}")
+
+    def line(self, row: int) -> tuple[int, list[str]]:
+        """The number from 1 and the fields of a row, for a message about it."""
+        seen = -1 - self._has_header
+
+        def lines() -> Iterator[str]:
+            for number, line in enumerate(self._text()):
+                yield "\n" if number < self._skip or self._is_comment(line) else line
+
+        reader = csv.reader(lines(), delimiter=self._sep, quotechar=self._quote)
+        for fields in reader:
+            seen += any(field.strip() for field in fields)
+            if seen == row:
+                return reader.line_num, fields
+        return 0, [""] * len(self.names)
+
+
+# -- helpers ------------------------------------------------------------------------------------
+
+
+def is_number(text: str) -> bool:
+    return _NUMBER.fullmatch(text) is not None
+
+
+def is_header(first: list[str], others: list[list[str]]) -> bool:
+    """Whether the first line names columns: text stands above numbers somewhere; or there is no
+    number in it at all; or its numbers are a scale, as wavelengths are, beside a name that is not
+    one of its column's values."""
+    texts = [text.strip() for text in first]
+    named = [k for k, text in enumerate(texts) if text.lower() not in _MISSING
+             and not is_number(text)]  # fmt: skip
+    below = [[row[k].strip() for row in others if k < len(row)] for k in range(len(texts))]
+    if any(2 * sum(map(is_number, below[k])) > len(below[k]) for k in named):
+        return True
+    numbers = [float(text) for text in texts if is_number(text)]
+    if not numbers:
+        return bool(named)
+    steps = np.diff(numbers)
+    is_scale = len(numbers) > 2 and steps[0] != 0 and np.allclose(steps, steps[0])
+    return bool(is_scale and named and all(texts[k] not in below[k] for k in named))
+
+
+def _number_marks(
+    columns: list[tuple[str, ...]], sep: str, decimal: str | None
+) -> tuple[str, str | None]:
+    """The mark of decimals, and that of thousands if there is one."""
+    decimals, thousands = 0, 0
+    for column in columns:
+        values = [v for v in (text.strip() for text in column) if v.lower() not in _MISSING]
+        commas = [v for v in values if "," in v]
+        if commas and all(_COMMA_THOUSANDS.fullmatch(v) for v in values):
+            thousands += 1
+        if commas and all(_COMMA_DECIMAL.fullmatch(v) for v in values):
+            decimals += 1
+    if decimal == "," or (decimal is None and decimals and sep != ","):
+        return ",", "."
+    return ".", "," if thousands else None
+
+
+def _plain_file(path: Path, stack: ExitStack) -> Path:
+    """A file that DuckDB can read: standard input, and what it cannot unpack, are copied."""
+    if str(path) == "-":
+        return _copied(sys.stdin.buffer, stack)
+    path = existing(path)
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        except zipfile.BadZipFile as error:
+            raise DataError(f"{path} cannot be unpacked: {error}") from error
+        inside = [name for name in archive.namelist() if not name.endswith("/")]
+        if len(inside) != 1:
+            raise DataError(f"{path} must hold one file; it holds {len(inside)}")
+        return _copied(stack.enter_context(archive.open(inside[0])), stack)
+    if suffix in (".bz2", ".xz"):
+        try:
+            return _copied(stack.enter_context(OPENERS[suffix](path, "rb")), stack)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise DataError(f"{path} cannot be unpacked: {error}") from error
+    return path
+
+
+def _copied(source: IO[bytes], stack: ExitStack) -> Path:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    copy = Path(folder) / "table.csv"
+    with copy.open("wb") as file:
+        while block := source.read(1 << 20):
+            file.write(block)
+    return copy
+
+
+def _copied_text(lines: Iterator[str], stack: ExitStack) -> Path:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    copy = Path(folder) / "table.csv"
+    with copy.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
+    return copy
+
+
+def _literal(text: object) -> str:
+    """In SQL."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def _duckdb_module() -> Any:
+    try:
+        import duckdb
+    except ImportError as error:
+        raise ImportError(
+            f"reading tables needs DuckDB, which is not installed: {INSTALL}"
+        ) from error
+    return duckdb
+
+
+def _duckdb() -> Any:
+    """A connection of this call's own, to no database."""
+    return _duckdb_module().connect()

@@ -1,0 +1,71 @@
+"""Tables on the command line, as they are written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import run
+
+TRAIN = ("--epochs", "40", "--hidden", "8", "--save", "m")
+
+
+@pytest.fixture
+def sales(tmp_path: Path) -> Path:
+    """Semicolons, decimal commas, latin-1, an id, and names in two of the columns."""
+    rng = np.random.default_rng(0)
+    lines = ["id;größe;breite;laune;art"]
+    for k in range(120):
+        size = rng.normal() + 3 * (k % 2)
+        lines.append(f"A{k:04};{size:.3f};{rng.normal():.3f};gut;{('süß', 'bitter')[k % 2]}")
+    path = tmp_path / "sales.csv"
+    path.write_bytes("\n".join(lines).replace(".", ",").encode("latin-1"))
+    return path
+
+
+def test_columns_are_chosen_and_others_repeated(sales: Path) -> None:
+    done = run("train", "sales.csv", "--drop", "id,laune", *TRAIN, cwd=sales.parent)
+    assert done.returncode == 0, done.stderr
+    assert "target 'art': 2 classes" in done.stdout
+    evaluated = run("evaluate", "m", "sales.csv", cwd=sales.parent)  # with columns too many
+    assert "rows          120" in evaluated.stdout, evaluated.stderr
+    done = run("predict", "m", "sales.csv", "--keep", "id,laune", cwd=sales.parent)
+    header, first, *others = done.stdout.splitlines()
+    assert header == "id,laune,art"
+    assert first.startswith("A0000,gut,")
+    assert len(others) == 119
+    done = run("train", "sales.csv", "--features", "breite,größe", "--target", "art", *TRAIN,
+               cwd=sales.parent)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shown = run("summary", "m", cwd=sales.parent).stdout
+    assert "columns: breite, größe" in shown
+
+
+def test_how_a_table_is_written_is_remembered(tmp_path: Path) -> None:
+    """What was said in the training holds in predictions: there it could not be found out."""
+    rows = "".join(f"{k % 7},{k % 3}~{k % 2}~{k % 2}\n" for k in range(60))
+    (tmp_path / "odd.csv").write_text(rows)
+    written = ("--sep", "~", "--decimal", ",", "--no-header")
+    done = run("train", "odd.csv", *written, *TRAIN, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "one.csv").write_text("3,0~1~9\n")
+    done = run("predict", "m", "one.csv", cwd=tmp_path)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "sales.csv", "--sep", ";;"], "sep must be one character"),
+        (["train", "sales.csv", "--decimal", "'"], "decimal must be one of"),
+        (["train", "sales.csv", "--encoding", "klingon"], "encoding must be one that Python knows"),
+        (["train", "sales.csv", "--drop", "idd"], "no column 'idd', which is to be left out"),
+        (["train", "sales.csv", "--drop", "art"], "'art' is the target, so it cannot be left out"),
+        (["train", "sales.csv", "--features", "breite"], "name it with target, too"),
+        (["train", "sales.csv"], "column 'id': a number belongs here; found 'A0000'"),
+        (["train", "digits", "--drop", "a"], "is for tables"),
+    ],
+)
+def test_wrong_options(sales: Path, arguments, message) -> None:
+    done = run(*arguments, cwd=sales.parent)
+    assert done.returncode == 1
+    assert message in done.stderr

@@ -1,0 +1,184 @@
+"""Tables as they are: how they are written is found out, and what they hold is not changed."""
+
+import bz2
+import gzip
+import io
+import lzma
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+import nnbackend as nn
+from nnbackend import datasets
+from nnbackend.data.tables import Layout, Table, is_header
+
+NUMBERS = [[1.5, 2.0], [-2.5, 3.25], [10.0, 4.0]]
+
+
+def read(tmp_path, content: str | bytes, name: str = "data.csv", **settings) -> datasets.Dataset:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return datasets.read(path, **settings)
+
+
+class TestLayouts:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "a,b,kind\n1.5,2,x\n-2.5,3.25,y\n10,4,x\n",
+            "a;b;kind\n1,5;2;x\n-2,5;3,25;y\n10;4;x\n",
+            "sep=;\na;b;kind\n1.5;2;x\n-2.5;3.25;y\n10;4;x\n",
+            "a|b|kind\n1.5|2|x\n-2.5|3.25|y\n10|4|x\n",
+            "a\tb\tkind\n1.5\t2\tx\n-2.5\t3.25\ty\n10\t4\tx\n",
+            "a b kind\n1.5 2 x\n-2.5 3.25 y\n10 4 x\n",
+            "  a      b kind\n 1.5   2.0    x\n-2.5  3.25    y\n10.0   4.0    x\n",
+            "# made, by; hand\n#, , ,\na,b,kind\n1.5,2,x\n-2.5,3.25,y\n# here too\n10,4,x\n",
+            "a,b,kind,\n1.5,2,x,\n-2.5,3.25,y,\n10,4,x,\n",
+            "a,b,kind\r\n1.5,2,x\r\n-2.5,3.25,y\r\n\r\n10,4,x\r\n",
+            '"a","b","kind"\n"1.5","2","x"\n"-2.5","3.25","y"\n"10","4","x"\n',
+            "a , b , kind\n1.5 , 2 , x\n-2.5 , 3.25 , y\n10 , 4 , x\n",
+        ],
+        ids=lambda text: text[:12],
+    )
+    def test_are_found_out(self, tmp_path, content) -> None:
+        data = read(tmp_path, content)
+        np.testing.assert_array_equal(data.x, NUMBERS)
+        assert (data.feature_names, data.class_names) == (("a", "b"), ("x", "y"))
+        np.testing.assert_array_equal(data.y, [0, 1, 0])
+
+    def test_separators_within_quotes_are_text(self, tmp_path) -> None:
+        text = 'a,kind\n1,"x;y;z;w"\n2,"p;q, r"\n3,"two\nlines"\n4,"say ""so"""\n'
+        data = read(tmp_path, text)
+        assert data.class_names == ("p;q, r", 'say "so"', "two\nlines", "x;y;z;w")
+
+    def test_marks_of_thousands(self, tmp_path) -> None:
+        english = read(tmp_path, 'a,y\n"1,000.5",0\n"12,345",1\n7.5,0\n')
+        german = read(tmp_path, "a;y\n1.000,5;0\n12.345,0;1\n7,5;0\n")
+        for data in (english, german):
+            np.testing.assert_array_equal(data.x, [[1000.5], [12345], [7.5]])
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16", "utf-16-be"])
+    def test_encodings(self, tmp_path, encoding) -> None:
+        text = "größe,kind\n1.5,Öl\n2.5,Süß\n"
+        if encoding == "utf-16-be":
+            text = "\ufeff" + text
+        data = read(tmp_path, text.encode(encoding))
+        assert (data.feature_names, data.class_names) == (("größe",), ("Süß", "Öl"))
+
+    @pytest.mark.parametrize("suffix", [".csv.gz", ".CSV.GZ", ".tsv.bz2", ".txt.xz", ".CSV"])
+    def test_compressed_and_in_upper_case(self, tmp_path, suffix) -> None:
+        pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+        packed = pack.get(suffix.lower().rpartition(".")[2], bytes)(b"a,kind\n036,x\n5,y\n")
+        data = read(tmp_path, packed, f"data{suffix}")
+        np.testing.assert_array_equal(data.x, [[36], [5]])
+
+    def test_an_archive_of_one_file(self, tmp_path) -> None:
+        with zipfile.ZipFile(tmp_path / "a.csv.zip", "w") as archive:
+            archive.writestr("a.csv", "a,kind\n1,x\n2,y\n")
+        assert datasets.read(tmp_path / "a.csv.zip").class_names == ("x", "y")
+        with zipfile.ZipFile(tmp_path / "a.csv.zip", "a") as archive:
+            archive.writestr("b.csv", "")
+        with pytest.raises(nn.DataError, match="must hold one file; it holds 2"):
+            datasets.read(tmp_path / "a.csv.zip")
+
+    @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zip"])
+    def test_damaged_archives_are_named(self, tmp_path, suffix) -> None:
+        with pytest.raises(nn.DataError, match=f"data.csv{suffix}"):
+            read(tmp_path, b"no archive at all", f"data.csv{suffix}")
+
+    def test_standard_input(self, tmp_path, monkeypatch) -> None:
+        stream = io.TextIOWrapper(io.BytesIO(b"a;kind\n1,5;x\n2;y\n"))
+        monkeypatch.setattr(sys, "stdin", stream)
+        data = datasets.read("-")
+        np.testing.assert_array_equal(data.x, [[1.5], [2]])
+
+    @pytest.mark.parametrize(
+        ("content", "settings", "x"),
+        [
+            ("1,5 2,5 0\n3,5 4,5 1\n", {"sep": " ", "decimal": ","}, [[1.5, 2.5], [3.5, 4.5]]),
+            ("1;2;0\n3;4;1\n", {"header": True}, [[3, 4]]),
+            ("a,b,c\n", {"header": False, "features": []}, None),
+            ("a~b\n1~2\n", {"sep": "~"}, [[1]]),
+        ],
+    )
+    def test_are_taken_as_said(self, tmp_path, content, settings, x) -> None:
+        if x is not None:
+            np.testing.assert_array_equal(read(tmp_path, content, **settings).x, x)
+
+    def test_without_duckdb_the_extra_is_named(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setitem(sys.modules, "duckdb", None)
+        with pytest.raises(ImportError, match=r'pip install "nnbackend\[tables\]"'):
+            read(tmp_path, "a,b\n1,2\n")
+
+
+class TestHeaders:
+    @pytest.mark.parametrize(
+        ("first", "others", "expected"),
+        [
+            (["?", "2.5", "0"], [["1.0", "3.5", "1"], ["2.0", "?", "1"]], False),
+            (["900", "902", "904", "kind"], [["0.1", "0.2", "0.3", "a"]] * 3, True),
+            (["1.0", "2.0", "3.0", "a"], [["0.1", "0.2", "0.3", "a"]] * 3, False),
+            (["5.1", "3.5", "setosa"], [["4.9", "3.0", "setosa"]], False),
+            (["name", "city"], [["anna", "rome"]], True),
+            (["a", "2020"], [["1", "2.5"]], True),
+        ],
+    )
+    def test_are_told_from_rows(self, first, others, expected) -> None:
+        assert is_header(first, others) is expected
+
+
+class TestValues:
+    def classes(self, tmp_path, values: str, **settings) -> tuple[str, ...] | None:
+        text = "a,y\n" + "".join(f"{k},{v}\n" for k, v in enumerate(values.split()))
+        return read(tmp_path, text, **settings).class_names
+
+    def test_class_names_are_what_the_file_says(self, tmp_path) -> None:
+        assert self.classes(tmp_path, "4011001 4011002 4011003") == (
+            "4011001", "4011002", "4011003",
+        )  # fmt: skip
+        ids = "123456789012345678 123456789012345679 123456789012345678"
+        assert len(self.classes(tmp_path, ids)) == 2
+        assert self.classes(tmp_path, "036 017 036") == ("017", "036")
+        assert self.classes(tmp_path, "yes no yes") == ("no", "yes")
+        assert self.classes(tmp_path, "true false true") == ("false", "true")
+
+    def test_class_names_do_not_depend_on_which_of_them_a_file_holds(self, tmp_path) -> None:
+        settings = {"task": "classification"}
+        assert self.classes(tmp_path, "1.0 2.5 4011001.0", **settings) == ("1", "2.5", "4011001")
+        assert self.classes(tmp_path, "1.0 4011001", **settings) == ("1", "4011001")
+        assert self.classes(tmp_path, "1 2", **settings) == ("1", "2")
+
+    def test_what_only_python_reads_as_a_number_is_text(self, tmp_path) -> None:
+        with pytest.raises(nn.DataError, match="line 3, column 'a'.*found '1_000'"):
+            read(tmp_path, "a,y\n1,0\n1_000,1\n")
+        assert self.classes(tmp_path, "1_000 2 1_000") == ("1_000", "2")
+
+    def test_text_after_many_numbers_is_found(self, tmp_path) -> None:
+        rows = "".join(f"{k},{k % 2}\n" for k in range(5000))
+        with pytest.raises(nn.DataError, match="line 4321, column 'a'.*found 'oops'"):
+            read(tmp_path, "a,y\n" + rows.replace("\n4319,1\n", "\noops,1\n"))
+
+    def test_missing_values_are_none_of_the_numbers(self, tmp_path) -> None:
+        (tmp_path / "a.csv").write_text("a,b,y\n1,,x\nNA,2,y\n?,3,NA\n")
+        with Table(tmp_path / "a.csv", Layout()) as table:
+            a, b, y = table.read()
+        np.testing.assert_array_equal(a, [1, np.nan, np.nan])
+        np.testing.assert_array_equal(b, [np.nan, 2, 3])
+        assert list(y) == ["x", "y", None]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("# c\na,b,y\n1,2,0\n1,?,1\n", "line 4, column 'b': a number belongs.*found '\\?'"),
+            ("made 2024\n\n# c\na,b,y\n1,2,0\n3,4,1\n5,6,0\n7,x,1\n", "line 8, column 'b'.*'x'"),
+            ('a,b,y\n"1\n",2,0\n1,x,1\n', "line 4, column 'b'.*found 'x'"),
+            ("a,y\n1,x\n2,NA\n", "line 3: the target 'y' is missing; found 'NA'"),
+            ("a,b,y\n1,2,0\n1,2\n1,2,1\n", "line 3: 2 fields; every row must have 3"),
+            ("a,b,y\n" + "1,2,0\n" * 3000 + "1,2,0,7\n", "line 3002: 4 fields; every row must"),
+        ],
+    )
+    def test_lines_are_named(self, tmp_path, text, message) -> None:
+        with pytest.raises(nn.DataError, match=message):
+            read(tmp_path, text)
