@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from nnbackend.data.dataset import Dataset, HostArray, PathLike, Task, as_targets, check_task
+from nnbackend.data.dataset import (
+    MOST_CLASSES,
+    Dataset,
+    HostArray,
+    PathLike,
+    Task,
+    as_targets,
+    check_task,
+)
 from nnbackend.data.tables import Layout, Table, is_number
 from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
@@ -87,7 +95,8 @@ def read_csv(
             raise DataError(
                 f"{table.shown} has one column only; a target needs columns to learn from"
             )
-        values = table.read(text=[index, *kept])
+        as_text = [] if _is_quantity(table, index, task) else [index]
+        values = table.read(text=[*as_text, *kept])
         x = _numbers(table, values, columns)
         y, names = _targets(table, values[index], index, task)
         return Dataset(
@@ -172,34 +181,55 @@ def _not_a_number(table: Table, row: int, column: int) -> DataError:
     return DataError(f"{where}: a number belongs here; found {text!r}. {remedy}")
 
 
+def _is_quantity(table: Table, index: int, task: Task) -> bool:
+    """Whether the target can be read as numbers at once, without a look at how they are written."""
+    varied = task == "auto" and table.variety[index] > MOST_CLASSES
+    return table.is_numeric(index) and (task == "regression" or varied)
+
+
 def _targets(
-    table: Table, texts: HostArray, index: int, task: Task
+    table: Table, values: HostArray, index: int, task: Task
 ) -> tuple[HostArray, tuple[str, ...] | None]:
     name = table.names[index]
-    for row, text in enumerate(texts):
+    if values.dtype.kind == "f":
+        missing = np.flatnonzero(np.isnan(values))
+        if len(missing):
+            raise _no_target(table, int(missing[0]), index)
+        return as_targets(values, task, table.shown)
+    numbers: dict[str | None, str | None] = {}
+    for text in dict.fromkeys(values):
         if text is None or not text.strip():
-            line, fields = table.line(row)
-            found = fields[index].strip()
-            what = f"is missing; found {found!r}" if found else "is empty"
-            raise DataError(f"{table.shown}, line {line}: the target {name!r} {what}")
-    values = [table.plain_number(text) for text in texts]
-    other = next((row for row, value in enumerate(values) if value is None), None)
+            raise _no_target(table, list(values).index(text), index)
+        numbers[text] = table.plain_number(text)
+    other = next((text for text, number in numbers.items() if number is None), None)
     if other is not None and task == "regression":
+        line = table.line(list(values).index(other))[0]
         raise DataError(
-            f"{table.shown}, line {table.line(other)[0]}, column {name!r}: regression needs "
-            f"numbers; found {texts[other]!r}"
+            f"{table.shown}, line {line}, column {name!r}: regression needs numbers; found "
+            f"{other!r}"
         )
     # 036 is a name: as a number it would lose its zero
-    padded = task != "regression" and any(_PADDED.fullmatch(text.strip()) for text in texts)
+    padded = task != "regression" and any(
+        _PADDED.fullmatch(text or "") for text in numbers.values()
+    )
     if other is not None or padded:
-        return as_targets(np.array([text.strip() for text in texts]), task, table.shown)
-    return as_targets(_as_numbers([value for value in values if value]), task, table.shown)
+        return as_targets(np.array([text.strip() for text in values]), task, table.shown)
+    return as_targets(_as_numbers(numbers, values), task, table.shown)
 
 
-def _as_numbers(texts: list[str]) -> HostArray:
+def _no_target(table: Table, row: int, index: int) -> DataError:
+    line, fields = table.line(row)
+    found = fields[index].strip()
+    what = f"is missing; found {found!r}" if found else "is empty"
+    return DataError(f"{table.shown}, line {line}: the target {table.names[index]!r} {what}")
+
+
+def _as_numbers(numbers: Mapping[str | None, str | None], values: HostArray) -> HostArray:
     """In int64 if they are whole numbers, which do not all fit into float64."""
-    if all(text.lstrip("+-").isdecimal() for text in texts):
-        whole = [int(text) for text in texts]
-        if max(map(abs, whole)) < 1 << 63:
-            return np.array(whole, np.int64)
-    return np.array([float(text) for text in texts])
+    texts = {given: text or "" for given, text in numbers.items()}
+    if all(text.lstrip("+-").isdecimal() for text in texts.values()):
+        whole = {given: int(text) for given, text in texts.items()}
+        if max(map(abs, whole.values())) < 1 << 63:
+            return np.array([whole[given] for given in values], np.int64)
+    parsed = {given: float(text) for given, text in texts.items()}
+    return np.array([parsed[given] for given in values])

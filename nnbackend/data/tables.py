@@ -26,7 +26,7 @@ from nnbackend.errors import DataError
 
 INSTALL = 'pip install "nnbackend[tables]"'
 #: Rows that the layout is found out from, and bytes of them at most.
-HEAD_ROWS, HEAD_BYTES = 1000, 1 << 20
+HEAD_ROWS, HEAD_BYTES = 300, 1 << 20
 #: Lines before the table itself, at most.
 MOST_PREAMBLE = 20
 #: What opens a compressed file; gzip is also known to DuckDB.
@@ -101,6 +101,8 @@ class Table:
             columns = list(itertools.zip_longest(*body, fillvalue=""))[:width]
             self._decimal, self._thousands = _number_marks(columns, self._sep, layout.decimal)
             self._kinds = [self._looks_numeric(column) for column in columns]
+            #: distinct values of each column in the first rows
+            self.variety = [len(set(column)) for column in columns]
             self._close = stack.pop_all().close
 
     def __enter__(self) -> Table:
@@ -214,6 +216,10 @@ class Table:
         if self._decimal == ",":
             text = text.replace(",", ".")
         return text if is_number(text) else None
+
+    def is_numeric(self, column: int) -> bool:
+        """Whether the first rows of a column hold numbers."""
+        return self._kinds[column]
 
     # -- columns --------------------------------------------------------------------------------
 
