@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.cli.settings import Settings
+from nnbackend.cli.trained import preparation_of
 from nnbackend.data import datasets
 from nnbackend.data.csv import MissingTargetError, is_table
 from nnbackend.data.dataset import Dataset, Task
@@ -57,8 +58,12 @@ def load_data(
     return read(name, target, task, features, with_targets=with_targets, **layout)
 
 
-def training_data(name: str, settings: Settings) -> Dataset:
-    """The data that these settings name."""
+def training_data(name: str, settings: Settings, model: Sequential | None = None) -> Dataset:
+    """The data that these settings name; prepared as for ``model``, which has been trained."""
+    if model is not None and is_table(name):
+        target = settings.target or model.info.get("target_name")
+        prepared = {"preparation": preparation_of(model), **settings.layout}
+        return load_data(name, settings.seed, target, settings.task, **prepared)
     given = (settings.seed, settings.target, settings.task, settings.features or None)
     if settings.features and not is_table(name):
         raise DataError(f"features is for tables, such as .csv files; {name} is none")
@@ -99,14 +104,15 @@ def data_for(
     features = info.get("feature_names")
     classes = _classes_of(model)
     task: Task = "regression" if classes is None else "classification"
-    columns = None if features is None else tuple(features)
-    target = info.get("target_name") if with_target or columns is None else None
+    target = info.get("target_name") if with_target or features is None else None
+    prepared = {"preparation": preparation_of(model)} if is_table(name) else {}
     saved = info.get("settings") or {}
     layout = {k: saved.get(k) if value is None else value for k, value in layout.items()}
     try:
         data = load_data(
-            test_images(name), model.seed, target, task, columns, with_target, keep=keep, **layout
-        )
+            test_images(name), model.seed, target, task, None, with_target, keep=keep,
+            **prepared, **layout,
+        )  # fmt: skip
     except MissingTargetError as error:
         raise DataError(
             f"{name} has no column {target!r}, the target this model was trained on; for data "

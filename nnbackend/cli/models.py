@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 import nnbackend as nn
@@ -23,7 +24,7 @@ from nnbackend.cli.common import (
     user_errors,
     write_bytes,
 )
-from nnbackend.cli.trained import load_trained
+from nnbackend.cli.trained import load_trained, preparation_of
 from nnbackend.errors import DataError
 from nnbackend.losses import Loss
 from nnbackend.metrics import METRICS
@@ -218,9 +219,11 @@ def train(
             model = job.build_model(settings, dataset, backend)
         else:
             settings, model = job.resume(resume, chosen, backend)
-            dataset = job_data.training_data(data, settings)
+            dataset = job_data.training_data(data, settings, model)
             dataset = job.check_resumed_data(model, dataset, resume)
         typer.echo(job_data.describe(dataset, settings.validation))
+        if dataset.preparation is not None and resume is None:
+            report.show_columns(dataset.preparation)
         model.summary()
         history = job.train(settings, model, dataset)
         if model.history.epochs:
@@ -334,6 +337,10 @@ def _predictions(
             raise DataError("--probabilities needs a model of classes; this one predicts numbers")
         values = model.predict(x)
         names = [name] if values.shape[1] == 1 else [f"{name}_{k}" for k in range(values.shape[1])]
+        plan = preparation_of(model)
+        if plan is not None and plan.target_offset:
+            shifted = values.astype(np.float64) + plan.target_offset
+            return names, [[f"{v:.15g}" for v in column] for column in shifted.T]
         return names, [[f"{v:.8g}" for v in column] for column in values.T]
     shares = model.predict_proba(x)
     header, columns = [name], [[classes[k] for k in shares.argmax(axis=1)]]

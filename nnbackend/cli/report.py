@@ -11,6 +11,7 @@ from nnbackend import plot
 from nnbackend.backends import get_backend
 from nnbackend.cli.settings import STEPS, Settings
 from nnbackend.data.dataset import Dataset
+from nnbackend.data.preparation import Preparation
 from nnbackend.data.split import split_rows
 from nnbackend.losses import Loss
 from nnbackend.metrics import measure, metric_name
@@ -25,10 +26,31 @@ HostArray = np.ndarray[Any, Any]
 #: Figures shown at the end, whatever was computed after each epoch.
 OF_CLASSES, OF_NUMBERS = ("accuracy", "f1", "auc"), ("r2", "mae")
 SHARES = ("accuracy", "top_k_accuracy", "largest class")
+#: Names of columns on a line.
+MOST_NAMES = 6
 #: Fewer steps than this are hardly enough for any network.
 FEW_STEPS = 1000
 #: A loss that fell by this share in the last third of the epochs is still falling.
 FALLING = 0.05
+
+
+def show_columns(preparation: Preparation) -> None:
+    """Print what is done with each column of a table; columns that stay as they are, together."""
+    from rich.console import Console
+    from rich.table import Table
+
+    plain = [column for column in preparation.columns if column.is_plain]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    if plain:
+        names = ", ".join(column.name for column in plain[:MOST_NAMES])
+        more = f" and {len(plain) - MOST_NAMES} more" if len(plain) > MOST_NAMES else ""
+        table.add_row(names + more, "numbers" if len(plain) > 1 else "number")
+    for column in preparation.columns:
+        if not column.is_plain:
+            table.add_row(column.name, column.kind, column.description)
+    if preparation.target_offset:
+        table.add_row("the target", "number", f"its distance from {preparation.target_offset:.10g}")
+    Console(highlight=False, markup=False).print(table)
 
 
 class Parts(NamedTuple):

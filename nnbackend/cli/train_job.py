@@ -70,7 +70,10 @@ def build_model(settings: Settings, data: Dataset, backend: str | None = None) -
         "target_name": data.target_name,
         "image_shape": _list(data.image_shape),
         "kind": data.kind,
+        "preparation": None,
     }
+    if data.preparation is not None and not data.preparation.is_plain:
+        model.info["preparation"] = data.preparation.plain()
     return model
 
 

@@ -1,9 +1,11 @@
-"""Reader for tables in text files: numeric columns and a target column."""
+"""Reader for tables in text files: columns to learn from, and a target column."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -16,12 +18,12 @@ from nnbackend.data.dataset import (
     as_targets,
     check_task,
 )
-from nnbackend.data.tables import Layout, Table, is_number
+from nnbackend.data.preparation import MOSTLY_NUMBERS, Preparation, offset_of
+from nnbackend.data.tables import Layout, Table, is_number, is_padded
 from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
-#: A number that other notations of it do not equal as text.
-_PADDED = re.compile(r"[+-]?0\d.*")
+_INFINITE = re.compile(r"\s*[+-]?inf(inity)?\s*", re.IGNORECASE)
 
 
 class MissingTargetError(DataError):
@@ -42,6 +44,7 @@ def read_csv(
     task: Task = "auto",
     features: Sequence[str] | None = None,
     *,
+    preparation: Preparation | None = None,
     drop: Sequence[str] = (),
     keep: Sequence[str] = (),
     sep: str | None = None,
@@ -49,8 +52,13 @@ def read_csv(
     encoding: str | None = None,
     header: bool | None = None,
 ) -> Dataset:
-    """Numeric columns and a target column of a table, as text or compressed (.gz, .bz2, .xz, .zip);
-    "-" reads standard input. Needs DuckDB: ``pip install "nnbackend[tables]"``.
+    """Inputs and targets from a table, as text or compressed (.gz, .bz2, .xz, .zip); "-" reads
+    standard input. Needs DuckDB: ``pip install "nnbackend[tables]"``.
+
+    Text becomes categories, an input for each of up to 64; dates and times become numbers and their
+    place in the year, week and day; a missing value becomes the column's median, and is marked by
+    an input of its own. Columns that are the same, or text that differs, in every row are left
+    out. ``Dataset.preparation`` says what was done, and does the same with another file.
 
     How the file is written is found out, unless it is said. The first line is taken as a header if
     it has text above a column of numbers, or no number, or numbers in equal steps beside a name.
@@ -62,8 +70,10 @@ def read_csv(
         task: "classification" makes classes of the target's distinct values, "regression"
             numbers; "auto" takes text, and whole numbers with at most 20 distinct values, as
             classes.
-        features: names of the columns to read, in this order; without ``target`` there is then
-            none, as for predictions.
+        features: names of the columns to read, in this order. Without ``target`` there is then
+            none, as for predictions, and the columns must be numbers.
+        preparation: what to do with the columns, as another call found it out
+            (``Dataset.preparation``); which these are is said there.
         drop: names of columns to leave out.
         keep: names of columns to return as text, in ``Dataset.kept``.
         sep: what separates fields, such as ";" or a tab; " " for any number of blanks.
@@ -72,42 +82,112 @@ def read_csv(
         header: whether the first line names the columns.
 
     Raises:
-        DataError: ragged rows, text or an empty field where a number belongs, an unknown column;
-            the message names the line (from 1) and column.
+        DataError: ragged rows, a word in a column of numbers, a target that is missing, an unknown
+            column, none to learn from; the message names the line (from 1) and column.
     """
     check_task(task)
     with Table(path, Layout(sep, decimal, encoding, header)) as table:
         left_out = _columns_named(table, drop, "is to be left out")
         kept = _columns_named(table, keep, "is to be kept")
-        if features is not None:
-            columns = _columns_named(table, features, "the model was trained on")
-            if target is None:
-                values = table.read(text=kept)
-                x = _numbers(table, values, columns)
-                beside = _kept(values, kept, keep)
-                return Dataset(x, None, feature_names=tuple(features), kind="csv", kept=beside)
-        index = _target_column(table, target)
+        index = None
+        if target is not None or (features is None and preparation is None):
+            index = _target_column(table, target)
         if index in left_out:
             raise DataError(f"{table.names[index]!r} is the target, so it cannot be left out")
-        if features is None:
-            columns = [k for k in range(len(table.names)) if k != index and k not in left_out]
+        if preparation is None and features is not None and target is None:
+            preparation = Preparation.of_numbers(features)
+        if preparation is not None:
+            features = [column.name for column in preparation.used]
+        others = [k for k in range(len(table.names)) if k != index and k not in left_out]
+        columns = others
+        if features is not None:
+            columns = _columns_named(table, features, "the model was trained on")
         if not columns:
             raise DataError(
                 f"{table.shown} has one column only; a target needs columns to learn from"
             )
-        as_text = [] if _is_quantity(table, index, task) else [index]
-        values = table.read(text=[*as_text, *kept])
-        x = _numbers(table, values, columns)
-        y, names = _targets(table, values[index], index, task)
+        as_text = kept if index is None or _is_quantity(table, index, task) else [index, *kept]
+        if preparation is not None:
+            kinds = zip(columns, preparation.used, strict=True)
+            as_text = [*as_text, *(k for k, plan in kinds if plan.kind in ("category", "time"))]
+        values = table.read(text=as_text)
+        found = None if index is None else _target_values(table, values[index], index, task)
+        learns = preparation is None
+        x, preparation = _inputs(table, values, columns, preparation)
+        y, names = None, None
+        if found is not None:
+            y, names = as_targets(found, task, table.shown)
+            if names is None:
+                numbers = found.astype(np.float64)
+                if learns:
+                    preparation = replace(preparation, target_offset=offset_of(numbers))
+                y = (numbers - preparation.target_offset).astype(np.float32)[:, None]
         return Dataset(
             x,
             y,
             class_names=names,
-            feature_names=tuple(table.names[k] for k in columns),
-            target_name=table.names[index],
+            feature_names=tuple(column.name for column in preparation.used),
+            target_name=None if index is None else table.names[index],
             kind="csv",
             kept=_kept(values, kept, keep),
+            preparation=preparation,
         )
+
+
+def _inputs(
+    table: Table, values: list[HostArray], columns: list[int], preparation: Preparation | None
+) -> tuple[HostArray, Preparation]:
+    """The columns as (N, width) float32, prepared as is said or, first, learnt."""
+    if preparation is None:
+        wrong = [partial(_wrong_value, table, k, "number") for k in columns]
+        found = [_numbers_or_text(table, values, k) for k in columns]
+        names = [table.names[k] for k in columns]
+        preparation = Preparation.learnt(names, found, wrong)
+        used = [k for k, plan in enumerate(preparation.columns) if plan.kind != "left out"]
+        x = preparation.encoded([found[k] for k in used], [wrong[k] for k in used])
+    else:
+        kinds = [plan.kind for plan in preparation.used]
+        wrong = [partial(_wrong_value, table, k, "date or time" if kind == "time" else "number")
+                 for k, kind in zip(columns, kinds, strict=True)]  # fmt: skip
+        found = [_numbers(table, values, k) if kind == "number" else values[k]
+                 for k, kind in zip(columns, kinds, strict=True)]  # fmt: skip
+        x = preparation.encoded(found, wrong)
+    beyond = np.argwhere(~np.isfinite(x))
+    if len(beyond):
+        raise DataError(
+            f"{table.shown}: numbers must be finite, and fit into float32; row "
+            f"{beyond[0][0] + 1} has one that does not"
+        )
+    return x, preparation
+
+
+def _numbers_or_text(table: Table, values: list[HostArray], k: int) -> HostArray:
+    """A column whose text is meant as text: a word among numbers is not."""
+    column = values[k]
+    if column.dtype.kind == "f":
+        return column
+    present = [text for text in dict.fromkeys(column) if text is not None]
+    words = [text for text in present if table.plain_number(text) is None]
+    infinite = next((text for text in words if _INFINITE.fullmatch(text)), None)
+    if infinite is not None and len(words) < len(present):
+        raise _wrong_value(table, k, "number", list(column).index(infinite))
+    if not words and not any(map(is_padded, present)):
+        return _numbers(table, values, k)
+    if words and len(words) <= (1.0 - MOSTLY_NUMBERS) * len(present):
+        raise _wrong_value(table, k, "number", list(column).index(words[0]))
+    return column
+
+
+def _numbers(table: Table, values: list[HostArray], k: int) -> HostArray:
+    """A column in float64, NaN where a value is missing."""
+    column = values[k]
+    if column.dtype.kind == "f":
+        return column
+    texts = [None if text is None else table.plain_number(text) for text in column]
+    for row, (text, number) in enumerate(zip(column, texts, strict=True)):
+        if text is not None and number is None:
+            raise _wrong_value(table, k, "number", row)
+    return np.array([float(text or "nan") for text in texts])
 
 
 def _kept(
@@ -149,36 +229,17 @@ def _columns_named(table: Table, names: Sequence[str], why: str) -> list[int]:
     return [table.names.index(name) for name in names]
 
 
-def _numbers(table: Table, values: list[HostArray], columns: list[int]) -> HostArray:
-    """The columns as (N, len(columns)) float32."""
-    for k in columns:
-        column = values[k]
-        if column.dtype.kind == "f":
-            wrong = np.flatnonzero(~np.isfinite(column))
-        else:
-            texts = [None if text is None else table.plain_number(text) for text in column]
-            wrong = np.flatnonzero([text is None for text in texts])
-            values[k] = np.array([text or "nan" for text in texts])
-        if len(wrong):
-            raise _not_a_number(table, int(wrong[0]), k)
-    with np.errstate(over="ignore"):
-        x = np.stack([values[k].astype(np.float64) for k in columns], axis=1).astype(np.float32)
-    beyond = np.argwhere(~np.isfinite(x))
-    if len(beyond):
-        raise _not_a_number(table, int(beyond[0][0]), columns[beyond[0][1]])
-    return np.ascontiguousarray(x)
-
-
-def _not_a_number(table: Table, row: int, column: int) -> DataError:
+def _wrong_value(table: Table, column: int, what: str, row: int) -> DataError:
+    """The error for a value that is not what its column holds."""
     line, fields = table.line(row)
     text = fields[column].strip()
     where = f"{table.shown}, line {line}, column {table.names[column]!r}"
     if is_number(text) or text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return DataError(f"{where}: numbers must be finite; found {text!r}")
-    remedy = "Text columns must be turned into numbers or left out"
+    remedy = "Correct it, or leave the column out"
     if not text:
         remedy = "Fill the missing value or remove the row"
-    return DataError(f"{where}: a number belongs here; found {text!r}. {remedy}")
+    return DataError(f"{where}: a {what} belongs here; found {text!r}. {remedy}")
 
 
 def _is_quantity(table: Table, index: int, task: Task) -> bool:
@@ -187,15 +248,14 @@ def _is_quantity(table: Table, index: int, task: Task) -> bool:
     return table.is_numeric(index) and (task == "regression" or varied)
 
 
-def _targets(
-    table: Table, values: HostArray, index: int, task: Task
-) -> tuple[HostArray, tuple[str, ...] | None]:
+def _target_values(table: Table, values: HostArray, index: int, task: Task) -> HostArray:
+    """Text, or numbers where they are meant as such."""
     name = table.names[index]
     if values.dtype.kind == "f":
         missing = np.flatnonzero(np.isnan(values))
         if len(missing):
             raise _no_target(table, int(missing[0]), index)
-        return as_targets(values, task, table.shown)
+        return values
     numbers: dict[str | None, str | None] = {}
     for text in dict.fromkeys(values):
         if text is None or not text.strip():
@@ -209,12 +269,10 @@ def _targets(
             f"{other!r}"
         )
     # 036 is a name: as a number it would lose its zero
-    padded = task != "regression" and any(
-        _PADDED.fullmatch(text or "") for text in numbers.values()
-    )
+    padded = task != "regression" and any(is_padded(text or "") for text in numbers.values())
     if other is not None or padded:
-        return as_targets(np.array([text.strip() for text in values]), task, table.shown)
-    return as_targets(_as_numbers(numbers, values), task, table.shown)
+        return np.array([text.strip() for text in values])
+    return _as_numbers(numbers, values)
 
 
 def _no_target(table: Table, row: int, index: int) -> DataError:

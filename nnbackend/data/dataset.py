@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nnbackend._checks import check_name, check_path
+from nnbackend.data.preparation import Preparation
 from nnbackend.errors import DataError
 
 HostArray = np.ndarray[Any, Any]
@@ -34,6 +35,7 @@ class Dataset:
         row_names: a name for each row, where rows are files.
         kind: "idx", "npz", "csv", "images" or "builtin".
         kept: columns of a table that were asked for as text, by name.
+        preparation: of a table, what was done with its columns.
     """
 
     x: HostArray
@@ -45,6 +47,7 @@ class Dataset:
     kind: str = "builtin"
     row_names: tuple[str, ...] | None = None
     kept: Mapping[str, list[str]] = field(default_factory=dict)
+    preparation: Preparation | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.x, self.y))

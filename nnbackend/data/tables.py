@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import csv
-import gzip
 import itertools
-import lzma
 import re
-import sys
 import tempfile
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnbackend._checks import check_path
-from nnbackend.data.dataset import HostArray, PathLike, existing
+from nnbackend.data.dataset import HostArray, PathLike
+from nnbackend.data.unpacking import OPENERS, copied_text, plain_file
 from nnbackend.errors import DataError
 
 INSTALL = 'pip install "nnbackend[tables]"'
@@ -29,12 +25,10 @@ INSTALL = 'pip install "nnbackend[tables]"'
 HEAD_ROWS, HEAD_BYTES = 300, 1 << 20
 #: Lines before the table itself, at most.
 MOST_PREAMBLE = 20
-#: What opens a compressed file; gzip is also known to DuckDB.
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _COMMA_DECIMAL = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)?(,\d+)?([eE][+-]?\d+)?")
 _COMMA_THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
+_PADDED = re.compile(r"[+-]?0\d.*")
 _MISSING = ("", "?", "na", "n/a", "nan", "null", "none", "-")
 
 
@@ -65,19 +59,19 @@ class Table:
         path = Path(check_path("path", path))
         self.shown = "standard input" if str(path) == "-" else str(path)
         with ExitStack() as stack:
-            self._path = _plain_file(path, stack)
+            self._path = plain_file(path, stack)
             self._compressed = OPENERS.get(self._path.suffix.lower(), open)
             try:
                 self._encoding = layout.encoding or self._found_encoding()
                 if self._encoding not in ("utf-8", "latin-1"):  # those that DuckDB reads quickly
-                    self._use_copy(_copied_text(self._text(), stack))
+                    self._use_copy(copied_text(self._text(), stack))
             except (UnicodeError, EOFError, OSError, LookupError) as error:
                 raise DataError(f"{self.shown} cannot be read: {error}") from error
             head = self._head()
             self._skip, self._sep, self._quote, self._comment = self._dialect(head, layout)
             if self._sep == " ":
                 single = (" ".join(line.split()) + "\n" for line in self._text())
-                self._use_copy(_copied_text(single, stack))
+                self._use_copy(copied_text(single, stack))
                 head = self._head()
             # comments are passed over before DuckDB counts
             before = [line for line in head[: self._skip] if not self._is_comment(line)]
@@ -204,9 +198,11 @@ class Table:
                                                 for r in body)  # fmt: skip
 
     def _looks_numeric(self, column: Sequence[str]) -> bool:
-        """Whether a column is numbers."""
-        values = (text.strip() for text in column)
-        return all(v.lower() in _MISSING or self.plain_number(v) is not None for v in values)
+        """Whether a column is numbers; 036 is text, which would lose its zero."""
+        values = [text.strip() for text in column]
+        return not any(map(is_padded, values)) and all(
+            v.lower() in _MISSING or self.plain_number(v) is not None for v in values
+        )
 
     def plain_number(self, text: str) -> str | None:
         """A number as Python writes it, without marks of thousands; None if it is none."""
@@ -305,6 +301,11 @@ def is_number(text: str) -> bool:
     return _NUMBER.fullmatch(text) is not None
 
 
+def is_padded(text: str) -> bool:
+    """Whether it is a name, as 036 is, though it looks like a number, which would lose its zero."""
+    return _PADDED.fullmatch(text.strip()) is not None
+
+
 def is_header(first: list[str], others: list[list[str]]) -> bool:
     """Whether the first line names columns: text stands above numbers somewhere; or there is no
     number in it at all; or its numbers are a scale, as wavelengths are, beside a name that is not
@@ -338,46 +339,6 @@ def _number_marks(
     if decimal == "," or (decimal is None and decimals and sep != ","):
         return ",", "."
     return ".", "," if thousands else None
-
-
-def _plain_file(path: Path, stack: ExitStack) -> Path:
-    """A file that DuckDB can read: standard input, and what it cannot unpack, are copied."""
-    if str(path) == "-":
-        return _copied(sys.stdin.buffer, stack)
-    path = existing(path)
-    suffix = path.suffix.lower()
-    if suffix == ".zip":
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{path} cannot be unpacked: {error}") from error
-        inside = [name for name in archive.namelist() if not name.endswith("/")]
-        if len(inside) != 1:
-            raise DataError(f"{path} must hold one file; it holds {len(inside)}")
-        return _copied(stack.enter_context(archive.open(inside[0])), stack)
-    if suffix in (".bz2", ".xz"):
-        try:
-            return _copied(stack.enter_context(OPENERS[suffix](path, "rb")), stack)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            raise DataError(f"{path} cannot be unpacked: {error}") from error
-    return path
-
-
-def _copied(source: IO[bytes], stack: ExitStack) -> Path:
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    copy = Path(folder) / "table.csv"
-    with copy.open("wb") as file:
-        while block := source.read(1 << 20):
-            file.write(block)
-    return copy
-
-
-def _copied_text(lines: Iterator[str], stack: ExitStack) -> Path:
-    folder = stack.enter_context(tempfile.TemporaryDirectory())
-    copy = Path(folder) / "table.csv"
-    with copy.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(lines)
-    return copy
 
 
 def _literal(text: object) -> str:

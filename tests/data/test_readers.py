@@ -108,7 +108,7 @@ class TestCsv:
         ],
     )
     def test_task(self, tmp_path, values, task, classes) -> None:
-        text = "a,t\n" + "".join(f"0,{v}\n" for v in values.split())
+        text = "a,t\n" + "".join(f"{k * k},{v}\n" for k, v in enumerate(values.split()))
         assert self.read(tmp_path, text, task=task).class_names == classes
 
     def test_first_lines_that_are_rows_and_first_lines_that_are_names(self, tmp_path) -> None:
@@ -119,9 +119,10 @@ class TestCsv:
         assert self.read(tmp_path, rows).feature_names == ("0", "1")
 
     def test_a_column_may_have_a_number_for_a_name(self, tmp_path) -> None:
-        text = "1,2020,0\n1.5,2.5,3.5\n"
-        assert self.read(tmp_path, "a,2020\n1,2.5\n", target="2020").target_name == "2020"
-        assert self.read(tmp_path, "a,b\n1.5,2\n", target="0").target_name == "a"
+        text = "1,2020,0\n1.5,2.5,3.5\n2.5,3.5,4.5\n"
+        two = "a,2020\n1,2.5\n2,3.5\n"
+        assert self.read(tmp_path, two, target="2020").target_name == "2020"
+        assert self.read(tmp_path, "a,b\n1.5,2\n2,3\n", target="0").target_name == "a"
         assert self.read(tmp_path, text, target="0").feature_names == ("1", "2")
 
     def test_named_features_alone_in_their_order(self, tmp_path) -> None:
@@ -134,10 +135,15 @@ class TestCsv:
         [
             ("a,b\n1,2\n1,2,3\n", {}, "line 3: 3 fields; every row must have 2"),
             ("a,b\n1,2\n1\n", {}, "line 3: 1 fields"),
-            ("a,b\n1,2\nx,2\n", {}, "line 3, column 'a': a number belongs here; found 'x'"),
-            ("a,b\n1,2\n,2\n", {}, "line 3, column 'a'.*found ''. Fill the missing value"),
-            ("a,b\n1,2\nnan,2\n", {}, "line 3, column 'a': numbers must be finite; found 'nan'"),
+            (
+                "a,b\n1,2\nx,2\n",
+                {"features": ["a"]},
+                "line 3, column 'a': a number belongs here; f",
+            ),
+            ("a,b\n1,2\n,2\n", {"features": ["a"]}, "'a'.*found ''. Fill the missing value"),
+            ("a,b\n1,2\ninf,2\n", {}, "line 3, column 'a': numbers must be finite; found 'inf'"),
             ("a,b\n1,2\n1e999,2\n", {}, "must be finite"),
+            ("a,b\n1,2\n1,3\n", {}, "no column to learn from: 'a': it is the same in every row"),
             ("a,b\n1,\n", {}, "line 2: the target 'b' is empty"),
             ("a,b\n1,x\n2,3\n", {"task": "regression"}, "line 2, column 'b': regression needs"),
             ("a,b\n1,2\n", {"target": "c"}, "target column must be one of a, b; received 'c'"),

@@ -1,0 +1,285 @@
+"""What is done with each column of a table before a network sees it, learnt once from its rows.
+
+Numbers stay as they are, but for an offset that float32 has no digits for; text becomes categories,
+dates and times become numbers and their place in the year, week and day; missing values get a
+value and a mark. Columns that cannot help are left out. The same is then done with other tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from nnbackend.errors import DataError
+
+HostArray = np.ndarray[Any, Any]
+#: Finds the error for a row of a column.
+Wrong = Callable[[int], DataError]
+Kind = Literal["number", "category", "time", "left out"]
+KINDS = ("number", "category", "time", "left out")
+
+#: A number whose distance from 0 is so many times its spread loses digits in float32.
+FAR = 1000.0
+#: Categories of a column that are told apart; rarer ones are alike.
+MOST_CATEGORIES = 64
+#: Text among this share of numbers or more is a mistake in a column of numbers.
+MOSTLY_NUMBERS = 0.9
+#: Names of columns that number the rows.
+_ROW_NUMBERS = re.compile(r"|unnamed: \d+|id|index|row|row_?id|row_?number|no\.?", re.IGNORECASE)
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?([ T]\d\d?:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?")
+#: Seconds of a day, a week and a mean year, and a Monday's distance from the epoch, 1970-01-01.
+_DAY, _WEEK, _YEAR, _MONDAY = 86400.0, 604800.0, 31556952.0, 4 * 86400.0
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is done with one column.
+
+    Attributes:
+        name: of the column.
+        kind: "number", "category", "time" or "left out".
+        fill: number for a missing value, the median; None where none may be missing.
+        marks: whether one more input says that the value is missing.
+        offset: is subtracted first, in float64.
+        values: categories, "" for missing values, each with an input of its own; a category that is
+            none of them has zeros in all.
+        day: whether a time has an hour.
+        why: it is left out.
+    """
+
+    name: str
+    kind: Kind
+    fill: float | None = None
+    marks: bool = False
+    offset: float = 0.0
+    values: tuple[str, ...] = ()
+    day: bool = False
+    why: str = ""
+
+    @property
+    def width(self) -> int:
+        """Inputs of the network."""
+        each = {"number": 1, "category": len(self.values), "time": 7 if self.day else 5}
+        return each.get(self.kind, 0) + self.marks
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the column's numbers stay as they are."""
+        return self.kind == "number" and not self.marks and not self.offset
+
+    @property
+    def description(self) -> str:
+        missing = f"; missing values as {self.fill:.6g}, and marked" if self.marks else ""
+        if self.kind == "category":
+            return f"{len(self.values)} categories, an input for each"
+        if self.kind == "time":
+            return f"its number, place in the year and week{', hour' * self.day}{missing}"
+        if self.kind == "left out":
+            return self.why
+        return f"its distance from {self.offset:.10g}{missing}" if self.offset else missing[2:]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done with the columns of a table, in their order.
+
+    Columns of the kinds "category" and "time" are passed as text.
+
+    Attributes:
+        target_offset: is subtracted from targets that are numbers, in float64.
+    """
+
+    columns: tuple[Column, ...]
+    target_offset: float = 0.0
+
+    @classmethod
+    def learnt(
+        cls, names: Sequence[str], values: Sequence[HostArray], wrong: Sequence[Wrong]
+    ) -> Preparation:
+        """From columns: numbers in float64 with NaN for what is missing, or text with None.
+
+        Raises:
+            DataError: text among numbers, numbers that are not finite, or no column to learn from.
+        """
+        learnt = tuple(map(_learnt, names, values, wrong))
+        if all(column.kind == "left out" for column in learnt):
+            listed = "; ".join(f"{column.name!r}: {column.why}" for column in learnt)
+            raise DataError(f"there is no column to learn from: {listed}")
+        return cls(learnt)
+
+    @property
+    def used(self) -> tuple[Column, ...]:
+        """Columns that the network sees."""
+        return tuple(column for column in self.columns if column.kind != "left out")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a row of the table is a row of the network's input."""
+        return not self.target_offset and all(column.is_plain for column in self.columns)
+
+    def encoded(self, values: Sequence[HostArray], wrong: Sequence[Wrong]) -> HostArray:
+        """Inputs (N, width) float32 from the columns that are ``used``, in that order.
+
+        Raises:
+            DataError: no time where the training had times; numbers that are not finite.
+        """
+        parts = [_encoded(*each) for each in zip(self.used, values, wrong, strict=True)]
+        with np.errstate(over="ignore"):
+            return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def plain(self) -> dict[str, Any]:
+        """As a model file's notes hold it."""
+        columns = [{**asdict(column), "values": list(column.values)} for column in self.columns]
+        return {"columns": columns, "target_offset": self.target_offset}
+
+    @classmethod
+    def of_numbers(cls, names: Sequence[str]) -> Preparation:
+        """Of columns that are numbers, all there, and stay as they are."""
+        return cls(tuple(Column(name, "number") for name in names))
+
+    @classmethod
+    def from_plain(cls, notes: Mapping[str, Any]) -> Preparation:
+        """From what ``plain`` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it gave something else.
+        """
+        columns = tuple(
+            Column(**{**entry, "values": tuple(entry["values"])}) for entry in notes["columns"]
+        )
+        for column in columns:
+            texts = (column.name, column.why, *column.values)
+            numbers = (column.offset, 0.0 if column.fill is None else column.fill)
+            if column.kind not in KINDS or not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"a column of another kind: {column}")
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"numbers must be finite: {column}")
+        return cls(columns, float(notes["target_offset"]))
+
+
+# -- learning -----------------------------------------------------------------------------------
+
+
+def _learnt(name: str, values: HostArray, wrong: Wrong) -> Column:
+    if values.dtype.kind == "f":
+        return _number(name, values, wrong)
+    present = [text.strip() for text in values if text is not None]
+    if not present:
+        return Column(name, "left out", why="it is empty")
+    if all(map(_DATE.fullmatch, present)):
+        times = _times(values, wrong)
+        column = _number(name, times, wrong)
+        if column.kind == "left out":
+            return column
+        there = times[np.isfinite(times)]
+        hours = np.unique(there % _DAY).size > 1
+        return replace(column, kind="time", offset=float(np.median(there)), day=hours)
+    counts = Counter(present)
+    if len(present) < len(values):
+        counts[""] = len(values) - len(present)  # what is missing is a category, too
+    if len(counts) == 1:
+        return Column(name, "left out", why="it is the same in every row")
+    if len(counts) == len(values) > 2:
+        return Column(name, "left out", why="its text differs in every row")
+    kept = [text for text, _ in counts.most_common(MOST_CATEGORIES)]
+    return Column(name, "category", values=tuple(sorted(kept)))
+
+
+def _number(name: str, values: HostArray, wrong: Wrong) -> Column:
+    beyond = np.flatnonzero(np.isinf(values))
+    if len(beyond):
+        raise wrong(int(beyond[0]))
+    present = values[~np.isnan(values)]
+    if not len(present):
+        return Column(name, "left out", why="it is empty")
+    marks, spread = len(present) < len(values), float(present.std())
+    if not spread and not marks:
+        return Column(name, "left out", why="it is the same in every row")
+    if _ROW_NUMBERS.fullmatch(name.strip()) and not marks and len(present) > 2:
+        steps = np.diff(present)
+        if steps[0] != 0 and (steps == steps[0]).all():
+            return Column(name, "left out", why="it numbers the rows")
+    fill = float(np.median(present)) if marks else None
+    return Column(name, "number", fill, marks, offset_of(present))
+
+
+def offset_of(values: HostArray) -> float:
+    """The median of numbers whose differences float32 would lose, else 0."""
+    spread = float(values.std())
+    far = spread > 0.0 and abs(float(values.mean())) > FAR * spread
+    return float(np.median(values)) if far else 0.0
+
+
+# -- encoding -----------------------------------------------------------------------------------
+
+
+def _encoded(column: Column, values: HostArray, wrong: Wrong) -> HostArray:
+    """Inputs (N, width) in float64."""
+    if column.kind == "category":
+        return _one_hot(column, values)
+    if column.kind == "time":
+        return _with_mark(column, _times(values, wrong), lambda t: _cycles(column, t), wrong)
+    beyond = np.flatnonzero(np.isinf(values))
+    if len(beyond):
+        raise wrong(int(beyond[0]))
+    return _with_mark(column, values, lambda x: (x - column.offset)[:, None], wrong)
+
+
+def _with_mark(
+    column: Column, values: HostArray, inputs: Callable[[HostArray], HostArray], wrong: Wrong
+) -> HostArray:
+    missing = np.isnan(values)
+    if column.fill is None and missing.any():
+        raise wrong(int(np.flatnonzero(missing)[0]))
+    parts = [inputs(np.where(missing, 0.0 if column.fill is None else column.fill, values))]
+    if column.marks:
+        parts.append(missing[:, None].astype(np.float64))
+    return np.concatenate(parts, axis=1)
+
+
+def _one_hot(column: Column, values: HostArray) -> HostArray:
+    place = {text: k for k, text in enumerate(column.values)}
+    rows = [place.get("" if text is None else text.strip(), -1) for text in values]
+    found = np.zeros((len(values), len(column.values) + 1))
+    found[np.arange(len(rows)), rows] = 1.0
+    return found[:, :-1]
+
+
+def _times(values: HostArray, wrong: Wrong) -> HostArray:
+    """Seconds since 1970 in float64, NaN where there is none."""
+    seconds = np.full(len(values), np.nan)
+    for row, text in enumerate(values):
+        if text is None:
+            continue
+        match = _DATE.fullmatch(text.strip())
+        try:
+            seconds[row] = _seconds(text.strip()) if match else np.nan
+        except ValueError:
+            match = None
+        if match is None:
+            raise wrong(row)
+    return seconds
+
+
+def _seconds(text: str) -> float:
+    from datetime import UTC, datetime
+
+    day, _, time = text.replace("T", " ").partition(" ")
+    padded = "-".join(part.zfill(2) for part in day.split("-"))
+    hour, colon, rest = time.partition(":")
+    moment = datetime.fromisoformat(f"{padded} {hour.zfill(2)}{colon}{rest}" if time else padded)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _cycles(column: Column, seconds: HostArray) -> HostArray:
+    """Days from the offset; sine and cosine of the place in the year, the week and the day."""
+    periods = [(_YEAR, 0.0), (_WEEK, _MONDAY)] + [(_DAY, 0.0)] * column.day
+    angles = [2.0 * np.pi * (((seconds - start) % period) / period) for period, start in periods]
+    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.stack([(seconds - column.offset) / _DAY, *waves], axis=1)
