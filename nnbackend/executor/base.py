@@ -84,6 +84,10 @@ class Executor(ABC):
         """
         return
 
+    def use_threads(self, most: int) -> None:
+        """Use at most so many of the threads that there are, if it has threads of its own."""
+        return
+
     @abstractmethod
     def run(self, run: Run) -> Trace:
         """Train; parameters, state and slots change in place.

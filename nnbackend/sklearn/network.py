@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,6 +135,9 @@ class Network:
         self.model = Sequential(layers, seed=seed, dtype=str(shape.dtype), backend=shape.backend)
         optimizer = "sgd" if make_optimizer is None else make_optimizer(self.scale)
         self.model.compile(self.output.loss, optimizer, penalties_per_row=True)
+        if current_thread() is not main_thread():
+            # joblib's threads and the like share the processors out among themselves
+            self.model.executor.use_threads(1)
         # what SGD's steps are proportional to, Adam's are not
         self._rate_factor = self.scale if isinstance(self.model.optimizer, SGD) else 1.0
         self._dense: list[Any] = [layer for layer in layers if isinstance(layer, Dense)]

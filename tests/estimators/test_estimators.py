@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -324,6 +325,17 @@ class TestCompany:
         np.testing.assert_allclose(
             search.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"]
         )
+
+    def test_fits_at_once_use_one_thread_each(self, backend: nn.Backend) -> None:
+        x, y = digits()
+        alone = ours.MLPClassifier((90,), max_iter=4, random_state=0).fit(x, y)
+        with ThreadPoolExecutor(2) as pool, nn.use_backend(backend):
+            models = [clone(alone).set_params(backend=backend.device) for _ in range(2)]
+            for model in pool.map(lambda each: each.fit(x, y), models):
+                assert_same(alone, model)
+                executor = model._network.model.executor
+                if backend.name == "numba":
+                    assert executor._plan(200).parts == 1
 
     def test_pipelines_calibration_and_tables(self, backend: nn.Backend) -> None:
         pandas = pytest.importorskip("pandas")

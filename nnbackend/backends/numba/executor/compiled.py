@@ -34,6 +34,10 @@ class CompiledExecutor(Executor):
         self._updates = Updates(program, backend)
         backend.runtime.threads.watch(self)
 
+    def use_threads(self, most: int) -> None:
+        self.compiled.most_parts = most
+        self.threads_changed()
+
     def threads_changed(self) -> None:
         """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
         self._training = None

@@ -48,6 +48,8 @@ class CompiledTable:
         self.program, self.runtime = program, backend.runtime
         self.c: Any = self.runtime.cpu.c
         self.dtype = program.dtype
+        #: threads that may be used, if it is not all
+        self.most_parts: int | None = None
         self.rows = rows = program.rows[first:last]
         self.n_inputs, self.n_outputs = rows[0].n_inputs, rows[-1].n_outputs
         products = [row.n_inputs * row.n_outputs for row in rows if row.op == Op.DENSE]
@@ -126,11 +128,15 @@ class CompiledTable:
 
     def step_parts(self, batch: int) -> int:
         """Parts of a step over a batch of so many rows."""
-        return self.runtime.threads.parts(batch * self.step_work // STEP_GRAIN)
+        return self._parts(batch * self.step_work // STEP_GRAIN)
 
     def inference_parts(self, rows: int) -> int:
         """Parts of the inference of so many rows."""
-        return self.runtime.threads.parts(rows * self.inference_work // INFERENCE_GRAIN)
+        return self._parts(rows * self.inference_work // INFERENCE_GRAIN)
+
+    def _parts(self, work: int) -> int:
+        """Threads for ``work`` grains of work."""
+        return self.runtime.threads.parts(min(work, self.most_parts or work))
 
     def block_rows(self, batch: int) -> int:
         """Rows of the batch that go there and back at a time."""
