@@ -33,7 +33,9 @@ def targets_of(case: Case, y: np.ndarray) -> np.ndarray:
     """One column as (N,); yes and no as classes."""
     if case.loss == "softmax_cross_entropy":
         return y
-    return y[:, 0] if case.loss == "mean_squared_error" else y[:, 0].astype(np.int64)
+    if case.loss == "mean_squared_error":
+        return y if y.shape[1] > 1 else y[:, 0]
+    return y[:, 0].astype(np.int64)
 
 
 def check_possible(case: Case) -> None:
