@@ -29,7 +29,9 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _COMMA_DECIMAL = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)?(,\d+)?([eE][+-]?\d+)?")
 _COMMA_THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
 _PADDED = re.compile(r"[+-]?0\d.*")
-_MISSING = ("", "?", "na", "n/a", "nan", "null", "none", "-")
+#: What stands for a missing value, in these and in upper case.
+_MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none")
+_NULLS = {*_MISSING, *map(str.upper, _MISSING), *map(str.capitalize, _MISSING), "NaN"}
 
 
 class Layout(NamedTuple):
@@ -152,28 +154,37 @@ class Table:
         marked = re.fullmatch(r"sep=(.)\s*", head[0]) if head else None
         if marked:
             return 1, layout.sep or marked[1], '"', ""
-        comment = "#" if any(line.startswith("#") for line in head) else ""
-        if layout.sep is not None:
-            return 0, layout.sep, '"', comment
+        lines = [line for line in head if line.strip() and not line.startswith("#")]
+        sep, quote, mark = layout.sep, '"', ""
+        if sep is None:
+            sep, quote, mark = self._sniffed(lines)
+        notes = [k for k, line in enumerate(head) if line.startswith("#")]
+        last = head[notes[-1]] if notes else ""
+        if re.match(r"#\w", last) and lines and last.count(sep) == lines[0].count(sep) > 0:
+            return notes[-1], sep, quote, ""  # it names the columns
+        comment = "#" if notes else mark
+        return 0 if layout.sep else self._preamble(head, sep, comment), sep, quote, comment
+
+    def _sniffed(self, lines: list[str]) -> tuple[str, str, str]:
+        """Separator, quote and comment mark."""
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "head.csv"
-            copy.write_text("".join(head), encoding="utf-8", newline="")
+            copy.write_text("".join(lines), encoding="utf-8", newline="")
             found = _duckdb().execute(
                 f"from sniff_csv({_literal(copy)}, all_varchar=true, sample_size=-1)"
             ).fetchone()  # fmt: skip
-        sep, quote, _, _, mark = found[:5]
-        comment = comment or ("" if mark == "(empty)" else mark)
-        lines = [line for line in head if line.strip() and not line.startswith(comment or "\0")]
+        sep, quote, _, _, mark = ("" if part == "(empty)" else part for part in found[:5])
         if 2 * sum(sep in line for line in lines) < len(lines):
             sep = max(",;\t|", key=lambda mark: sum(mark in line for line in lines))
         if not any(sep in line for line in lines):
             blanks = [len(line.split()) for line in lines]
             sep = " " if blanks and min(blanks) == max(blanks) > 1 else sep
-        return self._preamble(head, sep), sep, '"' if quote == "(empty)" else quote, comment
+        return sep, quote or '"', mark
 
-    def _preamble(self, head: list[str], sep: str) -> int:
+    def _preamble(self, head: list[str], sep: str, comment: str) -> int:
         """Lines before the table: those without a separator, where all others have one."""
-        first = next((k for k, line in enumerate(head) if sep in line), 0)
+        plain = (k for k, line in enumerate(head) if not line.startswith(comment or "\0"))
+        first = next((k for k in plain if sep in head[k]), 0)
         return first if first <= MOST_PREAMBLE and sep.strip() else 0
 
     def _rows(self, head: list[str]) -> Iterator[list[str]]:
@@ -248,7 +259,7 @@ class Table:
             "header": str(self._has_header).lower(),
             "encoding": _literal(self._encoding),
             "decimal_separator": _literal(self._decimal),
-            "nullstr": "['', 'NA', 'N/A', 'NaN', 'nan', '?', 'null', 'NULL', 'None']",
+            "nullstr": f"[{', '.join(map(_literal, sorted(_NULLS)))}]",
         }
         if self._thousands:
             settings["thousands"] = _literal(self._thousands)

@@ -25,6 +25,10 @@ def plain_file(path: Path, stack: ExitStack) -> Path:
     if str(path) == "-":
         return _copied(sys.stdin.buffer, stack)
     path = existing(path)
+    if set("*?[") & set(str(path)):  # DuckDB would look for files of such names
+        link = Path(stack.enter_context(tempfile.TemporaryDirectory())) / f"table{path.suffix}"
+        link.symlink_to(path.resolve())
+        path = link
     suffix = path.suffix.lower()
     if suffix == ".zip":
         try:

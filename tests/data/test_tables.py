@@ -53,6 +53,16 @@ class TestLayouts:
         data = read(tmp_path, text)
         assert data.class_names == ("p;q, r", 'say "so"', "two\nlines", "x;y;z;w")
 
+    def test_a_line_of_names_may_begin_with_a_hash(self, tmp_path) -> None:
+        data = read(tmp_path, "##made 2024\n#a\tb\tkind\n1\t2\tx\n3\t5\ty\n")
+        np.testing.assert_array_equal(data.x, [[1, 2], [3, 5]])
+        assert data.feature_names == ("#a", "b")
+
+    def test_names_of_files_are_no_patterns(self, tmp_path) -> None:
+        read(tmp_path, "a,y\n7,x\n8,y\n", "data1.csv")
+        data = read(tmp_path, "a,y\n1,x\n2,y\n", "data[1]*?.csv")
+        np.testing.assert_array_equal(data.x, [[1], [2]])
+
     def test_marks_of_thousands(self, tmp_path) -> None:
         english = read(tmp_path, 'a,y\n"1,000.5",0\n"12,345",1\n7.5,0\n')
         german = read(tmp_path, "a;y\n1.000,5;0\n12.345,0;1\n7,5;0\n")
