@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nnbackend._frames import frame_numbers
 from nnbackend.errors import DataError, DTypeError, ShapeError, shown, unknown_name
 
 
@@ -140,6 +141,9 @@ def real_array(what: str, value: object) -> np.ndarray[Any, Any]:
         values = np.asarray(value)
     except (ValueError, TypeError) as error:  # rows of several lengths
         raise ShapeError(f"{what} must be an array, its rows of one length: {error}") from error
+    if values.dtype.kind == "O":
+        frame = frame_numbers(what, value)
+        values = values if frame is None else frame
     check_real(what, values.dtype)
     return values
 

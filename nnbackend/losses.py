@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from nnbackend._checks import check_name, check_number, is_masked, keep
+from nnbackend._frames import frame_numbers
 from nnbackend._names import AnswersNames
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
@@ -307,6 +308,9 @@ def numeric(y: Any) -> HostArray:
         values = y.get() if is_on_gpu(y) else np.asarray(y)
     except (ValueError, TypeError) as error:
         raise ShapeError(f"targets must be an array, its rows of one length: {error}") from error
+    if values.dtype.kind == "O" and not holds_text(values):
+        frame = frame_numbers("targets", y)
+        values = values if frame is None else frame
     if values.dtype.kind not in "fiub":
         hint = (
             "; turn class names into numbers with np.unique(y, return_inverse=True)"
@@ -317,6 +321,11 @@ def numeric(y: Any) -> HostArray:
     if values.ndim == 0:
         raise ShapeError("targets must have one entry for each row; received a single number")
     return values
+
+
+def holds_text(values: HostArray) -> bool:
+    """Whether an array of objects begins with text."""
+    return values.size > 0 and isinstance(values.flat[0], str)
 
 
 def in_range(

@@ -16,7 +16,7 @@ FOR_TYPES = {
 }
 #: The rooms, each of which may use those above it, and the files beside them.
 ROOMS = (
-    ("errors", "_checks", "_names", "_memory", "_files", "_output"),
+    ("errors", "_checks", "_frames", "_names", "_memory", "_files", "_output"),
     ("kernels",),
     ("backends",),
     ("initializers", "schedules"),
