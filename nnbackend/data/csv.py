@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from nnbackend._checks import check_path
 from nnbackend.data.dataset import (
     MOST_CLASSES,
     Dataset,
@@ -18,11 +19,13 @@ from nnbackend.data.dataset import (
     as_targets,
     check_task,
 )
+from nnbackend.data.parquet import ParquetTable
 from nnbackend.data.preparation import MOSTLY_NUMBERS, Preparation, offset_of
 from nnbackend.data.tables import Layout, Table, is_number, is_padded
 from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
+AnyTable = Table | ParquetTable
 _INFINITE = re.compile(r"\s*[+-]?inf(inity)?\s*", re.IGNORECASE)
 
 
@@ -35,7 +38,16 @@ def is_table(name: str) -> bool:
     name = name.lower()
     for suffix in (".gz", ".bz2", ".xz", ".zip"):
         name = name.removesuffix(suffix)
-    return name == "-" or name.endswith(CSV_SUFFIXES)
+    return name == "-" or name.endswith((*CSV_SUFFIXES, ".parquet"))
+
+
+def _opened(path: PathLike, layout: Layout) -> AnyTable:
+    if not str(path).lower().endswith(".parquet"):
+        return Table(path, layout)
+    given = [name for name, value in layout._asdict().items() if value is not None]
+    if given:
+        raise DataError(f"{given[0]} is for text; {path} is a Parquet file, which says it itself")
+    return ParquetTable(path)
 
 
 def read_csv(
@@ -52,8 +64,8 @@ def read_csv(
     encoding: str | None = None,
     header: bool | None = None,
 ) -> Dataset:
-    """Inputs and targets from a table, as text or compressed (.gz, .bz2, .xz, .zip); "-" reads
-    standard input. Needs DuckDB: ``pip install "nnbackend[tables]"``.
+    """Inputs and targets from a table: text, also compressed (.gz, .bz2, .xz, .zip), or Parquet;
+    "-" reads standard input. Needs DuckDB: ``pip install "nnbackend[tables]"``.
 
     Text becomes categories, an input for each of up to 64; dates and times become numbers and their
     place in the year, week and day; a missing value becomes the column's median, and is marked by
@@ -86,7 +98,7 @@ def read_csv(
             column, none to learn from; the message names the line (from 1) and column.
     """
     check_task(task)
-    with Table(path, Layout(sep, decimal, encoding, header)) as table:
+    with _opened(check_path("path", path), Layout(sep, decimal, encoding, header)) as table:
         left_out = _columns_named(table, drop, "is to be left out")
         kept = _columns_named(table, keep, "is to be kept")
         index = None
@@ -135,7 +147,7 @@ def read_csv(
 
 
 def _inputs(
-    table: Table, values: list[HostArray], columns: list[int], preparation: Preparation | None
+    table: AnyTable, values: list[HostArray], columns: list[int], preparation: Preparation | None
 ) -> tuple[HostArray, Preparation]:
     """The columns as (N, width) float32, prepared as is said or, first, learnt."""
     if preparation is None:
@@ -161,7 +173,7 @@ def _inputs(
     return x, preparation
 
 
-def _numbers_or_text(table: Table, values: list[HostArray], k: int) -> HostArray:
+def _numbers_or_text(table: AnyTable, values: list[HostArray], k: int) -> HostArray:
     """A column whose text is meant as text: a word among numbers is not."""
     column = values[k]
     if column.dtype.kind == "f":
@@ -178,7 +190,7 @@ def _numbers_or_text(table: Table, values: list[HostArray], k: int) -> HostArray
     return column
 
 
-def _numbers(table: Table, values: list[HostArray], k: int) -> HostArray:
+def _numbers(table: AnyTable, values: list[HostArray], k: int) -> HostArray:
     """A column in float64, NaN where a value is missing."""
     column = values[k]
     if column.dtype.kind == "f":
@@ -198,7 +210,7 @@ def _kept(
     return dict(zip(names, texts, strict=True))
 
 
-def _target_column(table: Table, target: object) -> int:
+def _target_column(table: AnyTable, target: object) -> int:
     names = table.names
     if target is None:
         return len(names) - 1
@@ -219,7 +231,7 @@ def _target_column(table: Table, target: object) -> int:
     return int(target)
 
 
-def _columns_named(table: Table, names: Sequence[str], why: str) -> list[int]:
+def _columns_named(table: AnyTable, names: Sequence[str], why: str) -> list[int]:
     for name in names:
         if name not in table.names:
             raise DataError(
@@ -229,11 +241,11 @@ def _columns_named(table: Table, names: Sequence[str], why: str) -> list[int]:
     return [table.names.index(name) for name in names]
 
 
-def _wrong_value(table: Table, column: int, what: str, row: int) -> DataError:
+def _wrong_value(table: AnyTable, column: int, what: str, row: int) -> DataError:
     """The error for a value that is not what its column holds."""
     line, fields = table.line(row)
     text = fields[column].strip()
-    where = f"{table.shown}, line {line}, column {table.names[column]!r}"
+    where = f"{table.shown}, {table.unit} {line}, column {table.names[column]!r}"
     if is_number(text) or text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return DataError(f"{where}: numbers must be finite; found {text!r}")
     remedy = "Correct it, or leave the column out"
@@ -242,13 +254,13 @@ def _wrong_value(table: Table, column: int, what: str, row: int) -> DataError:
     return DataError(f"{where}: a {what} belongs here; found {text!r}. {remedy}")
 
 
-def _is_quantity(table: Table, index: int, task: Task) -> bool:
+def _is_quantity(table: AnyTable, index: int, task: Task) -> bool:
     """Whether the target can be read as numbers at once, without a look at how they are written."""
     varied = task == "auto" and table.variety[index] > MOST_CLASSES
     return table.is_numeric(index) and (task == "regression" or varied)
 
 
-def _target_values(table: Table, values: HostArray, index: int, task: Task) -> HostArray:
+def _target_values(table: AnyTable, values: HostArray, index: int, task: Task) -> HostArray:
     """Text, or numbers where they are meant as such."""
     name = table.names[index]
     if values.dtype.kind == "f":
@@ -265,7 +277,7 @@ def _target_values(table: Table, values: HostArray, index: int, task: Task) -> H
     if other is not None and task == "regression":
         line = table.line(list(values).index(other))[0]
         raise DataError(
-            f"{table.shown}, line {line}, column {name!r}: regression needs numbers; found "
+            f"{table.shown}, {table.unit} {line}, column {name!r}: regression needs numbers; found "
             f"{other!r}"
         )
     # 036 is a name: as a number it would lose its zero
@@ -275,11 +287,13 @@ def _target_values(table: Table, values: HostArray, index: int, task: Task) -> H
     return _as_numbers(numbers, values)
 
 
-def _no_target(table: Table, row: int, index: int) -> DataError:
+def _no_target(table: AnyTable, row: int, index: int) -> DataError:
     line, fields = table.line(row)
     found = fields[index].strip()
     what = f"is missing; found {found!r}" if found else "is empty"
-    return DataError(f"{table.shown}, line {line}: the target {table.names[index]!r} {what}")
+    return DataError(
+        f"{table.shown}, {table.unit} {line}: the target {table.names[index]!r} {what}"
+    )
 
 
 def _as_numbers(numbers: Mapping[str | None, str | None], values: HostArray) -> HostArray:

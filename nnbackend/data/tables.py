@@ -8,7 +8,7 @@ import itertools
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,10 @@ class Table:
 
     Attributes:
         names: of the columns; numbers from 0 where the file has no header.
+        unit: what ``line`` counts.
     """
+
+    unit = "line"
 
     def __init__(self, path: PathLike, layout: Layout) -> None:
         path = Path(check_path("path", path))
@@ -170,8 +173,8 @@ class Table:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "head.csv"
             copy.write_text("".join(lines), encoding="utf-8", newline="")
-            found = _duckdb().execute(
-                f"from sniff_csv({_literal(copy)}, all_varchar=true, sample_size=-1)"
+            found = connection().execute(
+                f"from sniff_csv({literal(copy)}, all_varchar=true, sample_size=-1)"
             ).fetchone()  # fmt: skip
         sep, quote, _, _, mark = ("" if part == "(empty)" else part for part in found[:5])
         if 2 * sum(sep in line for line in lines) < len(lines):
@@ -237,7 +240,7 @@ class Table:
         while True:
             try:
                 return self._columns(numeric)
-            except _duckdb_module().Error as error:
+            except duckdb_module().Error as error:
                 column = re.search(r'converting column "c(\d+)"', str(error))
                 if column is None or not numeric[int(column[1])]:
                     raise self._readable(str(error)) from error
@@ -251,30 +254,21 @@ class Table:
         settings = {
             "auto_detect": "false",
             "columns": f"{{{columns}}}",
-            "delim": _literal(self._sep),
-            "quote": _literal(self._quote),
-            "escape": _literal(self._quote),
-            "comment": _literal(self._comment),
+            "delim": literal(self._sep),
+            "quote": literal(self._quote),
+            "escape": literal(self._quote),
+            "comment": literal(self._comment),
             "skip": str(self._skip_besides),
             "header": str(self._has_header).lower(),
-            "encoding": _literal(self._encoding),
-            "decimal_separator": _literal(self._decimal),
-            "nullstr": f"[{', '.join(map(_literal, sorted(_NULLS)))}]",
+            "encoding": literal(self._encoding),
+            "decimal_separator": literal(self._decimal),
+            "nullstr": f"[{', '.join(map(literal, sorted(_NULLS)))}]",
         }
         if self._thousands:
-            settings["thousands"] = _literal(self._thousands)
+            settings["thousands"] = literal(self._thousands)
         listed = ", ".join(f"{name}={value}" for name, value in settings.items())
-        found = _duckdb().execute(f"from read_csv({_literal(self._path)}, {listed})").fetchnumpy()
-        result = []
-        for k, number in enumerate(numeric):
-            values = found[f"c{k}"]
-            if number:
-                result.append(np.ma.filled(values, np.nan).astype(np.float64))
-            else:
-                text = np.ma.getdata(values).astype(object)
-                text[np.ma.getmaskarray(values)] = None
-                result.append(text)
-        return result
+        found = connection().execute(f"from read_csv({literal(self._path)}, {listed})").fetchnumpy()
+        return column_values(found, numeric)
 
     def _readable(self, message: str) -> DataError:
         """DuckDB's message about a row that cannot be read, as ours."""
@@ -352,12 +346,26 @@ def _number_marks(
     return ".", "," if thousands else None
 
 
-def _literal(text: object) -> str:
+def column_values(found: Mapping[str, Any], numeric: Sequence[bool]) -> list[HostArray]:
+    """The columns c0, c1 ... of DuckDB's masked arrays: numbers with NaN, or text with None."""
+    result: list[HostArray] = []
+    for k, number in enumerate(numeric):
+        values = found[f"c{k}"]
+        if number:
+            result.append(np.ma.filled(values, np.nan).astype(np.float64))
+        else:
+            text = np.ma.getdata(values).astype(object)
+            text[np.ma.getmaskarray(values)] = None
+            result.append(text)
+    return result
+
+
+def literal(text: object) -> str:
     """In SQL."""
     return "'" + str(text).replace("'", "''") + "'"
 
 
-def _duckdb_module() -> Any:
+def duckdb_module() -> Any:
     try:
         import duckdb
     except ImportError as error:
@@ -367,6 +375,6 @@ def _duckdb_module() -> Any:
     return duckdb
 
 
-def _duckdb() -> Any:
+def connection() -> Any:
     """A connection of this call's own, to no database."""
-    return _duckdb_module().connect()
+    return duckdb_module().connect()

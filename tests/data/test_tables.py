@@ -123,6 +123,52 @@ class TestLayouts:
             read(tmp_path, "a,b\n1,2\n")
 
 
+class TestParquet:
+    def write(self, tmp_path, **columns):
+        import duckdb
+
+        listed = ", ".join(f"{values} as {name}" for name, values in columns.items())
+        path = tmp_path / "data.parquet"
+        duckdb.connect().execute(f"copy (select {listed}) to '{path}'")
+        return path
+
+    def test_columns_have_the_types_that_the_file_says(self, tmp_path) -> None:
+        path = self.write(
+            tmp_path, a="unnest([1, 2, null])", b="unnest([1.5, 2.5, 4]::decimal(9, 2)[])",
+            c="unnest(['x', 'y', 'x'])", d="unnest([true, false, true])",
+            e="unnest(['2024-01-05', '2024-02-05', '2024-03-05']::date[])",
+            y="unnest([123456789012345678, 123456789012345679, 1])",
+        )  # fmt: skip
+        data = datasets.read(path, task="classification")
+        kinds = {column.name: column.kind for column in data.preparation.columns}
+        assert kinds == {
+            "a": "number",
+            "b": "number",
+            "c": "category",
+            "d": "category",
+            "e": "time",
+        }
+        assert data.class_names == ("1", "123456789012345678", "123456789012345679")
+        np.testing.assert_array_equal(data.x[:, :3], [[1, 0, 1.5], [2, 0, 2.5], [1.5, 1, 4]])
+        again = datasets.read_csv(path, preparation=data.preparation)
+        np.testing.assert_array_equal(again.x, data.x)
+
+    def test_rows_are_named(self, tmp_path) -> None:
+        path = self.write(tmp_path, a="unnest([1, 2, 4])", y="unnest(['x', null, 'y'])")
+        with pytest.raises(nn.DataError, match="row 2: the target 'y' is empty"):
+            datasets.read(path)
+        with pytest.raises(nn.DataError, match="sep is for text"):
+            datasets.read(path, sep=";")
+        (tmp_path / "bad.parquet").write_bytes(b"no table")
+        with pytest.raises(nn.DataError, match="bad.parquet cannot be read"):
+            datasets.read(tmp_path / "bad.parquet")
+
+    def test_columns_of_lists_are_left_out(self, tmp_path) -> None:
+        path = self.write(tmp_path, a="unnest([[1], [2], [4]])", b="unnest([1, 2, 4])",
+                          y="unnest(['x', 'x', 'y'])")  # fmt: skip
+        assert datasets.read(path).feature_names == ("b",)
+
+
 class TestHeaders:
     @pytest.mark.parametrize(
         ("first", "others", "expected"),

@@ -1,0 +1,78 @@
+"""Tables in Parquet files, whose columns have types already, read by DuckDB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from nnbackend.data.dataset import HostArray, PathLike
+from nnbackend.data.tables import HEAD_ROWS, column_values, connection, duckdb_module, is_number
+from nnbackend.data.tables import literal as in_sql
+from nnbackend.data.unpacking import plain_file
+from nnbackend.errors import DataError
+
+#: Types that are numbers; others become text, those that hold several values are refused.
+_NUMBERS = ("INT", "FLOAT", "DOUBLE", "DECIMAL", "REAL")
+_SEVERAL = ("[]", "STRUCT", "MAP", "BLOB", "UNION", "]")
+
+
+class ParquetTable:
+    """The same as ``Table`` for a Parquet file."""
+
+    unit = "row"
+
+    def __init__(self, path: PathLike) -> None:
+        self.shown = str(path)
+        with ExitStack() as stack:
+            self._source = f"read_parquet({in_sql(plain_file(Path(path), stack))})"
+            described = self._query(f"describe from {self._source}").fetchall()
+            self.names = [row[0] for row in described]
+            self._types = [str(row[1]) for row in described]
+            counts = ", ".join(f"count(distinct {self._quoted(k)})" for k in range(len(self.names)))
+            head = self._query(f"select count(*), {counts} from (from {self._source} "
+                               f"limit {HEAD_ROWS})").fetchone()  # fmt: skip
+            if not head[0]:
+                raise DataError(f"{self.shown} is empty; it must hold at least one row")
+            self.variety = list(head[1:])
+            self._close = stack.pop_all().close
+
+    def __enter__(self) -> ParquetTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _query(self, text: str) -> Any:
+        try:
+            return connection().execute(text)
+        except duckdb_module().Error as error:
+            raise DataError(f"{self.shown} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def _quoted(self, column: int) -> str:
+        name = str(self.names[column]).replace('"', '""')
+        return f'"{name}"'
+
+    def is_numeric(self, column: int) -> bool:
+        return any(kind in self._types[column] for kind in _NUMBERS)
+
+    def plain_number(self, text: str) -> str | None:
+        return text if is_number(text) else None
+
+    def read(self, text: Sequence[int] = ()) -> list[HostArray]:
+        """See ``Table.read``."""
+        numeric = [self.is_numeric(k) and k not in text for k in range(len(self.names))]
+        parts = []
+        for k, (kind, number) in enumerate(zip(self._types, numeric, strict=True)):
+            if any(mark in kind for mark in _SEVERAL):
+                parts.append(f"null::varchar as c{k}")  # it is looked at if it is asked for
+            else:
+                parts.append(f"{self._quoted(k)}::{'double' if number else 'varchar'} as c{k}")
+        found = self._query(f"select {', '.join(parts)} from {self._source}").fetchnumpy()
+        return column_values(found, numeric)
+
+    def line(self, row: int) -> tuple[int, list[str]]:
+        """The number from 1 and the fields of a row."""
+        fields = self._query(f"from {self._source} limit 1 offset {row}").fetchone()
+        return row + 1, ["" if field is None else str(field) for field in fields]
