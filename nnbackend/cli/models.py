@@ -33,7 +33,7 @@ from nnbackend.training.progress import figures_text
 DEFAULTS = options.Settings()
 KEYS = ", ".join(field.name for field in fields(options.Settings))
 DATA_HELP = (
-    f"a data set ({', '.join(job_data.BUILT_IN)}), a table (.csv, .tsv, .parquet ..., also .gz; - for "
+    f"a data set ({', '.join(job_data.BUILT_IN)}), a table (.csv, .parquet ..., also .gz; - for "
     f"standard input), an .npz, an IDX file or folder (MNIST), "
     f"or a folder of images in one folder for each class"
 )
