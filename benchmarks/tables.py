@@ -12,12 +12,14 @@ benchmarks/results/tables.json.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,9 +75,10 @@ def ours(fold: Fold) -> np.ndarray:
         fold.training.to_csv(path, index=False)
         task = "regression" if fold.classes is None else "classification"
         data = read_csv(path, TARGET, task)
-        settings = Settings(target=TARGET, task=task).with_epochs(len(data.x))
+        settings = Settings(target=TARGET, task=task).with_epochs(len(data.x)).for_tables(())
         model = build_model(settings, data)
-        train(settings, model, data)
+        with redirect_stdout(io.StringIO()):
+            train(settings, model, data)
         fold.test.to_csv(path, index=False)
         test = read_csv(path, preparation=data.preparation)
     if fold.classes is None:

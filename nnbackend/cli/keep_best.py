@@ -24,14 +24,15 @@ class KeepBest(Callback):
     happens with few rows, if the loss is lower.
 
     Args:
-        metric: the name of a built-in one.
+        metric: the name of a built-in one, or "loss".
         patience: number of epochs that are not better before the training stops; None never stops
             it.
     """
 
     def __init__(self, metric: str, patience: int | None = None) -> None:
         self.metric, self.patience = metric, patience
-        self.sign = 1.0 if METRICS[metric].better == "higher" else -1.0
+        higher = metric != "loss" and METRICS[metric].better == "higher"
+        self.sign = 1.0 if higher else -1.0
         self.score = (-math.inf, -math.inf)
         self.waited, self.best_epoch = 0, 0
         self.best: HostArrays = {}

@@ -104,7 +104,7 @@ def train(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="highest learning rate", show_default="depends on optimizer"),
+        typer.Option(help="highest learning rate", show_default="depends on optimizer and data"),
     ] = None,
     schedule: Annotated[
         str | None,
@@ -115,13 +115,16 @@ def train(
     ] = None,
     optimizer: Annotated[
         str | None,
-        typer.Option(help=", ".join(options.LEARNING_RATES), show_default=_default("optimizer")),
+        typer.Option(
+            help=", ".join(options.LEARNING_RATES),
+            show_default=f"{_default('optimizer')}; {options.FOR_TABLES['optimizer']} for tables",
+        ),
     ] = None,
     weight_decay: Annotated[
         float | None,
         typer.Option(
             help="pulls the weights of adam and adamw towards 0, against overfitting",
-            show_default="0.01 for adamw",
+            show_default=f"0.01 for adamw, {options.FOR_TABLES['weight_decay']} for tables",
         ),
     ] = None,
     dropout: Annotated[
@@ -174,7 +177,8 @@ def train(
 ) -> None:
     """Train a network and report how good it is.
 
-    The weights of the epoch that was best on the validation rows are kept.
+    The weights of the epoch that was best on the validation rows are kept: the
+    one with the lowest loss, or the best in the first of --metrics.
     Ctrl-C stops after the last finished epoch and still writes the model;
     --resume continues from there as if nothing had happened.
 
@@ -216,6 +220,8 @@ def train(
         if resume is None:
             dataset = job_data.training_data(data, settings)
             settings = settings.with_epochs(len(dataset.x))
+            if dataset.kind == "csv":
+                settings = settings.for_tables(chosen)
             model = job.build_model(settings, dataset, backend)
         else:
             settings, model = job.resume(resume, chosen, backend)

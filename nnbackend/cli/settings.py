@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from nnbackend.schedules import CosineDecay, Schedule
 #: Learning rates that suit small and middle-sized networks, where none is given.
 LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.05, "rmsprop": 0.002, "adam": 0.005, "adamw": 0.005}
 SCHEDULES = ("cosine", "constant")
+#: What suits tables, which are small and noisy more often than not, where nothing of it is given.
+FOR_TABLES: Mapping[str, Any] = {"optimizer": "adamw", "lr": 0.002, "weight_decay": 0.3}
 #: Steps that a training has where no number of epochs is given, and bounds of the epochs.
 STEPS, LEAST_EPOCHS, MOST_EPOCHS = 5000, 10, 1000
 #: Optimizers that know weight decay; adam becomes adamw.
@@ -141,6 +143,10 @@ class Settings:
             return self
         wanted = -(-STEPS // max(1, self.steps_per_epoch(rows)))
         return replace(self, epochs=max(LEAST_EPOCHS, min(MOST_EPOCHS, wanted)))
+
+    def for_tables(self, given: Collection[str]) -> Settings:
+        """The same with what suits tables, unless some of that is among the ``given``."""
+        return self if FOR_TABLES.keys() & set(given) else replace(self, **FOR_TABLES)
 
     def learning_rate(self, rows: int) -> float | Schedule:
         """The rate, or the schedule over all steps of a training on so many rows."""

@@ -18,7 +18,6 @@ from nnbackend.data.validation import ClassWeight
 from nnbackend.errors import CheckpointError, DataError, unknown_name
 from nnbackend.layers import Dense, Dropout, Standardize
 from nnbackend.layers.base import Layer
-from nnbackend.metrics import metric_name
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import resolve_optimizer
 from nnbackend.training.history import History
@@ -171,7 +170,9 @@ def train(settings: Settings, model: Sequential, data: Dataset) -> History:
     model.info["settings"] = settings.plain()
     best = None
     if settings.validation:
-        best = KeepBest(metric_name(model.metrics[0]), settings.patience)
+        # the loss tells more than accuracy does where there are few rows
+        watched = settings.metrics[0] if settings.metrics else "loss"
+        best = KeepBest(watched, settings.patience)
     history = model.fit(
         x,
         y,

@@ -168,7 +168,9 @@ class TestKeepBest:
 
     def test_a_saved_training_goes_on_as_if_nothing_had_happened(self, tmp_path) -> None:
         data = job_data.load_data("spiral")
-        settings = replace(Settings(), epochs=60, schedule="constant", hidden=(16,))
+        settings = replace(
+            Settings(), epochs=60, schedule="constant", hidden=(16,), metrics=("accuracy",)
+        )
         whole = train_job.build_model(settings, data)
         train_job.train(settings, whole, data)
         half = replace(settings, epochs=25)
