@@ -114,6 +114,10 @@ def read_csv(
         columns = others
         if features is not None:
             columns = _columns_named(table, features, "the model was trained on")
+        if index is not None and index in columns:
+            raise DataError(
+                f"{table.names[index]!r} is the target; a model that sees it learns nothing else"
+            )
         if not columns:
             raise DataError(
                 f"{table.shown} has one column only; a target needs columns to learn from"

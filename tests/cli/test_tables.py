@@ -93,6 +93,7 @@ def test_all_kinds_of_columns_from_training_to_predictions(tmp_path: Path) -> No
         (["train", "sales.csv", "--drop", "idd"], "no column 'idd', which is to be left out"),
         (["train", "sales.csv", "--drop", "art"], "'art' is the target, so it cannot be left out"),
         (["train", "sales.csv", "--features", "breite"], "name it with target, too"),
+        (["train", "sales.csv", "--features", "art,breite", "--target", "art"], "learns nothing"),
         (["train", "digits", "--drop", "a"], "is for tables"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 import nnbackend as nn
 from nnbackend import datasets
+from nnbackend.cli.trained import load_trained
 from nnbackend.data.preparation import MOST_CATEGORIES, Column, Preparation
 
 TABLE = """\
@@ -153,6 +154,25 @@ class TestAgain:
         plan = read(tmp_path, TABLE).preparation
         with pytest.raises(nn.DataError, match=message):
             read(tmp_path, TABLE.replace(old, new), preparation=plan)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "picture"}, {"name": 3}, {"values": 5}, {"values": [1]}, {"offset": float("nan")},
+        {"fill": "x"}, {"more": 1}, {"offset": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_notes_of_another_kind_are_refused(tmp_path, change) -> None:
+    model = nn.Sequential([nn.Dense(1, 2)])
+    model.compile("softmax_cross_entropy")
+    plan = Preparation((Column("a", "number", offset=3.0),)).plain()
+    plan["columns"][0] |= change
+    model.info = {"preparation": plan, "feature_names": ["a"]}
+    model.save(tmp_path / "m")
+    with pytest.raises(nn.CheckpointError, match="note info\\['preparation'\\] must be"):
+        load_trained(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
