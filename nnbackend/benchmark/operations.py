@@ -17,8 +17,9 @@ from nnbackend.model.sequential import Sequential
 
 #: Rows of the operation "predict".
 PREDICT_ROWS = 10_000
-#: Idle threads of a BLAS spin for tens of milliseconds, on a core that the next backend needs.
-SETTLE_SECONDS = 0.05
+#: Idle threads of a BLAS spin on a core that the next backend needs: OpenBLAS for 2^28 cycles,
+#: which are 80 ms.
+SETTLE_SECONDS = 0.12
 
 
 @dataclass(frozen=True)
