@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nnbackend.data.csv import MissingTargetError, is_table
 from nnbackend.data.dataset import Dataset, Task
 from nnbackend.data.idx import find_images, holds_idx
 from nnbackend.data.readers import read
+from nnbackend.data.split import split_rows
 from nnbackend.errors import DataError, ShapeError, unknown_name
 from nnbackend.losses import Loss
 from nnbackend.model.sequential import Sequential
@@ -69,7 +71,18 @@ def training_data(name: str, settings: Settings, model: Sequential | None = None
         raise DataError(f"features is for tables, such as .csv files; {name} is none")
     if settings.features and settings.target is None:
         raise DataError("features leave the target out; name it with target, too")
-    return load_data(name, *given, drop=settings.drop, **settings.layout)
+    layout = {"drop": settings.drop, **settings.layout}
+    if is_table(name) and settings.validation:
+        layout["learn_from"] = partial(_training_rows, settings)
+    return load_data(name, *given, **layout)
+
+
+def _training_rows(settings: Settings, count: int, labels: Any = None) -> Any:
+    """Numbers of the rows that ``fit`` will train on."""
+    try:
+        return split_rows(count, settings.validation, settings.seed, labels=labels)[0]
+    except DataError:  # is said where the model is made, which knows better what is wrong
+        return np.arange(count)
 
 
 def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +26,7 @@ from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
 AnyTable = Table | ParquetTable
+LearnFrom = Callable[..., HostArray]
 _INFINITE = re.compile(r"\s*[+-]?inf(inity)?\s*", re.IGNORECASE)
 
 
@@ -57,6 +58,7 @@ def read_csv(
     features: Sequence[str] | None = None,
     *,
     preparation: Preparation | None = None,
+    learn_from: LearnFrom | None = None,
     drop: Sequence[str] = (),
     keep: Sequence[str] = (),
     sep: str | None = None,
@@ -86,6 +88,8 @@ def read_csv(
             none, as for predictions, and the columns must be numbers.
         preparation: what to do with the columns, as another call found it out
             (``Dataset.preparation``); which these are is said there.
+        learn_from: function of the number of rows, and of their classes as ``labels``, that returns
+            the numbers of those to find it out from, such as the rows that are trained on.
         drop: names of columns to leave out.
         keep: names of columns to return as text, in ``Dataset.kept``.
         sep: what separates fields, such as ";" or a tab; " " for any number of blanks.
@@ -127,17 +131,20 @@ def read_csv(
             kinds = zip(columns, preparation.used, strict=True)
             as_text = [*as_text, *(k for k, plan in kinds if plan.kind in ("category", "time"))]
         values = table.read(text=as_text)
-        found = None if index is None else _target_values(table, values[index], index, task)
-        learns = preparation is None
-        x, preparation = _inputs(table, values, columns, preparation)
-        y, names = None, None
-        if found is not None:
+        y, names, found, rows = None, None, None, None
+        if index is not None:
+            found = _target_values(table, values[index], index, task)
             y, names = as_targets(found, task, table.shown)
-            if names is None:
-                numbers = found.astype(np.float64)
-                if learns:
-                    preparation = replace(preparation, target_offset=offset_of(numbers))
-                y = (numbers - preparation.target_offset).astype(np.float32)[:, None]
+            if learn_from is not None:
+                rows = learn_from(len(y), labels=None if names is None else y)
+        learns = preparation is None
+        x, preparation = _inputs(table, values, columns, preparation, rows)
+        if found is not None and names is None:
+            numbers = found.astype(np.float64)
+            if learns:
+                offset = offset_of(numbers if rows is None else numbers[rows])
+                preparation = replace(preparation, target_offset=offset)
+            y = (numbers - preparation.target_offset).astype(np.float32)[:, None]
         return Dataset(
             x,
             y,
@@ -151,14 +158,18 @@ def read_csv(
 
 
 def _inputs(
-    table: AnyTable, values: list[HostArray], columns: list[int], preparation: Preparation | None
+    table: AnyTable,
+    values: list[HostArray],
+    columns: list[int],
+    preparation: Preparation | None,
+    rows: HostArray | None,
 ) -> tuple[HostArray, Preparation]:
-    """The columns as (N, width) float32, prepared as is said or, first, learnt."""
+    """The columns as (N, width) float32, prepared as is said or, first, learnt from some rows."""
     if preparation is None:
         wrong = [partial(_wrong_value, table, k, "number") for k in columns]
         found = [_numbers_or_text(table, values, k) for k in columns]
         names = [table.names[k] for k in columns]
-        preparation = Preparation.learnt(names, found, wrong)
+        preparation = Preparation.learnt(names, found, wrong, rows)
         used = [k for k, plan in enumerate(preparation.columns) if plan.kind != "left out"]
         x = preparation.encoded([found[k] for k in used], [wrong[k] for k in used])
     else:

@@ -100,14 +100,22 @@ class Preparation:
 
     @classmethod
     def learnt(
-        cls, names: Sequence[str], values: Sequence[HostArray], wrong: Sequence[Wrong]
+        cls,
+        names: Sequence[str],
+        values: Sequence[HostArray],
+        wrong: Sequence[Wrong],
+        rows: HostArray | None = None,
     ) -> Preparation:
         """From columns: numbers in float64 with NaN for what is missing, or text with None.
+
+        Args:
+            rows: numbers of those to learn from, all by default.
 
         Raises:
             DataError: text among numbers, numbers that are not finite, or no column to learn from.
         """
-        learnt = tuple(map(_learnt, names, values, wrong))
+        given = zip(names, values, wrong, strict=True)
+        learnt = tuple(_learnt(*column, slice(None) if rows is None else rows) for column in given)
         if all(column.kind == "left out" for column in learnt):
             listed = "; ".join(f"{column.name!r}: {column.why}" for column in learnt)
             raise DataError(f"there is no column to learn from: {listed}")
@@ -166,39 +174,39 @@ class Preparation:
 # -- learning -----------------------------------------------------------------------------------
 
 
-def _learnt(name: str, values: HostArray, wrong: Wrong) -> Column:
+def _learnt(name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice) -> Column:
     if values.dtype.kind == "f":
-        return _number(name, values, wrong)
+        return _number(name, values, wrong, rows)
     present = [text.strip() for text in values if text is not None]
     if not present:
         return Column(name, "left out", why="it is empty")
     if all(map(_DATE.fullmatch, present)):
         times = _times(values, wrong)
-        column = _number(name, times, wrong)
+        column = _number(name, times, wrong, rows)
         if column.kind == "left out":
             return column
-        there = times[np.isfinite(times)]
+        there = times[rows][np.isfinite(times[rows])]
         hours = np.unique(there % _DAY).size > 1
         return replace(column, kind="time", offset=float(np.median(there)), day=hours)
-    counts = Counter(present)
-    if len(present) < len(values):
-        counts[""] = len(values) - len(present)  # what is missing is a category, too
+    some = values[rows]
+    # what is missing is a category, too
+    counts = Counter("" if text is None else text.strip() for text in some)
     if len(counts) == 1:
         return Column(name, "left out", why="it is the same in every row")
-    if len(counts) == len(values) > 2:
+    if len(counts) == len(some) > 2:
         return Column(name, "left out", why="its text differs in every row")
     kept = [text for text, _ in counts.most_common(MOST_CATEGORIES)]
     return Column(name, "category", values=tuple(sorted(kept)))
 
 
-def _number(name: str, values: HostArray, wrong: Wrong) -> Column:
+def _number(name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice) -> Column:
     beyond = np.flatnonzero(np.isinf(values))
     if len(beyond):
         raise wrong(int(beyond[0]))
-    present = values[~np.isnan(values)]
+    present = values[rows][~np.isnan(values[rows])]
     if not len(present):
         return Column(name, "left out", why="it is empty")
-    marks, spread = len(present) < len(values), float(present.std())
+    marks, spread = bool(np.isnan(values).any()), float(present.std())
     if not spread and not marks:
         return Column(name, "left out", why="it is the same in every row")
     if _ROW_NUMBERS.fullmatch(name.strip()) and not marks and len(present) > 2:

@@ -29,8 +29,8 @@ def read(
     Args:
         target, task, features: see ``read_csv``.
         with_targets: False for predictions: targets of other files than CSV are not read.
-        layout: ``drop``, ``keep``, ``sep``, ``decimal``, ``encoding`` and ``header`` of a table,
-            see ``read_csv``.
+        layout: ``learn_from``, ``drop``, ``keep``, ``sep``, ``decimal``, ``encoding`` and
+            ``header`` of a table, see ``read_csv``.
     """
     path = Path(path) if path == "-" else existing(path)
     if is_table(str(path)) and not path.is_dir():

@@ -101,6 +101,27 @@ class TestColumns:
         assert plans(data)["zip"].values == ("017", "036", "36")
 
 
+class TestRowsToLearnFrom:
+    def test_others_decide_about_nothing(self, tmp_path) -> None:
+        text = "a,b,c,d,y\n1,x,1,5,0.5\n3,y,2,6,1.5\n5,x,3,7,2.5\n900,z,,7,9.5\n,,5,7,4.5\n"
+        data = read(tmp_path, text, learn_from=lambda rows, labels: np.arange(3))
+        found = plans(data)
+        assert (found["a"].fill, found["a"].marks) == (3, True)
+        assert found["b"].values == ("x", "y")
+        assert (found["c"].fill, found["c"].marks) == (2, True)  # or the file could not be read
+        np.testing.assert_array_equal(column_of(data, "b")[3:], [[0, 0], [0, 0]])
+        same = "a,y\n1,0.5\n1,1.5\n2,2.5\n"
+        with pytest.raises(nn.DataError, match="'a': it is the same in every row"):
+            read(tmp_path, same, learn_from=lambda rows, labels: np.arange(2))
+
+    def test_they_are_chosen_by_the_classes(self, tmp_path) -> None:
+        seen = []
+        read(tmp_path, TABLE, learn_from=lambda rows, labels: seen.append((rows, labels)) or [0, 1])
+        ((rows, labels),) = seen
+        assert rows == 5
+        np.testing.assert_array_equal(labels, [0, 1, 0, 1, 0])
+
+
 class TestPrecision:
     def test_distances_of_time_stamps_are_kept(self, tmp_path) -> None:
         stamps = 1.7e9 + np.array([0.0, 0.25, 1.0, 2.5])
