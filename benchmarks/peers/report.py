@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -46,6 +47,10 @@ COLOURS = {
     "torch-cuda": "#e6842a", "torch-reduce-overhead": "#fdd0a2", "torch-graph": "#b2df8a",
     "jax-cuda": "#35978f",
 }  # fmt: skip
+
+
+#: Characters that fit beside each other above the panels of a row.
+TITLE_WIDTH = 110
 
 
 def shown_systems(comparison: Comparison, kind: str) -> list[str]:
@@ -199,7 +204,9 @@ def picture(comparison: Comparison, description: Mapping[str, Any]) -> Figure:
     bands = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for band, group in zip(bands, [group for group in (tall, short) if group], strict=True):
         for number, kind in enumerate(group):
-            draw_kind(band.add_subplot(1, len(group), number + 1), comparison, kind)
+            ax = band.add_subplot(1, len(group), number + 1)
+            draw_kind(ax, comparison, kind)
+            ax.set_title(fill(TITLES[kind], TITLE_WIDTH // len(group)), fontsize=10)
     handles: dict[str, Any] = {}
     for band in bands:
         for ax in band.axes:
@@ -231,4 +238,3 @@ def draw_kind(ax: Axes, comparison: Comparison, kind: str) -> None:
         if any((kind, case, name) in comparison.found for case in cases)
     }
     bars(ax, cases, series, COLOURS)
-    ax.set_title(TITLES[kind], fontsize=10)
