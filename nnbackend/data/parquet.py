@@ -24,7 +24,7 @@ class ParquetTable:
     unit = "row"
 
     def __init__(self, path: PathLike) -> None:
-        self.shown = str(path)
+        self.shown, self._duckdb = str(path), connection()
         with ExitStack() as stack:
             self._source = f"read_parquet({in_sql(plain_file(Path(path), stack))})"
             described = self._query(f"describe from {self._source}").fetchall()
@@ -46,7 +46,7 @@ class ParquetTable:
 
     def _query(self, text: str) -> Any:
         try:
-            return connection().execute(text)
+            return self._duckdb.execute(text)
         except duckdb_module().Error as error:
             raise DataError(f"{self.shown} cannot be read: {str(error).splitlines()[0]}") from error
 

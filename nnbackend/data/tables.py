@@ -62,6 +62,7 @@ class Table:
 
     def __init__(self, path: PathLike, layout: Layout) -> None:
         path = Path(check_path("path", path))
+        self._duckdb = connection()
         self.shown = "standard input" if str(path) == "-" else str(path)
         with ExitStack() as stack:
             self._path = plain_file(path, stack)
@@ -173,7 +174,7 @@ class Table:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "head.csv"
             copy.write_text("".join(lines), encoding="utf-8", newline="")
-            found = connection().execute(
+            found = self._duckdb.execute(
                 f"from sniff_csv({literal(copy)}, all_varchar=true, sample_size=-1)"
             ).fetchone()  # fmt: skip
         sep, quote, _, _, mark = ("" if part == "(empty)" else part for part in found[:5])
@@ -267,7 +268,7 @@ class Table:
         if self._thousands:
             settings["thousands"] = literal(self._thousands)
         listed = ", ".join(f"{name}={value}" for name, value in settings.items())
-        found = connection().execute(f"from read_csv({literal(self._path)}, {listed})").fetchnumpy()
+        found = self._duckdb.execute(f"from read_csv({literal(self._path)}, {listed})").fetchnumpy()
         return column_values(found, numeric)
 
     def _readable(self, message: str) -> DataError:
