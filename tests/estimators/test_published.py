@@ -7,6 +7,8 @@ import pytest
 import sklearn.neural_network
 
 pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.slow_on_stand_in,
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:.*batch_size.*:UserWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # data that some tests let overflow
