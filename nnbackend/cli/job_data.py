@@ -17,7 +17,6 @@ from nnbackend.data.csv import MissingTargetError, is_table
 from nnbackend.data.dataset import Dataset, Task
 from nnbackend.data.idx import find_images, holds_idx
 from nnbackend.data.readers import read
-from nnbackend.data.split import split_rows
 from nnbackend.errors import DataError, ShapeError, unknown_name
 from nnbackend.losses import Loss
 from nnbackend.model.sequential import Sequential
@@ -80,7 +79,7 @@ def training_data(name: str, settings: Settings, model: Sequential | None = None
 def _training_rows(settings: Settings, count: int, labels: Any = None) -> Any:
     """Numbers of the rows that ``fit`` will train on."""
     try:
-        return split_rows(count, settings.validation, settings.seed, labels=labels)[0]
+        return settings.split(count, labels)[0]
     except DataError:  # is said where the model is made, which knows better what is wrong
         return np.arange(count)
 

@@ -12,7 +12,6 @@ from nnbackend.backends import get_backend
 from nnbackend.cli.settings import STEPS, Settings
 from nnbackend.data.dataset import Dataset
 from nnbackend.data.preparation import Preparation
-from nnbackend.data.split import split_rows
 from nnbackend.losses import Loss
 from nnbackend.metrics import measure, metric_name
 from nnbackend.model.sequential import Sequential
@@ -66,7 +65,7 @@ class Parts(NamedTuple):
         if not settings.validation:
             return cls(np.arange(rows), None)
         labels = None if data.class_names is None else data.y
-        return cls(*split_rows(rows, settings.validation, settings.seed, labels=labels))
+        return cls(*settings.split(rows, labels))
 
 
 # -- figures ----------------------------------------------------------------------------------

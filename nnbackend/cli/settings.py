@@ -11,6 +11,7 @@ from typing import Any
 
 from nnbackend._checks import check_dtype, check_name, check_number, check_seed, check_size
 from nnbackend.data.dataset import Task, check_task, existing
+from nnbackend.data.split import RowNumbers, split_rows
 from nnbackend.errors import DataError, DTypeError, NNBackendError, shown, unknown_name
 from nnbackend.layers.activations import resolve_activation
 from nnbackend.metrics import METRICS
@@ -132,6 +133,10 @@ class Settings:
         if self.weight_decay is None:
             return {"name": self.optimizer}
         return {"name": "adamw", "weight_decay": self.weight_decay}
+
+    def split(self, rows: int, labels: Any = None) -> tuple[RowNumbers, RowNumbers]:
+        """Numbers of the rows trained on and of those held out, as ``fit`` chooses them."""
+        return split_rows(rows, self.validation, self.seed, labels=labels)
 
     def steps_per_epoch(self, rows: int) -> int:
         """Steps over those of so many rows that are trained on."""

@@ -215,9 +215,16 @@ class Network:
             weight = backend.asarray(np.ascontiguousarray(weight, dtype), dtype)
         return Data(x if scipy.sparse.issparse(x) else self._device_rows(x), target, weight)
 
+    def _host_rows(self, x: Any) -> HostArray:
+        return np.ascontiguousarray(np.asarray(x), self.shape.dtype)
+
     def _device_rows(self, x: Any) -> Any:
-        host = np.ascontiguousarray(np.asarray(x), self.shape.dtype)
-        return self.model.backend.asarray(host, self.shape.dtype)
+        return self.model.backend.asarray(self._host_rows(x), self.shape.dtype)
+
+    def _rows_at_once(self, x: Any, multiple: int = 1) -> int:
+        """How many rows of a sparse matrix are made dense at a time, a multiple of this."""
+        row_bytes = int(x.shape[1]) * self.shape.dtype.itemsize
+        return multiple * max(1, DENSE_BYTES // (row_bytes * multiple))
 
     @property
     def rate(self) -> float:
@@ -241,10 +248,9 @@ class Network:
                 run(Run(part, None, batch_size, each[first:last], self.steps + first, False))
                 for part, first, last in self._pieces(data, orders, batch_size, len(rates))
             ]
-        elif orders is None:
-            traces = [run(Run(data, None, batch_size, each, self.steps, False))]
         else:
-            order = self.model.backend.asarray(orders, np.dtype(np.int64))
+            asarray = self.model.backend.asarray
+            order = None if orders is None else asarray(orders, np.dtype(np.int64))
             traces = [run(Run(data, order, batch_size, each, self.steps, False))]
         self.steps += len(each)
         trace = np.concatenate(traces)
@@ -258,12 +264,11 @@ class Network:
         self, data: Data, orders: HostArray | None, batch_size: int, epochs: int
     ) -> Iterator[tuple[Data, int, int]]:
         """Rows of a sparse matrix made dense, some batches at a time, and the steps they make."""
-        rows, dtype = len(data.target), self.shape.dtype
-        batches = max(1, DENSE_BYTES // (data.x.shape[1] * dtype.itemsize * batch_size))
+        rows, at_once = len(data.target), self._rows_at_once(data.x, batch_size)
         number = 0
         for epoch in range(epochs):
-            for start in range(0, rows, batches * batch_size):
-                stop = min(start + batches * batch_size, rows)
+            for start in range(0, rows, at_once):
+                stop = min(start + at_once, rows)
                 piece = np.arange(start, stop) if orders is None else orders[epoch, start:stop]
                 where = self.model.backend.asarray(piece, np.dtype(np.int64))
                 dense = self._device_rows(data.x[piece].toarray())
@@ -294,7 +299,7 @@ class Network:
         """The rows on the device, with each piece's share of them; those of a large sparse matrix
         in several pieces. One piece is kept from call to call."""
         sparse = scipy.sparse.issparse(x)
-        rows = max(1, DENSE_BYTES // (x.shape[1] * self.shape.dtype.itemsize))
+        rows = self._rows_at_once(x)
         if not sparse or x.shape[0] <= rows:
             asked = (x, y, weight)
             known, data = self._kept or ((None, None, None), None)
@@ -318,13 +323,13 @@ class Network:
     def predictions(self, x: Any) -> HostArray:
         """(N, O) in the network's dtype, after the last layer's activation."""
         if scipy.sparse.issparse(x):
-            rows = max(1, DENSE_BYTES // (x.shape[1] * self.shape.dtype.itemsize))
+            rows = self._rows_at_once(x)
             out = np.empty((x.shape[0], self.shape.units[-1]), self.shape.dtype)
             for start in range(0, x.shape[0], rows):
                 part = slice(start, start + rows)
                 out[part] = self.model.predict(x[part].toarray())
         else:
-            x = np.ascontiguousarray(np.asarray(x), self.shape.dtype)
+            x = self._host_rows(x)
             many = len(x) > MANY_ROWS
             out = self.model.predict(x) if many else self.model.backend.to_numpy(self.model(x))
         self.output.finish(out)
