@@ -5,7 +5,8 @@
     bash benchmarks/gpu_check.sh --here first:kernels fast:limits    # parts of stages
     bash benchmarks/gpu_check.sh --list
 
-A stage goes on after a failure. It says in at most 100 lines what failed and the last lines of why,
+A stage goes on after a failure; the parts of "right" and "memory", which time nothing, run side by
+side. It says in at most 100 lines what failed and the last lines of why,
 and leaves benchmarks/results/gpu/STAGE.json and STAGE.txt, the latter with all that was printed.
 Figures go to benchmarks/results/compare-cuda*.json and gpu-limits.json.
 """
@@ -18,13 +19,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
@@ -69,6 +72,7 @@ def compare(name: str, seconds: float, *arguments: str) -> Part:
 
 
 GPU_TESTS, GOLDEN_TESTS = "tests/backends/cuda/test_gpu.py", "tests/model/test_golden.py"
+ESTIMATOR_TESTS = "tests/estimators"
 CONTRACT_TESTS = ("tests/backends/test_conformance.py", "tests/layers/test_gradients.py")
 STAGES: dict[str, tuple[Part, ...]] = {
     "first": (
@@ -80,16 +84,17 @@ STAGES: dict[str, tuple[Part, ...]] = {
         suite("training", 20, f"{GPU_TESTS}::TestTraining"),
     ),
     "right": (
-        suite("contract", 50, *CONTRACT_TESTS),
-        suite("golden", 60, GOLDEN_TESTS),
-        suite("models", 90, "tests", *(f"--ignore={path}" for path in
-              (GPU_TESTS, GOLDEN_TESTS, *CONTRACT_TESTS))),
-        suite("data", 40, f"{GPU_TESTS}::TestData"),
+        suite("contract", 90, *CONTRACT_TESTS),
+        suite("golden", 100, GOLDEN_TESTS),
+        suite("estimators", 120, ESTIMATOR_TESTS),
+        suite("models", 120, "tests", *(f"--ignore={path}" for path in
+              (GPU_TESTS, GOLDEN_TESTS, ESTIMATOR_TESTS, *CONTRACT_TESTS))),
+        suite("data", 60, f"{GPU_TESTS}::TestData"),
     ),
     "memory": (
-        suite("growth", 30, GPU_TESTS, "-k", "memory_stays"),
-        suite("memcheck", 45, GPU_TESTS, "-k", "sanitizer and memcheck"),
-        suite("racecheck", 45, GPU_TESTS, "-k", "float32 and (racecheck or synccheck)"),
+        suite("growth", 60, GPU_TESTS, "-k", "memory_stays"),
+        suite("memcheck", 90, GPU_TESTS, "-k", "sanitizer and memcheck"),
+        suite("racecheck", 90, GPU_TESTS, "-k", "float32 and (racecheck or synccheck)"),
     ),
     "fast": (
         script("limits", 60, "benchmarks/gpu_limits.py"),
@@ -99,6 +104,8 @@ STAGES: dict[str, tuple[Part, ...]] = {
                 "--cases", "digits", "--output", "compare-cuda-reduce-overhead"),
     ),
 }  # fmt: skip
+#: Stages whose parts run side by side.
+SIDE_BY_SIDE = ("right", "memory")
 
 
 @dataclass
@@ -131,34 +138,35 @@ class Outcome:
         return [line[:WIDTH] for line in (*named, *(others[-rest:] if rest > 0 else ()))]
 
 
-def run(part: Part, output: IO[str]) -> Outcome:
-    """Run a part; all that it prints goes to ``output`` as well."""
+def run(part: Part, folder: Path) -> Outcome:
+    """Run a part; all that it prints goes to a file of its name in ``folder``."""
     command = " ".join(" ".join(part.command).split()).replace(PYTHON, "python")
-    output.write(f"\n== {part.name}: {command}\n")
-    output.flush()
-    before, start = output.tell(), time.monotonic()
+    start, path = time.monotonic(), folder / part.name
     code: int | None
-    try:
-        process = subprocess.Popen(
-            part.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            cwd=ROOT, env={**os.environ, **part.environment, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        output.write(f"{error}\n")
-        code = 127
-    else:
+    with open(path, "w", encoding="utf-8") as output:
+        output.write(f"\n== {part.name}: {command}\n")
+        output.flush()
         try:
-            code = process.wait(part.seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            end(process)
+            process = subprocess.Popen(
+                part.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                cwd=ROOT, env={**os.environ, **part.environment, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            output.write(f"{error}\n")
+            code = 127
+        else:
+            try:
+                code = process.wait(part.seconds)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                end(process)
     seconds = time.monotonic() - start
-    output.flush()
-    with open(output.name, encoding="utf-8", errors="replace") as written:
-        written.seek(before)
-        lines = written.read().splitlines()
+    # where a checkout lies is nobody's business
+    text = path.read_text(encoding="utf-8", errors="replace").replace(str(ROOT), ".")
+    path.write_text(text, encoding="utf-8")
+    lines = text.splitlines()[2:]
     return Outcome(part.name, command, seconds, code, lines)
 
 
@@ -177,11 +185,13 @@ def run_stage(name: str, parts: Sequence[Part], folder: Path) -> bool:
     """Run the parts, print what came of them and leave the stage's two files."""
     folder.mkdir(parents=True, exist_ok=True)
     start, outcomes = time.monotonic(), []
-    with open(folder / f"{name}.txt", "w", encoding="utf-8", errors="replace") as output:
-        for part in parts:
-            outcome = run(part, output)
+    at_a_time = len(parts) if name in SIDE_BY_SIDE else 1
+    with tempfile.TemporaryDirectory() as own, ThreadPoolExecutor(at_a_time) as pool:
+        for outcome in pool.map(partial(run, folder=Path(own)), parts):
             outcomes.append(outcome)
-            print(f"{name}:{part.name} {outcome.how}", flush=True)
+            print(f"{name}:{outcome.name} {outcome.how}", flush=True)
+        written = (Path(own, part.name).read_bytes() for part in parts)
+        (folder / f"{name}.txt").write_bytes(b"".join(written))
     failed = [outcome for outcome in outcomes if not outcome.passed]
     # a line for each part and each failure, and one at the end
     each = (MOST_LINES - len(outcomes) - len(failed) - 1) // max(1, len(failed))
@@ -244,7 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.list:
         for name, parts in STAGES.items():
-            print(f"{name}, {sum(part.seconds for part in parts):.0f} s at most")
+            limits = [part.seconds for part in parts]
+            most = max(limits) if name in SIDE_BY_SIDE else sum(limits)
+            print(f"{name}, {most:.0f} s at most")
             for part in parts:
                 print(f"  {name}:{part.name}, {part.seconds:.0f} s at most")
         return 0

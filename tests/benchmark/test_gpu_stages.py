@@ -86,7 +86,7 @@ def test_stages_fit_into_the_time_that_a_gpu_can_be_had() -> None:
     ).stdout  # fmt: skip
     limits = [line for line in listed.splitlines() if not line.startswith(" ")]
     assert limits == [
-        "first, 150 s at most", "right, 240 s at most", "memory, 120 s at most",
+        "first, 150 s at most", "right, 120 s at most", "memory, 90 s at most",
         "fast, 300 s at most",
     ]  # fmt: skip
 
@@ -102,3 +102,25 @@ def test_a_stage_runs_on_the_stand_in_from_a_checkout_that_is_not_installed(tmp_
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "== first: 4 of 4 parts passed" in done.stdout
+
+
+def test_parts_that_time_nothing_run_side_by_side_and_are_reported_in_order(
+    stages, tmp_path, monkeypatch, capsys
+) -> None:
+    """Each waits for what the other one does."""
+    meet = (
+        "import pathlib, time\nhere = pathlib.Path({here!r})\nhere.write_text('')\n"
+        "other = pathlib.Path({other!r})\n"
+        "while not other.exists(): time.sleep(0.01)\nprint({name!r}, pathlib.Path.cwd())"
+    )
+    paths = [str(tmp_path / name) for name in "ab"]
+    parts = tuple(
+        stages.script(name, 20, "-c", meet.format(name=name, here=here, other=other))
+        for name, here, other in zip("ab", paths, reversed(paths), strict=True)
+    )
+    monkeypatch.setattr(stages, "STAGES", {"both": parts})
+    monkeypatch.setattr(stages, "SIDE_BY_SIDE", ("both",))
+    assert stages.main(["--output", str(tmp_path / "out")]) == 0
+    assert "both:b passed" in capsys.readouterr().out.splitlines()[1]
+    written = (tmp_path / "out" / "both.txt").read_text()
+    assert written.index("\na .") < written.index("\nb .")  # not where this checkout lies

@@ -80,6 +80,7 @@ class CupyDevice(Device):
             # products that run beside each other must not share a workspace
             self._workspaces = [self._cupy.empty(WORKSPACE, np.uint8) for _ in range(2)]
             self._side = self.cuda.Stream(non_blocking=True)
+            self._runs_beside = False
             self._lt = make_lt_products(self._quickest)
         self._products = Products(self.cuda.device.get_cublas_handle)
         library = "cublasGemmEx" if self._lt is None else f"cuBLASLt {self._lt.version}"
@@ -269,12 +270,16 @@ class CupyDevice(Device):
     def side_stream(self) -> Iterator[None]:
         with self.on():
             self._let_wait(self._side, self.cuda.get_current_stream())
+            self._runs_beside = True
             with self._side:
                 yield
 
     def join(self) -> None:
-        with self.on():
-            self._let_wait(self.cuda.get_current_stream(), self._side)
+        # a stream that is captured may not wait for one that has no part in it
+        if self._runs_beside:
+            self._runs_beside = False
+            with self.on():
+                self._let_wait(self.cuda.get_current_stream(), self._side)
 
     def _let_wait(self, one: Any, other: Any) -> None:
         """``one`` goes on when ``other`` has done what it was asked for so far."""

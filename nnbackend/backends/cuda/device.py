@@ -96,7 +96,7 @@ class Device(ABC):
 
     @abstractmethod
     def join(self) -> None:
-        """What is asked for from now on waits for what runs beside."""
+        """What is asked for from now on waits for what runs beside, if anything does."""
 
     @abstractmethod
     def time(self, work: Callable[[], None], captured: bool = True) -> float:

@@ -666,6 +666,16 @@ def test_what_runs_beside_waits_for_what_was_before_and_is_waited_for(cupy, devi
     assert cupy.log == ["side waits for main", "work", "main waits for side"]
 
 
+def test_nothing_is_waited_for_where_nothing_runs_beside(cupy, device) -> None:
+    """CUDA refuses a captured stream that waits for one which has no part in the capture."""
+    device.join()
+    with device.side_stream():
+        pass
+    device.join()
+    device.join()
+    assert cupy.log == ["side waits for main", "main waits for side"]
+
+
 @pytest.mark.parametrize(("milliseconds", "repeats"), [(0.01, 8), (0.5, 4), (4.0, 1)])
 def test_work_is_timed_as_a_part_of_a_graph(cupy, device, milliseconds, repeats) -> None:
     cupy.cuda.get_elapsed_time = lambda start, stop: milliseconds
