@@ -35,7 +35,7 @@ from nnbackend._files import write_atomically
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.executor import LAUNCHED_FIRST
-from nnbackend.backends.cuda.resident import ResidentSteps
+from nnbackend.backends.cuda.graphs import GraphSteps
 from nnbackend.backends.types import LossFormula, UpdateRule
 from nnbackend.benchmark.cases import CASES, Case
 from nnbackend.benchmark.report import duration_text, machine
@@ -217,8 +217,8 @@ class Bench:
         executor: Any = model.executor
         many = Run(data, None, case.batch, rates, LAUNCHED_FIRST)
         executor.run(many)
-        resident = [steps for steps in executor._residents.values() if steps is not None]
-        steps = next(iter(resident or executor._steps.values()))
+        kernels = [steps for steps in executor._kernels.values() if steps is not None]
+        steps = next(iter(kernels or executor._steps.values()))
 
         own, alone = self.alternate(
             lambda: self.wall(lambda: executor.run(many)) / STEPS,
@@ -232,7 +232,7 @@ class Bench:
         trace = self.backend.zeros((len(rates), 3 + executor.program.n_sums), FLOAT64)
         device_rates = self.backend.asarray(rates, FLOAT64)
         executor._begin(data, None, device_rates, 0.0, trace, None, 0, len(data.x), batch)
-        if isinstance(steps, ResidentSteps):
+        if not isinstance(steps, GraphSteps):
             return self.gpu.time(lambda: steps.advance(ALONE), captured=False) / ALONE
         return self.gpu.time(steps._launch)
 

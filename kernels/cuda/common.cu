@@ -15,13 +15,13 @@ union Bits {
     Word word;
 };
 
-#ifdef PLAN_WORDS  // only the kernel for a network is wanted: see resident.cu
+#ifdef ONE_KERNEL  // only the last one is wanted: see resident.cu and phases.cu
 #define KERNEL template <int UNUSED> __device__ void
 #else
 #define KERNEL extern "C" __global__ void
 #endif
 // For a kernel that waits for memory: the compiler is to leave registers for more threads at once.
-#if defined(PLAN_WORDS) || defined(ON_HOST)
+#if defined(ONE_KERNEL) || defined(ON_HOST)
 #define MANY_AT_ONCE
 #else
 #define MANY_AT_ONCE __launch_bounds__(THREADS, sizeof(Real) == 4 ? 3 : 2)

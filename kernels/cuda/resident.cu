@@ -18,40 +18,27 @@
 // Rows of so few outputs are one lane's each where their loss is computed, if there are many.
 #define NARROW 16
 
-// A step of the run: where its rows begin among the rows of an epoch, or of the order of rows, and
-// how many of them there are for all blocks and for this one. Steps take turns in two places.
-struct Step {
-    int place, per_epoch, turn, rows, own_rows;
-    Size start, epoch;
+// A step of the run, and how many of its rows are this block's. Steps take turns in two places.
+struct Step : Batch {
+    int turn, own_rows;
 
-    __device__ inline void settle() {
-        const Size* run = run_of_steps();
-        const int batch = (int)run[RUN_BATCH], first = blockIdx.x * plan(PLAN_ROWS);
-        const Size left = run[RUN_ROWS] - place * (Size)batch;
-        start = place * (Size)batch + (run[RUN_ORDER] ? epoch * run[RUN_ROWS] : 0);
-        rows = left < batch ? (int)left : batch;
+    __device__ inline void share() {
+        const int first = blockIdx.x * plan(PLAN_ROWS);
         const int after = rows > first ? rows - first : 0;
         own_rows = after < plan(PLAN_ROWS) ? after : plan(PLAN_ROWS);
     }
     __device__ inline void next() {
         turn ^= 1;
-        if (++place == per_epoch) {
-            place = 0;
-            epoch++;
-        }
-        settle();
+        move_on(run_of_steps());
+        share();
     }
 };
 
 __device__ inline Step first_step() {
-    const Size *run = run_of_steps(), batch = run[RUN_BATCH], index = run[RUN_INDEX];
     Step step;
-    const Size per_epoch = (run[RUN_ROWS] + batch - 1) / batch;
-    step.per_epoch = (int)per_epoch;
-    step.epoch = index / per_epoch;
-    step.place = (int)(index - step.epoch * per_epoch);
+    (Batch&)step = next_batch(run_of_steps());
     step.turn = 0;
-    step.settle();
+    step.share();
     return step;
 }
 
@@ -202,26 +189,6 @@ __device__ inline bool is_weight(int place) {
     return false;
 }
 
-// How an optimizer changes parameters.
-struct Optimizer {
-    int nesterov;
-    Real momentum, beta1, rest1, beta2, rest2, rho, rest, eps;
-
-    __device__ inline void apply(
-        Real rate, Real small, Real keep, Real& w, Real g, Real& m, Real& v
-    ) const {
-        switch (plan(PLAN_UPDATE)) {
-            case UPDATE_ADAM:
-                adam_update({rate, keep, beta1, rest1, beta2, rest2, small}, w, g, m, v);
-                break;
-            case UPDATE_RMSPROP: rmsprop_update(rate, rho, rest, eps, w, g, m); break;
-            case UPDATE_ADAGRAD: adagrad_update(rate, eps, w, g, m); break;
-            case UPDATE_MOMENTUM: momentum_update(rate, momentum, nesterov, w, g, m); break;
-            default: sgd_update(rate, w, g);
-        }
-    }
-};
-
 #undef KERNEL
 #define KERNEL extern "C" __global__ void
 
@@ -248,7 +215,7 @@ KERNEL train_resident(
     double* traced = bytes_of<double>(PLAN_TRACED);
     bool stopped = state->stopped;
     const Optimizer optimizer = {
-        nesterov, (Real)momentum, (Real)beta1, (Real)(1 - beta1), (Real)beta2,
+        plan(PLAN_UPDATE), nesterov, (Real)momentum, (Real)beta1, (Real)(1 - beta1), (Real)beta2,
         (Real)(1 - beta2), (Real)rho, (Real)(1 - rho), (Real)eps
     };
 
@@ -270,16 +237,10 @@ KERNEL train_resident(
         const Size start = layer(number, LAYER_X) + layer(number, LAYER_INPUTS);
         memory()[start + (turn + row) * layer(number, LAYER_X_STRIDE)] = 1;
     }
-    const double* all_rates = (const double*)run_of_steps()[RUN_RATES];
-    for (int i = threadIdx.x; i < steps; i += THREADS) {
-        StepState step;
-        step.rate = all_rates ? all_rates[index + i] : ((const double*)run_of_steps())[RUN_RATE];
-        step.step = (Wide)(run_of_steps()[RUN_FIRST_STEP] + index + i);
-        correct_rate(&step, plan(PLAN_UPDATE) == UPDATE_ADAM, beta1, beta2, eps, decay, eps_hat);
-        rates[3 * i] = step.corrected_rate;
-        rates[3 * i + 1] = step.corrected_eps;
-        rates[3 * i + 2] = step.keep;
-    }
+    correct_rates(
+        run_of_steps(), index, steps, plan(PLAN_UPDATE) == UPDATE_ADAM, beta1, beta2, eps, decay,
+        eps_hat, rates
+    );
     wait_for_copies();
     __syncthreads();
     fetch_rows(now);

@@ -61,6 +61,26 @@ __device__ inline void adam_update(AdamNumbers n, Real& w, Real g, Real& m, Real
     w = w * n.kept - n.lr * m / (sqrt(v) + n.small);
 }
 
+// How an optimizer changes parameters.
+struct Optimizer {
+    int rule, nesterov;  // an UPDATE_ code
+    Real momentum, beta1, rest1, beta2, rest2, rho, rest, eps;
+
+    __device__ inline void apply(
+        Real rate, Real small, Real keep, Real& w, Real g, Real& m, Real& v
+    ) const {
+        switch (rule) {
+            case UPDATE_ADAM:
+                adam_update({rate, keep, beta1, rest1, beta2, rest2, small}, w, g, m, v);
+                break;
+            case UPDATE_RMSPROP: rmsprop_update(rate, rho, rest, eps, w, g, m); break;
+            case UPDATE_ADAGRAD: adagrad_update(rate, eps, w, g, m); break;
+            case UPDATE_MOMENTUM: momentum_update(rate, momentum, nesterov, w, g, m); break;
+            default: sgd_update(rate, w, g);
+        }
+    }
+};
+
 KERNEL sgd_step(Real* w, Real* g, Size n, double rate, Bf16* rounded, const StepState* state) {
     const Real lr = (Real)(state ? state->rate : rate);
     for_each(w, g, 0, 0, rounded, n, state, [=](Real& w, Real& g, Real&, Real&) {

@@ -79,6 +79,7 @@ class CpuDevice(Device):
             the one with the fewest launches, or with ``slow_epilogues`` the one with the most.
         shared_bytes: of a block; 0 keeps no network in shared memory.
         cluster_blocks: that may share theirs.
+        multiprocessors: blocks that may meet.
     """
 
     name = "a stand-in"
@@ -93,10 +94,12 @@ class CpuDevice(Device):
         slow_epilogues: bool = False,
         shared_bytes: int = 227 << 10,
         cluster_blocks: int = 2,
+        multiprocessors: int = 3,
     ) -> None:
         self.order, self.most_blocks, self.memory = order, most_blocks, memory
         self.late, self.epilogues, self.slow_epilogues = late, epilogues, slow_epilogues
         self.shared_bytes, self.cluster_blocks = shared_bytes, cluster_blocks
+        self.multiprocessors = multiprocessors
         self.tuning, self.lock = TuningCache("a stand-in"), threading.RLock()
         self.launches = self.replays = 0
         self.epilogues_done: set[Epilogue] = set()
@@ -234,7 +237,7 @@ class CpuDevice(Device):
                 number = np.ctypeslib.as_ctypes_type(value.dtype)(value)
             kept.append(number)
             values[i] = ctypes.addressof(number)
-        library = program(launch.dtype or np.dtype(np.float32), launch.network)
+        library = program(launch.dtype or np.dtype(np.float32), launch.definitions)
         run = library[f"launch_{launch.kernel}"]
         run.restype = ctypes.c_char_p
         with _RUNNING:
@@ -335,21 +338,19 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def build(extra: str, real: str, path: Path, network: str = "") -> ctypes.CDLL:
-    """The kernels, or the one for a network, and more source of the same kind, as a library at
-    ``path``."""
-    text = f"{source(network)}\n{extra}"
-    names = (
-        ["train_resident"]
-        if network
-        else re.findall(r"^KERNEL (?:MANY_AT_ONCE )?(\w+)\(", text, re.MULTILINE)
-    )
+def build(extra: str, real: str, path: Path, definitions: str = "") -> ctypes.CDLL:
+    """The kernels, or the last one of a program that has definitions, and more source of the same
+    kind, as a library at ``path``."""
+    text = f"{source(definitions)}\n{extra}"
+    names = re.findall(r"^KERNEL (?:MANY_AT_ONCE )?(\w+)\(", text, re.MULTILINE)
+    if definitions:
+        names = names[-1:]
     registered = "\n".join(f"REGISTER({name})" for name in names)
     text = f'#define Real {real}\n#include "{SHIM}"\n{text}\n{registered}\n'
     part = path.with_name(f"{path.stem}-{os.getpid()}")
     part.with_suffix(".cpp").write_text(text)
     # a network's kernel is used for a few steps only
-    flags = ["-O1" if network else "-O2", "-std=c++17", "-shared", "-fPIC"]
+    flags = ["-O1" if definitions else "-O2", "-std=c++17", "-shared", "-fPIC"]
     command = [compiler(), *flags, "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     command += ["-o", str(part.with_suffix(".so")), str(part.with_suffix(".cpp"))]
     subprocess.run(command, check=True)
@@ -359,14 +360,14 @@ def build(extra: str, real: str, path: Path, network: str = "") -> ctypes.CDLL:
 
 
 @cache
-def program(dtype: np.dtype[Any], network: str = "") -> ctypes.CDLL:
-    """The kernels of a dtype, or the one for a network, built once for a source."""
+def program(dtype: np.dtype[Any], definitions: str = "") -> ctypes.CDLL:
+    """The kernels of a dtype, or the one of a program with definitions, built once for a source."""
     real = "float" if dtype == np.float32 else "double"
-    key = hashlib.sha256((source(network) + SHIM.read_text()).encode()).hexdigest()[:16]
+    key = hashlib.sha256((source(definitions) + SHIM.read_text()).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nnbackend-cuda-stand-in-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{real}-{key}.so"
-    return ctypes.CDLL(str(path)) if path.exists() else build("", real, path, network)
+    return ctypes.CDLL(str(path)) if path.exists() else build("", real, path, definitions)
 
 
 class CpuUploads(Uploads):

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest import mock
 
 import numpy as np
@@ -45,18 +45,26 @@ def recorded(gpu) -> Iterator[Counter]:
 
 def steps_equal_those_of_numpy(backend, dtype: str) -> None:
     """What only a step launches: the gathered batch, rates, penalties, weights, hits; as a graph,
-    and of a network that stays in shared memory."""
+    of a network that stays in shared memory, and in phases."""
     mixed = [nn.Dense(6, 9, "relu", weight_l2=1e-3), nn.Dropout(0.1), nn.Dense(9, 4)]
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(70, 6)), rng.integers(0, 4, 70)
     weight = rng.uniform(0.5, 2, 70)
     dense = [nn.Dense(6, 40, "gelu"), nn.Dense(40, 4)]
-    for layers, first in ((mixed, cuda_executor.LAUNCHED_FIRST), (dense, 0)):
+    for layers, first, left_out in (
+        (mixed, cuda_executor.LAUNCHED_FIRST, ()),
+        (dense, 0, ("can_take_phases",)),
+        (dense, 0, ("can_stay",)),
+    ):
         curves = []
         for where in (backend, "numpy"):
             model = nn.Sequential(copy.deepcopy(layers), seed=0, dtype=dtype, backend=where)
             model.compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
-            with mock.patch.object(cuda_executor, "LAUNCHED_FIRST", first):
+            with ExitStack() as patches:
+                patches.enter_context(mock.patch.object(cuda_executor, "LAUNCHED_FIRST", first))
+                for name in left_out:
+                    never = mock.patch.object(cuda_executor, name, return_value=False)
+                    patches.enter_context(never)
                 history = model.fit(x, y, epochs=3, batch_size=16, sample_weight=weight, verbose=0)
             curves.append(history)
         tolerance = 1e-4 if dtype == "float32" else 1e-10

@@ -3,10 +3,11 @@
 // Each thread of a block is a fibre: it runs until it meets a barrier or a shuffle, then the next
 // one does, in the order asked for. Shared memory is poisoned before each block. A barrier that not
 // all threads reach, or a shuffle that not all lanes of a warp do, ends the launch with a message.
-// A launch that asks for shared memory is one cluster: its blocks run together, each with memory of
-// its own and a guard behind it; what such a kernel declares as shared is not.
+// The blocks of a launch that asks for shared memory run together, a cluster or the whole grid, each
+// with memory of its own and a guard behind it; what such a kernel declares as shared is not.
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -20,6 +21,9 @@
 
 #define ON_HOST
 #define NOT_INLINE __attribute__((noinline))
+#define UNROLLED
+#define UNROLLED_TWICE
+#define NOT_UNROLLED
 #define __global__
 #define __device__
 #define __shared__ static __attribute__((section("shared_memory")))
@@ -41,8 +45,10 @@ static unsigned running;                       // the thread whose fibre runs
 static unsigned first_block;                   // of those whose fibres run
 static size_t shared_bytes;                    // of each, if they asked for memory
 static std::vector<char> given;
-struct Copy { void* to; const void* from; size_t size; };
+// A copy of the first bytes, the others being zeros; those of a group are waited for together.
+struct Copy { void* to; const void* from; size_t copied, size; int group; };
 static std::vector<Copy> copies[MOST_THREADS]; // that nobody has waited for yet
+static int groups[MOST_THREADS];               // that have ended
 static uint64_t lanes[2][MOST_THREADS];        // what lanes show each other; two turns by turns
 static int turns[MOST_THREADS];
 static std::function<void()> body;
@@ -129,6 +135,7 @@ static void run_blocks(
         states[i] = READY;
         turns[i] = 0;
         copies[i].clear();
+        groups[i] = 0;
         prepare(i);
     }
     for (;;) {
@@ -181,6 +188,26 @@ static const char* run(
     return failure;
 }
 
+static void copy(void* to, const void* from, size_t copied, size_t size) {
+    if ((uintptr_t)to % size || (copied && (uintptr_t)from % size))
+        failure = "a copy to or from a place that is not aligned";
+    copies[running].push_back({to, from, copied, size, groups[running]});
+}
+
+// What was to be copied by the groups before this one.
+static void arrive(int group) {
+    std::vector<Copy> later;
+    for (Copy& copy : copies[running]) {
+        if (copy.group >= group) {
+            later.push_back(copy);
+            continue;
+        }
+        memcpy(copy.to, copy.from, copy.copied);
+        memset((char*)copy.to + copy.copied, 0, copy.size - copy.copied);
+    }
+    copies[running].swap(later);
+}
+
 // A kernel's arguments come as a launch gives them: an array of their addresses.
 template <typename... Arguments, size_t... place>
 static void call(
@@ -225,12 +252,22 @@ static inline T* of_block(T* own, int block) {
 }
 template <typename T>
 static inline void copy_later(T* to, const T* from) {
-    shim::copies[shim::running].push_back({to, from, sizeof(T)});
+    shim::copy(to, from, sizeof(T), sizeof(T));
 }
-static inline void wait_for_copies() {
-    for (shim::Copy& copy : shim::copies[shim::running]) memcpy(copy.to, copy.from, copy.size);
-    shim::copies[shim::running].clear();
+static inline void wait_for_copies() { shim::arrive(INT_MAX); }
+
+// What kernels/cuda/grid.cu has.
+static inline void meet_grid(unsigned*, unsigned) { shim::wait(shim::AT_CLUSTER); }
+static inline void copy_quad_later(void* to, const void* from, int bytes) {
+    shim::copy(to, from, bytes, 16);
 }
+template <typename T>
+static inline void copy_or_zero_later(T* to, const T* from, bool copies) {
+    shim::copy(to, from, copies ? sizeof(T) : 0, sizeof(T));
+}
+static inline void end_group_of_copies() { shim::groups[shim::running]++; }
+template <int LEFT>
+static inline void wait_for_groups() { shim::arrive(shim::groups[shim::running] - LEFT); }
 
 template <typename Value>
 static inline Value __shfl_xor_sync(unsigned, Value value, int lane_mask) {
@@ -241,6 +278,8 @@ static inline Value __shfl_xor_sync(unsigned, Value value, int lane_mask) {
     memcpy(&value, &shown[thread ^ lane_mask], sizeof(value));
     return value;
 }
+
+static inline void __syncwarp() { shim::wait(shim::AT_SHUFFLE); }
 
 #define REGISTER(kernel) \
     extern "C" const char* types_##kernel() { return shim::types(&kernel); } \

@@ -21,9 +21,9 @@ import numpy as np
 from nnbackend.backends.cuda.cublas import WORKSPACE, Products
 from nnbackend.backends.cuda.cublaslt import LtProducts, Way
 from nnbackend.backends.cuda.device import Device
-from nnbackend.backends.cuda.driver import MOST_SHARED, ClusterStarter, load_driver
+from nnbackend.backends.cuda.driver import MOST_SHARED, Starter, load_driver
 from nnbackend.backends.cuda.gemm import Epilogue, Product, ProductError
-from nnbackend.backends.cuda.kernels import THREADS, Launch, source, source_version
+from nnbackend.backends.cuda.kernels import THREADS, Launch, program_of, source, source_version
 from nnbackend.backends.cuda.pinned import PinnedUploads
 from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.backends.types import Array, DType, is_on_gpu
@@ -68,7 +68,8 @@ class CupyDevice(Device):
         self.cuda: Any = self._cupy.cuda
         self.index, self.name = index, f"cuda:{index}"
         properties = self.cuda.runtime.getDeviceProperties(index)
-        self.most_blocks = BLOCKS * int(properties["multiProcessorCount"])
+        self.multiprocessors = int(properties["multiProcessorCount"])
+        self.most_blocks = BLOCKS * self.multiprocessors
         self.shared_bytes = int(properties["sharedMemPerBlockOptin"])
         self.cluster_blocks = CLUSTER if properties["major"] >= 9 else 1
         self._programs: dict[tuple[str, str], Any] = {}
@@ -144,7 +145,7 @@ class CupyDevice(Device):
 
     def launch(self, launch: Launch) -> None:
         with self.on():
-            kernel = self._kernel(launch.kernel, launch.dtype, launch.network)
+            kernel = self._kernel(launch.kernel, launch.dtype, launch.definitions)
             # CuPy has no null pointer: its None is no argument at all
             arguments = tuple(np.uint64(0) if a is None else a for a in launch.arguments)
             kernel((launch.blocks,), (THREADS,), arguments)
@@ -161,7 +162,7 @@ class CupyDevice(Device):
         start = np.frombuffer(values, np.uint8).ctypes.data
         addresses = np.array([start + 8 * k for k in range(len(given))], np.uint64)
         with self.on():
-            kernel = self._kernel(launch.kernel, launch.dtype, launch.network)
+            kernel = self._kernel(launch.kernel, launch.dtype, launch.definitions)
             starter = self._starter(launch, kernel.kernel.ptr, addresses.ctypes.data)
         packed = {n: struct.Struct("<" + "".join(formats[:n])) for n in range(len(formats) + 1)}
         current, kept = self.cuda.get_current_stream, (launch, addresses, kernel)
@@ -181,25 +182,26 @@ class CupyDevice(Device):
         if shared:
             driver.funcSetAttribute(function, MOST_SHARED, shared)
         if shared and blocks > 1:
-            return ClusterStarter(load_driver(), function, blocks, THREADS, shared, arguments)
+            sizes = (blocks, THREADS, shared)
+            return Starter(load_driver(), function, launch.together, *sizes, arguments)
         start = driver.launchKernel
         return lambda stream: start(
             function, blocks, 1, 1, THREADS, 1, 1, shared, stream, arguments, 0
         )
 
-    def _kernel(self, name: str, dtype: DType | None, network: str = "") -> Any:
+    def _kernel(self, name: str, dtype: DType | None, definitions: str = "") -> Any:
         if dtype is None:
             loaded = tuple(self._programs)
-            real = next((real for real, network in loaded if not network), "float")
+            real = next((real for real, own in loaded if not own), "float")
         else:
             real = _REAL[dtype.name]
-        kernel = self._kernels.get((name, real, network))
+        kernel = self._kernels.get((name, real, definitions))
         if kernel is None:
             with self._lock:
-                program = self._programs.get((real, network))
+                program = self._programs.get((real, definitions))
                 if program is None:
-                    program = self._programs[real, network] = self._program(real, network)
-                kernel = self._kernels[name, real, network] = program.get_function(name)
+                    program = self._programs[real, definitions] = self._program(real, definitions)
+                kernel = self._kernels[name, real, definitions] = program.get_function(name)
                 self._forget_networks()
         return kernel
 
@@ -211,21 +213,18 @@ class CupyDevice(Device):
             for key in networks[:-MOST_NETWORKS]:
                 del kept[key]
 
-    def _program(self, real: str, network: str) -> Any:
+    def _program(self, real: str, definitions: str) -> Any:
         """All kernels of a dtype, or the one for a network, compiled for this GPU; CuPy keeps that
         in its cache folder."""
         program = self._cupy.RawModule(
-            code=source(network), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
+            code=source(definitions), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
         )
-        key = f"compiled {real} {source_version(network)}"
+        key = f"compiled {real} {source_version(definitions)}"
         if self.tuning.get(key) is not None:
             return program
-        what, length = "the CUDA kernels", 6
-        if network:
-            what, length = "a CUDA kernel for this network", 2
-        sys.stderr.write(
-            f"nnbackend: compiling {what} in {_NAME[real]}; once on this GPU, about {length} s ... "
-        )
+        _, called, seconds = program_of(definitions)
+        where = f"in {_NAME[real]}; once on this GPU, about {seconds} s"
+        sys.stderr.write(f"nnbackend: compiling {called} {where} ... ")
         sys.stderr.flush()
         start = time.perf_counter()
         program.compile()

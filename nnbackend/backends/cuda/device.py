@@ -32,6 +32,8 @@ class Device(ABC):
     lock: threading.RLock
     #: blocks of THREADS threads that keep it busy
     most_blocks: int
+    #: blocks with a lot of shared memory that run at the same time
+    multiprocessors: int
     #: bytes of shared memory that a block may be given, and blocks that may share theirs
     shared_bytes: int
     cluster_blocks: int

@@ -1,4 +1,4 @@
-"""Launches of clusters by NVIDIA's driver through ctypes: CuPy knows blocks without one only.
+"""Launches of blocks that meet, by NVIDIA's driver through ctypes: CuPy knows no others.
 
 Numbers and structures are those of cuda.h.
 """
@@ -13,7 +13,7 @@ from nnbackend.errors import DeviceError
 
 #: CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 MOST_SHARED = 8
-_CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+_COOPERATIVE, _CLUSTER_DIMENSION = 2, 4  # CU_LAUNCH_ATTRIBUTE_...
 
 
 class _Attribute(ctypes.Structure):
@@ -35,21 +35,31 @@ class _Config(ctypes.Structure):
     ]
 
 
-class ClusterStarter:
-    """Starts a kernel whose blocks are one cluster, on the stream that it is called with.
+class Starter:
+    """Starts a kernel whose blocks run at the same time, on the stream that it is called with.
 
     Args:
         function: CUfunction.
+        together: "cluster", or "grid": the launch then fails unless there is room for all blocks.
         threads: of each block.
         shared: bytes of memory of each block.
         arguments: address of the addresses of what the kernel is given.
     """
 
     def __init__(
-        self, library: Any, function: int, blocks: int, threads: int, shared: int, arguments: int
+        self,
+        library: Any,
+        function: int,
+        together: str,
+        blocks: int,
+        threads: int,
+        shared: int,
+        arguments: int,
     ) -> None:
         self._call = library.cuLaunchKernelEx
-        self._attribute = _Attribute(_CLUSTER_DIMENSION, 0, (blocks, 1, 1))
+        self._attribute = _Attribute(_COOPERATIVE, 0, (1,))
+        if together == "cluster":
+            self._attribute = _Attribute(_CLUSTER_DIMENSION, 0, (blocks, 1, 1))
         self._config = _Config(
             (blocks, 1, 1), (threads, 1, 1), shared, None, ctypes.pointer(self._attribute), 1,
         )  # fmt: skip

@@ -19,6 +19,8 @@ import numpy as np
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
 from nnbackend.backends.cuda.kernels import bind, source_version
+from nnbackend.backends.cuda.known import formulas_of
+from nnbackend.backends.cuda.phased import PhasedSteps, can_take_phases, definitions_of
 from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, layout_of, padded
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, OutOfMemoryError
@@ -30,11 +32,9 @@ from nnbackend.schedules import Schedule
 
 #: Bytes of a layer's outputs that inference makes at a time: enough to keep a large GPU busy.
 INFERENCE_BYTES = 1 << 26
-#: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, and
-#: sizes of inference.
-KEPT, KEPT_SIZES = 4, 8
-#: The same for networks in shared memory, which hold no memory of their own.
-KEPT_RESIDENT = 16
+#: Kinds of steps (batch sizes, forms of targets, optimizer settings) whose graphs are kept, those
+#: for which it is known whether a kernel does many of them, and sizes of inference.
+KEPT, KEPT_KERNELS, KEPT_SIZES = 4, 16, 8
 #: Updates of a model that are launches and graphs in any case: what trains for a moment only need
 #: not wait for a kernel of its own to be compiled. It is the number of the update that decides, so
 #: that it does not matter how a training is cut into runs.
@@ -47,6 +47,8 @@ LOSSES = 256
 _FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
 _INT32, _WORD = np.dtype(np.int32), np.dtype(np.uint32)
 Kept = TypeVar("Kept")
+#: One kernel that does many steps.
+KernelSteps = ResidentSteps | PhasedSteps
 
 
 class GraphExecutor(PythonExecutor):
@@ -65,7 +67,7 @@ class GraphExecutor(PythonExecutor):
         self._losses: Array = None
         self._losses_given = LOSSES
         self._steps: dict[Any, GraphSteps] = {}
-        self._residents: dict[Any, ResidentSteps | None] = {}
+        self._kernels: dict[Any, KernelSteps | None] = {}
         self._inferences: dict[int, GraphInference] = {}
         self._passes: dict[int, GraphPasses] = {}
         self._gone_there: tuple[GraphPasses, Array, int] | None = None
@@ -85,11 +87,11 @@ class GraphExecutor(PythonExecutor):
         batch = min(run.batch_size, rows)
         early = max(0, min(len(rates), LAUNCHED_FIRST - run.first_step))
         with self._lock:
-            resident = None
+            kernel = None
             if early < len(rates):
                 # of whole batches, though there may be only the last rows of an epoch
-                resident = self._resident_of(run.batch_size, data, TRIED_STEPS)
-            if resident is None:
+                kernel = self._kernel_of(run.batch_size, data, TRIED_STEPS)
+            if kernel is None:
                 early = len(rates)
             trace = backend.zeros((len(rates), TRACE_SUMS + self.program.n_sums), _FLOAT64)
             device_rates = backend.asarray(rates, _FLOAT64)
@@ -98,8 +100,8 @@ class GraphExecutor(PythonExecutor):
             )
             for size, count in _sizes(rows, batch, early):
                 self._steps_of(size, data).advance(count)
-            if resident is not None:
-                resident.advance(len(rates) - early)
+            if kernel is not None:
+                kernel.advance(len(rates) - early)
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
 
@@ -108,9 +110,9 @@ class GraphExecutor(PythonExecutor):
         rows = len(data.x)
         with self._lock:
             loss = self._new_loss()
-            resident = self._resident_of(rows, data, 1) if number >= LAUNCHED_FIRST else None
+            kernel = self._kernel_of(rows, data, 1) if number >= LAUNCHED_FIRST else None
             self._begin(data, None, None, rate, None, loss, number, rows, rows)
-            (resident or self._steps_of(rows, data)).advance(1)
+            (kernel or self._steps_of(rows, data)).advance(1)
             return loss
 
     def step(self, x: Any, y: Any, number: int, weight: Any = None) -> Array | None:
@@ -118,7 +120,7 @@ class GraphExecutor(PythonExecutor):
         or x that is not finite, makes the loss NaN, and the update is left out; what is not finite
         does not reach running statistics."""
         program, optimizer = self.program, self.program.optimizer
-        if optimizer is None or weight is not None or not (self._steps or self._residents):
+        if optimizer is None or weight is not None or not (self._steps or self._kernels):
             return None  # the first step is one that is checked
         if not self._fits(x, program.dtype, 2) or x.shape[1] != program.n_inputs or not len(x):
             return None
@@ -225,39 +227,71 @@ class GraphExecutor(PythonExecutor):
     def _key(self, size: int, data: Data) -> tuple[Any, ...]:
         return size, data.target.shape[1:], data.weight is None, self._settings()
 
-    def _resident_of(self, size: int, data: Data, steps: int) -> ResidentSteps | None:
-        """Steps whose network stays in shared memory, where it can and that is faster for so many
-        at a time: to bring it there takes as long as a few steps."""
-        make = partial(self._make_resident, size, data, steps)
-        return self._kept(self._residents, (steps, *self._key(size, data)), make, KEPT_RESIDENT)
+    def _kernel_of(self, size: int, data: Data, steps: int) -> KernelSteps | None:
+        """A kernel that does many steps, where there is one that is faster than graphs for so many
+        at a time; otherwise None."""
+        make = partial(self._make_kernel, size, data, steps)
+        return self._kept(self._kernels, (steps, *self._key(size, data)), make, KEPT_KERNELS)
 
-    def _make_resident(self, size: int, data: Data, steps: int) -> ResidentSteps | None:
-        program, backend = self.program, self.backend
-        layout = layout_of(program, backend, size, data) if can_stay(program, backend) else None
-        if layout is None:
+    def _make_kernel(self, size: int, data: Data, steps: int) -> KernelSteps | None:
+        makers = dict(self._makers(size, data))
+        if not makers:
             return None
-        key = f"{steps} steps {program.dtype} {source_version(layout.network)}"
-        choice = backend.gpu.tuning.get(key)
+        tuning, choice = self.backend.gpu.tuning, None
+        key = f"{steps} steps {' '.join(makers)} {self._description(size, data)}"
+        choice = tuning.get(key)
+        if choice in makers:
+            return self._made_or_none(makers[choice])
         if choice == "graphs":
             return None
+        rows = _example(data, size, self.backend)
+        kernels = {name: self._made_or_none(make) for name, make in makers.items()}
+        ways: dict[str, Any] = {name: kernel for name, kernel in kernels.items() if kernel}
+        ways["graphs"] = self._steps_of(size, rows)
+        taken = {name: self._time_of(partial(w.advance, steps), rows) for name, w in ways.items()}
+        choice = min(taken, key=lambda name: taken[name])
+        if len(ways) > len(makers):  # none was missing
+            tuning.keep(key, choice)
+        return kernels.get(choice)
+
+    def _makers(self, size: int, data: Data) -> Iterator[tuple[str, Callable[[], KernelSteps]]]:
+        """What makes kernels that know all that the program asks for, by the version of each."""
+        program, backend, place = self.program, self.backend, self.place
+        layout = layout_of(program, backend, size, data) if can_stay(program, backend) else None
+        if layout is not None:
+            yield (
+                f"resident {source_version(layout.network)}",
+                partial(ResidentSteps, program, backend, layout, place.record, place.state),
+            )
+        if can_take_phases(program, backend, size):
+            yield (
+                f"phased {source_version(definitions_of(backend))}",
+                partial(PhasedSteps, program, backend, size, data, place.record, place.state),
+            )
+
+    def _description(self, size: int, data: Data) -> str:
+        """What the time of a step depends on."""
+        program, (formula, rule) = self.program, formulas_of(self.program)
+        layers = [
+            (row.n_inputs, row.n_outputs, row.parameter_1 >= 0, row.activation, row.trainable)
+            for row in program.rows
+        ]
+        form = (size, data.target.ndim, data.weight is None, program.n_sums)
+        return f"{program.dtype} {layers} {formula.name} {rule.name} {form}"
+
+    def _made_or_none(self, make: Callable[[], KernelSteps]) -> KernelSteps | None:
         try:
-            resident = ResidentSteps(program, backend, layout, self.place.record, self.place.state)
-            if choice != "resident":
-                rows = _example(data, size, backend)
-                both = (resident, self._steps_of(size, rows))
-                taken = [self._time_of(partial(way.advance, steps), rows) for way in both]
-                choice = "resident" if taken[0] <= taken[1] else "graphs"
-                backend.gpu.tuning.keep(key, choice)
+            return make()
         except OutOfMemoryError:
             raise
         except Exception as error:  # of a compiler, or of a driver that is older than its GPU
             warnings.warn(
-                f"this network would train in the shared memory of {backend.gpu.name}, but the "
-                f"kernel cannot be used ({type(error).__name__}: {error}); CUDA graphs train it",
+                f"a kernel that trains this network in few launches cannot be used on "
+                f"{self.backend.gpu.name} ({type(error).__name__}: {error}); "
+                f"CUDA graphs train it, or another kernel",
                 stacklevel=2,
             )
             return None
-        return resident if choice == "resident" else None
 
     def _time_of(self, advance: Callable[[], None], data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""
@@ -296,7 +330,7 @@ class GraphExecutor(PythonExecutor):
             except OutOfMemoryError:
                 # graphs of other sizes hold memory of their own
                 self._steps.clear()
-                self._residents.clear()
+                self._kernels.clear()
                 self._inferences.clear()
                 self._passes.clear()
                 value = make()

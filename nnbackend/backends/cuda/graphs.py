@@ -11,7 +11,7 @@ from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS
-from nnbackend.backends.cuda.resident import counts_hits, formulas_of
+from nnbackend.backends.cuda.known import counts_hits, formulas_of
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
 from nnbackend.executor.python import add_penalties

@@ -19,17 +19,24 @@ from nnbackend.kernels import codes
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES
 
 FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
-#: Files of the program that trains one network in shared memory.
-RESIDENT_FILES = (
-    "common",
-    "cluster",
-    "activations",
-    "losses",
-    "steps",
-    "updates",
-    "jobs",
-    "resident",
-)
+_STEPS = ("common", "cluster", "activations", "losses", "steps", "updates", "batches")
+
+
+class Source(NamedTuple):
+    """Files that are one program; what to call it while it is compiled, and how long that takes."""
+
+    files: tuple[str, ...]
+    called: str
+    seconds: int
+
+
+#: All kernels that do one thing each; and programs of one kernel that does many steps, by a name
+#: that their definitions have: in shared memory, and with the whole GPU.
+PROGRAMS = {
+    "": Source(FILES, "the CUDA kernels", 6),
+    "PLAN_WORDS": Source((*_STEPS, "jobs", "resident"), "a CUDA kernel for this network", 2),
+    "TILE_BYTES": Source((*_STEPS, "grid", "tiles", "phases"), "a CUDA kernel for training", 8),
+}
 #: What a run of captured steps reads from an int64 array: addresses, 0 for what is not there, the
 #: number of updates made before, the step in the run, rows of an epoch and of a batch, and the rate
 #: (as a double) where there are no rates.
@@ -47,6 +54,21 @@ PLAN = (
 )  # fmt: skip
 LAYER = ("inputs", "outputs", "place", "stride", "weight", "bias", "x", "x_stride")
 JOBS = ("forward", "slope", "weights", "below")
+#: What a task of a step in phases is described by, the kinds of tasks, and tiles of products: see
+#: nnbackend/backends/cuda/phased.py.
+TASK = (
+    "kind", "units", "rows", "columns", "inner", "tile", "a", "a_stride", "b", "b_stride",
+    "in_quads", "out", "out_stride", "bias", "kept", "saved", "saved_stride", "activation",
+    "parameter", "ones", "parts", "more", "part_size", "weight_at", "bias_at", "targets",
+    "target_words", "by_label", "row_weights", "averages", "hits", "sums",
+)  # fmt: skip
+TASKS = (
+    "forward", "below", "weights", "loss", "loss_by_lane", "finish", "fetch", "update",
+)  # fmt: skip
+TILES = ((16, 8), (16, 16), (32, 32), (32, 64), (64, 64))
+#: The most tasks and phases of a step in phases; steps of a launch that does many, whose rates lie
+#: in shared memory; and parameters that a block updates at a time.
+MOST_TASKS, MOST_PHASES, MOST_STEPS, UPDATED = 52, 36, 256, 1024
 #: Columns of a trace, as kernels/codes.py has them.
 TRACE = ("loss", "penalty", "weight", "sums")
 #: Bytes of the StepState of kernels/cuda/common.cu.
@@ -83,10 +105,12 @@ class Launch(NamedTuple):
     dtype: np.dtype[Any] | None  #: what Real is; None where that does not matter
     blocks: int
     arguments: tuple[Any, ...]
-    #: bytes of shared memory that each block is given; with it, the blocks are one cluster
+    #: bytes of shared memory that each block is given; with it, the blocks run at the same time: as
+    #: one cluster, whose memory is shared, or as a grid, which can only meet
     shared: int = 0
-    #: the network of whose program it is: see ``source``
-    network: str = ""
+    together: str = "cluster"
+    #: what defines the program that it is a part of: see ``source``
+    definitions: str = ""
 
 
 def folder() -> Path:
@@ -95,26 +119,38 @@ def folder() -> Path:
 
 
 @lru_cache(maxsize=8)
-def source(network: str = "") -> str:
+def source(definitions: str = "") -> str:
     """The program. ``Real`` is left to the compiler's options.
 
     Args:
-        network: definitions of one; the program then is that which trains it in shared memory.
+        definitions: of one of ``PROGRAMS``; without them it is all kernels that do one thing each.
     """
-    parts = [network] if network else []
+    parts = ["#define ONE_KERNEL", definitions] if definitions else []
     parts += [_codes(ACTIVATIONS), _codes(LOSSES), _codes(UPDATES, "update_")]
     parts += [_codes((*RUN, "fields"), "run_"), _codes((*PLAN, "fields"), "plan_")]
     parts += [_codes((*LAYER, "fields"), "layer_"), _codes(JOBS, "job_")]
+    parts += [_codes((*TASK, "fields"), "task_"), _codes(TASKS, "do_")]
+    parts.append(_codes((f"{rows}_{columns}" for rows, columns in TILES), "tile_"))
     parts.append(_codes(TRACE, "trace_"))
-    parts.append(f"enum {{ THREADS = {THREADS}, WARPS = {WARPS}, COLUMNS = {COLUMNS} }};")
-    for name in RESIDENT_FILES if network else FILES:
+    sizes = {
+        "THREADS": THREADS, "WARPS": WARPS, "COLUMNS": COLUMNS, "MOST_TASKS": MOST_TASKS,
+        "MOST_PHASES": MOST_PHASES, "MOST_STEPS": MOST_STEPS, "UPDATED": UPDATED,
+    }  # fmt: skip
+    parts.append(f"enum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};")
+    for name in program_of(definitions).files:
         parts.append(f'#line 1 "cuda/{name}.cu"\n{_text(name)}')
     return "\n".join(parts)
 
 
-def source_version(network: str = "") -> str:
+def program_of(definitions: str) -> Source:
+    """Of ``PROGRAMS``."""
+    names = (name for name in PROGRAMS if name and f"#define {name} " in definitions)
+    return PROGRAMS[next(names, "")]
+
+
+def source_version(definitions: str = "") -> str:
     """What tells this ``source`` from others where a choice is kept."""
-    return hashlib.sha256(source(network).encode()).hexdigest()[:16]
+    return hashlib.sha256(source(definitions).encode()).hexdigest()[:16]
 
 
 def _text(name: str) -> str:
@@ -129,7 +165,8 @@ def _codes(names: Iterable[str], prefix: str = "") -> str:
 def signatures() -> dict[str, tuple[Argument, ...]]:
     """The arguments of each kernel, by its name."""
     found = {}
-    for name, text in _KERNEL.findall(source()) + _KERNEL.findall(_text("resident")):
+    texts = (source(), *(_text(program.files[-1]) for name, program in PROGRAMS.items() if name))
+    for name, text in (kernel for own in texts for kernel in _KERNEL.findall(own)):
         arguments = [_ARGUMENT.fullmatch(part.strip()) for part in text.split(",")]
         found[name] = tuple(Argument(a[1], bool(a[2]), a[3]) for a in arguments if a is not None)
         if len(found[name]) != len(arguments):

@@ -14,21 +14,19 @@ from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.kernels import (
     JOBS,
     LAYER,
+    MOST_STEPS,
     PLAN,
     RUN,
     THREADS,
     WARPS,
     bind,
 )  # fmt: skip
-from nnbackend.backends.types import Array, LossFormula, UpdateRule
+from nnbackend.backends.cuda.known import formulas_of, is_dense, update_numbers
+from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
 from nnbackend.executor.rows import activation_of
-from nnbackend.kernels.codes import Op
-from nnbackend.metrics import Statistic
 from nnbackend.program.table import ABSENT, Program, Row
 
-#: Steps of a launch: their rates lie in shared memory.
-MOST_STEPS = 256
 #: Layers of a network: each takes the compiler some 0.2 s.
 MOST_LAYERS = 8
 #: Rows that a block has at least: products take four at a time.
@@ -39,39 +37,11 @@ _JOB = (
     "b_column", "large", "out", "out_row", "kept", "saved", "activation", "shift", "across",
     "meets", "per_across", "unused", "parameter",
 )  # fmt: skip
-#: The one statistic that is counted where the loss is computed.
-HITS = ("correct", None, 1)
-
-
-def counts_hits(statistic: Statistic) -> bool:
-    return (statistic.kind, statistic.threshold, statistic.top) == HITS
-
-
-def formulas_of(program: Program) -> tuple[LossFormula, UpdateRule]:
-    """The formulas of a program that compiled code knows."""
-    optimizer = program.optimizer
-    if program.formula is None or optimizer is None or optimizer.rule is None:
-        raise TypeError("a network that stays in shared memory has a built-in loss and optimizer")
-    return program.formula, optimizer.rule
 
 
 def can_stay(program: Program, backend: CudaBackend) -> bool:
-    """Whether the kernel knows everything that the program asks for, which compiled code does."""
-    optimizer = program.optimizer
-    return (
-        optimizer is not None
-        and not program.python_parts
-        and optimizer.clip_norm is None
-        and backend.precision == "fp32"
-        and not program.penalties
-        and all(counts_hits(s) for s in program.statistics)
-        and all(
-            row.op == Op.DENSE and activation_of(program, row).name != "softmax"
-            for row in program.rows
-        )
-        and any(row.trainable for row in program.rows)
-        and len(program.rows) <= MOST_LAYERS
-    )
+    """Whether the kernel knows everything that the program asks for."""
+    return is_dense(program, backend) and len(program.rows) <= MOST_LAYERS
 
 
 class Layout(NamedTuple):
@@ -324,15 +294,13 @@ class ResidentSteps:
     ) -> None:
         self.backend = backend
         loss, rule = formulas_of(program)
-        momenta = (rule.momentum, rule.beta1, rule.beta2, rule.rho)
-        numbers = (*momenta, rule.eps, rule.weight_decay, rule.eps_hat)
         storage, (m, v, *_) = program.storage, (*program.slots, None, None)
         arguments = (
-            0, loss.parameter, program.n_sums, rule.nesterov, *numbers,
+            0, loss.parameter, program.n_sums, *update_numbers(rule),
             storage.parameters, storage.gradients, m, v, record, state,
         )  # fmt: skip
         launch = bind("train_resident", program.dtype, layout.blocks, arguments)
-        launch = launch._replace(shared=layout.shared, network=layout.network)
+        launch = launch._replace(shared=layout.shared, definitions=layout.network)
         self._launch = backend.gpu.prepare(launch)
 
     def advance(self, count: int) -> None:

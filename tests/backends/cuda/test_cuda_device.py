@@ -508,13 +508,18 @@ class FakeDriver:
         return self.status
 
 
-def test_blocks_of_a_network_in_shared_memory_are_one_cluster(cupy, device, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("together", "attribute"), [("cluster", (4, [8, 1, 1])), ("grid", (2, [1, 0, 0]))]
+)
+def test_blocks_that_meet_are_started_together(
+    cupy, device, monkeypatch, together, attribute
+) -> None:
     fake_driver = FakeDriver()
     monkeypatch.setattr(cupy_device, "load_driver", lambda: fake_driver)
     cupy.cuda.driver.funcSetAttribute = lambda *given: cupy.log.append(("attribute", *given))
     array = fake(np.zeros(4, np.float32))
     launch = bind("sum_squares", FLOAT32, 8, (array, 4, fake(np.zeros(1))))
-    launch = launch._replace(shared=90_000, network="#define PLAN_WORDS 1")
+    launch = launch._replace(shared=90_000, together=together, definitions="#define PLAN_WORDS 1")
     cupy.RawModule = lambda code, options, backend: SimpleNamespace(
         get_function=lambda name: SimpleNamespace(kernel=SimpleNamespace(ptr=77)),
         compile=lambda: None,
@@ -524,7 +529,7 @@ def test_blocks_of_a_network_in_shared_memory_are_one_cluster(cupy, device, monk
     assert ("attribute", 77, 8, 90_000) in cupy.log
     ((grid, block, shared, stream, count, kind, size, function, _, extra),) = fake_driver.calls
     assert (grid, block, shared, stream) == ([8, 1, 1], [THREADS, 1, 1], 90_000, 9)
-    assert (count, kind, size, function, extra) == (1, 4, [8, 1, 1], 77, None)
+    assert (count, (kind, size), function, extra) == (1, attribute, 77, None)
     fake_driver.status = 719
     with pytest.raises(nn.DeviceError, match="cuLaunchKernelEx answers with CUresult 719"):
         run()

@@ -29,6 +29,7 @@ from cuda_stand_in import (
 
 import nnbackend as nn
 from nnbackend.backends.cuda.kernels import Launch, bind, signatures, source
+from nnbackend.backends.cuda.phased import definitions_of
 from nnbackend.backends.cuda.resident import layout_of
 from nnbackend.data.sources import make_source
 from nnbackend.executor.base import Run
@@ -110,8 +111,12 @@ class TestLaunches:
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_the_compiler_reads_the_same_types(self, dtype: str) -> None:
         for kernel in signatures():
-            network = network_of(dtype) if kernel == "train_resident" else ""
-            types = program(np.dtype(dtype), network)[f"types_{kernel}"]
+            definitions = ""
+            if kernel == "train_resident":
+                definitions = network_of(dtype)
+            if kernel == "train_in_phases":
+                definitions = definitions_of(StandInBackend())
+            types = program(np.dtype(dtype), definitions)[f"types_{kernel}"]
             types.restype = ctypes.c_char_p
             assert types().decode() == letters(kernel, np.dtype(dtype)), kernel
 
@@ -149,7 +154,7 @@ class TestOrder:
             launched |= {kernel for kernel, _ in device.gpu.results}
         device = Recorder()
         train(device, "bf16")
-        launched.add("train_resident")  # see test_cuda_resident.py
+        launched |= {"train_resident", "train_in_phases"}  # see test_cuda_many_steps.py
         assert launched | {kernel for kernel, _ in device.gpu.results} == set(signatures())
 
 

@@ -256,7 +256,7 @@ class TestTraining:
             models.append(nn.Sequential(layers, seed=0, dtype=dtype, backend=cuda))
             models[-1].compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
             models[-1].fit(x, y, epochs=12, batch_size=32, verbose=0)
-            assert any(models[-1].executor._residents.values())
+            assert any(models[-1].executor._kernels.values())
         arrays = models[0].arrays()
         for model in models[1:]:
             assert model.history["loss"] == models[0].history["loss"]

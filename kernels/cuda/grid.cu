@@ -1,0 +1,52 @@
+// What all blocks of a launch can do that run at the same time: meet. And copies to shared memory
+// that are waited for in groups.
+
+#ifndef ON_HOST  // the stand-in of the tests brings its own
+
+#define UNROLLED _Pragma("unroll")
+#define UNROLLED_TWICE _Pragma("unroll 2")
+#define NOT_UNROLLED _Pragma("unroll 1")
+
+// All threads of all blocks meet, for ``all`` arrivals of blocks since ``arrived`` was 0; what they
+// wrote before is seen by all.
+__device__ inline void meet_grid(Word* arrived, Word all) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        Word there;
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+        do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(arrived) : "memory");
+        while (there < all);
+    }
+    __syncthreads();
+}
+
+// Copy the first ``bytes`` of 16 bytes, the others being zeros.
+__device__ inline void copy_quad_later(void* to, const void* from, int bytes) {
+    Word place = (Word)__cvta_generic_to_shared(to);
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes) :
+        "memory"
+    );
+}
+
+// Copy a number, or write a zero.
+template <typename T>
+__device__ inline void copy_or_zero_later(T* to, const T* from, bool copies) {
+    Word place = (Word)__cvta_generic_to_shared(to);
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(sizeof(T)),
+        "r"(copies ? (int)sizeof(T) : 0) :
+        "memory"
+    );
+}
+
+// What was copied since the last call is a group.
+__device__ inline void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait for the thread's own copies, but for those of the last LEFT groups.
+template <int LEFT>
+__device__ inline void wait_for_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+#endif
