@@ -4,7 +4,7 @@
 #ifndef ON_HOST  // the stand-in of the tests brings its own
 
 #define UNROLLED _Pragma("unroll")
-#define UNROLLED_TWICE _Pragma("unroll 2")
+#define UNROLLED_A_LITTLE _Pragma("unroll (TALL * WIDE > 16 ? 1 : 2)")  // see tiles.cu
 #define NOT_UNROLLED _Pragma("unroll 1")
 
 // All threads of all blocks meet, for ``all`` arrivals of blocks since ``arrived`` was 0; what they
@@ -25,17 +25,6 @@ __device__ inline void copy_quad_later(void* to, const void* from, int bytes) {
     Word place = (Word)__cvta_generic_to_shared(to);
     asm volatile(
         "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes) :
-        "memory"
-    );
-}
-
-// Copy a number, or write a zero.
-template <typename T>
-__device__ inline void copy_or_zero_later(T* to, const T* from, bool copies) {
-    Word place = (Word)__cvta_generic_to_shared(to);
-    asm volatile(
-        "cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(sizeof(T)),
-        "r"(copies ? (int)sizeof(T) : 0) :
         "memory"
     );
 }

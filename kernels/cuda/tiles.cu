@@ -8,17 +8,17 @@
 #define MOST_STAGES 6
 #define PER_QUAD (16 / (int)sizeof(Real))
 
-// An operand: line i is a row of the left one, a column of the right one.
+// An operand, whose rows lie on whole sixteens of bytes: line i is a row of the left one, a column of
+// the right one.
 struct Operand {
     const Real* x;
-    Size stride;   // from one line, or inner place, to the next
-    int lines;     // that there are: from there on they are zeros
-    bool in_quads; // whether rows lie on whole sixteens of bytes, as those of batches do
+    Size stride;  // from one line, or inner place, to the next
+    int lines;    // that there are: from there on they are zeros
 };
 
 // The shared memory for a piece of LINES lines and DEPTH inner places; ALONG: the inner places of a
-// line are neighbours, otherwise the lines of an inner place are; MAY_BE_ODD: rows may lie anywhere.
-template <int LINES, int DEPTH, bool ALONG, bool MAY_BE_ODD>
+// line are neighbours, otherwise the lines of an inner place are.
+template <int LINES, int DEPTH, bool ALONG>
 struct Piece {
     static constexpr int STRIDE = (ALONG ? DEPTH : LINES) + 4;
     static constexpr int SIZE = (ALONG ? LINES : DEPTH) * STRIDE;
@@ -26,25 +26,12 @@ struct Piece {
     // The piece from line ``top`` and inner place ``from`` on, on its way; zeros from ``end`` on, as
     // far as somebody reads them.
     static __device__ inline void fetch(Operand operand, int top, int from, int end, Real* to) {
-        constexpr int ROWS = ALONG ? LINES : DEPTH, WIDTH = ALONG ? DEPTH : LINES;
+        constexpr int ROWS = ALONG ? LINES : DEPTH, QUADS = (ALONG ? DEPTH : LINES) / PER_QUAD;
         const int deep = (end - from + 3) / 4 * 4;
         const int row_0 = ALONG ? top : from, column_0 = ALONG ? from : top;
         const int rows = ALONG ? operand.lines : end, columns = ALONG ? end : operand.lines;
-        if constexpr (MAY_BE_ODD) {
-            if (!operand.in_quads) {
-                NOT_UNROLLED for (int e = threadIdx.x; e < ROWS * WIDTH; e += THREADS) {
-                    const int row = e / WIDTH, column = e % WIDTH;
-                    if ((ALONG ? column : row) >= deep) continue;
-                    const bool there = row_0 + row < rows && column_0 + column < columns;
-                    const Real* x = operand.x;
-                    if (there) x += (row_0 + row) * operand.stride + column_0 + column;
-                    copy_or_zero_later(to + row * STRIDE + column, x, there);
-                }
-                return;
-            }
-        }
-        NOT_UNROLLED for (int e = threadIdx.x; e < ROWS * WIDTH / PER_QUAD; e += THREADS) {
-            const int row = e / (WIDTH / PER_QUAD), column = e % (WIDTH / PER_QUAD) * PER_QUAD;
+        UNROLLED for (int e = threadIdx.x; e < ROWS * QUADS; e += THREADS) {
+            const int row = e / QUADS, column = e % QUADS * PER_QUAD;
             if ((ALONG ? column : row) >= deep) continue;
             const int left = row_0 + row < rows ? columns - column_0 - column : 0;
             const int there = left < 0 ? 0 : left < PER_QUAD ? left : PER_QUAD;
@@ -86,44 +73,46 @@ struct Piece {
 // elements of a thread.
 template <
     int ROWS, int COLUMNS, int DEPTH, int TALL, int WIDE, bool A_ALONG, bool B_ALONG,
-    bool B_MAY_BE_ODD, typename Begin, typename Put>
+    typename Begin, typename Put>
 __device__ inline void product_tile(
     Operand a, Operand b, int top, int left, int from, int end, Real* memory, Begin begin, Put put
 ) {
-    typedef Piece<ROWS, DEPTH, A_ALONG, false> A;
-    typedef Piece<COLUMNS, DEPTH, B_ALONG, B_MAY_BE_ODD> B;
+    typedef Piece<ROWS, DEPTH, A_ALONG> A;
+    typedef Piece<COLUMNS, DEPTH, B_ALONG> B;
     constexpr int ACROSS = COLUMNS / WIDE, GROUP = ROWS / TALL * ACROSS, GROUPS = THREADS / GROUP;
     constexpr int STAGE = A::SIZE + B::SIZE, FITTING = TILE_BYTES / (STAGE * (int)sizeof(Real));
-    constexpr int STAGES = FITTING < MOST_STAGES ? FITTING : MOST_STAGES;
+    constexpr int STAGES = FITTING < MOST_STAGES ? FITTING : MOST_STAGES, AHEAD = STAGES - 1;
     static_assert(STAGES >= 2, "a piece must come while another one is used");
     static_assert(GROUPS * ROWS * COLUMNS * sizeof(Real) <= TILE_BYTES, "room for all sums");
     const int group = threadIdx.x / GROUP, own = threadIdx.x % GROUP;
     const int down = own / ACROSS, across = own % ACROSS;
     const int pieces = end > from ? (end - from + DEPTH - 1) / DEPTH : 0;
-    auto fetch = [&](int piece) {
-        if (piece < pieces) {
-            Real* to = memory + piece % STAGES * STAGE;
-            A::fetch(a, top, from + piece * DEPTH, end, to);
-            B::fetch(b, left, from + piece * DEPTH, end, to + A::SIZE);
-        }
-        end_group_of_copies();
-    };
-    NOT_UNROLLED for (int piece = 0; piece < STAGES - 1; piece++) fetch(piece);
     constexpr int EACH = (ROWS * COLUMNS + THREADS - 1) / THREADS;
-    UNROLLED for (int i = 0; i < EACH; i++) {
-        const int e = threadIdx.x + i * THREADS;
-        if (e < ROWS * COLUMNS) begin(i, top + e / COLUMNS, left + e % COLUMNS);
-    }
     Real sums[TALL][WIDE];
     for (int i = 0; i < TALL; i++)
         for (int j = 0; j < WIDE; j++) sums[i][j] = 0;
-    NOT_UNROLLED for (int piece = 0; piece < pieces; piece++) {
-        wait_for_groups<STAGES - 2>();
-        __syncthreads();
-        fetch(piece + STAGES - 1);
+    NOT_UNROLLED for (int coming = 0; coming < pieces + AHEAD; coming++) {
+        const int piece = coming - AHEAD;
+        if (piece >= 0) {
+            wait_for_groups<AHEAD - 1>();
+            __syncthreads();
+        }
+        if (coming < pieces) {
+            Real* to = memory + coming % STAGES * STAGE;
+            A::fetch(a, top, from + coming * DEPTH, end, to);
+            B::fetch(b, left, from + coming * DEPTH, end, to + A::SIZE);
+        }
+        end_group_of_copies();
+        if (coming == 0) {
+            UNROLLED for (int i = 0; i < EACH; i++) {
+                const int e = threadIdx.x + i * THREADS;
+                if (e < ROWS * COLUMNS) begin(i, top + e / COLUMNS, left + e % COLUMNS);
+            }
+        }
+        if (piece < 0) continue;
         const Real* there = memory + piece % STAGES * STAGE;
         const int deep = end - from - piece * DEPTH < DEPTH ? end - from - piece * DEPTH : DEPTH;
-        NOT_UNROLLED for (int k = 4 * group; k < deep; k += 4 * GROUPS) {
+        UNROLLED_A_LITTLE for (int k = 4 * group; k < deep; k += 4 * GROUPS) {
             Real x[TALL][4], y[WIDE][4];
             A::template take<TALL>(there, down, k, x);
             B::template take<WIDE>(there + A::SIZE, across, k, y);
@@ -145,7 +134,7 @@ __device__ inline void product_tile(
         const int e = threadIdx.x + i * THREADS;
         if (e >= ROWS * COLUMNS) break;
         Real sum = 0;
-        for (int g = 0; g < GROUPS; g++) sum += memory[g * ROWS * COLUMNS + e];
+        UNROLLED for (int g = 0; g < GROUPS; g++) sum += memory[g * ROWS * COLUMNS + e];
         put(i, top + e / COLUMNS, left + e % COLUMNS, sum);
     }
     __syncthreads();  // the next tile's pieces come in the place of the sums

@@ -22,7 +22,7 @@
 #define ON_HOST
 #define NOT_INLINE __attribute__((noinline))
 #define UNROLLED
-#define UNROLLED_TWICE
+#define UNROLLED_A_LITTLE
 #define NOT_UNROLLED
 #define __global__
 #define __device__
@@ -260,10 +260,6 @@ static inline void wait_for_copies() { shim::arrive(INT_MAX); }
 static inline void meet_grid(unsigned*, unsigned) { shim::wait(shim::AT_CLUSTER); }
 static inline void copy_quad_later(void* to, const void* from, int bytes) {
     shim::copy(to, from, bytes, 16);
-}
-template <typename T>
-static inline void copy_or_zero_later(T* to, const T* from, bool copies) {
-    shim::copy(to, from, copies ? sizeof(T) : 0, sizeof(T));
 }
 static inline void end_group_of_copies() { shim::groups[shim::running]++; }
 template <int LEFT>

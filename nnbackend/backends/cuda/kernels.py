@@ -57,18 +57,18 @@ JOBS = ("forward", "slope", "weights", "below")
 #: What a task of a step in phases is described by, the kinds of tasks, and tiles of products: see
 #: nnbackend/backends/cuda/phased.py.
 TASK = (
-    "kind", "units", "rows", "columns", "inner", "tile", "a", "a_stride", "b", "b_stride",
-    "in_quads", "out", "out_stride", "bias", "kept", "saved", "saved_stride", "activation",
-    "parameter", "ones", "parts", "more", "part_size", "weight_at", "bias_at", "targets",
-    "target_words", "by_label", "row_weights", "averages", "hits", "sums",
+    "kind", "units", "rows", "columns", "inner", "tile", "a", "a_stride", "a_turn", "b", "b_stride",
+    "out", "out_stride", "bias", "kept", "saved", "saved_stride", "activation", "parameter",
+    "weight_at", "bias_at", "twin", "twin_stride", "parts", "more", "part_size", "targets",
+    "target_words", "by_label", "row_weights", "averages", "hits", "dz", "dz_stride", "sums",
 )  # fmt: skip
 TASKS = (
-    "forward", "below", "weights", "loss", "loss_by_lane", "finish", "fetch", "update",
+    "forward", "below", "weights", "outputs", "loss", "finish", "fetch", "align", "update",
 )  # fmt: skip
-TILES = ((16, 8), (16, 16), (32, 32), (32, 64), (64, 64))
+TILES = ((16, 8), (16, 16), (32, 32), (64, 64))
 #: The most tasks and phases of a step in phases; steps of a launch that does many, whose rates lie
-#: in shared memory; and parameters that a block updates at a time.
-MOST_TASKS, MOST_PHASES, MOST_STEPS, UPDATED = 52, 36, 256, 1024
+#: in shared memory; and words of eight bytes that what updates read takes there.
+MOST_TASKS, MOST_PHASES, MOST_STEPS, UPDATE_WORDS = 72, 32, 256, 24
 #: Columns of a trace, as kernels/codes.py has them.
 TRACE = ("loss", "penalty", "weight", "sums")
 #: Bytes of the StepState of kernels/cuda/common.cu.
@@ -134,7 +134,7 @@ def source(definitions: str = "") -> str:
     parts.append(_codes(TRACE, "trace_"))
     sizes = {
         "THREADS": THREADS, "WARPS": WARPS, "COLUMNS": COLUMNS, "MOST_TASKS": MOST_TASKS,
-        "MOST_PHASES": MOST_PHASES, "MOST_STEPS": MOST_STEPS, "UPDATED": UPDATED,
+        "MOST_PHASES": MOST_PHASES, "MOST_STEPS": MOST_STEPS, "UPDATE_WORDS": UPDATE_WORDS,
     }  # fmt: skip
     parts.append(f"enum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};")
     for name in program_of(definitions).files:

@@ -1,14 +1,13 @@
 """Training steps of a network that the whole GPU works on: many of them in one launch.
 
-``kernels/cuda/phases.cu`` does a step in phases, between which all blocks meet. Here is what is
-done in each phase: tasks, such as a product cut into tiles, which the blocks share.
+``kernels/cuda/phases.cu`` does a step in phases, between which all blocks meet. Here is the table
+of what is done in each phase: tasks, such as a product cut into tiles, which the blocks share.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,35 +20,26 @@ from nnbackend.backends.cuda.kernels import (
     TASK,
     TASKS,
     THREADS,
-    TILES,
-    UPDATED,
+    UPDATE_WORDS,
     WARPS,
     bind,
 )
 from nnbackend.backends.cuda.known import formulas_of, is_dense, update_numbers
+from nnbackend.backends.cuda.phase_plan import Cut, Layer, plan_of
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
 from nnbackend.executor.rows import activation_of
 from nnbackend.program.table import ABSENT, Program, Row
 
-#: Layers of a network: a step has three tasks for each.
-MOST_LAYERS = 16
+#: Layers of a network: each adds up to six tasks.
+MOST_LAYERS = 11
 #: Multiplications of a step: where there are more, products are nearly all of the time, and those
 #: of cuBLASLt are faster.
 MOST_PRODUCTS = 1 << 31
 #: Bytes of shared memory beside those of tiles, and those that tiles take at least.
-TABLES = 8 * (len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS)
-LEAST_TILES = 73 << 10
-#: Nanoseconds that a tile takes on an H100, and for each inner place, by the tile's size.
-TILE_TIME = 1500.0
-INNER_TIME: Mapping[tuple[int, int], float] = {
-    (16, 8): 4.75, (16, 16): 7.0, (32, 32): 15.6, (32, 64): 20.0, (64, 64): 33.0,
-}  # fmt: skip
-#: Into how many parts the rows of a batch may be cut for the gradients of weights, how many rows
-#: such a part has at least, and numbers of a part that an update reads in a nanosecond.
-PARTS, FEWEST_ROWS, READ = (1, 2, 4, 8, 16, 32), 64, 1000
-#: Rows of so few outputs are one lane's each where their loss is computed, if there are many.
-NARROW = 16
+_WORDS = len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS + UPDATE_WORDS
+TABLES, LEAST_TILES = 8 * _WORDS, 72 << 10
+Task = dict[str, int]
 
 
 def can_take_phases(program: Program, backend: CudaBackend, rows: int) -> bool:
@@ -63,53 +53,26 @@ def can_take_phases(program: Program, backend: CudaBackend, rows: int) -> bool:
     )
 
 
+def tile_bytes(backend: CudaBackend) -> int:
+    """Shared memory of a block that tiles may take."""
+    return (backend.gpu.shared_bytes - TABLES) // 256 * 256
+
+
 def definitions_of(backend: CudaBackend) -> str:
     """What the kernel is compiled with."""
-    return f"#define TILE_BYTES {(backend.gpu.shared_bytes - TABLES) // 256 * 256}"
+    return f"#define TILE_BYTES {tile_bytes(backend)}"
 
 
 class Matrix(NamedTuple):
-    """Numbers of a batch, rows on whole sixteens of bytes."""
+    """Numbers of a batch, or weights, rows on whole sixteens of bytes."""
 
     array: Array
     stride: int
 
 
-class Tiling(NamedTuple):
-    """A product cut into tiles: their number in TILES, how many they are, and how long it takes."""
-
-    tile: int
-    units: int
-    time: float
-
-
-def cut_into_tiles(rows: int, columns: int, inner: int, blocks: int, parts: int = 1) -> Tiling:
-    """The quickest way to cut a product whose inner places are cut into ``parts``."""
-    found = []
-    for number, (tall, wide) in enumerate(TILES):
-        units = -(-rows // tall) * -(-columns // wide) * parts
-        time = -(-units // blocks) * (TILE_TIME + inner / parts * INNER_TIME[tall, wide])
-        found.append(Tiling(number, units, time))
-    return min(found, key=lambda way: way.time)
-
-
-def parts_of(program: Program, rows: int, blocks: int) -> int:
-    """Into how many parts to cut the rows of a batch for the gradients of weights. Narrow layers
-    have too few tiles for a GPU; but an update has to read all parts."""
-
-    def time(parts: int) -> float:
-        products = sum(
-            cut_into_tiles(_with_bias(row), row.n_outputs, rows, blocks, parts).time
-            for row in program.rows if row.trainable
-        )  # fmt: skip
-        return products + program.storage.trained * parts / READ
-
-    return min((parts for parts in PARTS if parts == 1 or rows // parts >= FEWEST_ROWS), key=time)
-
-
-def _with_bias(row: Row) -> int:
-    """The rows of the weights' gradient, that of the bias being the last one."""
-    return row.n_inputs + (row.parameter_1 != ABSENT)
+def padded(width: int) -> int:
+    """To whole sixteens of bytes, whatever the dtype."""
+    return -(-width // 4) * 4
 
 
 class PhasedSteps:
@@ -124,27 +87,28 @@ class PhasedSteps:
         record: Array,
         state: Array,
     ) -> None:
-        self.program, self.backend, self.gpu, self.rows = program, backend, backend.gpu, rows
+        self.program, self.backend, self.rows = program, backend, rows
         self._arrays: list[Array] = []  # that the table has addresses of
-        most = self.gpu.multiprocessors
-        self.parts = parts_of(program, rows, most)
-        phases = [list(phase) for phase in self._phases(data, most)]
-        tasks = [task for phase in phases for task in phase]
+        table = _Table(self, data)
+        phases = [*table.phases(), table.before]
+        blocks = max(sum(task["units"] for task in phase) for phase in phases)
+        tasks = [[task.get(name, 0) for name in TASK] for phase in phases for task in phase]
         starts = np.cumsum([0, *(len(phase) for phase in phases)])
-        blocks = min(most, max(sum(task["units"] for task in phase) for phase in phases))
+        storage = program.storage
+        m, v, *_ = (*program.slots, None, None)
         formula, rule = formulas_of(program)
-        self._turn = 0
-        words = np.array([[task.get(name, 0) for name in TASK] for task in tasks], np.int64)
         arguments = (
-            0, 0, backend.asarray(words, words.dtype), backend.asarray(starts, words.dtype),
-            len(phases), formula.code, formula.parameter, program.n_sums, rule.code,
-            *update_numbers(rule), self._zeros(2, np.uint32), record, state,
+            0, 0, self.kept(np.array(tasks, np.int64)), self.kept(starts.astype(np.int64)),
+            len(phases) - 1, formula.code, formula.parameter, program.n_sums, rule.code,
+            *update_numbers(rule), storage.parameters, storage.gradients, m, v, storage.decayed,
+            self.zeros(2, np.uint32), record, state,
         )  # fmt: skip
+        blocks = min(backend.gpu.multiprocessors, blocks)
         launch = bind("train_in_phases", program.dtype, blocks, arguments)
-        definitions = definitions_of(backend)
-        shared = TABLES + int(definitions.split()[-1])
+        shared, definitions = TABLES + tile_bytes(backend), definitions_of(backend)
         launch = launch._replace(shared=shared, together="grid", definitions=definitions)
-        self._launch = self.gpu.prepare(launch)
+        self._launch = backend.gpu.prepare(launch)
+        self._turn = 0
 
     def advance(self, count: int) -> None:
         with self.backend.lock:
@@ -152,149 +116,198 @@ class PhasedSteps:
                 self._launch(min(MOST_STEPS, count - start), self._turn)
                 self._turn = 1 - self._turn
 
-    # -- arrays -----------------------------------------------------------------------------------
-
-    def _zeros(self, shape: int | tuple[int, ...], dtype: type | np.dtype | None = None) -> Array:
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any = None) -> Array:
         self._arrays.append(self.backend.zeros(shape, np.dtype(dtype or self.program.dtype)))
         return self._arrays[-1]
 
-    def _matrix(self, width: int, ones: bool) -> Matrix:
-        """For a batch; ``ones``: with a column of ones behind the last one."""
-        stride = -(-(width + ones) // 4) * 4
-        array = self._zeros((self.rows, stride))
-        if ones:
-            array[:, width] = 1
-        return Matrix(array, stride)
+    def kept(self, x: np.ndarray[Any, Any]) -> Array:
+        self._arrays.append(self.backend.asarray(x, x.dtype))
+        return self._arrays[-1]
 
-    def _address(self, array: Array | None, offset: int = 0) -> int:
-        if array is None:
-            return 0
-        return self.gpu.address(array) + offset * self.program.dtype.itemsize
+
+class _Table:
+    """The tasks of each phase.
+
+    Attributes:
+        before: tasks before the first step.
+    """
+
+    def __init__(self, steps: PhasedSteps, data: Data) -> None:
+        self.steps, self.program, self.rows = steps, steps.program, steps.rows
+        program, backend = steps.program, steps.backend
+        rows = program.rows
+        layers = [
+            Layer(row.n_inputs, row.n_outputs, row.parameter_1 != ABSENT, bool(row.trainable))
+            for row in rows
+        ]
+        self.plan = plan_of(layers, self.rows, backend.gpu.multiprocessors)
+        #: what each layer reads, with a column of ones behind the last one; batches take turns
+        self.values = [self._matrix(2 * self.rows, rows[0].n_inputs + 1)]
+        self.values += [self._matrix(self.rows, row.n_inputs + 1) for row in rows[1:]]
+        for row, value in zip(rows, self.values, strict=True):
+            value.array[:, row.n_inputs] = 1
+        self.dz = [self._matrix(self.rows, row.n_outputs) for row in rows]
+        #: what goes into an activation whose slope is found from it
+        self.inputs = [
+            self._matrix(self.rows, row.n_outputs + 1)
+            if activation_of(program, row).saves == "input" else None for row in rows
+        ]  # fmt: skip
+        self.twins = [self._twin(row) for row in rows]
+        self.more: Array = None
+        if self.plan.parts > 1:
+            self.more = steps.zeros((self.plan.parts - 1, program.storage.gradients.size))
+        self.batch = self._batch(data)
+        self.before = [self._fetch(), *(self._align(row) for row in rows if self._is_odd(row))]
+
+    def phases(self) -> list[list[Task]]:
+        """In their order."""
+        plan = self.plan
+        found = [[self._product(cut) for cut in phase] for phase in plan.forward]
+        last = plan.forward[-1][-1]
+        units = last.product.units(last.tile)
+        sums = {"sums": self._address(self.steps.zeros(2 * max(units, self.rows), np.float64))}
+        loss = self._loss()
+        if last.product.kind == "outputs":
+            found[-1][-1] |= loss | sums
+        else:
+            units = -(-self.rows // WARPS)
+            found.append([self._task("loss", units, **loss, **sums)])
+        behind = [[self._product(cut) for cut in phase] for phase in plan.backward]
+        finish = self._task("finish", 1, inner=units, rows=self.rows, **self.batch, **sums)
+        # the batch after this one is fetched while there is little to do
+        behind[0] += [finish, self._fetch()]
+        if plan.parts > 1:
+            behind.append([self._update(row) for row in self.program.rows if row.trainable])
+        return found + behind
+
+    # -- arrays -----------------------------------------------------------------------------------
+
+    def _matrix(self, rows: int, width: int) -> Matrix:
+        return Matrix(self.steps.zeros((rows, padded(width))), padded(width))
+
+    def _is_odd(self, row: Row) -> bool:
+        """Whether rows of its weights do not lie on whole sixteens of bytes."""
+        return row.n_outputs * self.program.dtype.itemsize % 16 != 0
+
+    def _twin(self, row: Row) -> Matrix:
+        """The weights as products read them: they themselves, or a copy."""
+        if self._is_odd(row):
+            return self._matrix(row.n_inputs, row.n_outputs)
+        return Matrix(self.program.arrays[row.layer].parameters[0], row.n_outputs)
+
+    def _address(self, array: Array | None) -> int:
+        return 0 if array is None else self.steps.backend.gpu.address(array)
+
+    def _at(self, name: str, matrix: Matrix | None) -> Task:
+        if matrix is None:
+            return {}
+        return {name: self._address(matrix.array), f"{name}_stride": matrix.stride}
 
     # -- tasks ------------------------------------------------------------------------------------
 
-    def _phases(self, data: Data, blocks: int) -> Iterator[list[dict[str, int]]]:
-        """The tasks of each phase. Two products that need the same are in one."""
-        program, rows = self.program, self.program.rows
-        self.blocks = blocks
-        lowest = min(i for i, row in enumerate(rows) if row.trainable)
-        values = [self._matrix(row.n_inputs, True) for row in rows]
-        values.append(self._matrix(program.n_outputs, True))
-        kept = [
-            self._matrix(row.n_outputs, True)
-            if activation_of(program, row).saves == "input" else None for row in rows
-        ]  # fmt: skip
-        gradients = [self._matrix(row.n_outputs, False) for row in rows]
-        more = None
-        if self.parts > 1:
-            more = self._zeros((self.parts - 1, program.storage.gradients.size))
-        for i in range(len(rows)):
-            yield [self._forward(i, values[i], values[i + 1], kept[i])]
-        fetch, loss, finish = self._batch(data, values, kept[-1], gradients[-1])
-        yield [loss]
-        for i in range(len(rows) - 1, lowest - 1, -1):
-            tasks = []
-            if i > lowest:
-                saved = kept[i - 1] or values[i]
-                tasks.append(self._below(i, gradients[i], saved, gradients[i - 1]))
-            if rows[i].trainable:
-                tasks.append(self._weights(i, values[i], gradients[i], more))
-            if i == len(rows) - 1:
-                tasks.append(finish)
-            yield tasks
-        yield [self._update(more), fetch]
-
-    def _task(self, kind: str, units: int, **fields: int) -> dict[str, int]:
+    def _task(self, kind: str, units: int, **fields: int) -> Task:
         return {"kind": TASKS.index(kind), "units": units, **fields}
 
-    def _activation(self, row: Row) -> dict[str, int]:
+    def _product(self, cut: Cut) -> Task:
+        product, tile = cut
+        row = self.program.rows[product.layer]
+        make = {"forward": self._forward, "outputs": self._outputs, "below": self._below,
+                "weights": self._weights}[product.kind]  # fmt: skip
+        return self._task(
+            product.kind, product.units(tile), tile=tile, rows=product.rows,
+            columns=product.columns, inner=product.inner, **make(product.layer, row),
+        )  # fmt: skip
+
+    def _activation(self, row: Row) -> Task:
         parameter = activation_of(self.program, row).parameter
         (bits,) = struct.unpack("q", struct.pack("d", parameter))
         return {"activation": row.activation, "parameter": bits}
 
-    def _weight(self, row: Row) -> dict[str, int]:
-        """The right operand."""
-        weight, _ = self.program.arrays[row.layer].parameters
-        quad = 16 // self.program.dtype.itemsize
-        address = self._address(weight)
-        in_quads = row.n_outputs % quad == 0 and address % 16 == 0
-        return {"b": address, "b_stride": row.n_outputs, "in_quads": in_quads}
+    def _read(self, i: int) -> Task:
+        """What layer ``i`` reads, as the left operand."""
+        turn = self.rows * self.values[0].stride if i == 0 else 0
+        return {"a_turn": turn, **self._at("a", self.values[i])}
 
-    def _forward(self, i: int, x: Matrix, out: Matrix, kept: Matrix | None) -> dict[str, int]:
-        row = self.program.rows[i]
-        tile, units, _ = cut_into_tiles(self.rows, row.n_outputs, row.n_inputs, self.blocks)
+    def _multiplied(self, i: int, row: Row) -> Task:
         _, bias = self.program.arrays[row.layer].parameters
-        return self._task(
-            "forward", units, tile=tile, rows=self.rows, columns=row.n_outputs,
-            inner=row.n_inputs, a=self._address(x.array), a_stride=x.stride,
-            out=self._address(out.array), out_stride=out.stride, bias=self._address(bias),
-            kept=self._address(kept and kept.array), **self._weight(row), **self._activation(row),
-        )  # fmt: skip
-
-    def _below(self, i: int, dz: Matrix, saved: Matrix, out: Matrix) -> dict[str, int]:
-        """The gradient before the activation of the row below."""
-        row = self.program.rows[i]
-        tile, units, _ = cut_into_tiles(self.rows, row.n_inputs, row.n_outputs, self.blocks)
-        return self._task(
-            "below", units, tile=tile, rows=self.rows, columns=row.n_inputs,
-            inner=row.n_outputs, a=self._address(dz.array), a_stride=dz.stride,
-            out=self._address(out.array), out_stride=out.stride,
-            saved=self._address(saved.array), saved_stride=saved.stride,
-            **self._weight(row), **self._activation(self.program.rows[i - 1]),
-        )  # fmt: skip
-
-    def _weights(self, i: int, x: Matrix, dz: Matrix, more: Array | None) -> dict[str, int]:
-        row = self.program.rows[i]
-        tall = _with_bias(row)
-        tile, units, _ = cut_into_tiles(tall, row.n_outputs, self.rows, self.blocks, self.parts)
-        weight, bias = self.program.arrays[row.layer].gradients
-        return self._task(
-            "weights", units, tile=tile, rows=tall, columns=row.n_outputs, inner=self.rows,
-            a=self._address(x.array), a_stride=x.stride, b=self._address(dz.array),
-            b_stride=dz.stride, in_quads=1, out=self._address(weight), out_stride=row.n_outputs,
-            bias=self._address(bias), ones=ABSENT if bias is None else row.n_inputs,
-            weight_at=row.parameter_0, bias_at=row.parameter_1, **self._in_parts(more),
-        )  # fmt: skip
-
-    def _in_parts(self, more: Array | None) -> dict[str, int]:
-        size = self.program.storage.gradients.size
-        return {"parts": self.parts, "more": self._address(more), "part_size": size}
-
-    def _batch(
-        self, data: Data, values: list[Matrix], kept: Matrix | None, dz: Matrix
-    ) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-        """What brings a batch, what makes its loss of the outputs, and what adds that up."""
-        program, rows, (formula, _) = self.program, self.rows, formulas_of(self.program)
-        by_label = data.target.ndim == 1
-        targets = self._zeros((rows, *data.target.shape[1:]), data.target.dtype)
-        weights = None if data.weight is None else self._zeros(rows)
-        x, pred, last = values[0], values[-1], program.rows[-1]
-        kind, units = "loss", -(-rows // WARPS)
-        if program.n_outputs <= NARROW and units > self.blocks:
-            kind, units = "loss_by_lane", -(-rows // THREADS)
-        shared = {
-            "targets": self._address(targets), "row_weights": self._address(weights),
-            "target_words": targets.nbytes // rows // 4, "averages": formula.averages,
-            "sums": self._address(self._zeros(2 * units, np.float64)),
+        return {
+            "bias": self._address(bias), **self._read(i), **self._at("b", self.twins[i]),
+            **self._activation(row),
         }  # fmt: skip
-        fetch = self._task(
-            "fetch", -(-rows // WARPS), columns=program.n_inputs,
-            out=self._address(x.array), out_stride=x.stride, **shared,
-        )  # fmt: skip
-        saved = kept or pred
-        loss = self._task(
-            kind, units, columns=program.n_outputs, by_label=by_label,
-            hits=program.n_sums > 0, a=self._address(pred.array), a_stride=pred.stride,
-            out=self._address(dz.array), out_stride=dz.stride, saved=self._address(saved.array),
-            saved_stride=saved.stride, **self._activation(last), **shared,
-        )  # fmt: skip
-        return fetch, loss, self._task("finish", 1, rows=units, **shared)
 
-    def _update(self, more: Array | None) -> dict[str, int]:
-        storage, (m, v, *_) = self.program.storage, (*self.program.slots, None, None)
+    def _forward(self, i: int, row: Row) -> Task:
+        if i == len(self.values) - 1:  # the loss is a task of its own
+            self.values.append(self._matrix(self.rows, row.n_outputs + 1))
+        kept = self.inputs[i]
+        out = self._at("out", self.values[i + 1])
+        return {**self._multiplied(i, row), **out, "kept": self._address(kept and kept.array)}
+
+    def _outputs(self, i: int, row: Row) -> Task:
+        return {**self._multiplied(i, row), "kept": self.inputs[i] is not None}
+
+    def _below(self, i: int, row: Row) -> Task:
+        """The gradient before the activation of the row below."""
+        return {
+            **self._at("a", self.dz[i]), **self._at("b", self.twins[i]),
+            **self._at("out", self.dz[i - 1]),
+            **self._at("saved", self.inputs[i - 1] or self.values[i]),
+            **self._activation(self.program.rows[i - 1]),
+        }  # fmt: skip
+
+    def _weights(self, i: int, row: Row) -> Task:
+        return {**self._read(i), **self._at("b", self.dz[i]), **self._parameters(i, row)}
+
+    def _parameters(self, i: int, row: Row) -> Task:
+        """Where a layer's parameters are, and the parts of their gradients."""
+        twin = self.twins[i] if self._is_odd(row) else None
+        return {
+            "weight_at": row.parameter_0, "bias_at": row.parameter_1, "parts": self.plan.parts,
+            "more": self._address(self.more), "part_size": self.program.storage.gradients.size,
+            **self._at("twin", twin),
+        }  # fmt: skip
+
+    def _update(self, row: Row) -> Task:
+        size = (row.n_inputs + (row.parameter_1 != ABSENT)) * row.n_outputs
+        i = self.program.rows.index(row)
         return self._task(
-            "update", -(-storage.trained // UPDATED), columns=storage.trained,
-            inner=storage.decayed, out=self._address(storage.parameters),
-            a=self._address(storage.gradients), kept=self._address(m), saved=self._address(v),
-            **self._in_parts(more),
+            "update", -(-size // THREADS), rows=row.n_inputs, columns=row.n_outputs,
+            **self._parameters(i, row),
         )  # fmt: skip
+
+    def _align(self, row: Row) -> Task:
+        i = self.program.rows.index(row)
+        weight, _ = self.program.arrays[row.layer].parameters
+        size = row.n_inputs * row.n_outputs
+        return self._task(
+            "align", -(-size // THREADS), rows=row.n_inputs, columns=row.n_outputs,
+            a=self._address(weight), **self._at("out", self.twins[i]),
+        )  # fmt: skip
+
+    def _batch(self, data: Data) -> Task:
+        """Where a batch's targets and weights are."""
+        zeros, rows = self.steps.zeros, 2 * self.rows
+        targets = zeros((rows, *data.target.shape[1:]), data.target.dtype)
+        formula, _ = formulas_of(self.program)
+        return {
+            "targets": self._address(targets), "target_words": targets.nbytes // rows // 4,
+            "row_weights": self._address(None if data.weight is None else zeros(rows)),
+            "by_label": data.target.ndim == 1, "averages": formula.averages,
+        }  # fmt: skip
+
+    def _fetch(self) -> Task:
+        return self._task(
+            "fetch", -(-self.rows // WARPS), rows=self.rows, columns=self.program.n_inputs,
+            **self._at("out", self.values[0]), **self.batch,
+        )  # fmt: skip
+
+    def _loss(self) -> Task:
+        """Of the outputs, which lie in shared memory or where ``a`` says."""
+        last, depth = self.program.rows[-1], len(self.program.rows)
+        fields = {
+            "rows": self.rows, "columns": last.n_outputs, "hits": self.program.n_sums > 0,
+            **self.batch, **self._activation(last), **self._at("dz", self.dz[-1]),
+        }  # fmt: skip
+        if len(self.values) > depth:
+            outputs = self.values[depth]
+            fields |= self._at("a", outputs) | self._at("saved", self.inputs[-1] or outputs)
+        return fields

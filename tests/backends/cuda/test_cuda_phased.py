@@ -10,8 +10,9 @@ from cuda_stand_in import DESCENDING, RANDOM, StandInBackend, compiler
 
 import nnbackend as nn
 from nnbackend.backends.cuda import executor as cuda_executor
-from nnbackend.backends.cuda import phased
+from nnbackend.backends.cuda import phase_plan, phased
 from nnbackend.backends.cuda.kernels import TILES, source
+from nnbackend.backends.cuda.phase_plan import Layer
 from nnbackend.backends.cuda.phased import MOST_LAYERS, PhasedSteps, can_take_phases
 
 pytestmark = pytest.mark.skipif(
@@ -55,15 +56,8 @@ def compare(one, other, tolerance: float = 1e-9) -> None:
 @pytest.mark.parametrize("tile", range(len(TILES)), ids=map(str, TILES))
 def test_products_in_tiles_of_any_size_are_those_of_numpy(monkeypatch, tile, dtype) -> None:
     """Whatever hangs over: rows of weights on whole sixteens of bytes and not, long and short."""
-    found = phased.cut_into_tiles
-
-    def cut(rows, columns, inner, blocks, parts=1):
-        (tall, wide), plan = TILES[tile], found(rows, columns, inner, blocks, parts)
-        units = -(-rows // tall) * -(-columns // wide) * parts
-        return plan._replace(tile=tile, units=units)
-
-    monkeypatch.setattr(phased, "cut_into_tiles", cut)
-    widths = (150, 68, 37, 10)
+    monkeypatch.setattr(phase_plan.Product, "tiles", lambda product: [tile])
+    widths = (150, 68, 37, 5)
     tolerance = 1e-9 if dtype == "float64" else 1e-4
     compare(trained(StandInBackend(), widths, dtype), trained("numpy", widths, dtype), tolerance)
 
@@ -71,7 +65,8 @@ def test_products_in_tiles_of_any_size_are_those_of_numpy(monkeypatch, tile, dty
 @pytest.mark.parametrize("parts", [2, 5, 32])
 def test_gradients_may_be_made_in_parts(monkeypatch, parts: int) -> None:
     """Of whatever rows there are; the last step leaves their sum."""
-    monkeypatch.setattr(phased, "parts_of", lambda program, rows, blocks: parts)
+    monkeypatch.setattr(phase_plan, "PARTS", (parts,))
+    monkeypatch.setattr(phase_plan, "FEWEST_ROWS", 1)
     models = [trained(backend, (20, 33, 5)) for backend in (StandInBackend(), "numpy")]
     compare(*models)
     one, other = (model.layers[0] for model, _ in models)
@@ -79,13 +74,27 @@ def test_gradients_may_be_made_in_parts(monkeypatch, parts: int) -> None:
     np.testing.assert_allclose(gradient, other.weight_grad, rtol=1e-7, atol=1e-10)
 
 
-def test_many_rows_of_few_outputs_take_a_lane_each() -> None:
-    weight = np.random.default_rng(0).uniform(0, 2, 700)
+def test_losses_of_many_outputs_are_a_phase_of_their_own() -> None:
+    weight = np.random.default_rng(0).uniform(0, 2, 130)
     models = [
-        trained(backend, (5, 8, 3), rows=700, batch=300, sample_weight=weight)
+        trained(backend, (5, 8, 70), sample_weight=weight)
         for backend in (StandInBackend(), "numpy")
     ]
     compare(*models)
+
+
+def test_only_the_last_layer_may_be_trained() -> None:
+    """Whether the loss is finite is known before anything is updated."""
+    models = []
+    for backend in (StandInBackend(), "numpy"):
+        layers = [nn.Dense(6, 9, "relu", trainable=False), nn.Dense(9, 3)]
+        model = nn.Sequential(layers, seed=1, dtype="float64", backend=backend)
+        model.compile("softmax_cross_entropy", "adam")
+        x, y = np.random.default_rng(1).normal(size=(40, 6)), np.arange(40) % 3
+        model.fit(x, y, epochs=2, batch_size=12, verbose=0)
+        models.append(model)
+    for name, array in models[0].arrays().items():
+        np.testing.assert_allclose(array, models[1].arrays()[name], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
@@ -114,17 +123,29 @@ def test_what_is_too_deep_or_large_or_has_no_room_is_left_to_graphs() -> None:
     assert takes((784, 512, 512, 10), 256)
     assert not takes((4,) * (MOST_LAYERS + 2), 256)
     assert not takes((1024,) * 4, 1024)
-    assert not takes((8, 8), 256, shared_bytes=64 << 10)
+    assert not takes((8, 8), 256, shared_bytes=96 << 10)
 
 
 def test_wide_layers_have_large_tiles_and_narrow_ones_many_parts() -> None:
-    sizes = ((64, 64, 64), (785, 512, 256))
-    small, large = (phased.cut_into_tiles(*size, blocks=132) for size in sizes)
-    assert TILES[small.tile] in ((16, 8), (16, 16))
-    assert TILES[large.tile] == (64, 64)
-    model = nn.Sequential([nn.Dense(28, 64), nn.Dense(64, 3)], seed=0, backend=StandInBackend())
-    assert phased.parts_of(model.program, 2048, 132) > 4
-    assert phased.parts_of(model.program, 64, 132) == 1
+    def tiles(plan) -> list[tuple[int, int]]:
+        return [TILES[cut.tile] for phase in plan.backward for cut in phase]
+
+    wide = phase_plan.plan_of([Layer(784, 512, True, True), Layer(512, 10, True, True)], 256, 132)
+    assert (64, 64) in tiles(wide)
+    assert wide.parts == 1
+    narrow = [Layer(28, 64, True, True), Layer(64, 3, True, True)]
+    assert (64, 64) not in tiles(phase_plan.plan_of(narrow, 64, 132))
+    assert phase_plan.plan_of(narrow, 2048, 132).parts > 1
+
+
+def test_weights_are_updated_when_nobody_reads_them_any_more() -> None:
+    layers = [Layer(4, 4, True, True)] * 4
+    plan = phase_plan.plan_of(layers, 8, 132)
+    order = [{(c.product.kind, c.product.layer) for c in phase} for phase in plan.backward]
+    assert order == [
+        {("below", 3)}, {("below", 2), ("weights", 3)}, {("below", 1), ("weights", 2)},
+        {("weights", 1), ("weights", 0)},
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
