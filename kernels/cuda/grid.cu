@@ -5,6 +5,8 @@
 
 #define UNROLLED _Pragma("unroll")
 #define UNROLLED_A_LITTLE _Pragma("unroll (TALL * WIDE > 16 ? 1 : 2)")  // see tiles.cu
+#define UNROLLED_BY_4 _Pragma("unroll 4")
+#define UNROLLED_BY_8 _Pragma("unroll 8")
 #define NOT_UNROLLED _Pragma("unroll 1")
 
 // All threads of all blocks meet, for ``all`` arrivals of blocks since ``arrived`` was 0; what they

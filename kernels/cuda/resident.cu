@@ -215,7 +215,7 @@ KERNEL train_resident(
     double* traced = bytes_of<double>(PLAN_TRACED);
     bool stopped = state->stopped;
     const Optimizer optimizer = {
-        plan(PLAN_UPDATE), nesterov, (Real)momentum, (Real)beta1, (Real)(1 - beta1), (Real)beta2,
+        nesterov, (Real)momentum, (Real)beta1, (Real)(1 - beta1), (Real)beta2,
         (Real)(1 - beta2), (Real)rho, (Real)(1 - rho), (Real)eps
     };
 
@@ -291,7 +291,9 @@ KERNEL train_resident(
                 if (place >= last) break;
                 const bool decays = decay != 0 && is_weight(place);
                 const Real keep = decays ? (Real)rates[3 * i + 2] : (Real)1;
-                optimizer.apply(rate, small, keep, w[k], g[k], own[k][0], own[k][1]);
+                optimizer.apply<plan(PLAN_UPDATE)>(
+                    rate, small, keep, w[k], g[k], own[k][0], own[k][1]
+                );
             }
             for (int k = 0; k < AT_ONCE; k++) {
                 const int place = start + k * THREADS;

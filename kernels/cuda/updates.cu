@@ -63,13 +63,14 @@ __device__ inline void adam_update(AdamNumbers n, Real& w, Real g, Real& m, Real
 
 // How an optimizer changes parameters.
 struct Optimizer {
-    int rule, nesterov;  // an UPDATE_ code
+    int nesterov;
     Real momentum, beta1, rest1, beta2, rest2, rho, rest, eps;
 
+    template <int RULE>  // an UPDATE_ code
     __device__ inline void apply(
         Real rate, Real small, Real keep, Real& w, Real g, Real& m, Real& v
     ) const {
-        switch (rule) {
+        switch (RULE) {
             case UPDATE_ADAM:
                 adam_update({rate, keep, beta1, rest1, beta2, rest2, small}, w, g, m, v);
                 break;

@@ -23,6 +23,8 @@
 #define NOT_INLINE __attribute__((noinline))
 #define UNROLLED
 #define UNROLLED_A_LITTLE
+#define UNROLLED_BY_4
+#define UNROLLED_BY_8
 #define NOT_UNROLLED
 #define __global__
 #define __device__

@@ -67,8 +67,8 @@ TASKS = (
 )  # fmt: skip
 TILES = ((16, 8), (16, 16), (32, 32), (64, 64))
 #: The most tasks and phases of a step in phases; steps of a launch that does many, whose rates lie
-#: in shared memory; and words of eight bytes that what updates read takes there.
-MOST_TASKS, MOST_PHASES, MOST_STEPS, UPDATE_WORDS = 72, 32, 256, 24
+#: in shared memory; words of eight bytes there that say what a step is; lanes of a row's loss.
+MOST_TASKS, MOST_PHASES, MOST_STEPS, STEP_WORDS, LOSS_LANES = 72, 32, 256, 32, 8
 #: Columns of a trace, as kernels/codes.py has them.
 TRACE = ("loss", "penalty", "weight", "sums")
 #: Bytes of the StepState of kernels/cuda/common.cu.
@@ -134,7 +134,8 @@ def source(definitions: str = "") -> str:
     parts.append(_codes(TRACE, "trace_"))
     sizes = {
         "THREADS": THREADS, "WARPS": WARPS, "COLUMNS": COLUMNS, "MOST_TASKS": MOST_TASKS,
-        "MOST_PHASES": MOST_PHASES, "MOST_STEPS": MOST_STEPS, "UPDATE_WORDS": UPDATE_WORDS,
+        "MOST_PHASES": MOST_PHASES, "MOST_STEPS": MOST_STEPS, "STEP_WORDS": STEP_WORDS,
+        "LOSS_LANES": LOSS_LANES,
     }  # fmt: skip
     parts.append(f"enum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};")
     for name in program_of(definitions).files:

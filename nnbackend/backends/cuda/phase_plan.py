@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnbackend.backends.cuda.kernels import THREADS, TILES, WARPS
+from nnbackend.backends.cuda.kernels import LOSS_LANES, THREADS, TILES
 
 #: Nanoseconds that a block takes for a tile on an H100: in any case, and for each inner place.
-#: Blocks meet in MEETING; a loss takes ROUND for as many rows as a block has warps, some parameters
-#: UPDATE where gradients are added up, and PART for each part.
+#: Blocks meet in MEETING; a loss takes ROUND for as many rows as a block can take at a time, some
+#: parameters UPDATE where gradients are added up, and PART for each part.
 TILE_TIME: Mapping[tuple[int, int], tuple[float, float]] = {
     (16, 8): (1300, 4.75), (16, 16): (1400, 7.0), (32, 32): (2000, 15.6), (64, 64): (4000, 33.0),
 }  # fmt: skip
-MEETING, ROUND, PART, UPDATE = 1000.0, 350.0, 40.0, 1300.0
+MEETING, ROUND, PART, UPDATE = 1000.0, 1200.0, 40.0, 1300.0
 #: Into how many parts the rows of a batch may be cut for the gradients of weights, and how many
 #: rows such a part has at least.
 PARTS, FEWEST_ROWS = (1, 2, 4, 8, 16, 32), 64
@@ -52,7 +52,7 @@ class Product(NamedTuple):
         """Of a tile."""
         fixed, each = TILE_TIME[TILES[tile]]
         rows = TILES[tile][0] if self.kind == "outputs" else 0
-        return fixed + each * self.inner / self.parts + ROUND * -(-rows // WARPS)
+        return fixed + each * self.inner / self.parts + ROUND * -(-rows * LOSS_LANES // THREADS)
 
     def tiles(self) -> list[int]:
         """Those that are possible: outputs need whole rows."""

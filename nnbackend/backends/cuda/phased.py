@@ -13,14 +13,15 @@ import numpy as np
 
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.kernels import (
+    LOSS_LANES,
     MOST_PHASES,
     MOST_STEPS,
     MOST_TASKS,
     RUN,
+    STEP_WORDS,
     TASK,
     TASKS,
     THREADS,
-    UPDATE_WORDS,
     WARPS,
     bind,
 )
@@ -37,7 +38,7 @@ MOST_LAYERS = 11
 #: of cuBLASLt are faster.
 MOST_PRODUCTS = 1 << 31
 #: Bytes of shared memory beside those of tiles, and those that tiles take at least.
-_WORDS = len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS + UPDATE_WORDS
+_WORDS = len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS + STEP_WORDS
 TABLES, LEAST_TILES = 8 * _WORDS, 72 << 10
 Task = dict[str, int]
 
@@ -170,7 +171,7 @@ class _Table:
         if last.product.kind == "outputs":
             found[-1][-1] |= loss | sums
         else:
-            units = -(-self.rows // WARPS)
+            units = -(-self.rows // (THREADS // LOSS_LANES))
             found.append([self._task("loss", units, **loss, **sums)])
         behind = [[self._product(cut) for cut in phase] for phase in plan.backward]
         finish = self._task("finish", 1, inner=units, rows=self.rows, **self.batch, **sums)
@@ -295,9 +296,13 @@ class _Table:
         }  # fmt: skip
 
     def _fetch(self) -> Task:
+        words = self.program.n_inputs * self.program.dtype.itemsize // 4
+        # about four words for a thread, and no more units than blocks
+        blocks = self.steps.backend.gpu.multiprocessors
+        each = max(4 * THREADS // words, -(-self.rows // blocks), 1)
         return self._task(
-            "fetch", -(-self.rows // WARPS), rows=self.rows, columns=self.program.n_inputs,
-            **self._at("out", self.values[0]), **self.batch,
+            "fetch", -(-self.rows // each), rows=self.rows, inner=each,
+            columns=self.program.n_inputs, **self._at("out", self.values[0]), **self.batch,
         )  # fmt: skip
 
     def _loss(self) -> Task:
