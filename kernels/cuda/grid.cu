@@ -4,7 +4,6 @@
 #ifndef ON_HOST  // the stand-in of the tests brings its own
 
 #define UNROLLED _Pragma("unroll")
-#define UNROLLED_A_LITTLE _Pragma("unroll (TALL * WIDE > 16 ? 1 : 2)")  // see tiles.cu
 #define UNROLLED_BY_4 _Pragma("unroll 4")
 #define UNROLLED_BY_8 _Pragma("unroll 8")
 #define NOT_UNROLLED _Pragma("unroll 1")
@@ -29,6 +28,11 @@ __device__ inline void copy_quad_later(void* to, const void* from, int bytes) {
         "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes) :
         "memory"
     );
+}
+
+// A number will be read soon.
+__device__ inline void come_near(const void* x) {
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(x));
 }
 
 // What was copied since the last call is a group.

@@ -80,29 +80,33 @@ __device__ NOT_INLINE void do_tile(Task task, int unit) {
     const int rows = step()->batch.rows;
     const int top = unit / across * ROWS, left = (unit - unit / across * across) * COLUMNS;
     if (top >= rows) return;
-    const Size turn = turn_of_step() * task.fields[TASK_A_TURN];
-    const Operand a = {task.numbers(TASK_A) + turn, task.fields[TASK_A_STRIDE], rows};
-    const Operand b = {task.numbers(TASK_B), task.fields[TASK_B_STRIDE], columns};
+    const int turn = turn_of_step() * task.number(TASK_A_TURN);
+    const Operand a = {task.numbers(TASK_A) + turn, task.number(TASK_A_STRIDE), rows};
+    const Operand b = {task.numbers(TASK_B), task.number(TASK_B_STRIDE), columns};
     const int code = task.number(TASK_ACTIVATION);
     const Real parameter = task.parameter();
-    const Size stride = task.fields[TASK_OUT_STRIDE], saved_stride = task.fields[TASK_SAVED_STRIDE];
+    const int stride = task.number(TASK_OUT_STRIDE), saved_stride = task.number(TASK_SAVED_STRIDE);
     Real *out = task.numbers(TASK_OUT), *kept = task.numbers(TASK_KEPT);
     const Real *bias = task.numbers(TASK_BIAS), *saved = task.numbers(TASK_SAVED);
-    Real early[(ROWS * COLUMNS + THREADS - 1) / THREADS];
-    auto begin = [&](int i, int row, int column) {
-        early[i] = 0;
-        if (row >= rows || column >= columns) return;
-        if (FORWARD && bias) early[i] = bias[column];
-        if (!FORWARD && code) early[i] = saved[row * saved_stride + column];
+    auto begin = [&] {
+        const int tid = threadIdx.x;
+        if constexpr (FORWARD) {
+            if (bias && tid < COLUMNS && left + tid < columns) come_near(bias + left + tid);
+        } else if (code) {
+            NOT_UNROLLED for (int e = 8 * tid; e < ROWS * COLUMNS; e += 8 * THREADS) {
+                const int row = top + e / COLUMNS, column = left + e % COLUMNS;
+                if (row < rows && column < columns) come_near(saved + row * saved_stride + column);
+            }
+        }
     };
-    auto put = [&](int i, int row, int column, Real value) {
+    auto put = [&](int row, int column, Real value) {
         if (row >= rows || column >= columns) return;
         if (FORWARD) {
-            value += early[i];
+            if (bias) value += bias[column];
             if (kept) kept[row * stride + column] = value;
             value = activated(code, value, parameter);
-        } else {
-            value = times_slope(value, code, early[i], parameter);
+        } else if (code) {
+            value = times_slope(value, code, saved[row * saved_stride + column], parameter);
         }
         out[row * stride + column] = value;
     };
@@ -118,7 +122,7 @@ __device__ inline void update_elements(Task task, int top, int left, int size, i
     const int AT_ONCE = 4;
     const Update& own = *update();
     const int rows = task.number(TASK_ROWS), columns = task.number(TASK_COLUMNS);
-    const Size weight_at = task.fields[TASK_WEIGHT_AT], bias_at = task.fields[TASK_BIAS_AT];
+    const int weight_at = task.number(TASK_WEIGHT_AT), bias_at = task.number(TASK_BIAS_AT);
     const int inputs = rows - (bias_at >= 0), wide = 1 << shift;
     const bool stopped = own.stopped(), is_last = step()->is_last;
     const double* rates = all_rates() + 3 * step()->number;
@@ -126,11 +130,11 @@ __device__ inline void update_elements(Task task, int top, int left, int size, i
     Real* twin = task.numbers(TASK_TWIN);
     NOT_UNROLLED for (int first = threadIdx.x; first < size; first += AT_ONCE * THREADS) {
         Real w[AT_ONCE] = {}, m[AT_ONCE] = {}, v[AT_ONCE] = {};
-        Size at[AT_ONCE];
+        int at[AT_ONCE];
         UNROLLED for (int k = 0; k < AT_ONCE; k++) {
             const int e = first + k * THREADS;
             const int row = top + (e >> shift), column = left + (e & (wide - 1));
-            at[k] = row < inputs ? weight_at + (Size)row * columns + column : bias_at + column;
+            at[k] = row < inputs ? weight_at + row * columns + column : bias_at + column;
             if (e >= size || row >= rows || column >= columns) at[k] = -1;
             if (at[k] < 0) continue;
             w[k] = own.w[at[k]];
@@ -149,7 +153,7 @@ __device__ inline void update_elements(Task task, int top, int left, int size, i
             own.w[at[k]] = w[k];
             if (own.m) own.m[at[k]] = m[k];
             if (own.v) own.v[at[k]] = v[k];
-            if (twin && row < inputs) twin[row * task.fields[TASK_TWIN_STRIDE] + column] = w[k];
+            if (twin && row < inputs) twin[row * task.number(TASK_TWIN_STRIDE) + column] = w[k];
         }
     }
 }
@@ -177,19 +181,19 @@ __device__ NOT_INLINE void do_weights(Task task, int unit) {
     const int top = tile / across * ROWS, left = (tile - tile / across * across) * COLUMNS;
     const int each = ((task.number(TASK_INNER) + parts - 1) / parts + 3) / 4 * 4;
     const int end = part * each + each, all = step()->batch.rows;
-    const Size turn = turn_of_step() * task.fields[TASK_A_TURN];
-    const Operand a = {task.numbers(TASK_A) + turn, task.fields[TASK_A_STRIDE], rows};
-    const Operand b = {task.numbers(TASK_B), task.fields[TASK_B_STRIDE], columns};
-    const Size weight_at = task.fields[TASK_WEIGHT_AT], bias_at = task.fields[TASK_BIAS_AT];
+    const int turn = turn_of_step() * task.number(TASK_A_TURN);
+    const Operand a = {task.numbers(TASK_A) + turn, task.number(TASK_A_STRIDE), rows};
+    const Operand b = {task.numbers(TASK_B), task.number(TASK_B_STRIDE), columns};
+    const int weight_at = task.number(TASK_WEIGHT_AT), bias_at = task.number(TASK_BIAS_AT);
     const int inputs = rows - (bias_at >= 0);
     Real* own = part ? task.numbers(TASK_MORE) + (part - 1) * task.fields[TASK_PART_SIZE] : update()->g;
-    auto put = [&](int, int row, int column, Real value) {
+    auto put = [&](int row, int column, Real value) {
         if (parts == 1) tile_memory()[(row - top) * COLUMNS + column - left] = value;
         if (parts == 1 || row >= rows || column >= columns) return;
-        own[row < inputs ? weight_at + (Size)row * columns + column : bias_at + column] = value;
+        own[row < inputs ? weight_at + row * columns + column : bias_at + column] = value;
     };
     product_tile<ROWS, COLUMNS, DEPTH, TALL, WIDE, false, false>(
-        a, b, top, left, part * each, end < all ? end : all, tile_memory(), [](int, int, int) {}, put
+        a, b, top, left, part * each, end < all ? end : all, tile_memory(), [] {}, put
     );
     if (parts > 1) return;
     constexpr int SHIFT = COLUMNS == 8 ? 3 : COLUMNS == 16 ? 4 : COLUMNS == 32 ? 5 : 6;
@@ -344,21 +348,26 @@ __device__ NOT_INLINE void lose_rows(
 template <int ROWS, int COLUMNS, int DEPTH, int TALL, int WIDE>
 __device__ NOT_INLINE void do_outputs(Task task, int unit) {
     const int columns = task.number(TASK_COLUMNS), rows = step()->batch.rows, top = unit * ROWS;
-    const Size turn = turn_of_step() * task.fields[TASK_A_TURN];
-    const Operand a = {task.numbers(TASK_A) + turn, task.fields[TASK_A_STRIDE], rows};
-    const Operand b = {task.numbers(TASK_B), task.fields[TASK_B_STRIDE], columns};
+    const int turn = turn_of_step() * task.number(TASK_A_TURN);
+    const Operand a = {task.numbers(TASK_A) + turn, task.number(TASK_A_STRIDE), rows};
+    const Operand b = {task.numbers(TASK_B), task.number(TASK_B_STRIDE), columns};
     const int code = task.number(TASK_ACTIVATION);
     const Real* bias = task.numbers(TASK_BIAS);
     static_assert(2 * ROWS * COLUMNS * sizeof(Real) <= TILE_BYTES, "room for outputs");
     // in the place of sums, of which a thread has read those of its own elements
     Real *outputs = tile_memory(), *inputs = outputs + ROWS * COLUMNS;
-    Real early[(ROWS * COLUMNS + THREADS - 1) / THREADS];
-    auto begin = [&](int i, int, int column) {
-        early[i] = bias && column < columns ? bias[column] : 0;
+    auto begin = [&] {
+        const int tid = threadIdx.x, words = task.number(TASK_TARGET_WORDS);
+        if (bias && tid < columns) come_near(bias + tid);
+        if (tid < ROWS && top + tid < rows)  // its targets, or their beginning
+            come_near(
+                (const Word*)task.fields[TASK_TARGETS] +
+                (turn_of_step() * task.number(TASK_ROWS) + top + tid) * words
+            );
     };
-    auto put = [&](int i, int row, int column, Real value) {
+    auto put = [&](int row, int column, Real value) {
         if (row >= rows || column >= columns) return;
-        value += early[i];
+        if (bias) value += bias[column];
         const int place = (row - top) * COLUMNS + column;
         inputs[place] = value;
         outputs[place] = activated(code, value, task.parameter());

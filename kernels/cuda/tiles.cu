@@ -12,8 +12,8 @@
 // the right one.
 struct Operand {
     const Real* x;
-    Size stride;  // from one line, or inner place, to the next
-    int lines;    // that there are: from there on they are zeros
+    int stride;  // from one line, or inner place, to the next
+    int lines;   // that there are: from there on they are zeros
 };
 
 // The shared memory for a piece of LINES lines and DEPTH inner places; ALONG: the inner places of a
@@ -30,7 +30,7 @@ struct Piece {
         const int deep = (end - from + 3) / 4 * 4;
         const int row_0 = ALONG ? top : from, column_0 = ALONG ? from : top;
         const int rows = ALONG ? operand.lines : end, columns = ALONG ? end : operand.lines;
-        UNROLLED for (int e = threadIdx.x; e < ROWS * QUADS; e += THREADS) {
+        NOT_UNROLLED for (int e = threadIdx.x; e < ROWS * QUADS; e += THREADS) {
             const int row = e / QUADS, column = e % QUADS * PER_QUAD;
             if ((ALONG ? column : row) >= deep) continue;
             const int left = row_0 + row < rows ? columns - column_0 - column : 0;
@@ -69,8 +69,10 @@ struct Piece {
 };
 
 // The tile whose first row and column are ``top`` and ``left``, over the inner places from ``from`` to
-// ``end``; begin(i, row, column), while it is being made, and put(i, row, column, sum) for each of the
-// elements of a thread.
+// ``end``; begin() while its pieces come, and put(row, column, sum) for each of the elements.
+//
+// Code that is not in a loop is short: a step goes through many tiles' code, which has to come from
+// memory each time if there is more of it than fits near.
 template <
     int ROWS, int COLUMNS, int DEPTH, int TALL, int WIDE, bool A_ALONG, bool B_ALONG,
     typename Begin, typename Put>
@@ -87,7 +89,6 @@ __device__ inline void product_tile(
     const int group = threadIdx.x / GROUP, own = threadIdx.x % GROUP;
     const int down = own / ACROSS, across = own % ACROSS;
     const int pieces = end > from ? (end - from + DEPTH - 1) / DEPTH : 0;
-    constexpr int EACH = (ROWS * COLUMNS + THREADS - 1) / THREADS;
     Real sums[TALL][WIDE];
     for (int i = 0; i < TALL; i++)
         for (int j = 0; j < WIDE; j++) sums[i][j] = 0;
@@ -103,16 +104,11 @@ __device__ inline void product_tile(
             B::fetch(b, left, from + coming * DEPTH, end, to + A::SIZE);
         }
         end_group_of_copies();
-        if (coming == 0) {
-            UNROLLED for (int i = 0; i < EACH; i++) {
-                const int e = threadIdx.x + i * THREADS;
-                if (e < ROWS * COLUMNS) begin(i, top + e / COLUMNS, left + e % COLUMNS);
-            }
-        }
+        if (coming == 0) begin();
         if (piece < 0) continue;
         const Real* there = memory + piece % STAGES * STAGE;
         const int deep = end - from - piece * DEPTH < DEPTH ? end - from - piece * DEPTH : DEPTH;
-        UNROLLED_A_LITTLE for (int k = 4 * group; k < deep; k += 4 * GROUPS) {
+        NOT_UNROLLED for (int k = 4 * group; k < deep; k += 4 * GROUPS) {
             Real x[TALL][4], y[WIDE][4];
             A::template take<TALL>(there, down, k, x);
             B::template take<WIDE>(there + A::SIZE, across, k, y);
@@ -130,12 +126,10 @@ __device__ inline void product_tile(
             found[row * COLUMNS + B::template line_of<WIDE>(across, j)] = sums[i][j];
         }
     __syncthreads();
-    UNROLLED for (int i = 0; i < EACH; i++) {
-        const int e = threadIdx.x + i * THREADS;
-        if (e >= ROWS * COLUMNS) break;
+    NOT_UNROLLED for (int e = threadIdx.x; e < ROWS * COLUMNS; e += THREADS) {
         Real sum = 0;
-        UNROLLED for (int g = 0; g < GROUPS; g++) sum += memory[g * ROWS * COLUMNS + e];
-        put(i, top + e / COLUMNS, left + e % COLUMNS, sum);
+        UNROLLED_BY_8 for (int g = 0; g < GROUPS; g++) sum += memory[g * ROWS * COLUMNS + e];
+        put(top + e / COLUMNS, left + e % COLUMNS, sum);
     }
     __syncthreads();  // the next tile's pieces come in the place of the sums
 }

@@ -13,12 +13,13 @@ import numpy as np
 from nnbackend.backends.cuda.kernels import LOSS_LANES, THREADS, TILES
 
 #: Nanoseconds that a block takes for a tile on an H100: in any case, and for each inner place.
-#: Blocks meet in MEETING; a loss takes ROUND for as many rows as a block can take at a time, some
-#: parameters UPDATE where gradients are added up, and PART for each part.
+#: Blocks meet in MEETING; a loss takes ROUND for as many rows as a block can take at a time, rows
+#: of the next batch FETCH, some parameters UPDATE where gradients are added up, and PART for each
+#: part.
 TILE_TIME: Mapping[tuple[int, int], tuple[float, float]] = {
     (16, 8): (1300, 4.75), (16, 16): (1400, 7.0), (32, 32): (2000, 15.6), (64, 64): (4000, 33.0),
 }  # fmt: skip
-MEETING, ROUND, PART, UPDATE = 1000.0, 1200.0, 40.0, 1300.0
+MEETING, ROUND, FETCH, PART, UPDATE = 1000.0, 1200.0, 2500.0, 40.0, 1300.0
 #: Into how many parts the rows of a batch may be cut for the gradients of weights, and how many
 #: rows such a part has at least.
 PARTS, FEWEST_ROWS = (1, 2, 4, 8, 16, 32), 64
@@ -36,7 +37,7 @@ class Layer(NamedTuple):
 class Product(NamedTuple):
     """A product of a step. Its inner places are cut into ``parts``."""
 
-    kind: str  #: "forward", "outputs" (with the loss), "below" or "weights"
+    kind: str  #: "forward", "outputs" (with the loss), "below", "weights" or "fetch"
     layer: int
     rows: int
     columns: int
@@ -45,17 +46,23 @@ class Product(NamedTuple):
 
     def units(self, tile: int) -> int:
         """Tiles of this size that it is cut into."""
+        if self.kind == "fetch":
+            return self.rows
         tall, wide = TILES[tile]
         return -(-self.rows // tall) * -(-self.columns // wide) * self.parts
 
     def time(self, tile: int) -> float:
         """Of a tile."""
+        if self.kind == "fetch":
+            return FETCH
         fixed, each = TILE_TIME[TILES[tile]]
         rows = TILES[tile][0] if self.kind == "outputs" else 0
         return fixed + each * self.inner / self.parts + ROUND * -(-rows * LOSS_LANES // THREADS)
 
     def tiles(self) -> list[int]:
         """Those that are possible: outputs need whole rows."""
+        if self.kind == "fetch":
+            return [0]
         whole = self.columns if self.kind == "outputs" else 0
         return [tile for tile, (_, wide) in enumerate(TILES) if wide >= whole]
 
@@ -78,16 +85,19 @@ class Plan(NamedTuple):
     time: float
 
 
-def plan_of(layers: Sequence[Layer], rows: int, blocks: int) -> Plan:
-    """The quickest plan for batches of so many rows."""
+def plan_of(layers: Sequence[Layer], rows: int, blocks: int, fetches: int = 0) -> Plan:
+    """The quickest plan for batches of so many rows; a block can take the next batch's in so many
+    units, besides what it does for the outputs."""
     possible = [parts for parts in PARTS if parts == 1 or rows // parts >= FEWEST_ROWS]
-    plans = (_plan(tuple(layers), rows, blocks, parts) for parts in possible)
+    plans = (_plan(tuple(layers), rows, blocks, fetches, parts) for parts in possible)
     return min(plans, key=lambda plan: plan.time)
 
 
-def _plan(layers: tuple[Layer, ...], rows: int, blocks: int, parts: int) -> Plan:
+def _plan(layers: tuple[Layer, ...], rows: int, blocks: int, fetches: int, parts: int) -> Plan:
     phases, time = [], 0.0
-    for products in (*_forward(layers, rows), *_backward(layers, rows, parts)):
+    forward = _forward(layers, rows)
+    forward[-1].append(Product("fetch", 0, fetches, 0, 0))
+    for products in (*forward, *_backward(layers, rows, parts)):
         cuts, taken = cut(tuple(products), blocks)
         phases.append(cuts)
         time += taken + MEETING

@@ -96,12 +96,12 @@ class PhasedSteps:
         tasks = [[task.get(name, 0) for name in TASK] for phase in phases for task in phase]
         starts = np.cumsum([0, *(len(phase) for phase in phases)])
         storage = program.storage
-        m, v, *_ = (*program.slots, None, None)
+        slots = [*program.slots, None, None][:2]
         formula, rule = formulas_of(program)
         arguments = (
             0, 0, self.kept(np.array(tasks, np.int64)), self.kept(starts.astype(np.int64)),
             len(phases) - 1, formula.code, formula.parameter, program.n_sums, rule.code,
-            *update_numbers(rule), storage.parameters, storage.gradients, m, v, storage.decayed,
+            *update_numbers(rule), storage.parameters, storage.gradients, *slots, storage.decayed,
             self.zeros(2, np.uint32), record, state,
         )  # fmt: skip
         blocks = min(backend.gpu.multiprocessors, blocks)
@@ -141,7 +141,11 @@ class _Table:
             Layer(row.n_inputs, row.n_outputs, row.parameter_1 != ABSENT, bool(row.trainable))
             for row in rows
         ]
-        self.plan = plan_of(layers, self.rows, backend.gpu.multiprocessors)
+        blocks = backend.gpu.multiprocessors
+        # about four words for a thread, and no more units than blocks
+        words = program.n_inputs * program.dtype.itemsize // 4
+        self.fetched = max(4 * THREADS // words, -(-self.rows // blocks), 1)
+        self.plan = plan_of(layers, self.rows, blocks, -(-self.rows // self.fetched))
         #: what each layer reads, with a column of ones behind the last one; batches take turns
         self.values = [self._matrix(2 * self.rows, rows[0].n_inputs + 1)]
         self.values += [self._matrix(self.rows, row.n_inputs + 1) for row in rows[1:]]
@@ -164,19 +168,20 @@ class _Table:
         """In their order."""
         plan = self.plan
         found = [[self._product(cut) for cut in phase] for phase in plan.forward]
-        last = plan.forward[-1][-1]
+        place, last = next(
+            (k, cut) for k, cut in enumerate(plan.forward[-1]) if cut.product.kind != "fetch"
+        )
         units = last.product.units(last.tile)
         sums = {"sums": self._address(self.steps.zeros(2 * max(units, self.rows), np.float64))}
         loss = self._loss()
         if last.product.kind == "outputs":
-            found[-1][-1] |= loss | sums
+            found[-1][place] |= loss | sums
         else:
             units = -(-self.rows // (THREADS // LOSS_LANES))
             found.append([self._task("loss", units, **loss, **sums)])
         behind = [[self._product(cut) for cut in phase] for phase in plan.backward]
         finish = self._task("finish", 1, inner=units, rows=self.rows, **self.batch, **sums)
-        # the batch after this one is fetched while there is little to do
-        behind[0] += [finish, self._fetch()]
+        behind[0].append(finish)
         if plan.parts > 1:
             behind.append([self._update(row) for row in self.program.rows if row.trainable])
         return found + behind
@@ -211,6 +216,8 @@ class _Table:
 
     def _product(self, cut: Cut) -> Task:
         product, tile = cut
+        if product.kind == "fetch":
+            return self._fetch()
         row = self.program.rows[product.layer]
         make = {"forward": self._forward, "outputs": self._outputs, "below": self._below,
                 "weights": self._weights}[product.kind]  # fmt: skip
@@ -296,10 +303,7 @@ class _Table:
         }  # fmt: skip
 
     def _fetch(self) -> Task:
-        words = self.program.n_inputs * self.program.dtype.itemsize // 4
-        # about four words for a thread, and no more units than blocks
-        blocks = self.steps.backend.gpu.multiprocessors
-        each = max(4 * THREADS // words, -(-self.rows // blocks), 1)
+        each = self.fetched
         return self._task(
             "fetch", -(-self.rows // each), rows=self.rows, inner=each,
             columns=self.program.n_inputs, **self._at("out", self.values[0]), **self.batch,
