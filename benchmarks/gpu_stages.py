@@ -76,12 +76,12 @@ ESTIMATOR_TESTS = "tests/estimators"
 CONTRACT_TESTS = ("tests/backends/test_conformance.py", "tests/layers/test_gradients.py")
 STAGES: dict[str, tuple[Part, ...]] = {
     "first": (
-        Part("driver", 10, ("nvidia-smi",)),
-        script("info", 20, "-m", "nnbackend.cli", "info"),
-        suite("kernels", 40, f"{GPU_TESTS}::TestKernels"),
-        suite("products", 30, f"{GPU_TESTS}::TestProducts"),
-        suite("graphs", 30, f"{GPU_TESTS}::TestGraphs"),
-        suite("training", 20, f"{GPU_TESTS}::TestTraining"),
+        Part("driver", 5, ("nvidia-smi",)),
+        script("info", 15, "-m", "nnbackend.cli", "info"),
+        suite("kernels", 60, f"{GPU_TESTS}::TestKernels"),
+        suite("products", 20, f"{GPU_TESTS}::TestProducts"),
+        suite("graphs", 20, f"{GPU_TESTS}::TestGraphs"),
+        suite("training", 30, f"{GPU_TESTS}::TestTraining"),
     ),
     "right": (
         suite("contract", 90, *CONTRACT_TESTS),

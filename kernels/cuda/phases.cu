@@ -192,8 +192,21 @@ __device__ NOT_INLINE void do_weights(Task task, int unit) {
         if (parts == 1 || row >= rows || column >= columns) return;
         own[row < inputs ? weight_at + row * columns + column : bias_at + column] = value;
     };
+    auto begin = [&] {
+        if constexpr (ROWS * COLUMNS <= 1024) {  // of larger tiles it would not all stay near
+            if (parts > 1) return;
+            NOT_UNROLLED for (int e = 8 * threadIdx.x; e < ROWS * COLUMNS; e += 8 * THREADS) {
+                const int row = top + e / COLUMNS, column = left + e % COLUMNS;
+                const int at = row < inputs ? weight_at + row * columns + column : bias_at + column;
+                if (row >= rows || column >= columns) continue;
+                come_near(update()->w + at);
+                if (update()->m) come_near(update()->m + at);
+                if (update()->v) come_near(update()->v + at);
+            }
+        }
+    };
     product_tile<ROWS, COLUMNS, DEPTH, TALL, WIDE, false, false>(
-        a, b, top, left, part * each, end < all ? end : all, tile_memory(), [] {}, put
+        a, b, top, left, part * each, end < all ? end : all, tile_memory(), begin, put
     );
     if (parts > 1) return;
     constexpr int SHIFT = COLUMNS == 8 ? 3 : COLUMNS == 16 ? 4 : COLUMNS == 32 ? 5 : 6;

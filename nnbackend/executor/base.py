@@ -67,6 +67,8 @@ class Executor(ABC):
     """Runs many steps of a Program without returning to the caller between layers."""
 
     program: Program
+    #: rows of a batch, and seconds of a step, of the training that ran last
+    pace: tuple[int, float] | None = None
     #: what runs programs with parts in Python instead; None for the Python executor
     mixed: ClassVar[type[Executor] | None] = None
     #: kinds of rows that it runs; a program with another is interpreted

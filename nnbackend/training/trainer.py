@@ -84,6 +84,9 @@ class Trainer:
         self.recovery = Recovery(program, state, source.n_rows or 0)
         self.unfinished: Epoch | None = None
         self.chunk_steps = 1
+        if executor.pace is not None and executor.pace[0] == batch_size:
+            # what runs at the same time may have changed: carefully
+            self.chunk_steps = max(1, int(CHUNK_SECONDS / executor.pace[1] / 2))
 
     def run(self) -> History:
         self.callbacks.fit_begins()
@@ -249,7 +252,8 @@ class Trainer:
 
     def _adapt_chunk(self, steps: int, seconds: float) -> None:
         """Aim at CHUNK_SECONDS, growing at most twofold at a time."""
-        wanted = int(steps * CHUNK_SECONDS / max(seconds, 1e-9))
+        self.executor.pace = self.batch_size, max(seconds, 1e-9) / steps
+        wanted = int(CHUNK_SECONDS / self.executor.pace[1])
         self.chunk_steps = max(1, min(wanted, 2 * self.chunk_steps))
 
     def _most_trace_steps(self) -> int:

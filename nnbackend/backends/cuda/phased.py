@@ -142,9 +142,9 @@ class _Table:
             for row in rows
         ]
         blocks = backend.gpu.multiprocessors
-        # about four words for a thread, and no more units than blocks
+        # about four words for a thread, and units for most blocks: others are making outputs
         words = program.n_inputs * program.dtype.itemsize // 4
-        self.fetched = max(4 * THREADS // words, -(-self.rows // blocks), 1)
+        self.fetched = max(4 * THREADS // words, -(-self.rows // (blocks - blocks // 4)), 1)
         self.plan = plan_of(layers, self.rows, blocks, -(-self.rows // self.fetched))
         #: what each layer reads, with a column of ones behind the last one; batches take turns
         self.values = [self._matrix(2 * self.rows, rows[0].n_inputs + 1)]

@@ -17,6 +17,8 @@ from nnbackend.backends.cuda import executor as cuda_executor
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.executor import GraphExecutor
 from nnbackend.backends.cuda.gemm import Epilogue, Product
+from nnbackend.backends.cuda.phased import PhasedSteps
+from nnbackend.backends.cuda.resident import ResidentSteps
 from nnbackend.data import sources
 from nnbackend.executor.python import PythonExecutor
 from nnbackend.training import trainer
@@ -41,6 +43,24 @@ def model_on(backend, dtype: str = "float32", seed: int = 1) -> nn.Sequential:
     model = nn.Sequential(layers, seed=seed, dtype=dtype, backend=backend)
     model.compile("softmax_cross_entropy", nn.AdamW(1e-3, clip_norm=1.0), ["accuracy"])
     return model
+
+
+#: How many steps are done in few launches.
+MANY_STEPS = ("in shared memory", "in phases")
+
+
+def only(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains in one way, from the first step on."""
+    monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", 1 << 40 if how == "graphs" else 0)
+    monkeypatch.setattr(GraphExecutor, "_time_of", lambda *way: 0.0)  # the first one is taken
+    for name, known in zip(("can_stay", "can_take_phases"), MANY_STEPS, strict=True):
+        if how != known:
+            monkeypatch.setattr(cuda_executor, name, lambda *program: False)
+
+
+def is_used(how: str, model: nn.Sequential) -> bool:
+    kind = {"in shared memory": ResidentSteps, "in phases": PhasedSteps}[how]
+    return any(isinstance(steps, kind) for steps in model.executor._kernels.values())
 
 
 @pytest.fixture
@@ -230,12 +250,11 @@ class TestGraphs:
 
 class TestTraining:
     @pytest.mark.parametrize("data", ["digits", "spiral"])
-    @pytest.mark.parametrize("how", ["graphs", "in shared memory"])
+    @pytest.mark.parametrize("how", ["graphs", *MANY_STEPS])
     def test_curves_in_double_precision_are_those_of_numpy(
         self, cuda, data, how, monkeypatch
     ) -> None:
-        first = 0 if how == "in shared memory" else 1 << 40
-        monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", first)
+        only(how, monkeypatch)
         x, y = nn.datasets.digits() if data == "digits" else nn.datasets.spiral(seed=0)
         curves = []
         for backend in (cuda, "numpy"):
@@ -246,8 +265,12 @@ class TestTraining:
         for name in ("loss", "accuracy"):
             np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=1e-9)
 
-    def test_networks_in_shared_memory_repeat_bit_for_bit(self, cuda, monkeypatch, dtype) -> None:
+    @pytest.mark.parametrize("how", MANY_STEPS)
+    def test_many_steps_in_a_launch_repeat_bit_for_bit(self, cuda, monkeypatch, dtype, how) -> None:
         """However a training is cut into runs, and on whatever multiprocessors the blocks are."""
+        first = cuda_executor.LAUNCHED_FIRST
+        only(how, monkeypatch)
+        monkeypatch.setattr(cuda_executor, "LAUNCHED_FIRST", first)
         x, y = nn.datasets.digits()
         models = []
         for seconds in (0.05, 0.05, 1e-4):
@@ -256,7 +279,7 @@ class TestTraining:
             models.append(nn.Sequential(layers, seed=0, dtype=dtype, backend=cuda))
             models[-1].compile("softmax_cross_entropy", nn.AdamW(0.01), ["accuracy"])
             models[-1].fit(x, y, epochs=12, batch_size=32, verbose=0)
-            assert any(models[-1].executor._kernels.values())
+            assert is_used(how, models[-1])
         arrays = models[0].arrays()
         for model in models[1:]:
             assert model.history["loss"] == models[0].history["loss"]
@@ -334,12 +357,13 @@ class TestData:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("how", ["graphs", "in shared memory"])
-    def test_memory_stays_the_same_over_many_steps(self, cuda, rows, how) -> None:
+    @pytest.mark.parametrize("how", ["graphs", *MANY_STEPS])
+    def test_memory_stays_the_same_over_many_steps(self, cuda, rows, how, monkeypatch) -> None:
         import cupy
 
         model = model_on(cuda)
-        if how == "in shared memory":
+        if how != "graphs":
+            only(how, monkeypatch)
             layers = [nn.Dense(20, 70, "gelu"), nn.Dense(70, 5)]
             model = nn.Sequential(layers, seed=0, backend=cuda)
             model.compile("softmax_cross_entropy", nn.AdamW(1e-3), ["accuracy"])
