@@ -6,7 +6,8 @@
 - bandwidth: update rules and losses over ``--size`` numbers, against a copy on the device;
 - products: a training step of ``--rows`` x (width-width-width-width) with bfloat16 and TF32
   products, against its bare products and the update's bytes at the speed of the copy;
-- chunks: many steps in one call, against a step's time on the device alone.
+- chunks: many steps in one call, against a step's time on the device alone;
+- ways: a step of many, by graphs and by each kernel that does many steps in one launch.
 
 Rounds alternate between a figure and its floor; medians are taken. The result goes to
 benchmarks/results/gpu-limits.json.
@@ -226,6 +227,18 @@ class Bench:
         )
         return Figure.of(f"chunk of {STEPS}, {case.name}", own, alone, 1 / CHUNKS)
 
+    def ways(self, case: Case) -> dict[str, float]:
+        """Seconds of a step of many on the device, by each way that there is."""
+        model = case.model(self.backend)
+        executor: Any = model.executor
+        data = make_source(model.program, *case.data(case.batch)).data
+        found = {"graphs": executor._steps_of(case.batch, data)}
+        found |= {name.split()[0]: make() for name, make in executor._makers(case.batch, data)}
+        return {
+            name: executor._time_of(partial(way.advance, STEPS), data) / STEPS
+            for name, way in found.items()
+        }
+
     def alone(self, executor: Any, steps: Any, data: Any, batch: int, rates: Any) -> float:
         """Between events, of launches that follow each other, without the beginning and the end of
         a run; a run has more steps than are timed here."""
@@ -283,8 +296,14 @@ def main(arguments: Sequence[str] | None = None, backend: CudaBackend | None = N
     console.print(device, highlight=False)
     figures = measure(bench, options, lambda text: console.print(text, style="dim"))
     console.print(table_of(figures))
+    ways = {}
+    for case in CASES.values():
+        ways[case.name] = bench.ways(case)
+        times = (f"{name} {duration_text(time)}" for name, time in ways[case.name].items())
+        console.print(f"{case.name}: {', '.join(times)}", highlight=False)
     content = {
         "device": device,
+        "ways": ways,
         "machine": machine(),
         "settings": vars(options),
         "figures": [asdict(figure) for figure in figures],

@@ -163,8 +163,9 @@ def run(part: Part, folder: Path) -> Outcome:
             finally:
                 end(process)
     seconds = time.monotonic() - start
-    # where a checkout lies is nobody's business
-    text = path.read_text(encoding="utf-8", errors="replace").replace(str(ROOT), ".")
+    # where a checkout and its Python lie is nobody's business
+    text = path.read_text(encoding="utf-8", errors="replace")
+    text = text.replace(str(ROOT), ".").replace(PYTHON, "python")
     path.write_text(text, encoding="utf-8")
     lines = text.splitlines()[2:]
     return Outcome(part.name, command, seconds, code, lines)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,8 +137,19 @@ class TestOperations:
 class TestMeasuring:
     def test_repetitions_fill_the_time(self, clock: Clock) -> None:
         assert measuring.repetitions(clock.trial(), 0.25) == 250
-        assert [count for _, count in clock.calls[:3]] == [1, 1, 10]
+        assert [count for _, count in clock.calls[:5]] == [1, 1, 1, 10, 10]
         assert measuring.repetitions(clock.trial(milliseconds=900), 0.25) == 1
+
+    def test_what_is_compiled_only_after_some_steps_is_not_part_of_the_time(self, clock) -> None:
+        trial, done = clock.trial(), []
+
+        def repeat(count: int) -> None:
+            if sum(done) < 20 <= sum(done) + count:
+                clock.now += 60
+            done.append(count)
+            trial.repeat(count)
+
+        assert measuring.repetitions(replace(trial, repeat=repeat), 0.25) == 250
 
     def test_rounds_alternate_and_the_median_counts(
         self, clock: Clock, monkeypatch: pytest.MonkeyPatch

@@ -32,6 +32,7 @@ def test_every_figure_has_its_floor(tmp_path, monkeypatch) -> None:
     assert gpu_limits.main(arguments, StandInBackend()) == 0
     content = json.loads((tmp_path / "limits.json").read_text())
     assert content["device"] == "a stand-in"
+    assert list(content["ways"]["tiny"]) == ["graphs", "resident", "phased"]
     figures = {figure["what"]: figure for figure in content["figures"]}
     assert list(figures) == [
         *(f"update {name}" for name in gpu_limits.UPDATE_BYTES),
