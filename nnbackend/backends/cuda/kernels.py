@@ -20,6 +20,7 @@ from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES
 
 FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
 _STEPS = ("common", "cluster", "activations", "losses", "steps", "updates", "batches")
+_PHASES = ("grid", "tiles", "phase_memory", "phase_products", "phase_losses", "phases")
 
 
 class Source(NamedTuple):
@@ -35,7 +36,7 @@ class Source(NamedTuple):
 PROGRAMS = {
     "": Source(FILES, "the CUDA kernels", 6),
     "PLAN_WORDS": Source((*_STEPS, "jobs", "resident"), "a CUDA kernel for this network", 2),
-    "TILE_BYTES": Source((*_STEPS, "grid", "tiles", "phases"), "a CUDA kernel for training", 8),
+    "TILE_BYTES": Source((*_STEPS, *_PHASES), "a CUDA kernel for training", 8),
 }
 #: What a run of captured steps reads from an int64 array: addresses, 0 for what is not there, the
 #: number of updates made before, the step in the run, rows of an epoch and of a batch, and the rate

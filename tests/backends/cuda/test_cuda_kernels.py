@@ -53,7 +53,7 @@ class TestCompiler:
             for name in nvrtc.ARCHITECTURES
         ],
     )
-    @pytest.mark.parametrize("real", ["float", "double"])
+    @pytest.mark.parametrize("real", ["float", pytest.param("double", marks=pytest.mark.slow)])
     def test_kernels_compile_without_a_warning(self, architecture: str, real: str) -> None:
         nvrtc.compile_program(source(), f"-arch={architecture}", f"-DReal={real}")
 
