@@ -10,7 +10,7 @@ from cuda_stand_in import DESCENDING, RANDOM, StandInBackend, compiler
 
 import nnbackend as nn
 from nnbackend.backends.cuda import executor as cuda_executor
-from nnbackend.backends.cuda import phase_plan, phased
+from nnbackend.backends.cuda import kernels, phase_plan, phased
 from nnbackend.backends.cuda.kernels import TILES, source
 from nnbackend.backends.cuda.phase_plan import Layer
 from nnbackend.backends.cuda.phased import MOST_LAYERS, PhasedSteps, can_take_phases
@@ -158,3 +158,18 @@ def test_the_kernel_compiles_without_a_warning(architecture: str, real: str) -> 
     backend = StandInBackend(shared_bytes=SHARED[architecture])
     text = source(phased.definitions_of(backend))
     nvrtc.compile_program(text, f"-arch={architecture}", f"-DReal={real}")
+
+
+@pytest.mark.parametrize("meeting", ["between phases", "before the first step"])
+def test_blocks_that_do_not_meet_are_found(monkeypatch, meeting: str) -> None:
+    text, meet = kernels._text, "meet_grid(arrived + turn, meetings);"
+    indent = 12 if meeting == "between phases" else 4
+
+    def planted(name: str) -> str:
+        return text(name).replace(f"\n{' ' * indent}{meet}", "")
+
+    monkeypatch.setattr(kernels, "_text", planted)
+    memory = (200 << 10) + (indent << 10)  # so that it is a program of its own
+    backends = (StandInBackend(shared_bytes=memory, order=DESCENDING), "numpy")
+    with pytest.raises((AssertionError, nn.NonFiniteLossError)):
+        compare(*(trained(backend, (20, 33, 5)) for backend in backends))
