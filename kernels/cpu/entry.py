@@ -8,6 +8,7 @@ keeps them small: each driver is compiled for no dtype at all.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numba import get_num_threads, types
 
 from nnbackend.kernels.cpu.calls import END_EVALUATE, EVALUATE, PREDICT, SERIAL, fork_parts
 from nnbackend.kernels.cpu.codegen.compile import compiled
-from nnbackend.kernels.cpu.codegen.drivers import driver
+from nnbackend.kernels.cpu.codegen.drivers import driver, driver_of_numbers
 from nnbackend.kernels.cpu.codegen.intrinsics import (
     set_flush_subnormals,
     symbol_of,
@@ -208,3 +209,14 @@ class Unit:
             if name not in self._drivers:
                 self._drivers[name] = driver(function, self._store)
             return self._drivers[name]
+
+    def driver_of_numbers(self, function: Any, releases: bool) -> Callable[..., Any]:
+        """The same for a function of integers only; see ``codegen/drivers.py``."""
+        key = f"{function.__name__} {releases}"
+        with COMPILING:
+            if key not in self._drivers:
+                count = function.__code__.co_argcount
+                made = driver_of_numbers(function, count, releases, self._store)
+                self._drivers[key] = made
+            found: Callable[..., Any] = self._drivers[key]
+            return found

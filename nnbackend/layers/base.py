@@ -293,6 +293,15 @@ class Layer(AnswersNames, ABC):
             )
         return x
 
+    def _unchanged(self, x: Array) -> Array:
+        """The inputs of the last forward pass, which a caller may have given another shape."""
+        if x.ndim != 2 or x.shape[1] != self.n_inputs:
+            raise ShapeError(
+                f"{type(self).__name__}.backward needs the inputs of forward as they were, (B, "
+                f"{self.n_inputs}); they have the shape {tuple(x.shape)} now"
+            )
+        return x
+
     def _output_gradient(self, dy: Any, output: Array | None) -> Array:
         """``dy`` on this layer's backend, of the shape of the last ``output``."""
         shape = None if output is None else output.shape

@@ -99,9 +99,9 @@ class BatchNorm(_Norm):
         if self._saved is None:
             self._x = None  # only a training pass can be differentiated
         dy = self._output_gradient(dy, self._x)
-        dx = self.backend.empty(dy.shape, self.dtype)
+        x, dx = self._unchanged(self._x), self.backend.empty(dy.shape, self.dtype)
         self.backend.batch_norm_backward(
-            dy, self._x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
+            dy, x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
         )
         return dx
 
@@ -141,8 +141,8 @@ class LayerNorm(_Norm):
 
     def backward(self, dy: Any) -> Array:
         dy = self._output_gradient(dy, self._x)
-        dx = self.backend.empty(dy.shape, self.dtype)
+        x, dx = self._unchanged(self._x), self.backend.empty(dy.shape, self.dtype)
         self.backend.layer_norm_backward(
-            dy, self._x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
+            dy, x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
         )
         return dx

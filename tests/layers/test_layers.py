@@ -245,3 +245,21 @@ class TestRefusals:
             _ = nn.Dense(2, 2, weight_init=[[np.nan, 0], [0, 0]]).weight
         with pytest.raises(nn.DTypeError, match="an initializer that is no name"):
             nn.Dense(2, 2, weight_init=["x"])
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: nn.Dense(6, 6), lambda: nn.BatchNorm(6), lambda: nn.LayerNorm(6)],
+    ids=["dense", "batch norm", "layer norm"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inputs_that_have_another_shape_now_are_refused(layer) -> None:
+    """Nothing is read behind what the forward pass left."""
+    with nn.use_backend("numpy"):
+        one = layer()
+        x = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+        one.forward(x, training=True)
+        x.shape = (6, 5)
+        with pytest.raises(nn.ShapeError):
+            one.backward(np.ones((5, 6), np.float32))
+        with pytest.raises(nn.ShapeError):
+            one.backward(np.ones((6, 5), np.float32))

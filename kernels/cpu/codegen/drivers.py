@@ -11,7 +11,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
+from numba import njit, types
 from numba.core import serialize
 from numba.core.caching import CompileResultCacheImpl, _Cache
 from numba.core.compiler import CompileResult
@@ -59,3 +59,15 @@ def driver(function: Callable[..., Any], store: Store) -> Any:
     made = njit(nogil=True)(function)
     made._cache = DriverCache(function.__name__, store)
     return made
+
+
+def driver_of_numbers(
+    function: Callable[..., Any], count: int, releases: bool, store: Store
+) -> Callable[..., Any]:
+    """``function`` of so many integers: without a look at what it is called with, and, if it does
+    not release the GIL, without that either; both take as long as a small product."""
+    made = njit(nogil=releases)(function)
+    suffix = "" if releases else "-holding"
+    made._cache = DriverCache(function.__name__ + suffix, store)
+    entry: Callable[..., Any] = made.compile((types.int64,) * count)
+    return entry

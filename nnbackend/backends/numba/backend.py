@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from nnbackend.backends.numba.calls import CallsOperations
-from nnbackend.backends.numba.dense import BoundDense
+from nnbackend.backends.numba.dense import BoundDense, reads_arrays
 from nnbackend.backends.numba.runtime import (
     INSTALL,
     address_of,
@@ -70,7 +70,9 @@ class NumbaBackend(CallsOperations):
 
     def bind_dense(
         self, w: Array, b: Array | None, act: Activation, dw: Array, db: Array | None
-    ) -> BoundDense:
+    ) -> BoundDense | None:
+        if not reads_arrays(self.runtime.calls):
+            return None
         most_rows, leases = int(2 * GRAIN / w.size), self._scratch
         return BoundDense(self.runtime, w, b, act, dw, db, most_rows, self._lease, leases)
 

@@ -51,7 +51,7 @@ class BoundDense:
         if kept is None or dy.__class__ is not np.ndarray or dy.dtype is not self._dtype:
             return None
         x, saved = kept
-        if dy.shape != saved.shape:
+        if dy.shape != saved.shape or x.shape != (len(dy), self._n_inputs):
             return None
         try:
             dx = np.empty(x.shape, self._dtype)
