@@ -20,6 +20,7 @@ class Op(IntEnum):
     BATCH_NORM = 4
     LAYER_NORM = 5
     STANDARDIZE = 6
+    EMBEDDING = 7
 
 
 #: Numbers of a row in float64: rates, penalties, constants of its formula.

@@ -33,7 +33,7 @@ from nnbackend.errors import (
     UnknownArgumentError,
     UnknownNameError,
 )
-from nnbackend.layers import BatchNorm, Dense, Dropout, LayerNorm, Standardize
+from nnbackend.layers import BatchNorm, Dense, Dropout, Embedding, LayerNorm, Standardize
 from nnbackend.layers.activations import (
     ELU,
     GELU,
@@ -88,6 +88,7 @@ __all__ = [
     "DeviceError",
     "Dropout",
     "EarlyStopping",
+    "Embedding",
     "Exponential",
     "ExponentialDecay",
     "GELUTanh",

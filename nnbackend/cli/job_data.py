@@ -71,6 +71,8 @@ def training_data(name: str, settings: Settings, model: Sequential | None = None
     if settings.features and settings.target is None:
         raise DataError("features leave the target out; name it with target, too")
     layout = {"drop": settings.drop, **settings.layout}
+    if is_table(name):
+        layout["embed"] = True
     if is_table(name) and settings.validation:
         layout["learn_from"] = partial(_training_rows, settings)
     return load_data(name, *given, **layout)

@@ -16,7 +16,7 @@ from nnbackend.cli.trained import load_trained
 from nnbackend.data.dataset import Dataset
 from nnbackend.data.validation import ClassWeight
 from nnbackend.errors import CheckpointError, DataError, unknown_name
-from nnbackend.layers import Dense, Dropout, Standardize
+from nnbackend.layers import Dense, Dropout
 from nnbackend.layers.base import Layer
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import resolve_optimizer
@@ -44,8 +44,8 @@ def build_model(settings: Settings, data: Dataset, backend: str | None = None) -
     if data.class_names is not None:
         check_classes(data.class_names, y)
     outputs = len(data.class_names) if data.class_names is not None else y.shape[1]
-    layers: list[Layer] = [Standardize(x.shape[1])] if data.kind == "csv" else []
-    width = x.shape[1]
+    layers: list[Layer] = data.input_layers() if data.kind == "csv" else []
+    width = int(layers[-1].n_outputs or 0) if layers else x.shape[1]
     for units in settings.hidden:
         layers.append(Dense(width, units, activation=settings.activation))
         if settings.dropout:

@@ -59,6 +59,7 @@ def read_csv(
     *,
     preparation: Preparation | None = None,
     learn_from: LearnFrom | None = None,
+    embed: bool = False,
     drop: Sequence[str] = (),
     keep: Sequence[str] = (),
     sep: str | None = None,
@@ -90,6 +91,8 @@ def read_csv(
             (``Dataset.preparation``); which these are is said there.
         learn_from: function of the number of rows, and of their classes as ``labels``, that returns
             the numbers of those to find it out from, such as the rows that are trained on.
+        embed: whether text of more than 8 categories becomes numbers, for a model that begins with
+            ``Dataset.input_layers()``, which has vectors to learn for them.
         drop: names of columns to leave out.
         keep: names of columns to return as text, in ``Dataset.kept``.
         sep: what separates fields, such as ";" or a tab; " " for any number of blanks.
@@ -138,7 +141,7 @@ def read_csv(
             if learn_from is not None:
                 rows = learn_from(len(y), labels=None if names is None else y)
         learns = preparation is None
-        x, preparation = _inputs(table, values, columns, preparation, rows)
+        x, preparation = _inputs(table, values, columns, preparation, rows, embed)
         if found is not None and names is None:
             numbers = found.astype(np.float64)
             if learns:
@@ -163,13 +166,14 @@ def _inputs(
     columns: list[int],
     preparation: Preparation | None,
     rows: HostArray | None,
+    embeds: bool,
 ) -> tuple[HostArray, Preparation]:
     """The columns as (N, width) float32, prepared as is said or, first, learnt from some rows."""
     if preparation is None:
         wrong = [partial(_wrong_value, table, k, "number") for k in columns]
         found = [_numbers_or_text(table, values, k) for k in columns]
         names = [table.names[k] for k in columns]
-        preparation = Preparation.learnt(names, found, wrong, rows)
+        preparation = Preparation.learnt(names, found, wrong, rows, embeds)
         used = [k for k, plan in enumerate(preparation.columns) if plan.kind != "left out"]
         x = preparation.encoded([found[k] for k in used], [wrong[k] for k in used])
     else:

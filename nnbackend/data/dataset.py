@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from nnbackend._checks import check_name, check_path
-from nnbackend.data.preparation import Preparation
+from nnbackend.data.preparation import Column, Preparation
 from nnbackend.errors import DataError
+from nnbackend.layers import Embedding, Layer, Standardize
 
 HostArray = np.ndarray[Any, Any]
 PathLike = str | Path
@@ -51,6 +52,20 @@ class Dataset:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.x, self.y))
+
+    def input_layers(self) -> list[Layer]:
+        """Layers for a model of a table to begin with: numbers are standardised, and categories get
+        vectors where they are numbers (``read_csv(..., embed=True)``). The last one's
+        ``n_outputs`` are the inputs of the next layer."""
+        width = self.x.shape[1]
+        embedded: tuple[Column, ...] = ()
+        if self.preparation is not None:
+            embedded = self.preparation.embedded
+        layers: list[Layer] = [Standardize(width, skip=len(embedded))]
+        for column in embedded:
+            layers.append(Embedding(width, len(column.values) + 1, column.vector))
+            width += column.vector - 1
+        return layers
 
 
 def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[str, ...] | None]:

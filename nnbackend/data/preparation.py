@@ -26,8 +26,9 @@ KINDS = ("number", "category", "time", "left out")
 
 #: A number whose distance from 0 is so many times its spread loses digits in float32.
 FAR = 1000.0
-#: Categories of a column that are told apart; rarer ones are alike.
-MOST_CATEGORIES = 64
+#: Categories of a column that are told apart; rarer ones are alike. Up to so many have an input
+#: each even where others get vectors, of which there may be more.
+MOST_CATEGORIES, FEW_CATEGORIES, MOST_VECTORS = 64, 8, 10_000
 #: Text among this share of numbers or more is a mistake in a column of numbers.
 MOSTLY_NUMBERS = 0.9
 #: Names of columns that number the rows.
@@ -49,6 +50,7 @@ class Column:
         offset: is subtracted first, in float64.
         values: categories, "" for missing values, each with an input of its own; a category that is
             none of them has zeros in all.
+        embedded: the input is the category's number for ``nn.Embedding``, from 1; 0 for others.
         day: whether a time has an hour.
         why: it is left out.
     """
@@ -59,14 +61,21 @@ class Column:
     marks: bool = False
     offset: float = 0.0
     values: tuple[str, ...] = ()
+    embedded: bool = False
     day: bool = False
     why: str = ""
 
     @property
     def width(self) -> int:
         """Inputs of the network."""
-        each = {"number": 1, "category": len(self.values), "time": 7 if self.day else 5}
+        categories = 1 if self.embedded else len(self.values)
+        each = {"number": 1, "category": categories, "time": 7 if self.day else 5}
         return each.get(self.kind, 0) + self.marks
+
+    @property
+    def vector(self) -> int:
+        """Numbers of a category's vector: a common rule for how many are enough."""
+        return min(50, math.ceil(1.6 * math.pow(len(self.values) + 1, 0.56)))
 
     @property
     def is_plain(self) -> bool:
@@ -77,7 +86,8 @@ class Column:
     def description(self) -> str:
         missing = f"; missing values as {self.fill:.6g}, and marked" if self.marks else ""
         if self.kind == "category":
-            return f"{len(self.values)} categories, an input for each"
+            how = f"{self.vector} learnt numbers" if self.embedded else "an input"
+            return f"{len(self.values)} categories, {how} for each"
         if self.kind == "time":
             return f"its number, place in the year and week{', hour' * self.day}{missing}"
         if self.kind == "left out":
@@ -105,17 +115,20 @@ class Preparation:
         values: Sequence[HostArray],
         wrong: Sequence[Wrong],
         rows: HostArray | None = None,
+        embeds: bool = False,
     ) -> Preparation:
         """From columns: numbers in float64 with NaN for what is missing, or text with None.
 
         Args:
             rows: numbers of those to learn from, all by default.
+            embeds: whether columns of many categories become numbers for ``nn.Embedding``.
 
         Raises:
             DataError: text among numbers, numbers that are not finite, or no column to learn from.
         """
         given = zip(names, values, wrong, strict=True)
-        learnt = tuple(_learnt(*column, slice(None) if rows is None else rows) for column in given)
+        some = slice(None) if rows is None else rows
+        learnt = tuple(_learnt(*column, some, embeds) for column in given)
         if all(column.kind == "left out" for column in learnt):
             listed = "; ".join(f"{column.name!r}: {column.why}" for column in learnt)
             raise DataError(f"there is no column to learn from: {listed}")
@@ -127,17 +140,24 @@ class Preparation:
         return tuple(column for column in self.columns if column.kind != "left out")
 
     @property
+    def embedded(self) -> tuple[Column, ...]:
+        """Columns whose inputs are numbers of categories; these inputs come first."""
+        return tuple(column for column in self.used if column.embedded)
+
+    @property
     def is_plain(self) -> bool:
         """Whether a row of the table is a row of the network's input."""
         return not self.target_offset and all(column.is_plain for column in self.columns)
 
     def encoded(self, values: Sequence[HostArray], wrong: Sequence[Wrong]) -> HostArray:
-        """Inputs (N, width) float32 from the columns that are ``used``, in that order.
+        """Inputs (N, width) float32 from the columns that are ``used``, in that order, but for
+        those that are ``embedded``, which come first.
 
         Raises:
             DataError: no time where the training had times; numbers that are not finite.
         """
-        parts = [_encoded(*each) for each in zip(self.used, values, wrong, strict=True)]
+        given = sorted(zip(self.used, values, wrong, strict=True), key=lambda c: not c[0].embedded)
+        parts = [_encoded(*each) for each in given]
         with np.errstate(over="ignore"):
             return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -164,6 +184,8 @@ class Preparation:
         for column in columns:
             texts = (column.name, column.why, *column.values)
             numbers = (column.offset, 0.0 if column.fill is None else column.fill)
+            if column.embedded not in (True, False) or (column.embedded and not column.values):
+                raise ValueError(f"categories of another kind: {column}")
             if column.kind not in KINDS or not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"a column of another kind: {column}")
             if not all(map(math.isfinite, numbers)):
@@ -174,7 +196,9 @@ class Preparation:
 # -- learning -----------------------------------------------------------------------------------
 
 
-def _learnt(name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice) -> Column:
+def _learnt(
+    name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice, embeds: bool
+) -> Column:
     if values.dtype.kind == "f":
         return _number(name, values, wrong, rows)
     present = [text.strip() for text in values if text is not None]
@@ -195,6 +219,11 @@ def _learnt(name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice)
         return Column(name, "left out", why="it is the same in every row")
     if len(counts) == len(some) > 2:
         return Column(name, "left out", why="its text differs in every row")
+    if embeds and len(counts) > FEW_CATEGORIES:
+        # a category that is met once stands for those that will be met later
+        often = [text for text, count in counts.most_common(MOST_VECTORS) if count > 1]
+        if often:
+            return Column(name, "category", values=tuple(sorted(often)), embedded=True)
     kept = [text for text, _ in counts.most_common(MOST_CATEGORIES)]
     return Column(name, "category", values=tuple(sorted(kept)))
 
@@ -230,7 +259,7 @@ def offset_of(values: HostArray) -> float:
 def _encoded(column: Column, values: HostArray, wrong: Wrong) -> HostArray:
     """Inputs (N, width) in float64."""
     if column.kind == "category":
-        return _one_hot(column, values)
+        return _categories(column, values)
     if column.kind == "time":
         return _with_mark(column, _times(values, wrong), lambda t: _cycles(column, t), wrong)
     beyond = np.flatnonzero(np.isinf(values))
@@ -251,9 +280,11 @@ def _with_mark(
     return np.concatenate(parts, axis=1)
 
 
-def _one_hot(column: Column, values: HostArray) -> HostArray:
+def _categories(column: Column, values: HostArray) -> HostArray:
     place = {text: k for k, text in enumerate(column.values)}
     rows = [place.get("" if text is None else text.strip(), -1) for text in values]
+    if column.embedded:
+        return np.array(rows, np.float64)[:, None] + 1.0
     found = np.zeros((len(values), len(column.values) + 1))
     found[np.arange(len(rows)), rows] = 1.0
     return found[:, :-1]

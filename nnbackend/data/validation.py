@@ -43,6 +43,7 @@ def checked(
             f"with targets of the same shape; received {target.shape}"
         )
     check_finite(program.backend, x, program.dtype)
+    check_categories(program, x)
     return x, target, check_weight(program, weight, len(target))
 
 
@@ -103,6 +104,22 @@ def check_finite(backend: Backend, x: Any, dtype: DType) -> None:
                 f"{start + row}, column {column}. Remove or fill such rows first"
             )
         release_pages(x)
+
+
+def check_categories(program: Program, x: Any) -> None:
+    """Refuse what is no number of a category in a column that the model has vectors for, naming
+    the first row. Arrays on a GPU are not looked through: there the loss becomes NaN."""
+    if not isinstance(x, np.ndarray):
+        return
+    for column, count in enumerate(program.categories):
+        nearest = np.floor(np.asarray(x[:, column], np.float64) + 0.5)
+        wrong = np.flatnonzero(~((nearest >= 0) & (nearest < count)))
+        if len(wrong):
+            row = int(wrong[0])
+            raise DataError(
+                f"column {column} of x holds numbers of categories, 0 ... {count - 1}, for an "
+                f"Embedding; received {x[row, column]} in row {row}"
+            )
 
 
 def check_weight(program: Program, weight: Any, rows: int) -> HostArray | None:

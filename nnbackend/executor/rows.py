@@ -161,6 +161,21 @@ def _layer_norm(b: Bound) -> tuple[Forward, Backward]:
     return forward, backward
 
 
+def _embedding(b: Bound) -> tuple[Forward, Backward]:
+    backend, out, dx = b.backend, b.out, b.dx
+    (weight, _), (dweight, _) = b.arrays.parameters, b.gradients
+
+    def forward(x: Array, step: int) -> Array:
+        backend.embedding_forward(x, weight, out)
+        return out
+
+    def backward(x: Array, dy: Array) -> Array:
+        backend.embedding_backward(dy, x, dweight, dx)
+        return dx
+
+    return forward, backward
+
+
 def _standardize(b: Bound) -> tuple[Forward, Backward]:
     backend, out, dx = b.backend, b.out, b.dx
     mean, scale = b.arrays.state
@@ -214,6 +229,7 @@ _TRAINING: dict[Op, Callable[[Bound], tuple[Forward, Backward]]] = {
     Op.BATCH_NORM: _batch_norm,
     Op.LAYER_NORM: _layer_norm,
     Op.STANDARDIZE: _standardize,
+    Op.EMBEDDING: _embedding,
 }
 
 
@@ -244,6 +260,8 @@ def bind_inference(program: Program, row: Row) -> Inference:
         return lambda x, out: backend.layer_norm_forward(x, p0, p1, numbers[0], out, None)
     if row.op == Op.STANDARDIZE:
         return lambda x, out: backend.standardize_forward(x, s0, s1, out)
+    if row.op == Op.EMBEDDING:
+        return lambda x, out: backend.embedding_forward(x, p0, out)
     layer = program.own_layers[row.layer]
 
     def call(x: Array, out: Array) -> None:

@@ -19,6 +19,7 @@ from nnbackend.layers.activations import (
 from nnbackend.layers.base import Layer
 from nnbackend.layers.dense import Dense
 from nnbackend.layers.dropout import Dropout
+from nnbackend.layers.embedding import Embedding
 from nnbackend.layers.normalization import BatchNorm, LayerNorm
 from nnbackend.layers.parameters import Gradient, Parameter
 from nnbackend.layers.standardize import Standardize
@@ -27,8 +28,8 @@ from nnbackend.layers.standardize import Standardize
 LAYERS: dict[str, type[Layer]] = {
     kind.__name__: kind
     for kind in (
-        Dense, Dropout, BatchNorm, LayerNorm, Standardize, Linear, ReLU, LeakyReLU, ELU, GELU,
-        GELUTanh, SiLU, Sigmoid, Tanh, Softplus, Exponential, Softmax, Mish,
+        Dense, Embedding, Dropout, BatchNorm, LayerNorm, Standardize, Linear, ReLU, LeakyReLU,
+        ELU, GELU, GELUTanh, SiLU, Sigmoid, Tanh, Softplus, Exponential, Softmax, Mish,
     )
 }  # fmt: skip
 
@@ -40,6 +41,7 @@ __all__ = [
     "BatchNorm",
     "Dense",
     "Dropout",
+    "Embedding",
     "Exponential",
     "GELUTanh",
     "Gradient",

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_real, real_array
+from nnbackend._checks import check_real, check_size, real_array
 from nnbackend._files import read_rows
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
@@ -23,6 +23,7 @@ class Standardize(NativeLayer):
 
     Args:
         n: width.
+        skip: so many columns at the beginning stay as they are, such as numbers of categories.
     """
 
     op = Op.STANDARDIZE
@@ -31,8 +32,11 @@ class Standardize(NativeLayer):
     mean = Parameter()
     scale = Parameter()
 
-    def __init__(self, n: int, *, dtype: str = "float32") -> None:
+    def __init__(self, n: int, skip: int = 0, *, dtype: str = "float32") -> None:
         super().__init__(n, n, dtype=dtype)
+        self.skip = 0 if skip == 0 else check_size("Standardize.skip", skip)
+        if self.skip > n:
+            raise ShapeError(f"Standardize.skip must be at most n, {n}; received {skip}")
         self.adapted = False
         self.add_parameter("mean", (n,), "zeros", "state")
         self.add_parameter("scale", (n,), "ones", "state")
@@ -48,7 +52,7 @@ class Standardize(NativeLayer):
         return list(self.specs) if self.adapted else []
 
     def config(self) -> dict[str, Any]:
-        return {"n": self.n_inputs}
+        return {"n": self.n_inputs, "skip": self.skip}
 
     def adapt(self, x: Any) -> None:
         """Learn mean and scale of (N, n) data, in one pass over blocks of rows, in float64.
@@ -82,6 +86,8 @@ class Standardize(NativeLayer):
             raise DataError("Standardize.adapt needs finite values; x holds NaN or infinity")
         # rounding leaves a constant column a spread of this size; 1 / std must not overflow
         constant = std <= np.maximum(1e-7 * np.abs(mean), np.finfo(self.dtype).tiny)
+        mean[: self.skip] = 0.0
+        constant[: self.skip] = True
         self.assign("mean", mean)
         self.assign("scale", 1.0 / np.where(constant, 1.0, std))
         self.adapted = True

@@ -25,6 +25,7 @@ from nnbackend.data.split import HOW, How, split_rows
 from nnbackend.data.validation import (
     ClassWeight,
     as_predictions_input,
+    check_categories,
     check_finite,
     check_matrix,
 )
@@ -321,6 +322,7 @@ class Sequential(DrivenStack):
             suspicious = not np.isfinite(out.sum())
         if suspicious:
             check_finite(self.backend, x, self.dtype)
+            check_categories(self.program, x)
         return out
 
     def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:

@@ -15,6 +15,7 @@ from nnbackend._checks import check_coupled_rows, check_mapping, check_values
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, DType, LossFormula
 from nnbackend.errors import DataError, shown
+from nnbackend.kernels.codes import Op
 from nnbackend.losses import Loss, LossFunction
 from nnbackend.metrics import Metric, Statistic
 from nnbackend.optimizers import Optimizer
@@ -150,8 +151,19 @@ class Program:
         self.statistics = list(dict.fromkeys(wanted))
         self.statistic_of = [self.statistics.index(statistic) for statistic in wanted]
         self.n_sums = sum(s.size for s in self.statistics)
+        #: numbers of categories in the first columns of the input
+        self.categories = self._categories()
         #: the optimizer's number of changes, since which its rate has been one number
         self._rate_is_fixed = -1
+
+    def _categories(self) -> list[int]:
+        found = []
+        for row in self.rows:
+            if row.op == Op.EMBEDDING:
+                found.append(int(self.floats[row.layer][0]))
+            elif row.op != Op.STANDARDIZE:
+                break
+        return found
 
     def check_batch(self, rows: int) -> None:
         """Refuse a training batch that is too small."""

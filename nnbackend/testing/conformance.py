@@ -13,6 +13,13 @@ from nnbackend.backends.types import Activation, LossFormula
 from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.testing import oracle
 from nnbackend.testing.case import TOLERANCE, Case, Check, HostArray, run_check
+from nnbackend.testing.layer_checks import (
+    batch_norm,
+    dropout,
+    embedding,
+    layer_norm,
+    standardize,
+)
 
 # -- arrays -----------------------------------------------------------------------------------
 
@@ -143,74 +150,6 @@ def _dense(
     backend.dense_backward(scratch, x_, w_, act, saved, None, None, only_dx, scratch)
     case.equal(f"dense + {act.name}, dx alone", only_dx, dx, slack)
     case.inputs_unchanged()
-
-
-def batch_norm(case: Case) -> None:
-    backend, momentum, eps = case.backend, 0.3, 1e-3
-    for rows, width in ((5, 3), (2, 1), (400, 65)):
-        x, dy = 2 * case.normal(rows, width) + 3, case.normal(rows, width)
-        gamma, beta = case.normal(width), case.normal(width)
-        mean, var = case.normal(width), case.normal(width) ** 2
-        want = oracle.batch_norm(x, gamma, beta, mean, var, momentum, eps, dy)
-        x_, gamma_, beta_ = case.put(x), case.put(gamma), case.put(beta)
-        mean_, var_ = case.state(mean), case.state(var)
-        out, saved = case.poisoned(rows, width), case.poisoned(2, width)
-        frozen = case.poisoned(rows, width)
-        backend.batch_norm_inference(x_, gamma_, beta_, mean_, var_, eps, frozen)
-        case.equal("batch_norm inference", frozen, want["inference"], 20)
-        backend.batch_norm_forward(x_, gamma_, beta_, mean_, var_, momentum, eps, out, saved)
-        dgamma, dbeta = case.poisoned(width), case.poisoned(width)
-        dx = case.poisoned(rows, width)
-        backend.batch_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, dx)
-        got = {"out": out, "mean": mean_, "var": var_, "dgamma": dgamma, "dbeta": dbeta, "dx": dx}
-        for name, array in got.items():
-            case.equal(f"batch_norm {name}", array, want[name], 50)
-        backend.batch_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, None)
-        case.equal("batch_norm dgamma without dx", dgamma, want["dgamma"], 50)
-
-
-def layer_norm(case: Case) -> None:
-    backend, eps = case.backend, 1e-3
-    for rows, width in ((5, 3), (1, 2), (400, 65)):
-        x, dy = 2 * case.normal(rows, width) + 3, case.normal(rows, width)
-        gamma, beta = case.normal(width), case.normal(width)
-        want = oracle.layer_norm(x, gamma, beta, eps, dy)
-        x_, gamma_, beta_ = case.put(x), case.put(gamma), case.put(beta)
-        out, saved = case.poisoned(rows, width), case.poisoned(2, rows)
-        backend.layer_norm_forward(x_, gamma_, beta_, eps, out, saved)
-        dgamma, dbeta = case.poisoned(width), case.poisoned(width)
-        dx = case.poisoned(rows, width)
-        backend.layer_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, dx)
-        got = {"out": out, "dgamma": dgamma, "dbeta": dbeta, "dx": dx}
-        for name, array in got.items():
-            case.equal(f"layer_norm {name}", array, want[name], 50)
-        backend.layer_norm_forward(x_, gamma_, beta_, eps, out, None)
-        case.equal("layer_norm inference", out, want["out"], 50)
-        backend.layer_norm_backward(case.put(dy), x_, gamma_, saved, dgamma, dbeta, None)
-        case.equal("layer_norm dgamma without dx", dgamma, want["dgamma"], 50)
-
-
-def dropout(case: Case) -> None:
-    backend, seed, stream = case.backend, 987_654_321, 5 | 2 << 64
-    for rate in (0.0, 0.3, 0.999):
-        x, dy = case.normal(61, 33), case.normal(61, 33)
-        out, saved, dx = (case.poisoned(61, 33) for _ in range(3))
-        backend.dropout_forward(case.put(x), rate, seed, stream, out, saved)
-        words = [oracle.philox_word(e, stream, seed) for e in range(61 * 33)]
-        kept = np.array(words).reshape(61, 33) >= int(rate * 2.0**32)
-        case.equal("dropout mask", saved, kept / (1 - rate))
-        case.equal("dropout", out, x * kept / (1 - rate))
-        backend.dropout_backward(case.put(dy), saved, dx)
-        case.equal("dropout backward", dx, dy * kept / (1 - rate))
-
-
-def standardize(case: Case) -> None:
-    x, mean, scale = case.normal(9, 4), case.normal(4), case.normal(4)
-    out = case.poisoned(9, 4)
-    case.backend.standardize_forward(case.put(x), case.put(mean), case.put(scale), out)
-    case.equal("standardize", out, (x.astype(np.float64) - mean) * scale)
-    case.backend.standardize_backward(case.put(x), case.put(scale), out)
-    case.equal("standardize backward", out, x.astype(np.float64) * scale)
 
 
 # -- losses and metrics -------------------------------------------------------------------------
@@ -371,6 +310,7 @@ CHECKS: dict[str, Check] = {
         dense,
         batch_norm,
         layer_norm,
+        embedding,
         dropout,
         standardize,
         losses,

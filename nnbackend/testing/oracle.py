@@ -144,6 +144,21 @@ def layer_norm(
     }
 
 
+def embedding(x: HostArray, weight: HostArray, dy: HostArray) -> dict[str, HostArray]:
+    """Outputs and gradients, by a product with a column for each category."""
+    x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
+    places = np.floor(x[:, :1] + 0.5)
+    of_category = (places == np.arange(len(weight))).astype(np.float64)
+    vectors = of_category @ weight
+    vectors[of_category.sum(axis=1) == 0] = np.nan
+    others = x.shape[1] - 1
+    return {
+        "out": np.hstack([x[:, 1:], vectors]),
+        "dweight": of_category.T @ dy[:, others:],
+        "dx": np.hstack([np.zeros((len(x), 1)), dy[:, :others]]),
+    }
+
+
 # -- losses -----------------------------------------------------------------------------------
 
 _CLASSES = ("softmax_cross_entropy", "categorical_cross_entropy")

@@ -101,3 +101,27 @@ def test_wrong_options(sales: Path, arguments, message) -> None:
     done = run(*arguments, cwd=sales.parent)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_many_categories_get_vectors_from_training_to_predictions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    worth, shops = rng.normal(size=40), rng.integers(0, 40, 1500)
+    lines = ["shop,size,sold"]
+    for shop in shops:
+        size = rng.normal()
+        lines.append(f"shop {shop},{size:.3f},{100 + 10 * worth[shop] + size:.3f}")
+    (tmp_path / "shops.csv").write_text("\n".join(lines) + "\n")
+    done = run("train", "shops.csv", "--epochs", "60", "--save", "m", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"shop +category +40 categories, 13 learnt numbers for each", done.stdout)
+    assert figure(done.stdout, "r2", "validation") > 0.97
+    assert "Embedding" in run("summary", "m", cwd=tmp_path).stdout
+    (tmp_path / "new.csv").write_text("size,shop\n0,shop 7\n0,nowhere\n")
+    done = run("predict", "m", "new.csv", cwd=tmp_path)
+    known, unknown = (float(line) for line in done.stdout.splitlines()[1:])
+    assert abs(known - (100 + 10 * worth[7])) < 3
+    assert np.isfinite(unknown)
+    again = run(
+        "train", "shops.csv", "--resume", "m", "--epochs", "61", "--save", "m", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr

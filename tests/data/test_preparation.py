@@ -211,3 +211,62 @@ def test_tables_that_cannot_be_learnt_from(tmp_path, text, message) -> None:
         return
     with pytest.raises(nn.DataError, match=message):
         read(tmp_path, text)
+
+
+class TestVectors:
+    """Columns of many categories become numbers, for which a model has vectors to learn."""
+
+    @staticmethod
+    def table(tmp_path, **settings) -> datasets.Dataset:
+        """Twelve cities, one met once, and a size."""
+        rows = "".join(f"{k % 3}.5,c{k % 11:02},{'ab'[k % 2]},{k % 2}\n" for k in range(110))
+        return read(tmp_path, f"size,city,kind,y\n{rows}1.5,atlantis,a,1\n", **settings)
+
+    def test_their_numbers_come_first_and_others_stay(self, tmp_path) -> None:
+        data = self.table(tmp_path, embed=True)
+        assert plans(data)["city"].values == tuple(f"c{k:02}" for k in range(11))
+        assert [column.name for column in data.preparation.embedded] == ["city"]
+        np.testing.assert_array_equal(data.x[:13, 0], [*range(1, 12), 1, 2])
+        assert data.x[-1, 0] == 0  # met once: one of those that are not known
+        np.testing.assert_array_equal(data.x[:3, 1:], [[0.5, 1, 0], [1.5, 0, 1], [2.5, 1, 0]])
+        assert self.table(tmp_path).x.shape == (111, 12 + 3)
+
+    def test_another_table_is_prepared_alike(self, tmp_path) -> None:
+        plan = self.table(tmp_path, embed=True).preparation
+        (tmp_path / "others").mkdir()
+        other = read(tmp_path / "others", "kind,city,size\na,c03,1\nb,oslo,2\n", preparation=plan)
+        np.testing.assert_array_equal(other.x, [[4, 1, 1, 0], [0, 2, 0, 1]])
+
+    def test_notes_of_a_model_file_hold_them(self, tmp_path) -> None:
+        plan = self.table(tmp_path, embed=True).preparation
+        notes = json.loads(json.dumps(plan.plain()))
+        assert Preparation.from_plain(notes) == plan
+        for wrong in ("yes", 2, None):
+            notes["columns"][1]["embedded"] = wrong
+            with pytest.raises(ValueError, match="categories of another kind"):
+                Preparation.from_plain(notes)
+        del notes["columns"][1]["embedded"]  # as files of before have none
+        assert Preparation.from_plain(notes).embedded == ()
+
+    def test_a_model_begins_with_vectors_of_a_fitting_width(self, tmp_path) -> None:
+        data = self.table(tmp_path, embed=True)
+        standardize, embedding = data.input_layers()
+        assert (standardize.n_inputs, standardize.skip) == (4, 1)
+        assert (embedding.n_inputs, embedding.n_categories, embedding.width) == (4, 12, 7)
+        many = Column("a", "category", values=tuple(map(str, range(5000))), embedded=True)
+        assert many.vector == 50
+        (plain,) = self.table(tmp_path).input_layers()
+        assert (plain.n_inputs, plain.skip) == (15, 0)
+
+    def test_they_learn_what_hundreds_of_categories_have_in_common(self, tmp_path) -> None:
+        rng = np.random.default_rng(0)
+        values, codes = rng.normal(size=300), rng.integers(0, 300, 6000)
+        y = values[codes] + 0.1 * rng.normal(size=6000)
+        rows = "".join(f"s{c},{t:.4f}\n" for c, t in zip(codes, y, strict=True))
+        data = read(tmp_path, "shop,y\n" + rows, embed=True)
+        layers = data.input_layers()
+        layers += [nn.Dense(layers[-1].n_outputs, 16, "relu"), nn.Dense(16, 1)]
+        model = nn.Sequential(layers, seed=0)
+        model.compile("mean_squared_error", nn.Adam(0.01), ["r2"])
+        model.fit(data.x[:5000], data.y[:5000], epochs=30, batch_size=100, verbose=0)
+        assert model.evaluate(data.x[5000:], data.y[5000:])["r2"] > 0.95

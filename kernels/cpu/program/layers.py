@@ -13,6 +13,7 @@ from nnbackend.kernels.cpu.ops.activations import (
     keeps_input,
 )
 from nnbackend.kernels.cpu.ops.dense import dense_backward_data, dense_forward
+from nnbackend.kernels.cpu.ops.embedding import embedding_data, embedding_forward
 from nnbackend.kernels.cpu.ops.norms import (
     batch_norm_data,
     batch_normalise,
@@ -35,6 +36,7 @@ from nnbackend.kernels.cpu.program.views import (
     DENSE,
     DGAMMA,
     DROPOUT,
+    EMBEDDING,
     INV_STD,
     LAYER_NORM,
     MEAN,
@@ -45,6 +47,7 @@ from nnbackend.kernels.cpu.program.views import (
     ROW_MULTIPLE,
     STANDARDIZE,
     delta,
+    embedding_weight,
     gradients,
     input_delta,
     input_rows,
@@ -86,6 +89,8 @@ def apply_row(
         beta = parameters(f, table[r, c.PARAMETER_1], width, like)
         empty = vector_at(0, 0, 0, like)
         layer_norm_forward(x, gamma, beta, parameter, out, empty, empty)
+    elif op == EMBEDDING:
+        embedding_forward(x, embedding_weight(f, table, floats, r, like), out)
 
 
 @compiled
@@ -180,6 +185,8 @@ def backward_row(
         gamma = parameters(f, table[r, c.PARAMETER_0], width, like)
         means, inv_stds = layer_norm_saved(f, table, r, first, last, like)
         layer_norm_data(dy, x, gamma, means, inv_stds, dx)
+    elif op == EMBEDDING:
+        embedding_data(dy, dx)
     elif op == STANDARDIZE:
         standardize_backward(dy, state(f, table[r, c.STATE_1], width, like), dx)
 

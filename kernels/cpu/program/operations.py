@@ -21,6 +21,11 @@ from nnbackend.kernels.cpu.ops.dense import (
     dense_backward_data,
     dense_forward,
 )
+from nnbackend.kernels.cpu.ops.embedding import (
+    embedding_data,
+    embedding_forward,
+    embedding_weights,
+)
 from nnbackend.kernels.cpu.ops.losses import loss_rows
 from nnbackend.kernels.cpu.ops.norms import (
     batch_norm_data,
@@ -53,9 +58,10 @@ from nnbackend.kernels.cpu.program.context import share
     DENSE_FORWARD, DENSE_DATA, DENSE_WEIGHTS, DENSE_BACKWARD,
     ACTIVATION_FORWARD, ACTIVATION_BACKWARD,
     BATCH_NORM_FORWARD, BATCH_NORM_INFERENCE, BATCH_NORM_BACKWARD, LAYER_NORM_FORWARD,
-    LAYER_NORM_BACKWARD, DROPOUT_FORWARD, MULTIPLY, STANDARDIZE_FORWARD, STANDARDIZE_BACKWARD,
+    LAYER_NORM_BACKWARD, EMBEDDING_FORWARD, EMBEDDING_BACKWARD, DROPOUT_FORWARD, MULTIPLY,
+    STANDARDIZE_FORWARD, STANDARDIZE_BACKWARD,
     LOSS, COUNT_CORRECT, CONFUSION_COUNTS, REGRESSION_SUMS, PENALTY, CLIP, UPDATE, RANDOM_BITS,
-) = range(23)  # fmt: skip
+) = range(25)  # fmt: skip
 #: Where an operation's own arguments begin.
 FIRST_ARGUMENT = 2
 N_ARGUMENTS = 16
@@ -89,6 +95,8 @@ def operate(address: int, operation: int, part: int, like: Any) -> None:
         _dense(a, numbers, operation, part, parts, head[1] + part * SCRATCH_BYTES, like)
     elif operation <= LAYER_NORM_BACKWARD:
         _norm(a, numbers, operation, like)
+    elif operation <= EMBEDDING_BACKWARD:
+        _embedding(a, operation, like)
     elif operation <= STANDARDIZE_BACKWARD:
         _by_element(a, numbers, operation, part, parts, like)
     elif operation <= REGRESSION_SUMS:
@@ -228,6 +236,25 @@ def _norm(a: Any, numbers: Any, operation: int, like: Any) -> None:
         if dx_:
             dx = _rows(dx_, 0, rows, n, like)
             layer_norm_data(dy, x, _vector(gamma, n, like), kept[0], kept[1], dx)
+
+
+@compiled
+def _embedding(a: Any, operation: int, like: Any) -> None:
+    """Vectors of categories, for the whole batch."""
+    if operation == EMBEDDING_FORWARD:
+        x, weight, out, rows, inputs, count, width = a[:7]
+        embedding_forward(
+            _rows(x, 0, rows, inputs, like), _rows(weight, 0, count, width, like),
+            _rows(out, 0, rows, inputs - 1 + width, like),
+        )  # fmt: skip
+    else:
+        dy_, x, dweight, dx, rows, inputs, count, width = a[:8]
+        dy = _rows(dy_, 0, rows, inputs - 1 + width, like)
+        embedding_weights(
+            dy, _rows(x, 0, rows, inputs, like), count, 0, _rows(dweight, 0, count, width, like)
+        )
+        if dx:
+            embedding_data(dy, _rows(dx, 0, rows, inputs, like))
 
 
 @compiled

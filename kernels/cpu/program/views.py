@@ -15,6 +15,7 @@ from nnbackend.kernels.cpu.program.context import matrix, vector
 
 DENSE, DROPOUT, BATCH_NORM = int(Op.DENSE), int(Op.DROPOUT), int(Op.BATCH_NORM)
 ACTIVATION, LAYER_NORM, STANDARDIZE = int(Op.ACTIVATION), int(Op.LAYER_NORM), int(Op.STANDARDIZE)
+EMBEDDING = int(Op.EMBEDDING)
 N_COLUMNS = len(c.COLUMNS)
 #: Slices of the batch begin at multiples of this, which keeps Philox's blocks whole.
 ROW_MULTIPLE = 4
@@ -51,6 +52,14 @@ def parameters(f: Any, start: int, n: int, like: Any) -> Any:
     if start < 0:
         return vector_at(0, 0, 0, like)
     return vector(f[c.PARAMETERS], f[c.N_PARAMETERS], start, n, like)
+
+
+@view
+def embedding_weight(f: Any, table: Any, floats: Any, r: int, like: Any) -> Any:
+    """The (categories, width) matrix of an embedding."""
+    width = table[r, c.OUTPUTS] - table[r, c.INPUTS] + 1
+    start, count = table[r, c.PARAMETER_0], np.int64(floats[r, 0])
+    return matrix(f[c.PARAMETERS], f[c.N_PARAMETERS], start, count, width, like)
 
 
 @view

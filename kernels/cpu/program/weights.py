@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from nnbackend.kernels.cpu.codegen.compile import FIRST, ONE, YES, compiled
 from nnbackend.kernels.cpu.codegen.intrinsics import linked, size_of, vector_at
 from nnbackend.kernels.cpu.codegen.math import cast
@@ -31,6 +33,7 @@ from nnbackend.kernels.cpu.gemm.products import (
 )
 from nnbackend.kernels.cpu.gemm.vector_code import TILE_ROWS
 from nnbackend.kernels.cpu.ops.dense import column_sums
+from nnbackend.kernels.cpu.ops.embedding import embedding_weights
 from nnbackend.kernels.cpu.ops.norms import layer_norm_parameters
 from nnbackend.kernels.cpu.ops.updates import (
     add_penalty_gradient,
@@ -45,6 +48,7 @@ from nnbackend.kernels.cpu.program import context as c
 from nnbackend.kernels.cpu.program.context import matrix, numbers_of, share, vector
 from nnbackend.kernels.cpu.program.views import (
     DENSE,
+    EMBEDDING,
     LAYER_NORM,
     WEIGHT_MULTIPLE,
     delta,
@@ -117,6 +121,8 @@ def run_weights(f: Any, part: int, like: Any) -> None:
             elif size:
                 dense_weights(f, table, floats, r, first, last, part, like)
             dense_bias(f, table, floats, r, part, like)
+        elif op == EMBEDDING:
+            embedding(f, table, floats, r, part, like)
         elif table[r, c.TRAINABLE]:
             first, last = share(width, part, parts, WEIGHT_MULTIPLE)
             if last <= first:
@@ -133,6 +139,21 @@ def run_weights(f: Any, part: int, like: Any) -> None:
                 finish(f, start_0, gradients(f, start_0, last - first, like), part, like)
             if table[r, c.PARAMETER_1] >= 0:
                 finish(f, start_1, gradients(f, start_1, last - first, like), part, like)
+
+
+@compiled
+def embedding(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) -> None:
+    """This part's share of an embedding's categories."""
+    inputs, rows, count = table[r, c.INPUTS], f[c.ROWS], np.int64(floats[r, 0])
+    width = table[r, c.OUTPUTS] - inputs + 1
+    first, last = share(count, part, f[c.N_PARTS], ONE)
+    if not table[r, c.TRAINABLE] or last <= first:
+        return
+    start = table[r, c.PARAMETER_0] + first * width
+    g = matrix(f[c.GRADIENTS], f[c.N_PARAMETERS], start, last - first, width, like)
+    dy = delta(f, table[r, c.DELTA], table[r, c.OUTPUTS], FIRST, rows, like)
+    embedding_weights(dy, input_rows(f, table, r, FIRST, rows, like), count, first, g)
+    finish(f, start, g.reshape(g.size), part, like)
 
 
 @compiled

@@ -189,6 +189,14 @@ class CudaBackend(CudaArrays):
         if dx is not None:
             self.by_row("layer_norm_data", x, dy, x, gamma, saved, *x.shape, dx)
 
+    def embedding_forward(self, x: Array, weight: Array, out: Array) -> None:
+        self.by_element("embedding_forward", out, x, weight, *x.shape, *weight.shape, out)
+
+    def embedding_backward(self, dy: Array, x: Array, dweight: Array, dx: Array | None) -> None:
+        self.by_element("embedding_weights", dweight, dy, x, *x.shape, *dweight.shape, dweight)
+        if dx is not None:
+            self.by_element("embedding_data", dx, dy, *x.shape, dweight.shape[1], dx)
+
     def dropout_forward(
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:

@@ -18,7 +18,10 @@ import numpy as np
 from nnbackend.kernels import codes
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES
 
-FILES = ("common", "activations", "losses", "metrics", "norms", "random", "steps", "updates")
+FILES = (
+    "common", "activations", "embedding", "losses", "metrics", "norms", "random", "steps",
+    "updates",
+)  # fmt: skip
 _STEPS = ("common", "cluster", "activations", "losses", "steps", "updates", "batches")
 _PHASES = ("grid", "tiles", "phase_memory", "phase_products", "phase_losses", "phases")
 

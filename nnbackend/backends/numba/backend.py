@@ -202,6 +202,14 @@ class NumbaBackend(CallsOperations):
         arrays = (dy, x, gamma, saved, dgamma, dbeta, dx)
         self._run(self._operation.LAYER_NORM_BACKWARD, x, (*map(address_of, arrays), *x.shape))
 
+    def embedding_forward(self, x: Array, weight: Array, out: Array) -> None:
+        arguments = (*map(address_of, (x, weight, out)), *x.shape, *weight.shape)
+        self._run(self._operation.EMBEDDING_FORWARD, x, arguments)
+
+    def embedding_backward(self, dy: Array, x: Array, dweight: Array, dx: Array | None) -> None:
+        arguments = (*map(address_of, (dy, x, dweight, dx)), *x.shape, *dweight.shape)
+        self._run(self._operation.EMBEDDING_BACKWARD, x, arguments)
+
     def dropout_forward(
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:

@@ -263,6 +263,27 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
                 g_mean = g.mean(axis=1, keepdims=True)
                 dx_block[...] = inv_std * (g - g_mean - n * (g * n).mean(axis=1, keepdims=True))
 
+    def embedding_forward(self, x: Array, weight: Array, out: Array) -> None:
+        others, places = x.shape[1] - 1, self._categories(x, len(weight))
+        out[:, :others] = x[:, 1:]
+        out[:, others:] = weight[self._xp.maximum(places, 0)]
+        out[places < 0, others:] = self._xp.nan
+
+    def embedding_backward(self, dy: Array, x: Array, dweight: Array, dx: Array | None) -> None:
+        others, places = x.shape[1] - 1, self._categories(x, len(dweight))
+        known = places >= 0
+        dweight[...] = 0
+        self._xp.add.at(dweight, places[known], dy[known, others:])
+        if dx is not None:
+            dx[:, 0] = 0
+            dx[:, 1:] = dy[:, :others]
+
+    def _categories(self, x: Array, count: int) -> Array:
+        """The first column as numbers of categories, -1 where there is no such."""
+        nearest = self._xp.floor(x[:, 0] + 0.5)
+        known = (nearest >= 0) & (nearest < count)
+        return self._xp.where(known, nearest, -1).astype(self._xp.int64)
+
     def dropout_forward(
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:

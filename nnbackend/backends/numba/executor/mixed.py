@@ -43,7 +43,15 @@ class MixedExecutor(PythonExecutor):
 
     #: those that kernels/cpu/program/layers.py has
     ops: ClassVar[frozenset[Op]] = frozenset(
-        (Op.DENSE, Op.ACTIVATION, Op.DROPOUT, Op.BATCH_NORM, Op.LAYER_NORM, Op.STANDARDIZE)
+        (
+            Op.DENSE,
+            Op.ACTIVATION,
+            Op.DROPOUT,
+            Op.BATCH_NORM,
+            Op.LAYER_NORM,
+            Op.STANDARDIZE,
+            Op.EMBEDDING,
+        )
     )
 
     def __init__(self, program: Program, backend: NumbaBackend) -> None:
