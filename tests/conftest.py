@@ -32,8 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """``NN_TEST_BACKENDS=cuda pytest -m gpu``: what every backend has to pass, too."""
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        stands_in = parameters.get("backend") == STAND_IN
-        if stands_in and item.get_closest_marker("slow_on_stand_in"):
+        where = {STAND_IN: "slow_on_stand_in", "numpy": "slow_on_numpy"}.get(
+            parameters.get("backend", "")
+        )
+        if where is not None and item.get_closest_marker(where):
             item.add_marker(pytest.mark.slow)
     if config.option.markexpr != "gpu":
         return

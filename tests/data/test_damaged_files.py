@@ -52,7 +52,7 @@ def test_a_compressed_file_takes_no_more_memory_than_it_should(tmp_path, claimed
 
 def test_many_columns_of_one_name_are_refused_at_once(tmp_path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text(",".join(["a"] * 50_000) + "\n" + ",".join(["1"] * 50_000) + "\n")
+    path.write_text(",".join(["a"] * 20_000) + "\n" + ",".join(["1"] * 20_000) + "\n")
     start = time.perf_counter()
     with pytest.raises(nn.DataError, match="two columns named 'a'"):
         nn.datasets.read_csv(path)

@@ -224,6 +224,7 @@ class TestBesides:
         with pytest.raises(nn.UnknownNameError, match="nunba"):
             ours.MLPClassifier(backend="nunba").fit(x, y)
 
+    @pytest.mark.slow_on_stand_in
     def test_dropout_is_for_training_alone(self, backend: nn.Backend) -> None:
         x, y = digits()
         plain, dropped = (ours.MLPClassifier(random_state=0, dropout=rate, max_iter=40).fit(x, y)

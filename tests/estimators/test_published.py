@@ -27,3 +27,8 @@ if _source.count(_IMPORT) != 1:
     raise AssertionError(f"{_THEIRS} does not import the estimators in one line any more")
 _ours = _IMPORT.replace("sklearn.neural_network", "nnbackend.sklearn")
 exec(compile(_source.replace(_IMPORT, _ours), str(_THEIRS), "exec"))
+
+# they train for long
+_LONG = ("test_n_iter_no_change_inf", "test_n_iter_no_change", "test_partial_fit_classification")
+for _name in _LONG:
+    globals()[_name] = pytest.mark.slow_on_numpy(globals()[_name])

@@ -237,7 +237,7 @@ class GraphExecutor(PythonExecutor):
         makers = dict(self._makers(size, data))
         if not makers:
             return None
-        tuning, choice = self.backend.gpu.tuning, None
+        tuning = self.backend.gpu.tuning
         key = f"{steps} steps {' '.join(makers)} {self._description(size, data)}"
         choice = tuning.get(key)
         if choice in makers:

@@ -34,9 +34,9 @@ from nnbackend.program.table import ABSENT, Program, Row
 
 #: Layers of a network: each adds up to six tasks.
 MOST_LAYERS = 11
-#: Multiplications of a step: where there are more, products are nearly all of the time, and those
-#: of cuBLASLt are faster.
-MOST_PRODUCTS = 1 << 31
+#: Multiplications of a step's way there: where there are more, products are nearly all of the time,
+#: and those of cuBLASLt are faster. With fewer, 32 bits hold any place in an array.
+MOST_PRODUCTS = 1 << 29
 #: Bytes of shared memory beside those of tiles, and those that tiles take at least.
 _WORDS = len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS + STEP_WORDS
 TABLES, LEAST_TILES = 8 * _WORDS, 72 << 10
