@@ -239,7 +239,8 @@ def chosen(names: Sequence[str]) -> dict[str, list[Part]]:
         if not parts:
             there = ", ".join(part.name for part in STAGES[stage])
             raise ValueError(f"stage {stage!r} has no part {part_name!r}; it has {there}")
-        found.setdefault(stage, []).extend(parts)
+        known = found.setdefault(stage, [])
+        known += [part for part in parts if part not in known]
     return found
 
 

@@ -15,9 +15,8 @@ __device__ NOT_INLINE void fetch_rows(Task task, int unit) {
     Word* to = (Word*)task.fields[TASK_OUT] + place * most * stride;
     const int count = batch.rows - first < each ? batch.rows - first : each;
     const int quad = words % 4 || (Wide)x % sizeof(Quad) ? 1 : 4, wide = words / quad;
-    const float per_wide = 1.0f / (float)wide;
     UNROLLED_BY_4 for (int e = threadIdx.x; e < count * wide; e += THREADS) {
-        const int i = (int)((e + 0.5f) * per_wide), j = (e - i * wide) * quad, row = first + i;
+        const int i = e / wide, j = (e - i * wide) * quad, row = first + i;
         const Size from = order ? order[batch.start + row] : batch.start + row;
         if (quad == 4)
             *(Quad*)(to + row * stride + j) = *(const Quad*)(x + from * words + j);

@@ -188,7 +188,7 @@ def picture(settings: Settings, model: Sequential, data: Dataset) -> Figure:
                 lambda ax: plot.worst_mistakes(model, x, y, shape, 15, classes, ax),
                 lambda ax: plot.neuron_patterns(model, x, shape, 28, ax),
             ]
-        elif model.n_inputs == 2:
+        elif model.n_inputs == 2 and not model.program.categories:
             panels.append(
                 lambda ax: _titled(
                     plot.decision_regions(model, x, y, ax, 200, classes, data.feature_names), where

@@ -31,7 +31,8 @@ class Dataset:
         x: (N, I) float32.
         y: (N,) int64 class numbers, (N, O) float32 quantities, or None if the file has none.
         class_names: name of each class, or None for quantities.
-        feature_names, target_name: of columns, where the file names them.
+        feature_names, target_name: of columns, where the file names them, in the order of the
+            table.
         image_shape: (height, width) where rows are pictures.
         row_names: a name for each row, where rows are files.
         kind: "idx", "npz", "csv", "images" or "builtin".

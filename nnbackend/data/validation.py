@@ -112,7 +112,8 @@ def check_categories(program: Program, x: Any) -> None:
     if not isinstance(x, np.ndarray):
         return
     for column, count in enumerate(program.categories):
-        nearest = np.floor(np.asarray(x[:, column], np.float64) + 0.5)
+        # as the model rounds them
+        nearest = np.floor(np.asarray(x[:, column], program.dtype) + program.dtype.type(0.5))
         wrong = np.flatnonzero(~((nearest >= 0) & (nearest < count)))
         if len(wrong):
             row = int(wrong[0])

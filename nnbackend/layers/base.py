@@ -293,12 +293,14 @@ class Layer(AnswersNames, ABC):
             )
         return x
 
-    def _unchanged(self, x: Array) -> Array:
-        """The inputs of the last forward pass, which a caller may have given another shape."""
-        if x.ndim != 2 or x.shape[1] != self.n_inputs:
+    def _unchanged(self, x: Array, rows: int) -> Array:
+        """The inputs of the last forward pass, so many rows, which a caller may have given another
+        shape."""
+        shape = (rows, self.n_inputs)
+        if tuple(x.shape) != shape:
             raise ShapeError(
-                f"{type(self).__name__}.backward needs the inputs of forward as they were, (B, "
-                f"{self.n_inputs}); they have the shape {tuple(x.shape)} now"
+                f"{type(self).__name__}.backward needs the inputs of forward as they were, "
+                f"{shape}; they have the shape {tuple(x.shape)} now"
             )
         return x
 

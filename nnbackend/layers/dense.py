@@ -146,7 +146,7 @@ class Dense(NativeLayer):
             if calls.kept is not None:
                 self._x, self._saved = calls.kept
         dy = self._output_gradient(dy, self._saved)
-        x, act, gradients = self._unchanged(self._x), self.activation, self._gradients
+        x, act, gradients = self._unchanged(self._x, len(dy)), self.activation, self._gradients
         backend: Any = self._backend
         dx = backend.empty(x.shape, self.dtype)
         scratch = dy if act is LINEAR else backend.empty(dy.shape, self.dtype)

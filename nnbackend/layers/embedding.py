@@ -52,10 +52,10 @@ class Embedding(NativeLayer):
     ) -> None:
         self.n_categories = check_size("Embedding.n_categories", n_categories)
         self.width = check_size("Embedding.width", width)
-        if self.n_categories > 1 << 24:
+        if self.n_categories > 1 << 23:
             raise ShapeError(
-                f"Embedding.n_categories must be at most {1 << 24:,}, up to which float32 holds "
-                f"whole numbers; received {n_categories:,}"
+                f"Embedding.n_categories must be at most {1 << 23:,}, up to which float32 can be "
+                f"rounded to whole numbers; received {n_categories:,}"
             )
         inputs = check_size("Embedding.n_inputs", n_inputs)
         super().__init__(inputs, inputs - 1 + width, trainable=trainable, seed=seed, dtype=dtype)
@@ -88,7 +88,7 @@ class Embedding(NativeLayer):
 
     def backward(self, dy: Any) -> Array:
         dy = self._output_gradient(dy, self._y)
-        x = self._unchanged(self._x)
+        x = self._unchanged(self._x, len(dy))
         dx = self.backend.empty(x.shape, self.dtype)
         self.backend.embedding_backward(dy, x, self.gradient("weight"), dx)
         return dx

@@ -26,6 +26,7 @@ class _Norm(NativeLayer):
         self.add_parameter("gamma", (n,), "ones", "bias")
         self.add_parameter("beta", (n,), "zeros", "bias")
         self._x: Array | None = None
+        self._rows = 0
         self._saved: Array | None = None
 
 
@@ -81,7 +82,7 @@ class BatchNorm(_Norm):
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
         y = self.backend.empty(x.shape, self.dtype)
-        self._x, self._saved = x, None
+        self._x, self._saved, self._rows = x, None, len(x)
         if not training:
             self.backend.batch_norm_inference(
                 x, self.gamma, self.beta, self.running_mean, self.running_var, self.eps, y
@@ -99,7 +100,7 @@ class BatchNorm(_Norm):
         if self._saved is None:
             self._x = None  # only a training pass can be differentiated
         dy = self._output_gradient(dy, self._x)
-        x, dx = self._unchanged(self._x), self.backend.empty(dy.shape, self.dtype)
+        x, dx = self._unchanged(self._x, self._rows), self.backend.empty(dy.shape, self.dtype)
         self.backend.batch_norm_backward(
             dy, x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
         )
@@ -135,13 +136,14 @@ class LayerNorm(_Norm):
     def forward(self, x: Any, training: bool = False) -> Array:
         x = self._input(x)
         y = self.backend.empty(x.shape, self.dtype)
+        self._rows = len(x)
         self._x, self._saved = x, self.backend.empty((2, len(x)), self.dtype)
         self.backend.layer_norm_forward(x, self.gamma, self.beta, self.eps, y, self._saved)
         return y
 
     def backward(self, dy: Any) -> Array:
         dy = self._output_gradient(dy, self._x)
-        x, dx = self._unchanged(self._x), self.backend.empty(dy.shape, self.dtype)
+        x, dx = self._unchanged(self._x, self._rows), self.backend.empty(dy.shape, self.dtype)
         self.backend.layer_norm_backward(
             dy, x, self.gamma, self._saved, self.gamma_grad, self.beta_grad, dx
         )

@@ -69,7 +69,7 @@ def test_many_failures_do_not_crowd_each_other_out(stages, tmp_path, capsys) -> 
 
 
 def test_single_parts_may_be_asked_for(stages, tmp_path, capsys) -> None:
-    assert stages.main(["--output", str(tmp_path), "bad:last", "good:two"]) == 0
+    assert stages.main(["--output", str(tmp_path), "bad:last", "good:two", "bad:last"]) == 0
     assert "== bad: 1 of 1 parts passed" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         stages.main(["bad:first"])

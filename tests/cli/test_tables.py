@@ -111,7 +111,9 @@ def test_many_categories_get_vectors_from_training_to_predictions(tmp_path: Path
         size = rng.normal()
         lines.append(f"shop {shop},{size:.3f},{100 + 10 * worth[shop] + size:.3f}")
     (tmp_path / "shops.csv").write_text("\n".join(lines) + "\n")
-    done = run("train", "shops.csv", "--epochs", "60", "--save", "m", cwd=tmp_path)
+    done = run(
+        "train", "shops.csv", "--epochs", "60", "--save", "m", "--plot", "p.png", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"shop +category +40 categories, 13 learnt numbers for each", done.stdout)
     assert figure(done.stdout, "r2", "validation") > 0.97

@@ -8,6 +8,7 @@ once for the trace at the end of a run.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -240,19 +241,19 @@ class GraphExecutor(PythonExecutor):
         tuning = self.backend.gpu.tuning
         key = f"{steps} steps {' '.join(makers)} {self._description(size, data)}"
         choice = tuning.get(key)
+        rows = _example(data, size, self.backend)
         if choice in makers:
-            return self._made_or_none(makers[choice])
+            return self._tried(makers[choice], 1, rows)[0]
         if choice == "graphs":
             return None
-        rows = _example(data, size, self.backend)
-        kernels = {name: self._made_or_none(make) for name, make in makers.items()}
-        ways: dict[str, Any] = {name: kernel for name, kernel in kernels.items() if kernel}
-        ways["graphs"] = self._steps_of(size, rows)
-        taken = {name: self._time_of(partial(w.advance, steps), rows) for name, w in ways.items()}
+        tried = {name: self._tried(make, steps, rows) for name, make in makers.items()}
+        graphs = self._steps_of(size, rows)
+        taken = {name: time for name, (_, time) in tried.items()}
+        taken["graphs"] = self._time_of(partial(graphs.advance, steps), rows)
         choice = min(taken, key=lambda name: taken[name])
-        if len(ways) > len(makers):  # none was missing
+        if math.inf not in taken.values():  # none was missing
             tuning.keep(key, choice)
-        return kernels.get(choice)
+        return tried[choice][0] if choice in tried else None
 
     def _makers(self, size: int, data: Data) -> Iterator[tuple[str, Callable[[], KernelSteps]]]:
         """What makes kernels that know all that the program asks for, by the version of each."""
@@ -279,19 +280,21 @@ class GraphExecutor(PythonExecutor):
         form = (size, data.target.ndim, data.weight is None, program.n_sums)
         return f"{program.dtype} {layers} {formula.name} {rule.name} {form}"
 
-    def _made_or_none(self, make: Callable[[], KernelSteps]) -> KernelSteps | None:
+    def _tried(
+        self, make: Callable[[], KernelSteps], steps: int, rows: Data
+    ) -> tuple[KernelSteps | None, float]:
+        """A kernel, and how long it takes; None where there is none, or it does not start."""
         try:
-            return make()
-        except OutOfMemoryError:
-            raise
-        except Exception as error:  # of a compiler, or of a driver that is older than its GPU
+            kernel = make()
+            return kernel, self._time_of(partial(kernel.advance, steps), rows)
+        except Exception as error:  # of a compiler, a driver that is older than its GPU, or memory
             warnings.warn(
                 f"a kernel that trains this network in few launches cannot be used on "
                 f"{self.backend.gpu.name} ({type(error).__name__}: {error}); "
                 f"CUDA graphs train it, or another kernel",
                 stacklevel=2,
             )
-            return None
+            return None, math.inf
 
     def _time_of(self, advance: Callable[[], None], data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""

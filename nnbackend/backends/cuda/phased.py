@@ -35,8 +35,10 @@ from nnbackend.program.table import ABSENT, Program, Row
 #: Layers of a network: each adds up to six tasks.
 MOST_LAYERS = 11
 #: Multiplications of a step's way there: where there are more, products are nearly all of the time,
-#: and those of cuBLASLt are faster. With fewer, 32 bits hold any place in an array.
+#: and those of cuBLASLt are faster.
 MOST_PRODUCTS = 1 << 29
+#: Words of an array of which 32 bits hold any place.
+MOST_WORDS = 1 << 30
 #: Bytes of shared memory beside those of tiles, and those that tiles take at least.
 _WORDS = len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS + STEP_WORDS
 TABLES, LEAST_TILES = 8 * _WORDS, 72 << 10
@@ -50,8 +52,16 @@ def can_take_phases(program: Program, backend: CudaBackend, rows: int) -> bool:
         is_dense(program, backend)
         and len(program.rows) <= MOST_LAYERS
         and rows * products <= MOST_PRODUCTS
+        and _largest(program, rows) <= MOST_WORDS
         and backend.gpu.shared_bytes >= TABLES + LEAST_TILES
     )
+
+
+def _largest(program: Program, rows: int) -> int:
+    """Words of four bytes in the largest array that the kernel has."""
+    widths = [program.n_inputs, *(row.n_outputs for row in program.rows)]
+    numbers = max(2 * rows * padded(max(widths) + 1), program.storage.parameters.size)
+    return int(numbers) * program.dtype.itemsize // 4
 
 
 def tile_bytes(backend: CudaBackend) -> int:

@@ -112,6 +112,19 @@ def test_the_deepest_network_has_room_in_the_table() -> None:
     compare(*(trained(backend, widths, epochs=1) for backend in (StandInBackend(), "numpy")))
 
 
+def test_a_block_may_fetch_many_rows_of_odd_width() -> None:
+    """More numbers than float32 counts: one multiprocessor takes the whole batch."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(9000, 999)).astype("float32"), rng.integers(0, 2, 9000)
+    biases = []
+    for backend in (StandInBackend(multiprocessors=1), "numpy"):
+        model = nn.Sequential([nn.Dense(999, 2)], seed=0, backend=backend)
+        model.compile("softmax_cross_entropy", nn.SGD(0.1))
+        model.fit(x, y, epochs=1, batch_size=9000, verbose=0)
+        biases.append(model.arrays()["layers.0.bias"])
+    np.testing.assert_allclose(*biases, rtol=1e-3)
+
+
 def test_what_is_too_deep_or_large_or_has_no_room_is_left_to_graphs() -> None:
     def takes(widths, rows: int, **device) -> bool:
         backend = StandInBackend(**device)
@@ -123,6 +136,7 @@ def test_what_is_too_deep_or_large_or_has_no_room_is_left_to_graphs() -> None:
     assert takes((784, 512, 512, 10), 256)
     assert not takes((4,) * (MOST_LAYERS + 2), 256)
     assert not takes((1024,) * 4, 1024)
+    assert not takes((1, 1), 1 << 28)  # few products, but places beyond 32 bits
     assert not takes((8, 8), 256, shared_bytes=96 << 10)
 
 
