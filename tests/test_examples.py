@@ -145,6 +145,7 @@ def test_cart_pole(tmp_path) -> None:
     assert (15 < steps < 30, most) == (True, 500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["policy_gradient.py", "q_learning.py"])
 def test_reinforcement_learning(tmp_path, script) -> None:
     out = run(script, tmp_path, "curve.png")

@@ -85,6 +85,7 @@ class TestTutorials:
         close(model.predict([given["x"]]), expected["output"], limit)
         close(backend.to_numpy(layers[0].weight_grad)[0, 0], expected["dL_dw1"], limit)
 
+    @pytest.mark.slow_on_stand_in
     def test_training_by_single_samples(self, backend: nn.Backend, dtype: str) -> None:
         _, expected, limits = entry("tutorial2_network_train")
         arrays = golden_arrays("tutorial2_network.npz")

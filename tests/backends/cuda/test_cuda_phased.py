@@ -112,6 +112,7 @@ def test_the_deepest_network_has_room_in_the_table() -> None:
     compare(*(trained(backend, widths, epochs=1) for backend in (StandInBackend(), "numpy")))
 
 
+@pytest.mark.slow
 def test_a_block_may_fetch_many_rows_of_odd_width() -> None:
     """More numbers than float32 counts: one multiprocessor takes the whole batch."""
     rng = np.random.default_rng(0)
@@ -163,11 +164,9 @@ def test_weights_are_updated_when_nobody_reads_them_any_more() -> None:
 
 
 @pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc")
-@pytest.mark.parametrize("real", ["float", pytest.param("double", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "architecture",
-    ["sm_90", *(pytest.param(a, marks=pytest.mark.slow) for a in ("sm_80", "sm_120"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("real", ["float", "double"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
 def test_the_kernel_compiles_without_a_warning(architecture: str, real: str) -> None:
     backend = StandInBackend(shared_bytes=SHARED[architecture])
     text = source(phased.definitions_of(backend))
