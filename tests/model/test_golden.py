@@ -398,6 +398,7 @@ def check_trajectory(name: str, dtype: str, last_epoch: int) -> nn.Sequential:
     return model
 
 
+@pytest.mark.slow_on_stand_in
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_trajectory_up_to_its_horizon(backend: nn.Backend, dtype: str, name: str) -> None:
     """All epochs for which a pointwise comparison means something, up to the 1000th; on the

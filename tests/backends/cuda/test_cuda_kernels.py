@@ -41,6 +41,8 @@ BUILDS = pytest.mark.skipif(
 FLOAT32 = np.dtype(np.float32)
 #: That of the H100; the others are compiled with ``-m slow``.
 OFTEN = ("sm_90",)
+#: Checks that take over a second in one order.
+LONG = ("losses", "activations")
 ORDERS = (ASCENDING, DESCENDING, RANDOM)
 
 
@@ -125,7 +127,10 @@ class TestLaunches:
 class TestOrder:
     """Threads of a block run in any order: a result that depends on it lacks a barrier."""
 
-    @pytest.mark.parametrize("name", CHECKS)
+    @pytest.mark.parametrize(
+        "name",
+        [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in CHECKS],
+    )
     @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
     def test_operations_are_right_with_equal_bits_in_every_order(self, name, dtype: str) -> None:
         traces = []

@@ -52,7 +52,7 @@ def compare(one, other, tolerance: float = 1e-9) -> None:
         np.testing.assert_allclose(array, arrays[name], err_msg=name, **limits)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 @pytest.mark.parametrize("tile", range(len(TILES)), ids=map(str, TILES))
 def test_products_in_tiles_of_any_size_are_those_of_numpy(monkeypatch, tile, dtype) -> None:
     """Whatever hangs over: rows of weights on whole sixteens of bytes and not, long and short."""
