@@ -41,7 +41,7 @@ BUILDS = pytest.mark.skipif(
 FLOAT32 = np.dtype(np.float32)
 #: That of the H100; the others are compiled with ``-m slow``.
 OFTEN = ("sm_90",)
-#: Checks that take over a second in one order.
+#: Checks that take two seconds or more in all orders.
 LONG = ("losses", "activations")
 ORDERS = (ASCENDING, DESCENDING, RANDOM)
 
