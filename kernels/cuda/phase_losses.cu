@@ -17,7 +17,7 @@ __device__ NOT_INLINE void fetch_rows(Task task, int unit) {
     const int quad = words % 4 || (Wide)x % sizeof(Quad) ? 1 : 4, wide = words / quad;
     UNROLLED_BY_4 for (int e = threadIdx.x; e < count * wide; e += THREADS) {
         const int i = e / wide, j = (e - i * wide) * quad, row = first + i;
-        const Size from = order ? order[batch.start + row] : batch.start + row;
+        const Size from = row_at(order, batch.start + row);
         if (quad == 4)
             *(Quad*)(to + row * stride + j) = *(const Quad*)(x + from * words + j);
         else
@@ -26,13 +26,13 @@ __device__ NOT_INLINE void fetch_rows(Task task, int unit) {
     Word* own = (Word*)task.fields[TASK_TARGETS] + (Size)place * most * target_words;
     for (int e = threadIdx.x; e < count * target_words; e += THREADS) {
         const int i = e / target_words, row = first + i;
-        const Size from = order ? order[batch.start + row] : batch.start + row;
+        const Size from = row_at(order, batch.start + row);
         own[row * target_words + e - i * target_words] =
             targets[from * target_words + e - i * target_words];
     }
     if (!run[RUN_WEIGHT]) return;
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        const Size from = order ? order[batch.start + first + i] : batch.start + first + i;
+        const Size from = row_at(order, batch.start + first + i);
         task.numbers(TASK_ROW_WEIGHTS)[place * most + first + i] =
             ((const Real*)run[RUN_WEIGHT])[from];
     }

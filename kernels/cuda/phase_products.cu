@@ -59,6 +59,20 @@ __device__ NOT_INLINE void do_tile(Task task, int unit) {
     );
 }
 
+// Where the parameter lies whose gradient is in some row and column of a layer's product; the row behind
+// those of the weights is that of the bias.
+struct Parameters {
+    int inputs, columns, weight_at, bias_at;
+
+    __device__ inline int at(int row, int column) const {
+        return row < inputs ? weight_at + row * columns + column : bias_at + column;
+    }
+};
+__device__ inline Parameters parameters_of(Task task, int rows, int columns) {
+    const int weight_at = task.number(TASK_WEIGHT_AT), bias_at = task.number(TASK_BIAS_AT);
+    return {rows - (bias_at >= 0), columns, weight_at, bias_at};
+}
+
 // Elements of a tile of the weights' gradient, which lies in shared memory, 1 << shift in a row: their
 // parameters are updated, a few side by side, whose numbers come at the same time.
 template <int RULE>
@@ -66,8 +80,8 @@ __device__ inline void update_elements(Task task, int top, int left, int size, i
     const int AT_ONCE = 4;
     const Update& own = *update();
     const int rows = task.number(TASK_ROWS), columns = task.number(TASK_COLUMNS);
-    const int weight_at = task.number(TASK_WEIGHT_AT), bias_at = task.number(TASK_BIAS_AT);
-    const int inputs = rows - (bias_at >= 0), wide = 1 << shift;
+    const int wide = 1 << shift;
+    const Parameters parameters = parameters_of(task, rows, columns);
     const bool stopped = own.stopped(), is_last = step()->is_last;
     const double* rates = all_rates() + 3 * step()->number;
     const Real rate = (Real)rates[0], small = (Real)rates[1], keep = (Real)rates[2];
@@ -78,7 +92,7 @@ __device__ inline void update_elements(Task task, int top, int left, int size, i
         UNROLLED for (int k = 0; k < AT_ONCE; k++) {
             const int e = first + k * THREADS;
             const int row = top + (e >> shift), column = left + (e & (wide - 1));
-            at[k] = row < inputs ? weight_at + row * columns + column : bias_at + column;
+            at[k] = parameters.at(row, column);
             if (e >= size || row >= rows || column >= columns) at[k] = -1;
             if (at[k] < 0) continue;
             w[k] = own.w[at[k]];
@@ -97,12 +111,13 @@ __device__ inline void update_elements(Task task, int top, int left, int size, i
             own.w[at[k]] = w[k];
             if (own.m) own.m[at[k]] = m[k];
             if (own.v) own.v[at[k]] = v[k];
-            if (twin && row < inputs) twin[row * task.number(TASK_TWIN_STRIDE) + column] = w[k];
+            if (twin && row < parameters.inputs)
+                twin[row * task.number(TASK_TWIN_STRIDE) + column] = w[k];
         }
     }
 }
 #define BY_RULE(DO)                                                                               \
-    switch (update()->rule) {                                                           \
+    switch (update()->rule) {                                                                     \
         case UPDATE_ADAM: DO(UPDATE_ADAM); break;                                                 \
         case UPDATE_RMSPROP: DO(UPDATE_RMSPROP); break;                                           \
         case UPDATE_ADAGRAD: DO(UPDATE_ADAGRAD); break;                                           \
@@ -128,20 +143,19 @@ __device__ NOT_INLINE void do_weights(Task task, int unit) {
     const int turn = turn_of_step() * task.number(TASK_A_TURN);
     const Operand a = {task.numbers(TASK_A) + turn, task.number(TASK_A_STRIDE), rows};
     const Operand b = {task.numbers(TASK_B), task.number(TASK_B_STRIDE), columns};
-    const int weight_at = task.number(TASK_WEIGHT_AT), bias_at = task.number(TASK_BIAS_AT);
-    const int inputs = rows - (bias_at >= 0);
+    const Parameters parameters = parameters_of(task, rows, columns);
     Real* own = part ? task.numbers(TASK_MORE) + (part - 1) * task.fields[TASK_PART_SIZE] : update()->g;
     auto put = [&](int row, int column, Real value) {
         if (parts == 1) tile_memory()[(row - top) * COLUMNS + column - left] = value;
         if (parts == 1 || row >= rows || column >= columns) return;
-        own[row < inputs ? weight_at + row * columns + column : bias_at + column] = value;
+        own[parameters.at(row, column)] = value;
     };
     auto begin = [&] {
         if constexpr (ROWS * COLUMNS <= 1024) {  // of larger tiles it would not all stay near
             if (parts > 1) return;
             NOT_UNROLLED for (int e = 8 * threadIdx.x; e < ROWS * COLUMNS; e += 8 * THREADS) {
                 const int row = top + e / COLUMNS, column = left + e % COLUMNS;
-                const int at = row < inputs ? weight_at + row * columns + column : bias_at + column;
+                const int at = parameters.at(row, column);
                 if (row >= rows || column >= columns) continue;
                 come_near(update()->w + at);
                 if (update()->m) come_near(update()->m + at);

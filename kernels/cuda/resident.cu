@@ -97,7 +97,7 @@ __device__ inline double weight_sum_of(Step step) {
     const Real* all = (const Real*)run[RUN_WEIGHT];
     double value = 0;
     for (Size i = threadIdx.x; i < step.rows; i += THREADS)
-        value += all[order ? order[step.start + i] : step.start + i];
+        value += all[row_at(order, step.start + i)];
     return block_sum(value, bytes_of<double>(PLAN_SUMS));
 }
 

@@ -5,6 +5,9 @@
 // backends/cuda/kernels.py: RUN and which begin_run fills; what changes from step to step lies in
 // the StepState that begin_step fills.
 
+// The row at a place of a run's order of rows; without one they are in their own order.
+__device__ inline Size row_at(const Size* order, Size place) { return order ? order[place] : place; }
+
 // out[i] = x[idx[i]] for rows of 4-byte words.
 KERNEL take_rows(const Word* x, const Size* idx, Size rows, Size words, Word* out) {
     for (Size i = first_index(); i < rows * words; i += index_step()) {
@@ -77,7 +80,7 @@ KERNEL begin_step(
         penalty[0] = 0;
     }
     for (Size row = first_warp(); row < rows; row += warp_step()) {
-        Size from = order ? order[start + row] : start + row;
+        Size from = row_at(order, start + row);
         const Word* own_x = all_x + from * x_words;
         if (x) copy_row(own_x, x_words, x + row * x_words);
         if (rounded) round_row((const Real*)own_x, x_words, rounded + row * x_words);

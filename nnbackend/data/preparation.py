@@ -209,7 +209,8 @@ def _learnt(
         column = _number(name, times, wrong, rows)
         if column.kind == "left out":
             return column
-        there = times[rows][np.isfinite(times[rows])]
+        there = times[rows]
+        there = there[np.isfinite(there)]
         hours = np.unique(there % _DAY).size > 1
         return replace(column, kind="time", offset=float(np.median(there)), day=hours)
     some = values[rows]
@@ -232,7 +233,8 @@ def _number(name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice)
     beyond = np.flatnonzero(np.isinf(values))
     if len(beyond):
         raise wrong(int(beyond[0]))
-    present = values[rows][~np.isnan(values[rows])]
+    present = values[rows]
+    present = present[~np.isnan(present)]
     if not len(present):
         return Column(name, "left out", why="it is empty")
     marks, spread = bool(np.isnan(values).any()), float(present.std())

@@ -58,10 +58,12 @@ class Embedding(NativeLayer):
                 f"rounded to whole numbers; received {n_categories:,}"
             )
         inputs = check_size("Embedding.n_inputs", n_inputs)
-        super().__init__(inputs, inputs - 1 + width, trainable=trainable, seed=seed, dtype=dtype)
+        super().__init__(
+            inputs, inputs - 1 + self.width, trainable=trainable, seed=seed, dtype=dtype
+        )
         self.weight_init = weight_init
         resolve_initializer(weight_init)
-        self.add_parameter("weight", (n_categories, width), weight_init)
+        self.add_parameter("weight", (self.n_categories, self.width), weight_init)
         self._x: Array | None = None
         self._y: Array | None = None
 

@@ -60,7 +60,7 @@ def can_take_phases(program: Program, backend: CudaBackend, rows: int) -> bool:
 def _largest(program: Program, rows: int) -> int:
     """Words of four bytes in the largest array that the kernel has."""
     widths = [program.n_inputs, *(row.n_outputs for row in program.rows)]
-    numbers = max(2 * rows * padded(max(widths) + 1), program.storage.parameters.size)
+    numbers = max(2 * rows * stride(max(widths) + 1), program.storage.parameters.size)
     return int(numbers) * program.dtype.itemsize // 4
 
 
@@ -81,8 +81,8 @@ class Matrix(NamedTuple):
     stride: int
 
 
-def padded(width: int) -> int:
-    """To whole sixteens of bytes, whatever the dtype."""
+def stride(width: int) -> int:
+    """How far rows lie apart: whole sixteens of bytes, whatever the dtype."""
     return -(-width // 4) * 4
 
 
@@ -172,7 +172,8 @@ class _Table:
         if self.plan.parts > 1:
             self.more = steps.zeros((self.plan.parts - 1, program.storage.gradients.size))
         self.batch = self._batch(data)
-        self.before = [self._fetch(), *(self._align(row) for row in rows if self._is_odd(row))]
+        odd = ((i, row) for i, row in enumerate(rows) if self._is_odd(row))
+        self.before = [self._fetch(), *(self._align(i, row) for i, row in odd)]
 
     def phases(self) -> list[list[Task]]:
         """In their order."""
@@ -193,13 +194,14 @@ class _Table:
         finish = self._task("finish", 1, inner=units, rows=self.rows, **self.batch, **sums)
         behind[0].append(finish)
         if plan.parts > 1:
-            behind.append([self._update(row) for row in self.program.rows if row.trainable])
+            rows = enumerate(self.program.rows)
+            behind.append([self._update(i, row) for i, row in rows if row.trainable])
         return found + behind
 
     # -- arrays -----------------------------------------------------------------------------------
 
     def _matrix(self, rows: int, width: int) -> Matrix:
-        return Matrix(self.steps.zeros((rows, padded(width))), padded(width))
+        return Matrix(self.steps.zeros((rows, stride(width))), stride(width))
 
     def _is_odd(self, row: Row) -> bool:
         """Whether rows of its weights do not lie on whole sixteens of bytes."""
@@ -284,16 +286,14 @@ class _Table:
             **self._at("twin", twin),
         }  # fmt: skip
 
-    def _update(self, row: Row) -> Task:
+    def _update(self, i: int, row: Row) -> Task:
         size = (row.n_inputs + (row.parameter_1 != ABSENT)) * row.n_outputs
-        i = self.program.rows.index(row)
         return self._task(
             "update", -(-size // THREADS), rows=row.n_inputs, columns=row.n_outputs,
             **self._parameters(i, row),
         )  # fmt: skip
 
-    def _align(self, row: Row) -> Task:
-        i = self.program.rows.index(row)
+    def _align(self, i: int, row: Row) -> Task:
         weight, _ = self.program.arrays[row.layer].parameters
         size = row.n_inputs * row.n_outputs
         return self._task(

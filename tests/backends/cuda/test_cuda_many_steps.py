@@ -209,38 +209,24 @@ def test_a_network_that_does_not_fit_or_is_not_faster_there_is_left_to_graphs(rn
         assert [*model.executor._kernels.values()] == [None]
 
 
-def test_a_kernel_that_does_not_start_is_done_without_and_said_so(rng) -> None:
-    """A driver may refuse blocks that have to run at the same time."""
+@pytest.mark.parametrize("when", ["it is made", "it starts"])
+def test_a_kernel_that_cannot_be_used_is_done_without_and_said_so(rng, when: str) -> None:
+    """A compiler may fail, or a driver refuse blocks that have to run at the same time."""
     device = StandInBackend()
     prepare = device.gpu.prepare
 
-    def refuses(launch):
-        def run(*numbers: float) -> None:
-            raise nn.DeviceError("planted")
-
-        return run if launch.definitions else prepare(launch)
-
-    device.gpu.prepare = refuses
-    models = [model_of("labels", backend) for backend in (device, "numpy")]
-    x, y = rows_of(models[0], rng)
-    with pytest.warns(UserWarning, match=r"DeviceError: planted\); CUDA graphs train it"):
-        found = fit(models[0], x, y)
-    np.testing.assert_allclose(found, fit(models[1], x, y), rtol=1e-10)
-
-
-def test_a_kernel_that_cannot_be_had_is_done_without_and_said_so(rng) -> None:
-    device = StandInBackend()
-    prepare = device.gpu.prepare
+    def fails(*numbers: float) -> None:
+        raise nn.DeviceError("planted")
 
     def fails_for_many_steps(launch):
-        if launch.definitions:
-            raise nn.DeviceError("planted")
-        return prepare(launch)
+        if not launch.definitions:
+            return prepare(launch)
+        return fails if when == "it starts" else fails()
 
     device.gpu.prepare = fails_for_many_steps
     models = [model_of("labels", backend) for backend in (device, "numpy")]
     x, y = rows_of(models[0], rng)
-    said = r"cannot be used on a stand-in \(DeviceError: planted\); CUDA graphs"
+    said = r"cannot be used on a stand-in \(DeviceError: planted\); CUDA graphs train it"
     with pytest.warns(UserWarning, match=said):
         found = fit(models[0], x, y)
     np.testing.assert_allclose(found, fit(models[1], x, y), rtol=1e-10)
