@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., SC11) and dropout; kernels/philox.py is the same in NumPy.
+// Philox4x32-10 (Salmon et al., SC11) and dropout, kernels/philox.py being the same in NumPy; and
+// Philox4x64-10 for orders of rows, as nnbackend/backends/orders.py draws them.
 
 struct Stream {
     Word key[2];
@@ -56,4 +57,44 @@ KERNEL dropout_forward(
             out[i] = x[i] * factor;
         }
     }
+}
+
+__device__ inline void philox_64(Wide block, Wide key, Wide other_key, Wide* out) {
+    Wide a = block, b = 0, c = 0, d = 0;
+    for (int round = 0; round < 10; round++) {
+        Wide high = __umul64hi(a, 0xD2E7470EE14C6C93ull), low = a * 0xD2E7470EE14C6C93ull;
+        Wide other_high = __umul64hi(c, 0xCA5A826395121157ull);
+        Wide other_low = c * 0xCA5A826395121157ull;
+        a = other_high ^ b ^ key;
+        b = other_low;
+        c = high ^ d ^ other_key;
+        d = low;
+        key += 0x9E3779B97F4A7C15ull;
+        other_key += 0xBB67AE8584CAA73Bull;
+    }
+    out[0] = a;
+    out[1] = b;
+    out[2] = c;
+    out[3] = d;
+}
+
+// What rows are sorted by: the order's number in the highest ``spare`` bits, the row's own in the
+// lowest, random ones between them.
+KERNEL order_keys(
+    Wide key, Wide other_key, Wide block, Size rows, Size orders, int low, int spare, Wide* out
+) {
+    Size blocks = (rows + 3) / 4;
+    for (Size i = first_index(); i < orders * blocks; i += index_step()) {
+        Size order = quotient_of(i, blocks), row = 4 * (i - order * blocks);
+        Wide words[4], number = spare ? (Wide)order << (64 - spare) : 0;
+        philox_64(block + 1 + (Wide)i, key, other_key, words);
+        for (int k = 0; k < 4 && row + k < rows; k++)
+            out[order * rows + row + k] =
+                number | words[k] >> (low + spare) << low | (Wide)(row + k);
+    }
+}
+
+// Of the sorted keys, the rows.
+KERNEL orders_of_keys(Wide mask, Size n, Wide* keys) {
+    for (Size i = first_index(); i < n; i += index_step()) keys[i] &= mask;
 }

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend.backends.layer_contract import LayerOperations
+from nnbackend.backends.orders import draw_orders
 from nnbackend.backends.types import (
     Array,
     Availability,
@@ -43,8 +44,6 @@ class Backend(LayerOperations):
     executor: ClassVar[str] = "nnbackend.executor.python:PythonExecutor"
     #: bytes to which the parts of flat vectors are aligned
     alignment: ClassVar[int] = 64
-    #: whether the host has nothing to do while the device works
-    works_by_itself: ClassVar[bool] = False
 
     def __init__(self, index: int | None = None) -> None:
         """Open device number ``index``; backends with one device accept None only."""
@@ -142,6 +141,23 @@ class Backend(LayerOperations):
             stream: the counter's upper three words, 96 bits.
             offset: of the first element, a multiple of 4.
         """
+
+    def random_orders(self, out: Array, key: int, block: int) -> None:
+        """Rows 0 ... N - 1 in random orders, a pure function of the arguments.
+
+        out[k, j] is the row with the j-th smallest random number, equal ones in the rows' order.
+        That of row i is the word i % 4 of block ``block + k ceil(N / 4) + i // 4`` of
+        Philox4x64-10 without its lowest bits: those that a row's number takes, and 12 more where
+        N <= 2^20. The default draws and sorts on the host.
+
+        Args:
+            out: (K, N) int64, K and N >= 1.
+            key: 128 bits.
+            block: of the first number; its counter is block + 1, as NumPy counts.
+        """
+        orders = np.empty(out.shape, np.int64)
+        draw_orders(orders, key, block)
+        out[...] = self.asarray(orders, orders.dtype)
 
     # -- losses ---------------------------------------------------------------------------
 

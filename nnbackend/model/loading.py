@@ -18,6 +18,7 @@ from nnbackend.model.sequential import Sequential
 from nnbackend.model.serialization import Tensors, fill, matched, read_file
 from nnbackend.schedules import schedule_from_config
 from nnbackend.training.history import History
+from nnbackend.training.orders import Orders
 
 
 def load(
@@ -87,7 +88,8 @@ def _built(
         model.set_optimizer_state(slots)
     state = model.training
     state.step, state.epoch = (_count(name, metadata[name]) for name in ("step", "epoch"))
-    state.shuffle_generator.bit_generator.state = metadata["generators"]["shuffle"]
+    key, block = (metadata["orders"][name] for name in ("key", "block"))
+    state.orders = Orders(_count("key", key, 1 << 128), _count("block", block))
     state.history = _history(metadata["history"])
     model.info = from_json(metadata["info"])
     if not isinstance(model.info, dict):
@@ -97,8 +99,8 @@ def _built(
     return model
 
 
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
+def _count(name: str, value: Any, end: int = 1 << 62) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < end:
         raise DataError(f"{name} must be a count; it is {str(value)[:40]}")
     return value
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def save_model(model: LayerStack, path: Path_) -> None:
         "seed": model.seed,
         "step": model.step,
         "epoch": model.epoch,
-        "generators": {"shuffle": model.training.shuffle_generator.bit_generator.state},
+        "orders": asdict(model.training.orders),
         "history": {"curves": model.history.to_dict(), "seconds": model.history.seconds},
         "callbacks": _callback_states(model, tensors),
     }

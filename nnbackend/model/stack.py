@@ -34,6 +34,7 @@ from nnbackend.program.lowering import check_widths, lay_out, lower
 from nnbackend.program.table import NO_LOSS
 from nnbackend.training.callback import Callback
 from nnbackend.training.history import History
+from nnbackend.training.orders import Orders
 from nnbackend.training.state import TrainingState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -75,7 +76,7 @@ class LayerStack(AnswersNames):
         self.seed: int = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
         init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
         #: how far training has come, which a trainer at work moves on
-        self.training = TrainingState(np.random.Generator(np.random.PCG64(shuffle)))
+        self.training = TrainingState(Orders.seeded(shuffle))
         self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
         self.loss: Loss | LossFunction | None = None
         self.penalties_per_row = False

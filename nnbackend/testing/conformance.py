@@ -58,6 +58,17 @@ def random_bits(case: Case) -> None:
     case.equal("random_bits with an offset", part, words[4000:5001])
 
 
+def random_orders(case: Case) -> None:
+    key, block = 0x1234_5678_9ABC_DEF0_0FED_CBA9_8765_4321, 1 << 40
+    for count, rows in ((2, 1), (3, 2), (2, 131), (1, 4096), (130, 129)):
+        orders = case.poisoned(count, rows, dtype=np.int64)
+        case.backend.random_orders(orders, key, block)
+        found, blocks = case.backend.to_numpy(orders), -(-rows // 4)
+        for k in {0, count - 1}:
+            expected = oracle.random_order(rows, key, block + k * blocks)
+            case.equal(f"random_orders of {rows}, number {k}", found[k], expected)
+
+
 # -- layers -----------------------------------------------------------------------------------
 
 
@@ -305,6 +316,7 @@ CHECKS: dict[str, Check] = {
         take_rows,
         all_finite,
         random_bits,
+        random_orders,
         activations,
         activation_extremes,
         dense,

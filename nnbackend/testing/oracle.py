@@ -33,6 +33,30 @@ def philox_word(element: int, stream: int, seed: int) -> int:
     return counter[element % 4]
 
 
+def philox_64_word(element: int, key: int) -> int:
+    """Word ``element % 4`` of Philox4x64-10 at counter element // 4, in integers."""
+    mask = (1 << 64) - 1
+    counter, keys = [element // 4, 0, 0, 0], [key & mask, key >> 64]
+    for _ in range(10):
+        first, second = counter[0] * 0xD2E7470EE14C6C93, counter[2] * 0xCA5A826395121157
+        counter = [
+            (second >> 64) ^ counter[1] ^ keys[0],
+            second & mask,
+            (first >> 64) ^ counter[3] ^ keys[1],
+            first & mask,
+        ]
+        keys = [(keys[0] + 0x9E3779B97F4A7C15) & mask, (keys[1] + 0xBB67AE8584CAA73B) & mask]
+    return counter[element % 4]
+
+
+def random_order(rows: int, key: int, block: int) -> list[int]:
+    """The rows, sorted by random words without their lowest bits."""
+    low = (rows - 1).bit_length()
+    left_out = low + (12 if low <= 20 else 0)
+    words = [philox_64_word(4 * (block + 1) + row, key) >> left_out for row in range(rows)]
+    return sorted(range(rows), key=words.__getitem__)
+
+
 # -- layers -----------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.backends.types import Array
 from nnbackend.data.prefetch import BlocksAhead
 from nnbackend.data.sources import ArraySource
 from nnbackend.executor.base import Executor, Run, Trace
@@ -18,14 +19,14 @@ from nnbackend.program.table import Program
 class Epoch:
     """An epoch in progress or done: what is needed to train it again, and its trace so far.
 
-    ``generator`` is a state of the model's shuffle generator; from it, ``drawn`` orders were
-    drawn before this epoch's.
+    Attributes:
+        order: of the rows, int64, on the device; on the host if the data stays there.
+        order_block: the model's ``orders.block`` before it.
     """
 
     number: int
-    order: np.ndarray[Any, np.dtype[np.int64]] | None
-    generator: dict[str, Any]
-    drawn: int
+    order: Array | None
+    order_block: int
     first_step: int
     rates: list[np.ndarray[Any, Any]] = field(default_factory=list)
     trace: list[Trace] = field(default_factory=list)
@@ -68,7 +69,7 @@ class ChunkRunner:
             data = blocks.get(epoch.order[rows], epoch.order[following] if then else None)
         else:
             data = source.data
-            order = self.program.backend.asarray(epoch.order[None, rows], np.dtype(np.int64))
+            order = epoch.order[None, rows]
         # a gradient that nobody can look at need not be written to memory
         ends = stop == self.n_rows
         first_step = epoch.first_step + first

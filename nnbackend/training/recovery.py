@@ -61,14 +61,10 @@ class Fault(NamedTuple):
 
 
 class Recovery:
-    """The last snapshot of a training run, and the epochs since.
+    """The last snapshot of a training run, and the epochs since."""
 
-    Args:
-        n_rows: that are shuffled for an epoch.
-    """
-
-    def __init__(self, program: Program, state: TrainingState, n_rows: int) -> None:
-        self.program, self.state, self.n_rows = program, state, n_rows
+    def __init__(self, program: Program, state: TrainingState) -> None:
+        self.program, self.state = program, state
         self.snapshot: Snapshot | None = None
         self.epochs: list[Epoch] = []
         self._time = 0.0
@@ -95,7 +91,7 @@ class Recovery:
             for first in range(0, len(rates), chunk_steps):
                 runner.run(blocks, epoch, first, rates[first : first + chunk_steps])
         self.state.step, self.state.epoch = unfinished.first_step, unfinished.number
-        self.restore_generator(unfinished)
+        self.state.orders.block = unfinished.order_block
 
     def find_fault(self, runner: ChunkRunner, failing: Epoch) -> Fault:
         """Train the epochs since the snapshot again to find where it broke."""
@@ -109,15 +105,6 @@ class Recovery:
                 break
         # not repeatable: a user-written layer with a random generator of its own, for example
         return Fault(failing, failing.steps_done + 1, good)
-
-    def restore_generator(self, epoch: Epoch) -> None:
-        """The shuffle generator as it was before ``epoch``."""
-        generator = self.state.shuffle_generator
-        if epoch.generator:
-            generator.bit_generator.state = epoch.generator
-        if epoch.order is not None:
-            for _ in range(epoch.drawn):
-                generator.permutation(self.n_rows)
 
     def restore(self) -> Snapshot:
         """Go back to the snapshot."""

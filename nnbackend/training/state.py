@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from nnbackend.training.history import History
+from nnbackend.training.orders import Orders
 
 
 @dataclass
@@ -15,12 +14,12 @@ class TrainingState:
     share one.
 
     Attributes:
-        shuffle_generator: draws the orders of the rows.
+        orders: those in which the rows are taken.
         step, epoch: completed updates and epochs.
         history: the curves of all epochs so far.
     """
 
-    shuffle_generator: np.random.Generator
+    orders: Orders
     step: int = 0
     epoch: int = 0
     history: History = field(default_factory=History)

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from nnbackend.backends.orders import blocks_of
+from nnbackend.backends.types import Array
 from nnbackend.data.prefetch import BlocksAhead
 from nnbackend.data.sources import ArraySource, BatchSource, Source
 from nnbackend.errors import NonFiniteLossError
@@ -19,7 +21,6 @@ from nnbackend.training.epoch import ChunkRunner, Epoch
 from nnbackend.training.evaluation import epoch_figures
 from nnbackend.training.history import History
 from nnbackend.training.interrupt import Interrupt
-from nnbackend.training.orders import Orders
 from nnbackend.training.progress import Progress
 from nnbackend.training.recovery import (
     Fault,
@@ -81,7 +82,7 @@ class Trainer:
         self.earlier_epochs = state.history.epochs
         self.interrupt = Interrupt()
         self.looks_on = bool(callbacks) or validate is not None or python_metrics is not None
-        self.recovery = Recovery(program, state, source.n_rows or 0)
+        self.recovery = Recovery(program, state)
         self.unfinished: Epoch | None = None
         self.chunk_steps = 1
         if executor.pace is not None and executor.pace[0] == batch_size:
@@ -90,14 +91,12 @@ class Trainer:
 
     def run(self) -> History:
         self.callbacks.fit_begins()
-        source, generator = self.source, self.state.shuffle_generator
-        n_rows = source.n_rows or 0
-        ahead = self.program.backend.works_by_itself
+        source = self.source
         with self.interrupt.watch():
             try:
                 data = source.data if isinstance(source, ArraySource) else None
                 self.executor.prepare(self.batch_size, data)
-                with self.progress, Orders.of(generator, n_rows, ahead) as self.orders:
+                with self.progress:
                     while self.state.epoch < self.epochs and self.history.stopped is None:
                         if isinstance(source, ArraySource):
                             self._train_arrays(source)
@@ -148,8 +147,7 @@ class Trainer:
         if count > 1:
             self._train_epochs(source, count, steps_per_epoch)
             return
-        (epoch,), _ = self._begin_epochs(1, steps_per_epoch)
-        self._draw_ahead(1)
+        (epoch,), _ = self._begin_epochs(source, 1, steps_per_epoch)
         with BlocksAhead.of(source) as blocks:
             steps = self._next_steps(source, steps_per_epoch)
             while epoch.steps_done < steps_per_epoch:
@@ -180,15 +178,11 @@ class Trainer:
 
     def _train_epochs(self, source: ArraySource, count: int, steps_per_epoch: int) -> None:
         """Several whole epochs in one run of the executor."""
-        begun, orders = self._begin_epochs(count, steps_per_epoch)
-        order = None
-        if orders is not None:
-            order = self.program.backend.asarray(orders, np.dtype(np.int64))
+        begun, orders = self._begin_epochs(source, count, steps_per_epoch)
         rates = self._rates(count * steps_per_epoch)
         start = time.perf_counter()
-        self._draw_ahead(count)
-        whole = source.block(slice(0, source.n_rows if order is not None else self.n_rows))
-        trace = self.executor.run(Run(whole, order, self.batch_size, rates, self.state.step))
+        whole = source.block(slice(0, source.n_rows if orders is not None else self.n_rows))
+        trace = self.executor.run(Run(whole, orders, self.batch_size, rates, self.state.step))
         seconds = time.perf_counter() - start
         self._adapt_chunk(len(rates), seconds)
         shaped = trace.reshape(count, steps_per_epoch, -1)
@@ -209,27 +203,28 @@ class Trainer:
         self._end_epochs(figures, seconds / count)
 
     def _begin_epochs(
-        self, count: int, steps_per_epoch: int
-    ) -> tuple[list[Epoch], np.ndarray[Any, np.dtype[np.int64]] | None]:
+        self, source: ArraySource, count: int, steps_per_epoch: int
+    ) -> tuple[list[Epoch], Array | None]:
         """The next epochs, and the orders of their rows (count, n_rows), if rows are shuffled."""
-        generator, step = dict(self.orders.generator.bit_generator.state), self.state.step
-        orders = None
+        orders, backend, step = None, self.program.backend, self.state.step
+        block, blocks = self.state.orders.block, 0
         if self.shuffle:
-            orders = np.ascontiguousarray(self.orders.take(count)[:, : self.n_rows])
+            orders = self.state.orders.take(backend, count, source.n_rows)
+            blocks = blocks_of(source.n_rows)
+            if self.n_rows < source.n_rows:
+                orders = orders[:, : self.n_rows].copy()
+            if source.data is None:  # rows are gathered where they lie
+                orders = backend.to_numpy(orders)
         since = self.recovery.epochs
         first = since[-1].number + 1 if since else self.state.epoch
         epochs = []
         for k in range(count):
             order = None if orders is None else orders[k]
-            epochs.append(Epoch(first + k, order, generator, k, step + k * steps_per_epoch))
+            first_step = step + k * steps_per_epoch
+            epochs.append(Epoch(first + k, order, block + k * blocks, first_step))
         since += epochs
         self.unfinished = epochs[0]
         return epochs, orders
-
-    def _draw_ahead(self, count: int) -> None:
-        """Draw orders for the epochs after the next ``count``: likely as many, if any are left."""
-        if self.shuffle:
-            self.orders.draw_ahead(min(count, self.epochs - self.state.epoch - count))
 
     def _finish_steps(
         self, epoch: Epoch, trace: Trace, source: ArraySource, check_parameters: bool = True
@@ -265,7 +260,7 @@ class Trainer:
         """One epoch over an iterable: a step for each batch, whatever its size."""
         program, state = self.program, self.state
         self.before_batches = snapshot = Snapshot.take(program, state.step, state.epoch)
-        self.unfinished = epoch = Epoch(state.epoch, None, {}, 0, state.step)
+        self.unfinished = epoch = Epoch(state.epoch, None, state.orders.block, state.step)
         for data in source.blocks():
             program.check_batch(len(data.x))
             rates = self._rates(1)
@@ -319,7 +314,7 @@ class Trainer:
         with self.interrupt.shield():
             self.unfinished = None
             fault.good.restore(self.program, self.state)
-            self.recovery.restore_generator(epoch)
+            self.state.orders.block = epoch.order_block
             self._truncate(epoch.number)
         raise NonFiniteLossError(
             f"the loss or a parameter became NaN or infinite in epoch {epoch.number + 1}, step "

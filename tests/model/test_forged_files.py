@@ -71,8 +71,9 @@ CHANGES = {
     "activation parameter is NaN": put(
         "config", "layers", 0, "activation", {"name": "elu", "parameter": float("nan")}
     ),
-    "generator is text": put("generators", "shuffle", "PCG64"),
-    "generator state is huge": put("generators", "shuffle", "state", "state", HUGE),
+    "orders are text": put("orders", "PCG64"),
+    "key of orders is huge": put("orders", "key", HUGE),
+    "block of orders is negative": put("orders", "block", -1),
     "curves is a list": put("history", "curves", [1, 2]),
     "a curve is text": put("history", "curves", "loss", "abc"),
     "a curve holds text": put("history", "curves", "loss", ["a", "b"]),

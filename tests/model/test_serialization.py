@@ -218,7 +218,7 @@ class TestBrokenFiles:
             (lambda m, t: m["config"]["layers"][1].update(extra=1), "no argument 'extra'"),
             (lambda m, t: m["config"]["optimizer"].update(name="lion"), "lion"),
             (lambda m, t: m["config"]["optimizer"].update(lr={"name": "os"}), "schedule"),
-            (lambda m, t: m["generators"].pop("shuffle"), "KeyError"),
+            (lambda m, t: m["orders"].pop("key"), "KeyError"),
             (lambda m, t: t.pop("layers.1.weight"), "layers.1.weight is in the model, not the"),
             (lambda m, t: t.update({"layers.9.weight": np.ones(2)}), "in the file, not the model"),
             (lambda m, t: t.update({"layers.1.bias": np.ones(7)}), "shape .7,. there and .6,."),

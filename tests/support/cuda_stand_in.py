@@ -159,6 +159,12 @@ class CpuDevice(Device):
         self._not_while_capturing("a copy to the host")
         return np.array(x.view(np.ndarray))
 
+    def sort(self, x: Any) -> None:
+        self._not_while_capturing("sorting")
+        assert self.owns(x)
+        assert x.ndim == 1
+        x.view(np.ndarray).sort()
+
     def address(self, x: Any) -> int:
         return int(x.ctypes.data)
 

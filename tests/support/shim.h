@@ -32,6 +32,10 @@
 using std::erfc; using std::exp; using std::expm1; using std::fabs; using std::log;
 using std::log1p; using std::sqrt; using std::tanh;
 
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned long long)((__uint128_t)a * b >> 64);
+}
+
 struct Index { unsigned x; };
 static Index threadIdx, blockIdx, blockDim, gridDim;
 
@@ -278,6 +282,38 @@ static inline Value __shfl_xor_sync(unsigned, Value value, int lane_mask) {
 }
 
 static inline void __syncwarp() { shim::wait(shim::AT_SHUFFLE); }
+
+// What kernels/cuda/multiply.cu has. Lanes show each other where their operands lie; tensor cores
+// leave out the last 13 bits.
+static inline void multiply_on_tensor_cores(
+    float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]
+) {
+    struct Operands { unsigned a[4], b[2]; } own;
+    memcpy(own.a, a, sizeof(a));
+    memcpy(own.b, b, sizeof(b));
+    unsigned thread = shim::running, first = thread / shim::WARP_SIZE * shim::WARP_SIZE;
+    uint64_t* shown = shim::lanes[shim::turns[thread]++ % 2];
+    shown[thread] = (uint64_t)&own;
+    shim::wait(shim::AT_SHUFFLE);
+    auto number = [](unsigned bits) {
+        float x;
+        bits &= 0xFFFFE000u;
+        memcpy(&x, &bits, sizeof(x));
+        return (double)x;
+    };
+    int g = thread % shim::WARP_SIZE / 4, t = thread % 4;
+    for (int e = 0; e < 4; e++) {
+        double sum = sums[e];
+        for (int k = 0; k < 8; k++) {
+            // row g of a, or g + 8: its lanes; column 2 t of b, or 2 t + 1
+            const Operands* left = (const Operands*)shown[first + 4 * g + k % 4];
+            const Operands* right = (const Operands*)shown[first + 4 * (2 * t + e % 2) + k % 4];
+            sum += number(left->a[k / 4 * 2 + e / 2]) * number(right->b[k / 4]);
+        }
+        sums[e] = (float)sum;
+    }
+    __syncwarp();  // as long as others read them
+}
 
 #define REGISTER(kernel) \
     extern "C" const char* types_##kernel() { return shim::types(&kernel); } \

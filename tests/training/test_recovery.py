@@ -20,9 +20,9 @@ def make(layers=None, **settings) -> nn.Sequential:
 
 
 def state_of(model: nn.Sequential) -> tuple:
-    generator = model.training.shuffle_generator.bit_generator.state
+    block = model.training.orders.block
     slots = [value.tobytes() for value in model.optimizer_state().values()]
-    return weights(model).tobytes(), slots, model.step, model.epoch, model.history.epochs, generator
+    return weights(model).tobytes(), slots, model.step, model.epoch, model.history.epochs, block
 
 
 class UsersError(Exception):

@@ -232,17 +232,14 @@ class TestSources:
 
     def test_list_of_batches_and_functions(self, backend, xy, expected) -> None:
         x, y = xy
-        order = make().training.shuffle_generator.permutation
-        epochs = iter([order(103) for _ in range(3)])
         shuffled = make()
+        epochs = iter(make().training.orders.take(nn.get_backend("numpy"), 3, 103))
 
         def batches():
             rows = next(epochs)
             for start in range(0, 103, 10):
                 yield x[rows[start : start + 10]], y[rows[start : start + 10]]
 
-        generator = make().training.shuffle_generator
-        epochs = iter([generator.permutation(103) for _ in range(3)])
         shuffled.fit(batches, epochs=3, verbose=0)
         np.testing.assert_array_equal(weights(shuffled), expected)
         again = make()

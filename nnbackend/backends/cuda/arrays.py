@@ -17,6 +17,7 @@ from nnbackend.backends.contract import Backend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Product, ProductError
 from nnbackend.backends.cuda.kernels import COLUMNS, THREADS, WARPS, bind
+from nnbackend.backends.orders import bits_of, blocks_of
 from nnbackend.backends.types import Array, Availability, DType, check_precision
 from nnbackend.backends.uploads import Uploads
 from nnbackend.errors import DeviceError
@@ -24,7 +25,9 @@ from nnbackend.errors import DeviceError
 FLOAT64, INT32 = np.dtype(np.float64), np.dtype(np.int32)
 #: Bits of bfloat16 numbers.
 BF16 = np.dtype(np.uint16)
-_WORD = np.dtype(np.uint32)
+_WORD, _WIDE = np.dtype(np.uint32), np.dtype(np.uint64)
+#: Rows from which on it is quicker to draw their orders on the GPU than on the host.
+SORTED_HERE = 1 << 14
 #: Random numbers that are made to try ways on.
 _FILLED = 1 << 20
 #: Mean difference of two ways to do the same, as a share of the mean size, that rounding explains.
@@ -35,7 +38,6 @@ class CudaArrays(Backend):
     """The part of the backend that knows of no formula."""
 
     alignment: ClassVar[int] = ALIGNMENT
-    works_by_itself: ClassVar[bool] = True
 
     def __init__(
         self, index: int | None = None, device: Device | None = None, precision: str = "fp32"
@@ -277,6 +279,23 @@ class CudaArrays(Backend):
         blocks = self.blocks(out.size, 4 * THREADS)
         words = (*words_of(seed, 2), *words_of(stream, 3))
         self.run("random_bits", None, blocks, *words, offset // 4, out.size, out)
+
+    def random_orders(self, out: Array, key: int, block: int) -> None:
+        if out.size < SORTED_HERE:
+            super().random_orders(out, key, block)
+            return
+        (count, rows), (low, spare) = out.shape, bits_of(out.shape[1])
+        halves = key & (1 << 64) - 1, key >> 64
+        most = 1 << spare
+        for first in range(0, count, most):
+            part = out[first : first + most].reshape(-1)
+            keys, start = part.view(_WIDE), block + first * blocks_of(rows)
+            blocks = self.blocks(part.size, 4 * THREADS)
+            self.run("order_keys", None, blocks, *halves, start, rows, part.size // rows, low,
+                     spare, keys)  # fmt: skip
+            self.gpu.sort(keys)
+            blocks = self.blocks(part.size)
+            self.run("orders_of_keys", None, blocks, (1 << low) - 1, part.size, keys)
 
 
 def words_of(number: int, count: int) -> list[int]:

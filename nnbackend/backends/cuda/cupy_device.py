@@ -113,9 +113,15 @@ class CupyDevice(Device):
         return self._new("zeros", (shape,) if isinstance(shape, int) else tuple(shape), dtype)
 
     def _new(self, how: str, sizes: tuple[int, ...], dtype: DType) -> Array:
+        with self._memory_for(sizes, dtype):
+            return getattr(self._cupy, how)(sizes, dtype)
+
+    @contextmanager
+    def _memory_for(self, sizes: tuple[int, ...], dtype: DType) -> Iterator[None]:
+        """What is done inside takes memory for an array of this shape."""
         try:
             with self.on():
-                return getattr(self._cupy, how)(sizes, dtype)
+                yield
         except self.cuda.memory.OutOfMemoryError as error:
             with self.on() as device:
                 free, total = device.mem_info
@@ -142,6 +148,10 @@ class CupyDevice(Device):
     def to_host(self, x: Array) -> np.ndarray[Any, Any]:
         with self.on():
             return np.asarray(x.get(order="C"))
+
+    def sort(self, x: Array) -> None:
+        with self._memory_for(x.shape, x.dtype):
+            x.sort()
 
     def launch(self, launch: Launch) -> None:
         with self.on():

@@ -75,6 +75,10 @@ class Device(ABC):
         """A copy on the host; waits for it."""
 
     @abstractmethod
+    def sort(self, x: Array) -> None:
+        """Put the numbers of a contiguous array (N,) in ascending order."""
+
+    @abstractmethod
     def launch(self, launch: Launch) -> None:
         """Run a kernel on blocks of THREADS threads."""
 
