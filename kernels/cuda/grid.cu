@@ -21,12 +21,24 @@ __device__ inline void meet_grid(Word* arrived, Word all) {
     __syncthreads();
 }
 
+// A place in shared memory. The compiler is not to work it out again for each copy, which would take
+// longer than the copy.
+typedef Word Place;
+__device__ inline Place place_of(const void* x) {
+    Place place = (Place)__cvta_generic_to_shared(x);
+    asm volatile("" : "+r"(place));
+    return place;
+}
+
+// Copy 16 bytes.
+__device__ inline void copy_quad_later(Place to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
 // Copy the first ``bytes`` of 16 bytes, the others being zeros.
-__device__ inline void copy_quad_later(void* to, const void* from, int bytes) {
-    Word place = (Word)__cvta_generic_to_shared(to);
+__device__ inline void copy_some_later(Place to, const void* from, int bytes) {
     asm volatile(
-        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(bytes) :
-        "memory"
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory"
     );
 }
 

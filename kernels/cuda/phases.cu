@@ -8,16 +8,14 @@
 // What layers read ends with a column of ones: so the gradient of a bias is a row of the product that
 // is the weights' gradient.
 
-// Tiles: rows, columns, inner places of a piece, and in double precision a thread's rows and columns.
-// Pieces of single precision may be deeper, of the larger tiles where there is memory for them.
+// Tiles of single precision may be deeper, and a thread's part of the larger ones larger.
 #define WIDE_REAL ((int)sizeof(Real) / 4)
-#define DEPTH_32 (SINGLE && TILE_BYTES >= (84 << 10) ? 128 : 64)
 #define IN_TILES(DO)                                                                              \
     switch (task.number(TASK_TILE)) {                                                             \
         case TILE_16_8: DO(16, 8, 128 / WIDE_REAL, 4, 4); break;                                  \
         case TILE_16_16: DO(16, 16, 128 / WIDE_REAL, 4, 4); break;                                \
-        case TILE_32_32: DO(32, 32, DEPTH_32, 4, 4); break;                                       \
-        default: DO(64, 64, 64 / WIDE_REAL, 4, 4);                                                \
+        case TILE_32_32: DO(32, 32, 128 / WIDE_REAL, 8 / WIDE_REAL, 4); break;                    \
+        default: DO(64, 64, 64 / WIDE_REAL, 8 / WIDE_REAL, 8 / WIDE_REAL);                        \
     }
 
 // A unit of a task.

@@ -2,13 +2,11 @@
 // memory some groups ahead.
 //
 // Threads form groups; each takes some of every piece's inner places for all elements of the tile.
-// What the groups have found is added up at the end, in their order. In double precision a thread
-// takes some elements; in single precision a warp does, on tensor cores (see multiply.cu).
+// What the groups have found is added up at the end, in their order. A thread takes TALL x WIDE
+// elements, four inner places at a time.
 
 #define MOST_STAGES 6
 #define PER_QUAD (16 / (int)sizeof(Real))
-// Inner places that a thread or a warp takes at a time.
-#define INNER_STEP (sizeof(Real) == 8 ? 4 : 8)
 
 // An operand, whose rows lie on whole sixteens of bytes: line i is a row of the left one, a column of
 // the right one.
@@ -22,32 +20,45 @@ struct Operand {
 // line are neighbours, otherwise the lines of an inner place are.
 template <int LINES, int DEPTH, bool ALONG>
 struct Piece {
-    // what the lanes of a warp read at the same time lies in different banks
-    static constexpr int APART = sizeof(Real) == 8 || ALONG ? 4 : LINES == 8 ? 0 : 8;
-    static constexpr int STRIDE = (ALONG ? DEPTH : LINES) + APART;
+    static constexpr int STRIDE = (ALONG ? DEPTH : LINES) + 4;
     static constexpr int SIZE = (ALONG ? LINES : DEPTH) * STRIDE;
 
-    // The piece from line ``top`` and inner place ``from`` on, on its way; zeros from ``end`` on, as
-    // far as somebody reads them.
-    static __device__ inline void fetch(Operand operand, int top, int from, int end, Real* to) {
-        constexpr int ROWS = ALONG ? LINES : DEPTH, QUADS = (ALONG ? DEPTH : LINES) / PER_QUAD;
-        const int deep = (end - from + INNER_STEP - 1) / INNER_STEP * INNER_STEP;
-        const int row_0 = ALONG ? top : from, column_0 = ALONG ? from : top;
-        const int rows = ALONG ? operand.lines : end, columns = ALONG ? end : operand.lines;
-        NOT_UNROLLED for (int e = threadIdx.x; e < ROWS * QUADS; e += THREADS) {
-            const int row = e / QUADS, column = e % QUADS * PER_QUAD;
-            if ((ALONG ? column : row) >= deep) continue;
-            const int left = row_0 + row < rows ? columns - column_0 - column : 0;
-            const int there = left < 0 ? 0 : left < PER_QUAD ? left : PER_QUAD;
-            const Real* x = operand.x;
-            if (there) x += (row_0 + row) * operand.stride + column_0 + column;
-            copy_quad_later(to + row * STRIDE + column, x, there * (int)sizeof(Real));
-        }
-    }
+    // What a thread copies of each piece: quads one below the other, DOWN rows of memory apart.
+    struct Copies {
+        static constexpr int ROWS = ALONG ? LINES : DEPTH, COLUMNS = ALONG ? DEPTH : LINES;
+        static constexpr int QUADS = COLUMNS / PER_QUAD, DOWN = THREADS / QUADS;
+        static constexpr int APART = DOWN * STRIDE * (int)sizeof(Real);
+        static_assert(ROWS % DOWN == 0, "threads copy whole rows");
+        Operand operand;
+        int row_0, column_0;  // of the next piece
 
-    static __device__ inline int place(int line, int inner) {
-        return ALONG ? line * STRIDE + inner : inner * STRIDE + line;
-    }
+        // From line ``top`` and inner place ``from`` on.
+        __device__ inline Copies(Operand operand, int top, int from) :
+            operand(operand), row_0(ALONG ? top : from), column_0(ALONG ? from : top) {}
+
+        // The next piece, on its way; zeros from inner place ``end`` on, as far as somebody reads them.
+        __device__ inline void fetch(int end, Place to) {
+            const int own_row = threadIdx.x / QUADS, own_column = threadIdx.x % QUADS * PER_QUAD;
+            const int row = row_0 + own_row, column = column_0 + own_column;
+            const int rows = ALONG ? operand.lines : end, columns = ALONG ? end : operand.lines;
+            const Real* x = operand.x + row * operand.stride + column;
+            to += (own_row * STRIDE + own_column) * (int)sizeof(Real);
+            if (row_0 + ROWS <= rows && column_0 + COLUMNS <= columns) {
+                UNROLLED for (int i = 0; i < ROWS / DOWN; i++)
+                    copy_quad_later(to + i * APART, x + i * (DOWN * operand.stride));
+            } else {
+                const int last = (end + 3) / 4 * 4, left = columns - column;
+                const int there = left < 0 ? 0 : left < PER_QUAD ? left : PER_QUAD;
+                NOT_UNROLLED for (int i = 0; i < ROWS / DOWN; i++) {
+                    if ((ALONG ? column : row + i * DOWN) >= last) break;
+                    const int some = row + i * DOWN < rows ? there : 0;
+                    const Real* from = some ? x + i * (DOWN * operand.stride) : operand.x;
+                    copy_some_later(to + i * APART, from, some * (int)sizeof(Real));
+                }
+            }
+            (ALONG ? column_0 : row_0) += DEPTH;
+        }
+    };
 
     // The line of a thread's i-th element: what threads read side by side lies apart.
     template <int EACH>
@@ -74,74 +85,17 @@ struct Piece {
                 }
         }
     }
-};
 
-// What groups of threads add up of a tile: each thread TALL x WIDE elements, INNER_STEP inner places at
-// a time.
-template <int ROWS, int COLUMNS, int TALL, int WIDE, typename A, typename B>
-struct ThreadSums {
-    static constexpr int ACROSS = COLUMNS / WIDE, GROUP = ROWS / TALL * ACROSS;
-    static constexpr int GROUPS = THREADS / GROUP;
-    Real sums[TALL][WIDE];
-
-    __device__ inline ThreadSums() {
-        for (int i = 0; i < TALL; i++)
-            for (int j = 0; j < WIDE; j++) sums[i][j] = 0;
+    // A thread's numbers, one for each of its lines, into a row of all lines.
+    template <int EACH>
+    static __device__ inline void put(Real* row, int place, const Real (&x)[EACH]) {
+        if constexpr (ALONG) {
+            for (int i = 0; i < EACH; i++) row[line_of<EACH>(place, i)] = x[i];
+        } else {
+            for (int i = 0; i < EACH; i += 4)
+                *(Four*)(row + line_of<EACH>(place, i)) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+        }
     }
-    static __device__ inline int group() { return threadIdx.x / GROUP; }
-    static __device__ inline int down() { return threadIdx.x % GROUP / ACROSS; }
-    static __device__ inline int across() { return threadIdx.x % ACROSS; }
-
-    __device__ inline void add(const Real* a, const Real* b, int inner) {
-        Real x[TALL][4], y[WIDE][4];
-        A::template take<TALL>(a, down(), inner, x);
-        B::template take<WIDE>(b, across(), inner, y);
-        UNROLLED for (int q = 0; q < 4; q++)
-            UNROLLED for (int i = 0; i < TALL; i++)
-                UNROLLED for (int j = 0; j < WIDE; j++) sums[i][j] += x[i][q] * y[j][q];
-    }
-    __device__ inline void leave(Real* found) const {
-        for (int i = 0; i < TALL; i++)
-            for (int j = 0; j < WIDE; j++) {
-                const int row = A::template line_of<TALL>(down(), i);
-                found[row * COLUMNS + B::template line_of<WIDE>(across(), j)] = sums[i][j];
-            }
-    }
-};
-
-// The same by warps, with at most 32 x 32 elements each.
-template <int ROWS, int COLUMNS, typename A, typename B>
-struct WarpSums {
-    static constexpr int TALL = ROWS < 32 ? ROWS : 32, WIDE = COLUMNS < 32 ? COLUMNS : 32;
-    static constexpr int ACROSS = COLUMNS / WIDE, GROUP = ROWS / TALL * ACROSS;
-    static constexpr int GROUPS = WARPS / GROUP;
-    WarpProduct<TALL, WIDE> product;
-
-    static __device__ inline int group() { return threadIdx.x / WARP / GROUP; }
-    static __device__ inline int top() { return threadIdx.x / WARP % GROUP / ACROSS * TALL; }
-    static __device__ inline int left() { return threadIdx.x / WARP % ACROSS * WIDE; }
-
-    __device__ inline void add(const Real* a, const Real* b, int inner) {
-        product.add(
-            [&](int row, int k) { return a[A::place(top() + row, inner + k)]; },
-            [&](int k, int column) { return b[B::place(left() + column, inner + k)]; }
-        );
-    }
-    __device__ inline void leave(Real* found) const {
-        product.each([&](int row, int column, Real sum) {
-            found[(top() + row) * COLUMNS + left() + column] = sum;
-        });
-    }
-};
-
-#define SINGLE (sizeof(Real) == 4)
-template <bool ON_TENSOR_CORES, int ROWS, int COLUMNS, int TALL, int WIDE, typename A, typename B>
-struct SumsOf {
-    typedef ThreadSums<ROWS, COLUMNS, TALL, WIDE, A, B> Type;
-};
-template <int ROWS, int COLUMNS, int TALL, int WIDE, typename A, typename B>
-struct SumsOf<true, ROWS, COLUMNS, TALL, WIDE, A, B> {
-    typedef WarpSums<ROWS, COLUMNS, A, B> Type;
 };
 
 // The tile whose first row and column are ``top`` and ``left``, over the inner places from ``from`` to
@@ -157,14 +111,21 @@ __device__ inline void product_tile(
 ) {
     typedef Piece<ROWS, DEPTH, A_ALONG> A;
     typedef Piece<COLUMNS, DEPTH, B_ALONG> B;
-    typedef typename SumsOf<SINGLE, ROWS, COLUMNS, TALL, WIDE, A, B>::Type Sums;
+    constexpr int ACROSS = COLUMNS / WIDE, GROUP = ROWS / TALL * ACROSS, GROUPS = THREADS / GROUP;
     constexpr int STAGE = A::SIZE + B::SIZE, FITTING = TILE_BYTES / (STAGE * (int)sizeof(Real));
     constexpr int STAGES = FITTING < MOST_STAGES ? FITTING : MOST_STAGES, AHEAD = STAGES - 1;
-    constexpr int GROUPS = Sums::GROUPS;
     static_assert(STAGES >= 2, "a piece must come while another one is used");
     static_assert(GROUPS * ROWS * COLUMNS * sizeof(Real) <= TILE_BYTES, "room for all sums");
+    const int group = threadIdx.x / GROUP, own = threadIdx.x % GROUP;
+    const int down = own / ACROSS, across = own % ACROSS;
     const int pieces = end > from ? (end - from + DEPTH - 1) / DEPTH : 0;
-    Sums sums;
+    const Place all = place_of(memory);
+    typename A::Copies of_a(a, top, from);
+    typename B::Copies of_b(b, left, from);
+    Real sums[TALL][WIDE];
+    for (int i = 0; i < TALL; i++)
+        for (int j = 0; j < WIDE; j++) sums[i][j] = 0;
+    int filled = 0, used = 0;  // stages
     NOT_UNROLLED for (int coming = 0; coming < pieces + AHEAD; coming++) {
         const int piece = coming - AHEAD;
         if (piece >= 0) {
@@ -172,21 +133,32 @@ __device__ inline void product_tile(
             __syncthreads();
         }
         if (coming < pieces) {
-            Real* to = memory + coming % STAGES * STAGE;
-            A::fetch(a, top, from + coming * DEPTH, end, to);
-            B::fetch(b, left, from + coming * DEPTH, end, to + A::SIZE);
+            of_a.fetch(end, all + filled * (STAGE * (int)sizeof(Real)));
+            of_b.fetch(end, all + (filled * STAGE + A::SIZE) * (int)sizeof(Real));
+            filled = filled + 1 == STAGES ? 0 : filled + 1;
         }
         end_group_of_copies();
         if (coming == 0) begin();
         if (piece < 0) continue;
-        const Real* there = memory + piece % STAGES * STAGE;
+        const Real* there = memory + used * STAGE;
+        used = used + 1 == STAGES ? 0 : used + 1;
         const int deep = end - from - piece * DEPTH < DEPTH ? end - from - piece * DEPTH : DEPTH;
-        NOT_UNROLLED for (int k = INNER_STEP * Sums::group(); k < deep; k += INNER_STEP * GROUPS)
-            sums.add(there, there + A::SIZE, k);
+        NOT_UNROLLED for (int k = 4 * group; k < deep; k += 4 * GROUPS) {
+            Real x[TALL][4], y[WIDE][4];
+            A::template take<TALL>(there, down, k, x);
+            B::template take<WIDE>(there + A::SIZE, across, k, y);
+            UNROLLED for (int q = 0; q < 4; q++)
+                UNROLLED for (int i = 0; i < TALL; i++)
+                    UNROLLED for (int j = 0; j < WIDE; j++) sums[i][j] += x[i][q] * y[j][q];
+        }
     }
     wait_for_groups<0>();
     __syncthreads();
-    sums.leave(memory + Sums::group() * ROWS * COLUMNS);
+    Real* found = memory + group * ROWS * COLUMNS;
+    for (int i = 0; i < TALL; i++) {
+        Real* row = found + A::template line_of<TALL>(down, i) * COLUMNS;
+        B::template put<WIDE>(row, across, sums[i]);
+    }
     __syncthreads();
     NOT_UNROLLED for (int e = threadIdx.x; e < ROWS * COLUMNS; e += THREADS) {
         Real sum = 0;

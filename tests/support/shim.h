@@ -263,7 +263,10 @@ static inline void wait_for_copies() { shim::arrive(INT_MAX); }
 
 // What kernels/cuda/grid.cu has.
 static inline void meet_grid(unsigned*, unsigned) { shim::wait(shim::AT_CLUSTER); }
-static inline void copy_quad_later(void* to, const void* from, int bytes) {
+typedef char* Place;
+static inline Place place_of(void* x) { return (Place)x; }
+static inline void copy_quad_later(Place to, const void* from) { shim::copy(to, from, 16, 16); }
+static inline void copy_some_later(Place to, const void* from, int bytes) {
     shim::copy(to, from, bytes, 16);
 }
 static inline void come_near(const void*) {}
@@ -282,38 +285,6 @@ static inline Value __shfl_xor_sync(unsigned, Value value, int lane_mask) {
 }
 
 static inline void __syncwarp() { shim::wait(shim::AT_SHUFFLE); }
-
-// What kernels/cuda/multiply.cu has. Lanes show each other where their operands lie; tensor cores
-// leave out the last 13 bits.
-static inline void multiply_on_tensor_cores(
-    float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]
-) {
-    struct Operands { unsigned a[4], b[2]; } own;
-    memcpy(own.a, a, sizeof(a));
-    memcpy(own.b, b, sizeof(b));
-    unsigned thread = shim::running, first = thread / shim::WARP_SIZE * shim::WARP_SIZE;
-    uint64_t* shown = shim::lanes[shim::turns[thread]++ % 2];
-    shown[thread] = (uint64_t)&own;
-    shim::wait(shim::AT_SHUFFLE);
-    auto number = [](unsigned bits) {
-        float x;
-        bits &= 0xFFFFE000u;
-        memcpy(&x, &bits, sizeof(x));
-        return (double)x;
-    };
-    int g = thread % shim::WARP_SIZE / 4, t = thread % 4;
-    for (int e = 0; e < 4; e++) {
-        double sum = sums[e];
-        for (int k = 0; k < 8; k++) {
-            // row g of a, or g + 8: its lanes; column 2 t of b, or 2 t + 1
-            const Operands* left = (const Operands*)shown[first + 4 * g + k % 4];
-            const Operands* right = (const Operands*)shown[first + 4 * (2 * t + e % 2) + k % 4];
-            sum += number(left->a[k / 4 * 2 + e / 2]) * number(right->b[k / 4]);
-        }
-        sums[e] = (float)sum;
-    }
-    __syncwarp();  // as long as others read them
-}
 
 #define REGISTER(kernel) \
     extern "C" const char* types_##kernel() { return shim::types(&kernel); } \

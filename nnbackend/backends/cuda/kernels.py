@@ -23,7 +23,7 @@ FILES = (
     "updates",
 )  # fmt: skip
 _STEPS = ("common", "cluster", "activations", "losses", "steps", "updates", "batches")
-_PHASES = ("grid", "multiply", "tiles", "phase_memory", "phase_products", "phase_losses", "phases")
+_PHASES = ("grid", "tiles", "phase_memory", "phase_products", "phase_losses", "phases")
 
 
 class Source(NamedTuple):
