@@ -60,14 +60,17 @@ KERNEL column_sums(const Real* x, const Bf16* rounded, Size rows, Size width, Re
     if (j < width && first_row() == 0) out[j] = (Real)value;
 }
 
-// Batch norm with the batch's own statistics; saved (2, N) receives mean and 1 / deviation. In a
-// guarded step what is not finite does not reach the running statistics.
+// Batch norm with the batch's own statistics, and what follows it; saved (2, N) receives mean and
+// 1 / deviation. In a guarded step what is not finite does not reach the running statistics.
 KERNEL batch_norm_forward(
     const Real* x, const Real* gamma, const Real* beta, Real* running_mean, Real* running_var,
-    double momentum, double eps, const StepState* state, Size rows, Size width, Real* out,
-    Real* saved
+    double momentum, double eps, const StepState* state, Size rows, Size width, int code,
+    int by_input, Real parameter, Word key_0, Word key_1, Wide step, Word layer, Word threshold,
+    Real scale, Real* out, Real* saved, Real* slopes
 ) {
     SHARED_COLUMNS;
+    if (state) step = state->step;
+    const Following following = FOLLOWING;
     Size j = own_column();
     double value = 0, square = 0;
     if (j < width)
@@ -92,8 +95,8 @@ KERNEL batch_norm_forward(
             running_var[j] = new_var;
         }
     }
-    for (Size i = first_row(); i < rows; i += row_step())
-        out[i * width + j] = (x[i * width + j] - mean) * (gamma[j] * inv_std) + beta[j];
+    for (Size i = j + first_row() * width; i < rows * width; i += row_step() * width)
+        out[i] = following.of((x[i] - mean) * (gamma[j] * inv_std) + beta[j], i);
 }
 
 KERNEL batch_norm_inference(
@@ -107,18 +110,20 @@ KERNEL batch_norm_inference(
     }
 }
 
-// dgamma = sum dy n, dbeta = sum dy, and dx if it is wanted.
+// dgamma = sum dy n, dbeta = sum dy, and dx if it is wanted; dy is multiplied by the slopes of what
+// follows, where there are any.
 KERNEL batch_norm_backward(
-    const Real* dy, const Real* x, const Real* gamma, const Real* saved, Size rows, Size width,
-    Real* dgamma, Real* dbeta, Real* dx
+    const Real* dy, const Real* slopes, const Real* x, const Real* gamma, const Real* saved,
+    Size rows, Size width, Real* dgamma, Real* dbeta, Real* dx
 ) {
     SHARED_COLUMNS;
+    auto gradient = [=](Size i) { return slopes ? dy[i] * slopes[i] : dy[i]; };
     Size j = own_column();
     Real mean = j < width ? saved[j] : 0, inv_std = j < width ? saved[width + j] : 0;
     Pair own_sums = {0, 0};
     if (j < width)
         own_sums = sum_over_rows<Pair>(rows, [=](Size i) {
-            Real g = dy[i * width + j];
+            Real g = gradient(i * width + j);
             return Pair{g, g * ((x[i * width + j] - mean) * inv_std)};
         });
     double sum = column_sum(own_sums.first, parts), sum_n = column_sum(own_sums.second, parts);
@@ -129,9 +134,9 @@ KERNEL batch_norm_backward(
     }
     if (!dx) return;
     Real own = (Real)(sum / (double)rows), own_n = (Real)(sum_n / (double)rows);
-    for (Size i = first_row(); i < rows; i += row_step()) {
-        Real n = (x[i * width + j] - mean) * inv_std;
-        dx[i * width + j] = gamma[j] * inv_std * (dy[i * width + j] - own - n * own_n);
+    for (Size i = j + first_row() * width; i < rows * width; i += row_step() * width) {
+        Real n = (x[i] - mean) * inv_std;
+        dx[i] = gamma[j] * inv_std * (gradient(i) - own - n * own_n);
     }
 }
 

@@ -59,6 +59,43 @@ KERNEL dropout_forward(
     }
 }
 
+// What follows a row of a network, number by number: an activation, all but softmax, and dropout,
+// either of which may be missing. The stream's lower words are the step.
+struct Following {
+    int code, by_input;
+    Real parameter;
+    Stream stream;
+    Word threshold;
+    Real scale;
+    Real* slopes;  // by which the gradient is multiplied, where they are wanted
+
+    __device__ inline Real of(Real z, Size i) const {
+        const Real y = activate(code, z, parameter), factor = kept(i) ? scale : 0;
+        if (slopes) slopes[i] = slope(code, by_input ? z : y, parameter) * factor;
+        return y * factor;
+    }
+    __device__ inline bool kept(Size i) const {
+        if (!threshold) return true;
+        Word words[4];
+        philox((Word)(i / 4), stream, words);
+        const Word low = i % 2 ? words[1] : words[0], high = i % 2 ? words[3] : words[2];
+        return (i % 4 < 2 ? low : high) >= threshold;
+    }
+};
+#define FOLLOWING                                                                                 \
+    {code, by_input, parameter, {{key_0, key_1}, {(Word)step, (Word)(step >> 32), layer}},        \
+     threshold, scale, slopes}
+
+// An activation, then dropout.
+KERNEL activation_and_dropout(
+    const Real* x, int code, int by_input, Real parameter, Word key_0, Word key_1, Wide step,
+    Word layer, const StepState* state, Word threshold, Real scale, Size n, Real* out, Real* slopes
+) {
+    if (state) step = state->step;
+    const Following following = FOLLOWING;
+    for (Size i = first_index(); i < n; i += index_step()) out[i] = following.of(x[i], i);
+}
+
 __device__ inline void philox_64(Wide block, Wide key, Wide other_key, Wide* out) {
     Wide a = block, b = 0, c = 0, d = 0;
     for (int round = 0; round < 10; round++) {

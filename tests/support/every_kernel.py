@@ -46,7 +46,11 @@ def recorded(gpu) -> Iterator[Counter]:
 def steps_equal_those_of_numpy(backend, dtype: str) -> None:
     """What only a step launches: the gathered batch, rates, penalties, weights, hits; as a graph,
     of a network that stays in shared memory, and in phases."""
-    mixed = [nn.Dense(6, 9, "relu", weight_l2=1e-3), nn.Dropout(0.1), nn.Dense(9, 4)]
+    mixed = [
+        nn.Dense(6, 9, "relu", weight_l2=1e-3), nn.Dropout(0.1), nn.Dense(9, 8), nn.Tanh(),
+        nn.Dropout(0.1), nn.Dense(8, 7), nn.BatchNorm(7), nn.GELU(), nn.Dropout(0.1),
+        nn.Dense(7, 4),
+    ]  # fmt: skip
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(70, 6)), rng.integers(0, 4, 70)
     weight = rng.uniform(0.5, 2, 70)

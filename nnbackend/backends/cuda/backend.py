@@ -7,7 +7,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nnbackend.backends.cuda.arrays import BF16, INT32, CudaArrays, words_of
+from nnbackend.backends.cuda.arrays import BF16, INT32, CudaArrays
+from nnbackend.backends.cuda.following import (
+    NOTHING_FOLLOWS,
+    Following,
+    stream_words,
+    threshold_and_scale,
+)
 from nnbackend.backends.cuda.kernels import THREADS, WARPS
 from nnbackend.backends.types import Activation, Array, LossFormula, UpdateRule
 
@@ -133,10 +139,13 @@ class CudaBackend(CudaArrays):
         eps: float,
         out: Array,
         saved: Array,
+        following: Following = NOTHING_FOLLOWS,
     ) -> None:
+        """As the contract says, then what follows."""
         self.by_column(
             "batch_norm_forward", x, x.shape[1], x, gamma, beta, running_mean, running_var,
-            momentum, eps, self._state(), *x.shape, out, saved,
+            momentum, eps, self._state(), *x.shape, *following.activation, *following.stream,
+            *following.kept, out, saved, following.slopes,
         )  # fmt: skip
 
     def batch_norm_inference(
@@ -163,10 +172,13 @@ class CudaBackend(CudaArrays):
         dgamma: Array,
         dbeta: Array,
         dx: Array | None,
+        slopes: Array | None = None,
     ) -> None:
+        """As the contract says, of dy times the slopes of what follows, if there are any."""
         self.by_column(
-            "batch_norm_backward", x, x.shape[1], dy, x, gamma, saved, *x.shape, dgamma, dbeta, dx
-        )
+            "batch_norm_backward", x, x.shape[1], dy, slopes, x, gamma, saved, *x.shape, dgamma,
+            dbeta, dx,
+        )  # fmt: skip
 
     def layer_norm_forward(
         self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None
@@ -201,9 +213,16 @@ class CudaBackend(CudaArrays):
         self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
     ) -> None:
         self.run(
-            "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x, *words_of(seed, 2),
-            stream & (1 << 64) - 1, stream >> 64, self._state(),
-            int(rate * 2.0**32), 1.0 / (1.0 - rate), x.size, out, saved,
+            "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x,
+            *stream_words(seed, stream), self._state(), *threshold_and_scale(rate), x.size, out,
+            saved,
+        )  # fmt: skip
+
+    def activation_and_dropout(self, following: Following, x: Array, out: Array) -> None:
+        """out = what follows x."""
+        self.by_element(
+            "activation_and_dropout", out, x, *following.activation, *following.stream,
+            self._state(), *following.kept, x.size, out, following.slopes,
         )  # fmt: skip
 
     def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:

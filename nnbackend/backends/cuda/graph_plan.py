@@ -13,6 +13,7 @@ from typing import NamedTuple
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.gemm import Epilogue, Product
+from nnbackend.backends.cuda.row_groups import bind_group, groups_of
 from nnbackend.backends.types import LINEAR, Activation, Array
 from nnbackend.executor.rows import (
     activation_of,
@@ -70,6 +71,10 @@ class GraphPlan:
         trained = [i for i, row in enumerate(self.table) if training and row.trainable]
         #: rows above this one take part in the backward pass
         self.lowest = trained[0] if trained else len(self.table)
+        #: the first and the last row of those that one kernel does together
+        self.groups = groups_of(program, self.table) if training else {}
+        followers = (range(first + 1, last + 1) for first, last in self.groups.items())
+        self._followers = {i for group in followers for i in group}
         self._places: dict[tuple[int, bool], Array] = {}
         self.values = [self._value(i) for i in range(len(self.table) + 1)]
         self.dy = [self._gradient(i) for i in range(len(self.table))]
@@ -80,11 +85,13 @@ class GraphPlan:
         self.x, self.dpred = self.values[0], self.dy[-1]
         self.pred: Array = self.values[-1].real
         self.forward: list[Work] = []
-        self._down: list[Work] = []
+        self._down = [_nothing] * len(self.table)
         for i, row in enumerate(self.table):
+            if i in self._followers:
+                continue
             forward, down = self._bind_dense(i) if row.op == Op.DENSE else self._bind_other(i)
             self.forward.append(forward)
-            self._down.append(down)
+            self._down[i] = down
         self._weights = [self._bind_weights(i) for i in range(len(self.table))]
 
     def backward(self) -> None:
@@ -128,6 +135,8 @@ class GraphPlan:
 
     def _value(self, i: int) -> Matrix:
         """What row ``i`` reads; behind the last row, the outputs."""
+        if i in self._followers:
+            return NOTHING
         columns = self.table[i].n_inputs if i < len(self.table) else self.table[-1].n_outputs
         bf16 = self.rounded is not None and self._is_dense(i)
         # kernels of other layers, and softmax, know real numbers only
@@ -150,7 +159,7 @@ class GraphPlan:
 
     def _gradient(self, i: int) -> Matrix:
         """The gradient of row ``i``'s outputs."""
-        if i < self.lowest:
+        if i < self.lowest or i + 1 in self._followers:
             return NOTHING
         columns = self.table[i].n_outputs
         # a ReLU leaves numbers as they are, or none: to round them before it changes nothing
@@ -335,27 +344,27 @@ class GraphPlan:
     # -- other rows -------------------------------------------------------------------------------
 
     def _bind_other(self, i: int) -> tuple[Work, Work]:
+        """A row, with those that its kernel does as well."""
         program, row, backend = self.program, self.table[i], self.backend
-        x, out = self.values[i], self.values[i + 1]
+        last = self.groups.get(i, i)
+        x, out, dy = self.values[i].real, self.values[last + 1], self.dy[last].real
         if not self.training:
             infer = bind_inference(program, row)
-            run: Work = lambda: infer(x.real, out.real)  # noqa: E731
+            run: Work = lambda: infer(x, out.real)  # noqa: E731
             return self._then_round(run, out), _nothing
-        saved = None
-        if row.saved != ABSENT:
-            saved = backend.zeros(saved_shape(row, self.rows), program.dtype)
-        dx, dy = None, self.dy[i]
-        if i > self.lowest:
-            # what a dense row below needs before its own kernel
-            dx = self.dy[i - 1].real
-        forward, backward = bind_row(program, row, out.real, saved, dx)
-        arrive = self._arrival(i)
-
-        def down() -> None:
-            arrive()
-            backward(x.real, dy.real)
-
-        return self._then_round(lambda: forward(x.real, 0), out), down
+        # what a dense row below needs before its own kernel
+        dx = self.dy[i - 1].real if i > self.lowest else None
+        if last > i:
+            slopes = None if last < self.lowest else self._zeros(row.n_outputs)
+            rows = self.table[i : last + 1]
+            run, down = bind_group(program, backend, rows, x, out.real, slopes, dy, dx)
+        else:
+            saved = None
+            if row.saved != ABSENT:
+                saved = backend.zeros(saved_shape(row, self.rows), program.dtype)
+            forward, backward = bind_row(program, row, out.real, saved, dx)
+            run, down = (lambda: forward(x, 0)), (lambda: backward(x, dy))
+        return self._then_round(run, out), _both(self._arrival(last), down)
 
     def _then_round(self, run: Callable[[], object], out: Matrix) -> Work:
         def work() -> None:

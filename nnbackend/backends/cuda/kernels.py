@@ -19,7 +19,7 @@ from nnbackend.kernels import codes
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES
 
 FILES = (
-    "common", "activations", "embedding", "losses", "metrics", "norms", "random", "steps",
+    "common", "activations", "embedding", "losses", "metrics", "random", "norms", "steps",
     "updates",
 )  # fmt: skip
 _STEPS = ("common", "cluster", "activations", "losses", "steps", "updates", "batches")

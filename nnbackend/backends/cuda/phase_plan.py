@@ -24,8 +24,8 @@ class Time(NamedTuple):
 
 #: As measured.
 TILE_TIME: Mapping[tuple[int, int], Time] = {
-    (16, 8): Time(1300, 4.75, 600), (16, 16): Time(1400, 7.0, 600),
-    (32, 32): Time(2500, 15.6, 1500), (64, 64): Time(7500, 33.0, 7000),
+    (16, 8): Time(1400, 3.8, 1000), (16, 16): Time(1800, 4.4, 1000),
+    (32, 32): Time(2200, 11.4, 1300), (64, 64): Time(3900, 32.6, 6000),
 }  # fmt: skip
 #: Likewise, how long blocks take to meet, and a block for losses of as many rows as it can take at
 #: a time, rows of the next batch, and some parameters where gradients are added up; and for each of

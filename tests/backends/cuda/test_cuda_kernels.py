@@ -178,7 +178,7 @@ def train(device: StandInBackend, precision: str) -> None:
     layers = [
         nn.Standardize(6), nn.Dense(6, 40, "relu", weight_l2=1e-3), nn.Dense(40, 33, "gelu"),
         nn.Dense(33, 17, "relu"), nn.BatchNorm(17), nn.Dropout(0.2), nn.Dense(17, 9, "softmax"),
-        nn.LayerNorm(9), nn.Dense(9, 4),
+        nn.LayerNorm(9), nn.Tanh(), nn.Dropout(0.1), nn.Dense(9, 4),
     ]  # fmt: skip
     model = nn.Sequential(layers, seed=0, backend=device, precision=precision)
     optimizer = nn.AdamW(0.01, clip_norm=1.0)

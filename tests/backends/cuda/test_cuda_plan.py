@@ -12,10 +12,12 @@ from cuda_stand_in import StandInBackend, compiler
 
 import nnbackend as nn
 from nnbackend.backends.cuda.gemm import Epilogue, ProductError
+from nnbackend.backends.cuda.row_groups import groups_of
 from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.data.sources import make_source
 from nnbackend.executor.base import Run
 from nnbackend.executor.python import PythonExecutor
+from nnbackend.kernels.codes import Op
 
 pytestmark = pytest.mark.skipif(
     shutil.which(compiler()) is None, reason="the stand-in device needs a C++ compiler"
@@ -35,6 +37,16 @@ MODELS = {
     "norms between": lambda: [
         nn.Standardize(6), nn.Dense(6, 9), nn.BatchNorm(9), nn.ReLU(), nn.Dense(9, 8, "relu"),
         nn.LayerNorm(8), nn.Dense(8, 7), nn.Dropout(0.3), nn.Dense(7, 4),
+    ],
+    "norms with what follows": lambda: [
+        # a bias below a norm gets rounding for a gradient, which Adam makes large
+        nn.BatchNorm(6), nn.Tanh(), nn.Dense(6, 9, bias=False), nn.BatchNorm(9), nn.GELU(),
+        nn.Dropout(0.3), nn.Dense(9, 8), nn.LayerNorm(8), nn.SiLU(), nn.Dropout(0.2),
+        nn.Dropout(0.1), nn.Dense(8, 7, bias=False), nn.BatchNorm(7), nn.Softmax(),
+        nn.Dropout(0.1), nn.Dense(7, 4, bias=False), nn.BatchNorm(4), nn.ReLU(),
+    ],
+    "frozen with what follows": lambda: [
+        nn.Dense(6, 9, trainable=False), nn.Tanh(), nn.Dropout(0.3), nn.Dense(9, 4),
     ],
     "frozen": lambda: [
         nn.Dense(6, 9, "relu", trainable=False), nn.Dense(9, 8, "relu"),
@@ -85,6 +97,16 @@ def test_every_way_trains_as_launches_one_by_one_do(fresh, layers, epilogues, la
     arrays = launched.arrays()
     for name, array in planned.arrays().items():
         np.testing.assert_allclose(array, arrays[name], rtol=tolerance, atol=tolerance)
+
+
+def test_a_kernel_does_what_follows_a_norm_or_an_activation() -> None:
+    program = model_of("norms with what follows", StandInBackend()).program
+    ops = [Op(row.op).name for row in program.rows]
+    found = [ops[first : last + 1] for first, last in groups_of(program, program.rows).items()]
+    assert found == [
+        ["BATCH_NORM", "ACTIVATION"], ["BATCH_NORM", "ACTIVATION", "DROPOUT"],
+        ["ACTIVATION", "DROPOUT"], ["BATCH_NORM", "ACTIVATION"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("slow_epilogues", [False, True])
