@@ -185,4 +185,4 @@ def test_blocks_that_do_not_meet_are_found(monkeypatch, meeting: str) -> None:
     memory = (200 << 10) + (indent << 10)  # so that it is a program of its own
     backends = (StandInBackend(shared_bytes=memory, order=DESCENDING), "numpy")
     with pytest.raises((AssertionError, nn.NonFiniteLossError)):
-        compare(*(trained(backend, (20, 33, 5)) for backend in backends))
+        compare(*(trained(backend, (20, 133, 5)) for backend in backends))
