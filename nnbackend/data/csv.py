@@ -1,4 +1,4 @@
-"""Reader for tables in text files: columns to learn from, and a target column."""
+"""Readers for tables: columns to learn from, and a target column."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from nnbackend.data.dataset import (
     as_targets,
     check_task,
 )
+from nnbackend.data.frames import FrameTable
 from nnbackend.data.parquet import ParquetTable
 from nnbackend.data.preparation import MOSTLY_NUMBERS, Preparation, offset_of
 from nnbackend.data.tables import Layout, Table, is_number, is_padded
 from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
-AnyTable = Table | ParquetTable
+AnyTable = Table | ParquetTable | FrameTable
 LearnFrom = Callable[..., HostArray]
 _INFINITE = re.compile(r"\s*[+-]?inf(inity)?\s*", re.IGNORECASE)
 
@@ -106,58 +107,106 @@ def read_csv(
     """
     check_task(task)
     with _opened(check_path("path", path), Layout(sep, decimal, encoding, header)) as table:
-        left_out = _columns_named(table, drop, "is to be left out")
-        kept = _columns_named(table, keep, "is to be kept")
-        index = None
-        if target is not None or (features is None and preparation is None):
-            index = _target_column(table, target)
-        if index in left_out:
-            raise DataError(f"{table.names[index]!r} is the target, so it cannot be left out")
-        if preparation is None and features is not None and target is None:
-            preparation = Preparation.of_numbers(features)
-        if preparation is not None:
-            features = [column.name for column in preparation.used]
-        others = [k for k in range(len(table.names)) if k != index and k not in left_out]
-        columns = others
-        if features is not None:
-            columns = _columns_named(table, features, "the model was trained on")
-        if index is not None and index in columns:
-            raise DataError(
-                f"{table.names[index]!r} is the target; a model that sees it learns nothing else"
-            )
-        if not columns:
-            raise DataError(
-                f"{table.shown} has one column only; a target needs columns to learn from"
-            )
-        as_text = kept if index is None or _is_quantity(table, index, task) else [index, *kept]
-        if preparation is not None:
-            kinds = zip(columns, preparation.used, strict=True)
-            as_text = [*as_text, *(k for k, plan in kinds if plan.kind in ("category", "time"))]
-        values = table.read(text=as_text)
-        y, names, found, rows = None, None, None, None
-        if index is not None:
-            found = _target_values(table, values[index], index, task)
-            y, names = as_targets(found, task, table.shown)
-            if learn_from is not None:
-                rows = learn_from(len(y), labels=None if names is None else y)
-        learns = preparation is None
-        x, preparation = _inputs(table, values, columns, preparation, rows, embed)
-        if found is not None and names is None:
-            numbers = found.astype(np.float64)
-            if learns:
-                offset = offset_of(numbers if rows is None else numbers[rows])
-                preparation = replace(preparation, target_offset=offset)
-            y = (numbers - preparation.target_offset).astype(np.float32)[:, None]
-        return Dataset(
-            x,
-            y,
-            class_names=names,
-            feature_names=tuple(column.name for column in preparation.used),
-            target_name=None if index is None else table.names[index],
-            kind="csv",
-            kept=_kept(values, kept, keep),
-            preparation=preparation,
+        return _dataset(table, target, task, features, preparation, learn_from, embed, drop, keep)
+
+
+def read_frame(
+    frame: object,
+    target: str | int | None = None,
+    task: Task = "auto",
+    features: Sequence[str] | None = None,
+    *,
+    preparation: Preparation | None = None,
+    learn_from: LearnFrom | None = None,
+    embed: bool = False,
+    drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
+) -> Dataset:
+    """The same as ``read_csv`` from a DataFrame of pandas, polars or another library. Columns have
+    types there: text, true and false, and categories become categories, whatever they look like.
+    Needs narwhals: ``pip install "nnbackend[tables]"``.
+
+    Args:
+        frame: with a row of names, and at least one row.
+        target, task, features, preparation, learn_from, embed, drop, keep: see ``read_csv``.
+
+    Raises:
+        DTypeError: ``frame`` is no DataFrame.
+        DataError: as for ``read_csv``; rows are counted from 1.
+
+    Example:
+        >>> data = nn.datasets.read_frame(frame, target="price", embed=True)
+        >>> first = data.input_layers()
+        >>> model = nn.Sequential([*first, nn.Dense(first[-1].n_outputs, 1)])
+        >>> model.fit(data.x, data.y)
+        >>> model.predict(nn.datasets.read_frame(others, preparation=data.preparation).x)
+    """
+    check_task(task)
+    with FrameTable(frame) as table:
+        return _dataset(table, target, task, features, preparation, learn_from, embed, drop, keep)
+
+
+def _dataset(
+    table: AnyTable,
+    target: str | int | None,
+    task: Task,
+    features: Sequence[str] | None,
+    preparation: Preparation | None,
+    learn_from: LearnFrom | None,
+    embed: bool,
+    drop: Sequence[str],
+    keep: Sequence[str],
+) -> Dataset:
+    left_out = _columns_named(table, drop, "is to be left out")
+    kept = _columns_named(table, keep, "is to be kept")
+    index = None
+    if target is not None or (features is None and preparation is None):
+        index = _target_column(table, target)
+    if index in left_out:
+        raise DataError(f"{table.names[index]!r} is the target, so it cannot be left out")
+    if preparation is None and features is not None and target is None:
+        preparation = Preparation.of_numbers(features)
+    if preparation is not None:
+        features = [column.name for column in preparation.used]
+    others = [k for k in range(len(table.names)) if k != index and k not in left_out]
+    columns = others
+    if features is not None:
+        columns = _columns_named(table, features, "the model was trained on")
+    if index is not None and index in columns:
+        raise DataError(
+            f"{table.names[index]!r} is the target; a model that sees it learns nothing else"
         )
+    if not columns:
+        raise DataError(f"{table.shown} has one column only; a target needs columns to learn from")
+    as_text = kept if index is None or _is_quantity(table, index, task) else [index, *kept]
+    if preparation is not None:
+        kinds = zip(columns, preparation.used, strict=True)
+        as_text = [*as_text, *(k for k, plan in kinds if plan.kind in ("category", "time"))]
+    values = table.read(text=as_text)
+    y, names, found, rows = None, None, None, None
+    if index is not None:
+        found = _target_values(table, values[index], index, task)
+        y, names = as_targets(found, task, table.shown)
+        if learn_from is not None:
+            rows = learn_from(len(y), labels=None if names is None else y)
+    learns = preparation is None
+    x, preparation = _inputs(table, values, columns, preparation, rows, embed)
+    if found is not None and names is None:
+        numbers = found.astype(np.float64)
+        if learns:
+            offset = offset_of(numbers if rows is None else numbers[rows])
+            preparation = replace(preparation, target_offset=offset)
+        y = (numbers - preparation.target_offset).astype(np.float32)[:, None]
+    return Dataset(
+        x,
+        y,
+        class_names=names,
+        feature_names=tuple(column.name for column in preparation.used),
+        target_name=None if index is None else table.names[index],
+        kind="csv",
+        kept=_kept(values, kept, keep),
+        preparation=preparation,
+    )
 
 
 def _inputs(
@@ -195,7 +244,7 @@ def _inputs(
 def _numbers_or_text(table: AnyTable, values: list[HostArray], k: int) -> HostArray:
     """A column whose text is meant as text: a word among numbers is not."""
     column = values[k]
-    if column.dtype.kind == "f":
+    if column.dtype.kind == "f" or table.is_text(k):
         return column
     present = [text for text in dict.fromkeys(column) if text is not None]
     words = [text for text in present if table.plain_number(text) is None]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_number, check_seed, check_size
-from nnbackend.data.csv import read_csv
+from nnbackend.data.csv import read_csv, read_frame
 from nnbackend.data.dataset import Dataset
 from nnbackend.data.idx import read_idx, read_idx_array
 from nnbackend.data.images import read_images
@@ -22,6 +22,7 @@ __all__ = [
     "moons",
     "read",
     "read_csv",
+    "read_frame",
     "read_idx",
     "read_idx_array",
     "read_images",

@@ -57,6 +57,10 @@ class ParquetTable:
     def is_numeric(self, column: int) -> bool:
         return any(kind in self._types[column] for kind in _NUMBERS)
 
+    def is_text(self, column: int) -> bool:
+        """Whether a column is text even if all of it looks like numbers."""
+        return False
+
     def plain_number(self, text: str) -> str | None:
         return text if is_number(text) else None
 

@@ -219,6 +219,10 @@ class Table:
             v.lower() in _MISSING or self.plain_number(v) is not None for v in values
         )
 
+    def is_text(self, column: int) -> bool:
+        """Whether a column is text even if all of it looks like numbers."""
+        return False
+
     def plain_number(self, text: str) -> str | None:
         """A number as Python writes it, without marks of thousands; None if it is none."""
         text = text.strip()

@@ -83,3 +83,114 @@ def test_without_narwhals_the_extra_is_named(xy, monkeypatch) -> None:
         model().fit(x, y, verbose=0)
     plain, labels = frames(*xy)["plain"]
     model().fit(plain, labels, verbose=0)
+
+
+# -- tables with columns of other types -----------------------------------------------------------
+
+
+@pytest.fixture
+def table(rng):
+    n = 120
+    return pandas.DataFrame({
+        "town": rng.choice(list("abcdefghijkl"), n),
+        "doors": pandas.Categorical(rng.choice([2, 4], n)),
+        "sold": rng.random(n) < 0.5,
+        "when": pandas.Timestamp("2024-01-01") + pandas.to_timedelta(rng.integers(0, 999, n), "h"),
+        "size": np.where(np.arange(n) % 7 == 0, np.nan, rng.normal(size=n)),
+        "index": np.arange(n),
+        "price": rng.normal(size=n) + 1e6,
+    })  # fmt: skip
+
+
+def test_columns_of_a_frame_become_inputs_by_their_types(table) -> None:
+    data = nn.datasets.read_frame(table, "price", embed=True)
+    kinds = {column.name: (column.kind, column.width) for column in data.preparation.columns}
+    assert kinds == {
+        "town": ("category", 1), "doors": ("category", 2), "sold": ("category", 2),
+        "when": ("time", 7), "size": ("number", 2), "index": ("left out", 0),
+    }  # fmt: skip
+    assert data.preparation.columns[1].values == ("2", "4")
+    assert data.x.shape == (120, 14)
+    first = data.input_layers()
+    model = nn.Sequential([*first, nn.Dense(first[-1].n_outputs, 1)], seed=0)
+    model.compile("mean_squared_error", nn.Adam(0.05))
+    history = model.fit(data.x, data.y, epochs=20, verbose=0)
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_other_rows_are_prepared_in_the_same_way(table) -> None:
+    data = nn.datasets.read_frame(table, "price")
+    some = table.iloc[40:50].drop(columns=["price", "index"])[::-1]
+    again = nn.datasets.read_frame(some, preparation=data.preparation)
+    np.testing.assert_array_equal(again.x[::-1], data.x[40:50])
+    assert again.y is None
+    new = nn.datasets.read_frame(some.assign(town="?new"), preparation=data.preparation)
+    places = data.preparation.used[0].width
+    np.testing.assert_array_equal(new.x[:, :places], 0)
+
+
+def test_a_frame_gives_what_its_file_gives(table, tmp_path) -> None:
+    pytest.importorskip("duckdb")
+    plain = table.drop(columns=["doors"])
+    plain.to_csv(tmp_path / "table.csv", index=False)
+    one = nn.datasets.read_frame(plain, "price")
+    other = nn.datasets.read_csv(tmp_path / "table.csv", "price")
+    np.testing.assert_allclose(one.x, other.x, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(one.y, other.y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "float64", "str", "category", "object"])
+def test_classes_have_the_same_names_in_every_type(kind: str, rng) -> None:
+    x, y = rng.normal(size=30), np.arange(30) % 3 + 9
+    frame = pandas.DataFrame({"x": x, "y": pandas.Series(y).astype(kind)})
+    data = nn.datasets.read_frame(frame, "y", "classification")
+    assert data.class_names == ("9", "10", "11")
+    np.testing.assert_array_equal(data.y, y - 9)
+
+
+def test_numbers_as_python_objects_are_numbers(rng) -> None:
+    frame = pandas.DataFrame({"x": pandas.Series([1.5, None, 3] * 4, dtype=object), "y": range(12)})
+    data = nn.datasets.read_frame(frame, "y", "regression")
+    np.testing.assert_array_equal(data.x[:3], [[1.5, 0], [2.25, 1], [3, 0]])
+
+
+def test_polars_and_arrow_need_no_pandas(table) -> None:
+    plain = table.drop(columns=["doors"])
+    expected = nn.datasets.read_frame(plain, "price")
+    made = []
+    for name in ("polars", "pyarrow"):
+        module = pytest.importorskip(name)
+        columns = {name: list(values) for name, values in plain.items()}
+        made.append(module.DataFrame(columns) if name == "polars" else module.table(columns))
+    for frame in made:
+        np.testing.assert_array_equal(nn.datasets.read_frame(frame, "price").x, expected.x)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[:0], "empty"),
+        (lambda t: t[["price"]], "one column only"),
+        (lambda t: t.rename(columns={"size": "town"}), "columns of different names"),
+        (lambda t: t.assign(price=np.nan), "row 1: the target 'price' is empty"),
+        (lambda t: t.assign(size=np.inf), "row 1, column 'size': numbers must be finite"),
+        (lambda t: t.drop(columns="price"), "target column must be one of .* received 'price'"),
+    ],
+)
+def test_what_a_frame_must_hold(table, change, message: str) -> None:
+    with pytest.raises(nn.DataError, match=message):
+        nn.datasets.read_frame(change(table), "price")
+
+
+@pytest.mark.parametrize("what", [[[1, 2]], "table.csv", pandas.Series([1.0, 2.0]), None])
+def test_what_is_no_frame(what) -> None:
+    with pytest.raises(nn.DTypeError, match="must be a DataFrame"):
+        nn.datasets.read_frame(what, 0)
+
+
+def test_fit_says_how_text_becomes_numbers(table) -> None:
+    with pytest.raises(
+        nn.DTypeError,
+        match="column 'town' holds .* networks learn from numbers. nn.datasets.read_frame makes",
+    ):
+        model().fit(table[["size", "town", "index"]], np.zeros(120, int))

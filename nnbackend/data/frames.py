@@ -1,0 +1,92 @@
+"""Tables that are in memory already: DataFrames of pandas, polars and others, read by narwhals."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nnbackend._frames import narwhals_module, opened_frame
+from nnbackend.data.dataset import HostArray
+from nnbackend.data.tables import HEAD_ROWS, is_number
+from nnbackend.errors import DataError, DTypeError, shown
+
+
+class FrameTable:
+    """The same as ``Table`` for a DataFrame."""
+
+    unit, shown = "row", "the DataFrame"
+
+    def __init__(self, frame: object) -> None:
+        found = opened_frame(self.shown, frame)
+        if found is None or isinstance(found, narwhals_module(self.shown).Series):
+            raise DTypeError(
+                f"a table must be a DataFrame of pandas, polars or another library that narwhals "
+                f"knows; received {shown(frame)}. nn.datasets.read_csv reads files"
+            )
+        self._columns = list(found.iter_columns())
+        self.names = [str(column.name) for column in self._columns]
+        if not self._columns or not len(found):
+            raise DataError(f"{self.shown} is empty; it must hold at least one row and column")
+        heads = (self._texts(k, HEAD_ROWS) for k in range(len(self.names)))
+        self.variety = [len({*texts} - {None}) for texts in heads]
+
+    def __enter__(self) -> FrameTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def is_numeric(self, column: int) -> bool:
+        return bool(self._columns[column].dtype.is_numeric())
+
+    def is_text(self, column: int) -> bool:
+        """Whether a column is text even if all of it looks like numbers."""
+        # columns of Python objects may be numbers
+        object_ = narwhals_module(self.shown).Object
+        return not self.is_numeric(column) and self._columns[column].dtype != object_
+
+    def plain_number(self, text: str) -> str | None:
+        return text.strip() if is_number(text.strip()) else None
+
+    def read(self, text: Sequence[int] = ()) -> list[HostArray]:
+        """See ``Table.read``."""
+        return [
+            self._numbers(k) if self.is_numeric(k) and k not in text else self._text(k)
+            for k in range(len(self.names))
+        ]
+
+    def line(self, row: int) -> tuple[int, list[str]]:
+        """The number from 1 and the fields of a row."""
+        fields = [_as_text(column[row]) for column in self._columns]
+        return row + 1, ["" if field is None else field for field in fields]
+
+    def _numbers(self, column: int) -> HostArray:
+        values = self._columns[column].cast(narwhals_module(self.shown).Float64).to_numpy()
+        return np.asarray(values, np.float64)
+
+    def _text(self, column: int) -> HostArray:
+        texts = self._texts(column)
+        found = np.empty(len(texts), object)
+        found[:] = texts
+        return found
+
+    def _texts(self, column: int, most: int | None = None) -> list[str | None]:
+        values = self._columns[column]
+        values = values if most is None else values.head(most)
+        return [_as_text(value) for value in values.to_list()]
+
+
+def _as_text(value: Any) -> str | None:
+    """As a file would have it; None where a value is missing."""
+    if value is None or value != value or str(value) in ("NaT", "<NA>"):
+        return None
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(" ")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
