@@ -34,6 +34,7 @@ __all__ = [
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 LabelArray = np.ndarray[Any, np.dtype[np.int64]]
+HostArray = np.ndarray[Any, Any]
 
 
 def digits() -> tuple[FloatArray, LabelArray]:
@@ -71,13 +72,18 @@ def spiral(
     check_size("spiral.samples", samples)
     check_size("spiral.classes", classes)
     check_number("spiral.noise", noise, 0.0)
-    rng = np.random.RandomState(_legacy_seed(seed))
+    points = spiral_points(np.random.RandomState(_legacy_seed(seed)), samples, classes, noise)
+    return points.astype(np.float32), _labels(samples, classes)
+
+
+def spiral_points(rng: Any, samples: int, classes: int, noise: float) -> HostArray:
+    """The points of :func:`spiral` in float64; ``rng.randn`` draws them."""
     r = np.linspace(0.0, 1.0, samples)
     parts = []
     for c in range(classes):
         t = np.linspace(4 * c, 4 * (c + 1), samples) + noise * rng.randn(samples)
         parts.append(np.stack([r * np.sin(2.5 * t), r * np.cos(2.5 * t)], axis=1))
-    return np.concatenate(parts).astype(np.float32), _labels(samples, classes)
+    return np.concatenate(parts)
 
 
 def vertical(
@@ -92,12 +98,17 @@ def vertical(
     """
     check_size("vertical.samples", samples)
     check_size("vertical.classes", classes)
-    rng = np.random.RandomState(_legacy_seed(seed))
+    points = vertical_points(np.random.RandomState(_legacy_seed(seed)), samples, classes)
+    return points.astype(np.float32), _labels(samples, classes)
+
+
+def vertical_points(rng: Any, samples: int, classes: int) -> HostArray:
+    """The points of :func:`vertical` in float64; ``rng.randn`` draws them."""
     parts = []
     for c in range(classes):
         columns = [0.1 * rng.randn(samples) + c / 3, 0.1 * rng.randn(samples) + 0.5]
         parts.append(np.stack(columns, axis=1))
-    return np.concatenate(parts).astype(np.float32), _labels(samples, classes)
+    return np.concatenate(parts)
 
 
 def sine(samples: int = 1000) -> tuple[FloatArray, FloatArray]:

@@ -1,0 +1,161 @@
+"""The book's losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nnbackend.nnfs.activations import Activation_Softmax
+from nnbackend.nnfs.arrays import Array, real
+from nnbackend.nnfs.layers import Layer_Dense
+
+#: Probabilities are clipped to [CLIP, 1 - CLIP] before a logarithm or a division.
+CLIP = 1e-7
+
+
+class Loss:
+    """What the losses have in common; a subclass writes ``forward`` and ``backward``."""
+
+    dinputs: Array
+    accumulated_sum: Any = 0
+    accumulated_count: int = 0
+
+    def forward(self, y_pred: Array, y_true: Array) -> Array:
+        """The loss of each sample (B,)."""
+        raise NotImplementedError
+
+    def backward(self, dvalues: Array, y_true: Array) -> None:
+        """dinputs: the gradient of the mean loss by the predictions ``dvalues``."""
+        raise NotImplementedError
+
+    def regularization_loss(self, layer: Layer_Dense | None = None) -> float:
+        """l1 sum|w| + l2 sum w^2 of a layer's weights and biases; of all ``trainable_layers``
+        without one."""
+        layers: Sequence[Layer_Dense] = self.trainable_layers if layer is None else [layer]
+        total = 0.0
+        for own in layers:
+            for values, l1, l2 in (
+                (own.weights, own.weight_regularizer_l1, own.weight_regularizer_l2),
+                (own.biases, own.bias_regularizer_l1, own.bias_regularizer_l2),
+            ):
+                if l1 > 0:
+                    total += l1 * np.sum(np.abs(values))
+                if l2 > 0:
+                    total += l2 * np.sum(values * values)
+        return total
+
+    def remember_trainable_layers(self, trainable_layers: Sequence[Layer_Dense]) -> None:
+        self.trainable_layers = trainable_layers
+
+    def calculate(self, output: Any, y: Any, *, include_regularization: bool = False) -> Any:
+        """The mean loss; with ``include_regularization`` also the penalties' share."""
+        sample_losses = self.forward(output, y)
+        total, count = sample_losses.sum(), len(sample_losses)
+        self.accumulated_sum += total
+        self.accumulated_count += count
+        data_loss = total / count
+        return (data_loss, self.regularization_loss()) if include_regularization else data_loss
+
+    def calculate_accumulated(self, *, include_regularization: bool = False) -> Any:
+        """The mean over all samples since ``new_pass``."""
+        data_loss = self.accumulated_sum / self.accumulated_count
+        return (data_loss, self.regularization_loss()) if include_regularization else data_loss
+
+    def new_pass(self) -> None:
+        self.accumulated_sum, self.accumulated_count = 0, 0
+
+
+def labels_of(y_true: Any) -> Array:
+    """Class numbers (B,), from those or from rows with a one each."""
+    y_true = np.asarray(y_true)
+    return np.asarray(np.argmax(y_true, axis=1)) if y_true.ndim == 2 else y_true
+
+
+def _clipped(x: Any) -> Array:
+    x = real(x)
+    low, high = x.dtype.type(CLIP), x.dtype.type(1 - CLIP)
+    return np.asarray(np.minimum(np.maximum(x, low), high))  # np.clip takes three times as long
+
+
+class Loss_CategoricalCrossentropy(Loss):
+    """-sum_c t_c log p_c, of class numbers (B,) or rows (B, C)."""
+
+    def forward(self, y_pred: Any, y_true: Any) -> Array:
+        y_pred, y_true = real(y_pred), np.asarray(y_true)
+        if y_true.ndim == 1:
+            confidences = _clipped(y_pred[np.arange(len(y_pred)), y_true])
+        else:
+            confidences = np.sum(_clipped(y_pred) * y_true, axis=1)
+        return -np.log(confidences)
+
+    def backward(self, dvalues: Any, y_true: Any) -> None:
+        dvalues, y_true = real(dvalues), np.asarray(y_true)
+        if y_true.ndim == 1:
+            y_true = np.eye(dvalues.shape[1], dtype=dvalues.dtype)[y_true]
+        self.dinputs = -y_true / dvalues / len(dvalues)
+
+
+class Activation_Softmax_Loss_CategoricalCrossentropy:
+    """Softmax and cross-entropy in one, whose gradient by the softmax's inputs is p - t.
+
+    Attributes:
+        activation, loss: the two.   output: of the softmax.
+    """
+
+    def __init__(self) -> None:
+        self.activation = Activation_Softmax()
+        self.loss = Loss_CategoricalCrossentropy()
+
+    def forward(self, inputs: Any, y_true: Any) -> Any:
+        """The mean loss."""
+        self.activation.forward(inputs)
+        self.output = self.activation.output
+        return self.loss.calculate(self.output, y_true)
+
+    def backward(self, dvalues: Any, y_true: Any) -> None:
+        """dinputs from the softmax's outputs ``dvalues``."""
+        dinputs = np.array(real(dvalues))
+        samples = len(dinputs)
+        dinputs[np.arange(samples), labels_of(y_true)] -= 1
+        dinputs /= samples
+        self.dinputs = dinputs
+
+
+class Loss_BinaryCrossentropy(Loss):
+    """-t log p - (1 - t) log(1 - p), the mean over a sample's outputs."""
+
+    def forward(self, y_pred: Any, y_true: Any) -> Array:
+        p = _clipped(y_pred)
+        losses: Array = -(y_true * np.log(p) + (1 - y_true) * np.log(1 - p))
+        return np.asarray(np.mean(losses, axis=-1))
+
+    def backward(self, dvalues: Any, y_true: Any) -> None:
+        p = _clipped(dvalues)
+        self.dinputs = -(y_true / p - (1 - y_true) / (1 - p)) / p.shape[1] / len(p)
+
+
+class Loss_MeanSquaredError(Loss):
+    """(t - p)^2, the mean over a sample's outputs."""
+
+    def forward(self, y_pred: Any, y_true: Any) -> Array:
+        return np.asarray(np.mean((y_true - real(y_pred)) ** 2, axis=-1))
+
+    def backward(self, dvalues: Any, y_true: Any) -> None:
+        dvalues = real(dvalues)
+        self.dinputs = -2 * (y_true - dvalues) / dvalues.shape[1] / len(dvalues)
+
+
+class Loss_MeanAbsoluteError(Loss):
+    """|t - p|, the mean over a sample's outputs.
+
+    The gradient is sign(p - t). The book's has the other sign, with which the loss grows.
+    """
+
+    def forward(self, y_pred: Any, y_true: Any) -> Array:
+        return np.asarray(np.mean(np.abs(y_true - real(y_pred)), axis=-1))
+
+    def backward(self, dvalues: Any, y_true: Any) -> None:
+        dvalues = real(dvalues)
+        self.dinputs = np.sign(dvalues - y_true) / dvalues.shape[1] / len(dvalues)

@@ -1,0 +1,179 @@
+"""Model files of the book: what comes out of one, and what is refused."""
+
+import io
+import os
+import pickle
+import sys
+import types
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+
+import nnbackend as nn
+from nnbackend.nnfs import (
+    Accuracy_Categorical,
+    Activation_ReLU,
+    Activation_Softmax,
+    Layer_Dense,
+    Loss_CategoricalCrossentropy,
+    Model,
+    Optimizer_Adam,
+)
+
+
+def trained() -> tuple[Model, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
+    model = Model()
+    for layer in (Layer_Dense(4, 8, 0, 1e-3), Activation_ReLU(), Layer_Dense(8, 3),
+                  Activation_Softmax()):  # fmt: skip
+        model.add(layer)
+    model.set(loss=Loss_CategoricalCrossentropy(), optimizer=Optimizer_Adam(0.01),
+              accuracy=Accuracy_Categorical())  # fmt: skip
+    model.finalize()
+    train(model, X, y)
+    return model, X, y
+
+
+def train(model, X, y) -> None:
+    with redirect_stdout(io.StringIO()):
+        model.train(X, y, epochs=3, batch_size=10)
+
+
+def test_a_model_goes_on_where_it_was_saved(backend, tmp_path) -> None:
+    model, X, y = trained()
+    before = model.predict(X)
+    model.save(tmp_path / "spiral.model")
+    np.testing.assert_array_equal(model.predict(X), before)
+    loaded = Model.load(tmp_path / "spiral.model")
+    np.testing.assert_array_equal(loaded.predict(X), before)
+    train(model, X, y)
+    train(loaded, X, y)
+    np.testing.assert_allclose(loaded.predict(X), model.predict(X), rtol=1e-12)
+
+
+def test_parameters_alone(backend, tmp_path) -> None:
+    model, X, _ = trained()
+    model.save_parameters(tmp_path / "spiral.params")
+    other, _, _ = trained()
+    other.set_parameters([(0 * w, 0 * b) for w, b in other.get_parameters()])
+    other.load_parameters(tmp_path / "spiral.params")
+    np.testing.assert_array_equal(other.predict(X), model.predict(X))
+
+
+def as_typed(module_name: str, X, y) -> bytes:
+    """A file as the book's own classes write it: plain objects of a script's classes."""
+    module = types.ModuleType(module_name)
+    names = ("Model", "Layer_Dense", "Layer_Input", "Activation_ReLU", "Activation_Softmax",
+             "Loss_CategoricalCrossentropy", "Optimizer_Adam", "Accuracy_Categorical",
+             "Activation_Softmax_Loss_CategoricalCrossentropy")  # fmt: skip
+    made = {}
+    for name in names:
+        kind = type(name, (), {"__module__": module_name})
+        setattr(module, name, kind)
+        made[name] = kind()
+    own, _, _ = trained()
+    layers = []
+    for layer in own.layers:
+        plain = getattr(module, type(layer).__name__)()
+        if hasattr(layer, "weights"):
+            plain.__dict__.update(
+                weights=layer.weights, biases=layer.biases, weight_regularizer_l1=0,
+                weight_regularizer_l2=1e-3, bias_regularizer_l1=0, bias_regularizer_l2=0,
+                weight_momentums=layer.weight_momentums, bias_momentums=layer.bias_momentums,
+                weight_cache=layer.weight_cache, bias_cache=layer.bias_cache,
+            )  # fmt: skip
+        layers.append(plain)
+    chain = [made["Layer_Input"], *layers, made["Loss_CategoricalCrossentropy"]]
+    for before, layer, after in zip(chain, chain[1:], chain[2:], strict=False):
+        layer.prev, layer.next = before, after
+    trainable = [layers[0], layers[2]]
+    made["Loss_CategoricalCrossentropy"].__dict__.update(
+        trainable_layers=trainable, accumulated_sum=np.float64(0.0), accumulated_count=0
+    )
+    made["Accuracy_Categorical"].__dict__.update(
+        binary=False, accumulated_sum=0, accumulated_count=0
+    )
+    made["Optimizer_Adam"].__dict__.update(vars(own.optimizer))
+    made["Model"].__dict__.update(
+        layers=layers, trainable_layers=trainable, input_layer=made["Layer_Input"],
+        output_layer_activation=layers[-1], loss=made["Loss_CategoricalCrossentropy"],
+        optimizer=made["Optimizer_Adam"], accuracy=made["Accuracy_Categorical"],
+        softmax_classifier_output=made["Activation_Softmax_Loss_CategoricalCrossentropy"],
+    )  # fmt: skip
+    sys.modules[module_name] = module
+    try:
+        return pickle.dumps(made["Model"])
+    finally:
+        del sys.modules[module_name]
+
+
+@pytest.mark.parametrize("module", ["__main__x", "my_classes"])
+def test_a_file_of_classes_that_a_script_defined(backend, tmp_path, module: str) -> None:
+    model, X, y = trained()
+    (tmp_path / "typed.model").write_bytes(as_typed(module, X, y))
+    loaded = Model.load(tmp_path / "typed.model")
+    assert [type(layer) for layer in loaded.layers] == [type(layer) for layer in model.layers]
+    probabilities = loaded.predict(X)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    before = [w.copy() for w, _ in loaded.get_parameters()]
+    train(loaded, X, y)
+    assert all((w != b).any() for (w, _), b in zip(loaded.get_parameters(), before, strict=True))
+
+
+class Evil:
+    def __init__(self, what, *arguments) -> None:
+        self.what, self.arguments = what, arguments
+
+    def __reduce__(self):
+        return self.what, self.arguments
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        (Evil(os.system, "touch hacked"), f"{os.system.__module__}.system"),
+        (Evil(eval, "open('hacked', 'w')"), "builtins.eval"),
+        (Evil(getattr, "x", "upper"), "builtins.getattr"),
+        (Evil(np.load, "x.npy"), "load"),
+        (Evil(np.memmap, "hacked", "uint8", "w+", 0, (3,)), "memmap"),
+        (Evil(pickle.loads, b"."), "loads"),
+        (nn.Sequential, "nnbackend.model.sequential.Sequential"),
+        ([os.path.join], "join"),
+    ],
+    ids=["system", "eval", "getattr", "np.load", "memmap", "loads", "a class", "in a list"],
+)
+def test_other_names_are_refused_and_said(tmp_path, monkeypatch, what, named: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.model"
+    path.write_bytes(pickle.dumps(what))
+    model, _, _ = trained()
+    for load in (Model.load, model.load_parameters):
+        with pytest.raises(nn.CheckpointError, match=named):
+            load(path)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a pickle", pickle.dumps(3), pickle.dumps([1, 2]), b"\x80\x05."]
+)
+def test_what_is_no_model(tmp_path, content: bytes) -> None:
+    path = tmp_path / "broken.model"
+    path.write_bytes(content)
+    model, X, _ = trained()
+    before = model.predict(X)
+    for load in (Model.load, model.load_parameters):
+        with pytest.raises(nn.CheckpointError, match="broken.model"):
+            load(path)
+    np.testing.assert_array_equal(model.predict(X), before)
+
+
+def test_a_class_of_the_books_name_is_ours_wherever_it_was_defined(tmp_path) -> None:
+    """It is never imported: a module of that name could run anything."""
+    path = tmp_path / "x.model"
+    # GLOBAL antigravity Layer_Input, then an empty object of it
+    path.write_bytes(b"\x80\x02cantigravity\nLayer_Input\n)\x81.")
+    with pytest.raises(nn.CheckpointError, match="holds Layer_Input and no model"):
+        Model.load(path)
+    assert "antigravity" not in sys.modules
