@@ -28,7 +28,7 @@ ROOMS = (
     ("data",),
     ("training",),
     ("model",),
-    ("plot", "benchmark", "testing", "sklearn"),
+    ("plot", "benchmark", "testing", "sklearn", "nnfs"),
     ("cli",),
 )
 #: A backend's executor runs programs, which are above the contract; nobody imports it by name.
