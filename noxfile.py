@@ -34,6 +34,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in the folder ``site``; a warning is an error."""
+    session.run(PYTHON, "-m", "pip", "install", "-q", "-e", ".[docs,numba,sklearn]")
+    session.run(PYTHON, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "site")
+
+
+@nox.session(default=False)
 def slow(session: nox.Session) -> None:
     """All tests that need no GPU, with coverage."""
     session.run(PYTHON, "-m", "pytest", "-m", "not gpu", "--cov", "--cov-report=term")

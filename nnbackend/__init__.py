@@ -51,6 +51,7 @@ from nnbackend.layers.activations import (
 )
 from nnbackend.layers.base import Layer
 from nnbackend.layers.parameters import Gradient, Parameter
+from nnbackend.live import LiveCurves
 from nnbackend.model.loading import load
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import SGD, AdaGrad, Adam, AdamW, Optimizer, RMSprop
@@ -63,6 +64,7 @@ from nnbackend.training.callbacks import (
     TimeLimit,
 )
 from nnbackend.training.history import History
+from nnbackend.training.trackers import MLflow, TensorBoard
 from nnbackend.training.writers import CSVLogger, ModelCheckpoint
 
 __version__ = "0.1.0"
@@ -100,6 +102,8 @@ __all__ = [
     "LeakyReLU",
     "LearningRateScheduler",
     "Linear",
+    "LiveCurves",
+    "MLflow",
     "Mish",
     "ModelBusyError",
     "ModelCheckpoint",
@@ -120,6 +124,7 @@ __all__ = [
     "Standardize",
     "StepDecay",
     "Tanh",
+    "TensorBoard",
     "TimeLimit",
     "UnknownArgumentError",
     "UnknownNameError",

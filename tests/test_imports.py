@@ -11,12 +11,13 @@ ROOT = Path(__file__).parent.parent
 FOR_TYPES = {
     ("nnbackend.training.callback", "nnbackend.model.sequential"),
     ("nnbackend.training.callbacks", "nnbackend.model.sequential"),
+    ("nnbackend.training.trackers", "nnbackend.model.sequential"),
     ("nnbackend.training.writers", "nnbackend.model.sequential"),
     ("nnbackend.errors", "nnbackend.training.history"),
 }
 #: The rooms, each of which may use those above it, and the files beside them.
 ROOMS = (
-    ("errors", "_checks", "_frames", "_names", "_memory", "_files", "_output"),
+    ("errors", "_checks", "_frames", "_names", "_memory", "_files", "_output", "_notebook"),
     ("kernels",),
     ("backends",),
     ("initializers", "schedules"),
@@ -28,7 +29,7 @@ ROOMS = (
     ("data",),
     ("training",),
     ("model",),
-    ("plot", "benchmark", "testing", "sklearn", "nnfs"),
+    ("plot", "benchmark", "testing", "sklearn", "nnfs", "live"),
     ("cli",),
 )
 #: A backend's executor runs programs, which are above the contract; nobody imports it by name.

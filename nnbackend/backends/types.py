@@ -96,7 +96,7 @@ class UpdateRule(NamedTuple):
     @property
     def numbers(self) -> tuple[float, ...]:
         """In the order of ``kernels.codes.UPDATE_NUMBERS``."""
-        return tuple(map(float, self[1:]))
+        return self[1:]
 
     def corrected(self, lr: float, step: int) -> tuple[float, float]:
         """Rate and eps with which m and v give Adam's step, so that the vectors need no bias

@@ -37,7 +37,7 @@ from nnbackend.model import serialization
 from nnbackend.model.driven import DrivenStack
 from nnbackend.model.ending import check_ending, check_no_layers
 from nnbackend.model.stack import BUSY
-from nnbackend.model.summary import summary_text
+from nnbackend.model.summary import summary_html, summary_text
 from nnbackend.optimizers import Optimizer, resolve_optimizer
 from nnbackend.training.callback import Callback, CallbackList, check_callbacks, restore_states
 from nnbackend.training.evaluation import check_metrics, evaluate_source, function_metrics
@@ -365,6 +365,10 @@ class Sequential(DrivenStack):
             print_fn: called with the text instead of printing it.
         """
         (write_line if print_fn is None else print_fn)(summary_text(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the model."""
+        return summary_html(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, its optimizer's state, seeds and history to a safetensors file.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 from nnbackend.backends.types import UpdateRule
 from nnbackend.nnfs.layers import Layer_Dense
+
+#: A rule is made once for settings that stay.
+_rule_of = lru_cache(UpdateRule)
 
 
 class _Optimizer:
@@ -73,7 +77,7 @@ class Optimizer_Adagrad(_Optimizer):
         self.epsilon = epsilon
 
     def _rule(self) -> UpdateRule:
-        return UpdateRule("adagrad", eps=self.epsilon)
+        return _rule_of("adagrad", eps=self.epsilon)
 
 
 class Optimizer_RMSprop(_Optimizer):
@@ -92,7 +96,7 @@ class Optimizer_RMSprop(_Optimizer):
         self.epsilon, self.rho = epsilon, rho
 
     def _rule(self) -> UpdateRule:
-        return UpdateRule("rmsprop", rho=self.rho, eps=self.epsilon)
+        return _rule_of("rmsprop", rho=self.rho, eps=self.epsilon)
 
 
 class Optimizer_Adam(_Optimizer):
@@ -114,4 +118,4 @@ class Optimizer_Adam(_Optimizer):
         self.epsilon, self.beta_1, self.beta_2 = epsilon, beta_1, beta_2
 
     def _rule(self) -> UpdateRule:
-        return UpdateRule("adam", beta1=self.beta_1, beta2=self.beta_2, eps=self.epsilon)
+        return _rule_of("adam", beta1=self.beta_1, beta2=self.beta_2, eps=self.epsilon)

@@ -1,4 +1,4 @@
-"""What ``fit`` shows while it runs: a live bar on a terminal, plain lines elsewhere."""
+"""What ``fit`` shows while it runs: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import numbers
 import sys
 import time
 from collections.abc import Mapping
+from html import escape
 from types import TracebackType
 from typing import Any, Self
 
+from nnbackend._notebook import Area, Html, in_notebook
 from nnbackend._output import write_line
 from nnbackend.errors import DataError, shown
 
@@ -155,6 +157,49 @@ class LiveProgress(Progress):
         write_line(stopped_text(epoch, reason))
 
 
+class NotebookProgress(Progress):
+    """A bar in the output of a notebook's cell."""
+
+    def __init__(self, first_epoch: int, epochs: int, rows_per_epoch: int | None) -> None:
+        self.first, self.epochs = first_epoch, epochs
+        self.total = None if rows_per_epoch is None else (epochs - first_epoch) * rows_per_epoch
+        self.epoch, self.figures, self.rows = first_epoch, "", 0
+        self.start, self.shown = time.perf_counter(), 0.0
+        self.area = Area()
+
+    def __enter__(self) -> Self:
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._show()
+
+    def advance(self, rows: int) -> None:
+        self.rows += rows
+        if time.perf_counter() - self.shown >= REDRAW_SECONDS:
+            self._show()
+
+    def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
+        self.epoch, self.figures = epoch, figures_text(figures)
+
+    def stopped(self, epoch: int, reason: str) -> None:
+        write_line(stopped_text(epoch, reason))
+
+    def _show(self) -> None:
+        self.shown = time.perf_counter()
+        rate = self.rows / max(self.shown - self.start, 1e-9)
+        left = None if self.total is None or not rate else (self.total - self.rows) / rate
+        text = f"epoch {self.epoch}/{self.epochs}  {_speed_text(rate, left)}  {self.figures}"
+        share = 0 if self.total is None else self.rows
+        bar = f'<progress value="{share}" max="{self.total or 1}" style="width: 8em"></progress>'
+        self.area.show(Html(f"<code>{bar} {escape(text)}</code>", text))
+
+
 def stopped_text(epoch: int, reason: str) -> str:
     """Why training ended before its last epoch."""
     return f"stopped after epoch {epoch}: {reason}"
@@ -174,7 +219,7 @@ def _speed_text(rate: float, left: float | None) -> str:
 def make_progress(
     verbose: object, first_epoch: int, epochs: int, rows_per_epoch: int | None
 ) -> Progress:
-    """0: silent. 1: a bar on a terminal, lines elsewhere. 2: lines everywhere.
+    """0: silent. 1: a bar on a terminal and in a notebook, lines elsewhere. 2: lines everywhere.
 
     Args:
         first_epoch, epochs: total epochs before and after this training.
@@ -183,6 +228,8 @@ def make_progress(
         raise DataError(f"verbose must be 0, 1 or 2; received {shown(verbose)}")
     if not verbose:
         return Progress()
+    if verbose == 1 and in_notebook():
+        return NotebookProgress(first_epoch, epochs, rows_per_epoch)
     if verbose == 1 and sys.stdout is not None and sys.stdout.isatty():
         return LiveProgress(first_epoch, epochs, rows_per_epoch)
     return PlainProgress(epochs)

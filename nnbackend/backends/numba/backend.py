@@ -123,15 +123,15 @@ class NumbaBackend(CallsOperations):
             self._multiply(self._operation.DENSE_WEIGHTS, dz, weights, (), work)
 
     def activation_forward(self, act: Activation, x: Array, out: Array) -> None:
-        shape = (x.shape[0], x.size // max(1, x.shape[0])) if x.ndim else (1, 1)
-        arguments = (address_of(x), address_of(out), *shape, act.code)
+        arguments = (address_of(x), address_of(out), *rows_and_width(x), act.code)
         work = x.size / ELEMENT_GRAIN
         if x.size:
             self._run(self._operation.ACTIVATION_FORWARD, out, arguments, (act.parameter,), work)
 
     def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
-        shape = (dy.shape[0], dy.size // max(1, dy.shape[0])) if dy.ndim else (1, 1)
-        arguments = (address_of(dy), address_of(saved), address_of(out), *shape, act.code)
+        arguments = (
+            address_of(dy), address_of(saved), address_of(out), *rows_and_width(dy), act.code
+        )  # fmt: skip
         work = dy.size / ELEMENT_GRAIN
         if dy.size:
             self._run(self._operation.ACTIVATION_BACKWARD, out, arguments, (act.parameter,), work)
@@ -353,8 +353,19 @@ class NumbaBackend(CallsOperations):
         scratch: Array,
     ) -> None:
         corrected = rule.corrected(lr, step) if rule.name == "adam" else (0.0, 0.0)
+        m, v = (*map(address_of, slots), 0, 0)[:2]
+        pointers = (address_of(param), address_of(grad), m, v)
+        arguments, work = (param.size, *pointers, 0, rule.code), param.size / ELEMENT_GRAIN
         numbers = (lr, *corrected, *rule.numbers)
-        self._over_parameters(self._operation.UPDATE, (param, grad, *slots), numbers, rule.code)
+        self._run(self._operation.UPDATE, param, arguments, numbers, work)
+
+
+def rows_and_width(x: Array) -> tuple[int, int]:
+    """Of x as a matrix."""
+    shape = x.shape
+    if len(shape) == 2:
+        return shape  # type: ignore[no-any-return]
+    return (shape[0], x.size // max(1, shape[0])) if shape else (1, 1)
 
 
 _FLOAT32 = np.zeros(0, np.float32)
