@@ -178,7 +178,13 @@ def runs(folder: Path) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGINT,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGTERM, signal.SIGKILL)),
+    ],
+)
 def test_no_worker_is_left_behind(tmp_path: Path, how: signal.Signals) -> None:
     process = subprocess.Popen(
         command("--systems", "products,numpy", "--cases", "tiny", "--kinds", "step",

@@ -130,6 +130,7 @@ class TestViews:
 
 
 class TestFit:
+    @pytest.mark.slow_on_stand_in
     def test_learns_digits(self, backend: nn.Backend) -> None:
         x, y = nn.datasets.digits()
         model = nn.Sequential([nn.Dense(64, 64, "relu"), nn.Dense(64, 10)], seed=0)

@@ -67,6 +67,7 @@ def test_it_does_not_matter_where_chunks_end(backend, monkeypatch) -> None:
             np.testing.assert_array_equal(array, found[0][2][name], err_msg=name)
 
 
+@pytest.mark.slow_on_stand_in
 def test_results_do_not_depend_on_the_length_of_chunks(
     backend, xy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +327,7 @@ class TestNonFinite:
         assert np.isneginf(weights(model)).sum() == 1
         assert weights(model).shape == before.shape
 
+    @pytest.mark.slow_on_stand_in
     def test_the_order_of_later_epochs_does_not_depend_on_timing(
         self, backend, xy, monkeypatch
     ) -> None:

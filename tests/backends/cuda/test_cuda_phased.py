@@ -53,7 +53,11 @@ def compare(one, other, tolerance: float = 1e-9) -> None:
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
-@pytest.mark.parametrize("tile", range(len(TILES)), ids=map(str, TILES))
+@pytest.mark.parametrize(
+    "tile",
+    [pytest.param(k, id=str(tile), marks=() if k in (1, 3) else pytest.mark.slow)
+     for k, tile in enumerate(TILES)],
+)  # fmt: skip
 def test_products_in_tiles_of_any_size_are_those_of_numpy(monkeypatch, tile, dtype) -> None:
     """Whatever hangs over: rows of weights on whole sixteens of bytes and not, long and short."""
     monkeypatch.setattr(phase_plan.Product, "tiles", lambda product: [tile])
