@@ -75,7 +75,11 @@ def test_examples_in_the_documentation_run(
 ) -> None:
     """One after another: what a page has imported and made, its later examples use."""
     monkeypatch.chdir(tmp_path)
-    there = {name: None if find_spec(name) is None else name for name in ("torch",)}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    others = ("keras", "mlflow", "notebook", "tensorboardX", "torch")
+    there = {name: None if find_spec(name) is None else name for name in others}
+    there["notebook"] = None  # an example that draws in one
     document = SNIPPETS.parse(ROOT / page)
     document.namespace.update(there)
     examples = list(document.examples())

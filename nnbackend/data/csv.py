@@ -82,7 +82,8 @@ def read_csv(
 
     Args:
         target: name of the target column, or its number from 0 (also as text, if no column
-            has that name); None takes the last column.
+            has that name); None takes the last column, or none where ``features`` or
+            ``preparation`` say which columns are read.
         task: "classification" makes classes of the target's distinct values, "regression"
             numbers; "auto" takes text, and whole numbers with at most 20 distinct values, as
             classes.
