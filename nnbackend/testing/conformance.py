@@ -130,12 +130,13 @@ def dense(case: Case) -> None:
             x, w = case.normal(rows, inputs), case.normal(inputs, outputs)
             b, dy = case.normal(outputs), case.normal(rows, outputs)
             for bias in (b, None):
-                _dense(case, act, x, w, bias, dy)
+                check_dense(case, act, x, w, bias, dy)
 
 
-def _dense(
+def check_dense(
     case: Case, act: Activation, x: HostArray, w: HostArray, b: HostArray | None, dy: HostArray
 ) -> None:
+    """A dense layer, forward and back: x (B, I), w (I, O), b (O,) or None, dy (B, O)."""
     backend, shape = case.backend, dy.shape
     z = oracle.dense(x, w, b)
     y, dz = oracle.activation(act, z, dy)

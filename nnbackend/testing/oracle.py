@@ -101,7 +101,7 @@ def _value_and_slope(name: str, a: float, z: float) -> tuple[float, float]:
 def activation(act: Activation, z: HostArray, dy: HostArray) -> tuple[HostArray, HostArray]:
     """y = act(z) and dz = dy act'(z)."""
     z, dy = z.astype(np.float64), dy.astype(np.float64)
-    if act.name == "linear":
+    if act.name == "linear" or not z.size:
         return z, dy
     if act.name == "softmax":
         y = np.exp(z - z.max(axis=1, keepdims=True))
