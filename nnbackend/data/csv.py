@@ -144,6 +144,10 @@ def read_frame(
     """
     check_task(task)
     with FrameTable(frame) as table:
+        if isinstance(target, int) and target in table.numbered:  # its name, not its place
+            target = table.numbered[target]
+        features = None if features is None else list(map(str, features))
+        drop, keep = list(map(str, drop)), list(map(str, keep))
         return _dataset(table, target, task, features, preparation, learn_from, embed, drop, keep)
 
 

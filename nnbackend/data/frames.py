@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,14 @@ class FrameTable:
             )
         self._columns = list(found.iter_columns())
         self.names = [str(column.name) for column in self._columns]
+        #: columns that are numbered by whole numbers, by these
+        self.numbered = {
+            int(column.name): k for k, column in enumerate(self._columns)
+            if isinstance(column.name, numbers.Integral)
+        }  # fmt: skip
+        doubled = next((name for name in self.names if self.names.count(name) > 1), None)
+        if doubled is not None:
+            raise DataError(f"{self.shown} must have columns of different names: two are {doubled}")
         if not self._columns or not len(found):
             raise DataError(f"{self.shown} is empty; it must hold at least one row and column")
         heads = (self._texts(k, HEAD_ROWS) for k in range(len(self.names)))
@@ -60,7 +69,7 @@ class FrameTable:
 
     def line(self, row: int) -> tuple[int, list[str]]:
         """The number from 1 and the fields of a row."""
-        fields = [_as_text(column[row]) for column in self._columns]
+        fields = [self._texts(k)[row] for k in range(len(self.names))]
         return row + 1, ["" if field is None else field for field in fields]
 
     def _numbers(self, column: int) -> HostArray:
@@ -76,12 +85,16 @@ class FrameTable:
     def _texts(self, column: int, most: int | None = None) -> list[str | None]:
         values = self._columns[column]
         values = values if most is None else values.head(most)
-        return [_as_text(value) for value in values.to_list()]
+        missing = values.is_null().to_list()
+        return [
+            None if gone else _as_text(value)
+            for value, gone in zip(values.to_list(), missing, strict=True)
+        ]
 
 
 def _as_text(value: Any) -> str | None:
-    """As a file would have it; None where a value is missing."""
-    if value is None or value != value or str(value) in ("NaT", "<NA>"):
+    """As a file would have it; None for a NaN."""
+    if isinstance(value, float) and value != value:
         return None
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"

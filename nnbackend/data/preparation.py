@@ -284,12 +284,21 @@ def _with_mark(
 
 def _categories(column: Column, values: HostArray) -> HostArray:
     place = {text: k for k, text in enumerate(column.values)}
+    if {text.lower() for text in column.values} <= {"true", "false", ""}:
+        # each program writes them in its own way
+        place = {way: k for text, k in place.items() for way in _ways(text)}
     rows = [place.get("" if text is None else text.strip(), -1) for text in values]
     if column.embedded:
         return np.array(rows, np.float64)[:, None] + 1.0
     found = np.zeros((len(values), len(column.values) + 1))
     found[np.arange(len(rows)), rows] = 1.0
     return found[:, :-1]
+
+
+def _ways(truth: str) -> tuple[str, ...]:
+    """How true or false may be written."""
+    low = truth.lower()
+    return (low, low.title(), low.upper(), {"true": "1", "false": "0"}.get(low, low))
 
 
 def _times(values: HostArray, wrong: Wrong) -> HostArray:

@@ -23,7 +23,7 @@ class Accuracy:
         raise NotImplementedError
 
     def calculate(self, predictions: Array, y: Any) -> Any:
-        comparisons = self.compare(predictions, y)
+        comparisons = np.asarray(self.compare(predictions, y))
         self.accumulated_sum += comparisons.sum()
         self.accumulated_count += len(comparisons)
         return comparisons.mean()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend.backends.types import Activation
+from nnbackend.errors import ShapeError
 from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.nnfs.arrays import Array, Operations, real
 
@@ -30,13 +31,17 @@ class _Activation:
 
     def forward(self, inputs: Any, training: bool = True) -> None:
         self.inputs = inputs = real(inputs)
+        if self.name == "softmax" and inputs.ndim != 2:
+            raise ShapeError(f"a softmax takes inputs (samples, classes); received {inputs.shape}")
         self.output = self.operations.activate(self.activation, inputs)
 
     def backward(self, dvalues: Any) -> None:
-        dvalues, output = real(dvalues), real(self.output)
-        dtype = np.result_type(dvalues, output)
+        # a script may have changed the output; of a ReLU both say the same
+        saved = real(self.inputs if self.name == "relu" else self.output)
+        dvalues = real(dvalues)
+        dtype = np.result_type(dvalues, saved)
         self.dinputs = self.operations.slope_times(
-            self.activation, dvalues.astype(dtype, copy=False), output.astype(dtype, copy=False)
+            self.activation, dvalues.astype(dtype, copy=False), saved.astype(dtype, copy=False)
         )
 
     # a model file holds what the book's does

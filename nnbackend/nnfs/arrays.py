@@ -110,7 +110,7 @@ class Flat:
     def __init__(
         self, operations: Operations, shape: tuple[int, int], dtype: np.dtype[Any]
     ) -> None:
-        self.shape, self.dtype = shape, dtype
+        self.operations, self.shape, self.dtype = operations, shape, dtype
         size = shape[0] * shape[1]
         start = -(-size // _APART) * _APART
         self.vector = operations.zeros(start + shape[1], dtype)
@@ -118,17 +118,34 @@ class Flat:
         self.flat_biases = self.vector[start:]
         self.biases = self.flat_biases.reshape(1, -1)
 
-    def assign(self, name: str, value: Any) -> None:
-        """Copy into ``weights`` or ``biases``.
+    @property
+    def memory(self) -> Array:
+        """The array whose memory it is, which every view of it refers to."""
+        base: Any = self.vector.base
+        return np.asarray(self.vector if base is None else base)
+
+    def of_type(self, dtype: np.dtype[Any]) -> Flat:
+        """A copy."""
+        found = Flat(self.operations, self.shape, dtype)
+        found.vector[...] = self.vector
+        return found
+
+    def checked(self, name: str, value: Any) -> Array:
+        """``value`` for "weights" or "biases".
 
         Raises:
             ShapeError: of another shape, where biases may also be (O,).
         """
         own: Array = getattr(self, name)
-        value = np.asarray(value)
-        if value.shape != own.shape and not (name == "biases" and value.shape == own.shape[1:]):
-            raise ShapeError(f"{name} have the shape {own.shape}; received {value.shape}")
-        own[...] = value
+        given = np.asarray(value)
+        if given.shape != own.shape and not (name == "biases" and given.shape == own.shape[1:]):
+            raise ShapeError(f"{name} have the shape {own.shape}; received {given.shape}")
+        return given
+
+    def assign(self, name: str, value: Any) -> None:
+        """Copy into ``weights`` or ``biases``; see ``checked``."""
+        own: Array = getattr(self, name)
+        own[...] = self.checked(name, value)
 
 
 def bound(operations: Operations, values: Flat, gradients: Flat) -> DenseCalls | None:

@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from nnbackend.errors import ShapeError
 from nnbackend.nnfs.arrays import Array, Flat, Operations, bound, randn, real
+
+#: What a layer keeps besides what the book's does.
+_INNER = (
+    "operations",
+    "values",
+    "gradients",
+    "slots",
+    "_calls",
+    "_seen",
+    "_held",
+    "_differentiated",
+)
+
+
+class _SlotPart:
+    """An optimizer's vector of a layer: "weight_momentums" is a part of the slot "momentums"."""
+
+    def __init__(self, part: str, name: str) -> None:
+        self.part, self.name = part, name
+
+    def __get__(self, layer: Layer_Dense | None, kind: type | None = None) -> Any:
+        if layer is None:
+            return self
+        if self.name not in layer.slots:
+            raise AttributeError(f"no optimizer has updated this layer: it has no {self.name} yet")
+        return getattr(layer.slots[self.name], self.part)
+
+    def __set__(self, layer: Layer_Dense, value: Any) -> None:
+        layer.slot(self.name).assign(self.part, value)
+
+    def __delete__(self, layer: Layer_Dense) -> None:
+        layer.slots.clear()  # the optimizer begins anew
 
 
 class Layer_Dense:
@@ -23,13 +56,18 @@ class Layer_Dense:
         weights: (I, O).   biases: (1, O). Both can be changed in place, or assigned.
         inputs, output: of the last ``forward``.
         dweights, dbiases, dinputs: the gradients by each, of the last ``backward``.
-        weight_momentums, weight_cache, bias_momentums, bias_cache: an optimizer's.
+        weight_momentums, weight_cache, bias_momentums, bias_cache: an optimizer's, once it has
+            updated the layer. Deleting one makes it begin anew.
     """
 
-    weight_momentums: Array
-    weight_cache: Array
-    bias_momentums: Array
-    bias_cache: Array
+    weight_regularizer_l1: float = 0
+    weight_regularizer_l2: float = 0
+    bias_regularizer_l1: float = 0
+    bias_regularizer_l2: float = 0
+    weight_momentums = _SlotPart("weights", "momentums")
+    weight_cache = _SlotPart("weights", "cache")
+    bias_momentums = _SlotPart("biases", "momentums")
+    bias_cache = _SlotPart("biases", "cache")
 
     def __init__(
         self,
@@ -42,28 +80,44 @@ class Layer_Dense:
         *,
         scale: float = 0.01,
     ) -> None:
-        self.weight_regularizer_l1, self.weight_regularizer_l2 = (
-            weight_regularizer_l1, weight_regularizer_l2,
-        )  # fmt: skip
-        self.bias_regularizer_l1, self.bias_regularizer_l2 = (
-            bias_regularizer_l1, bias_regularizer_l2,
-        )  # fmt: skip
+        self.weight_regularizer_l1 = weight_regularizer_l1
+        self.weight_regularizer_l2 = weight_regularizer_l2
+        self.bias_regularizer_l1 = bias_regularizer_l1
+        self.bias_regularizer_l2 = bias_regularizer_l2
         self._take(scale * randn(n_inputs, n_neurons), np.zeros((1, n_neurons)))
 
     def _take(self, weights: Any, biases: Any) -> None:
-        """New parameters, of the weights' dtype."""
+        """New parameters, of the weights' dtype; the optimizer begins anew."""
         weights = real(weights)
         if weights.ndim != 2:
             raise ShapeError(f"weights have the shape (inputs, neurons); received {weights.shape}")
-        self.operations = operations = Operations()
-        self.values = Flat(operations, weights.shape, weights.dtype)
-        self.gradients = Flat(operations, weights.shape, weights.dtype)
-        self.values.assign("weights", weights)
-        self.values.assign("biases", biases)
-        #: the optimizer's vectors, and the names that it gives their parts
+        self.operations = Operations()
+        #: the optimizer's vectors, by the names that it gives their parts
         self.slots: dict[str, Flat] = {}
-        self._calls = bound(operations, self.values, self.gradients)
-        self._bound = False
+        self._set_values(weights, biases)
+
+    def _set_values(self, weights: Array, biases: Any) -> None:
+        """Arrays of their own: who holds the ones before keeps them as they were."""
+        values = Flat(self.operations, weights.shape, weights.dtype)
+        values.assign("weights", weights)
+        values.assign("biases", biases)
+        self.values = values
+        self._make_gradients()
+
+    def _make_gradients(self) -> None:
+        values = self.values
+        self.gradients = Flat(self.operations, values.shape, values.dtype)
+        self._calls = bound(self.operations, values, self.gradients)
+        self._seen: Any = None
+        self._differentiated = False
+        self._held = self._holders()
+
+    def _holders(self) -> tuple[int, int, int]:
+        """How often the arrays of the gradients are referred to."""
+        own = self.gradients
+        return (
+            sys.getrefcount(own.weights), sys.getrefcount(own.biases), sys.getrefcount(own.memory),
+        )  # fmt: skip
 
     @property
     def weights(self) -> Array:
@@ -71,7 +125,11 @@ class Layer_Dense:
 
     @weights.setter
     def weights(self, value: Any) -> None:
-        self.values.assign("weights", value)
+        if "values" not in self.__dict__:  # a subclass makes its own
+            new = real(value)
+            self._take(new, self.__dict__.pop("first_biases", np.zeros((1, new.shape[-1]))))
+            return
+        self._assign("weights", value)
 
     @property
     def biases(self) -> Array:
@@ -79,7 +137,20 @@ class Layer_Dense:
 
     @biases.setter
     def biases(self, value: Any) -> None:
-        self.values.assign("biases", value)
+        if "values" not in self.__dict__:
+            self.__dict__["first_biases"] = value
+            return
+        self._assign("biases", value)
+
+    def _assign(self, name: str, value: Any) -> None:
+        value = self.values.checked(name, value)
+        weights, biases = (value, self.biases) if name == "weights" else (self.weights, value)
+        weights, gradients = real(weights), (self.dweights, self.dbiases, self._differentiated)
+        if weights.dtype != self.values.dtype:
+            self.slots = {name: own.of_type(weights.dtype) for name, own in self.slots.items()}
+        self._set_values(weights, biases)
+        if gradients[2]:
+            self.dweights, self.dbiases = gradients[:2]
 
     @property
     def dweights(self) -> Array:
@@ -87,6 +158,7 @@ class Layer_Dense:
 
     @dweights.setter
     def dweights(self, value: Any) -> None:
+        self._differentiated = True
         self.gradients.assign("weights", value)
 
     @property
@@ -95,13 +167,15 @@ class Layer_Dense:
 
     @dbiases.setter
     def dbiases(self, value: Any) -> None:
+        self._differentiated = True
         self.gradients.assign("biases", value)
 
     def forward(self, inputs: Any, training: bool = True) -> None:
         """output (B, O) from inputs (B, I)."""
         self.inputs = inputs
         output = None if self._calls is None else self._calls.forward(inputs)
-        self._bound = output is not None
+        #: inputs of a forward that can be gone back from the quick way
+        self._seen = inputs if output is not None else None
         self.output = self._forward(inputs) if output is None else output
 
     def _forward(self, inputs: Any) -> Array:
@@ -117,10 +191,13 @@ class Layer_Dense:
 
     def backward(self, dvalues: Any) -> None:
         """dweights, dbiases and dinputs from the gradient by the output."""
-        dx = None
-        if self._bound and self._calls is not None:
+        dx, seen = None, self._seen
+        if self._holders() != self._held:  # somebody keeps the gradients of before
+            self._make_gradients()
+        elif seen is not None and seen is self.inputs and self._calls is not None:
             dx = self._calls.backward(dvalues)
         self.dinputs = self._backward(dvalues) if dx is None else dx
+        self._differentiated = True
         self._add_penalties()
 
     def _backward(self, dvalues: Any) -> Array:
@@ -148,36 +225,46 @@ class Layer_Dense:
                 gradient += 2 * l2 * values
 
     def slot(self, name: str) -> Flat:
-        """The optimizer's vector ``name``, such as "momentums", zeros at first; its parts are the
-        layer's attributes."""
+        """The optimizer's vector ``name``, such as "momentums", zeros at first."""
         found = self.slots.get(name)
         if found is None:
             values = self.values
             found = self.slots[name] = Flat(self.operations, values.shape, values.dtype)
-            self.__dict__[f"weight_{name}"] = found.weights
-            self.__dict__[f"bias_{name}"] = found.biases
         return found
 
     def get_parameters(self) -> tuple[Array, Array]:
         return self.weights, self.biases
 
     def set_parameters(self, weights: Any, biases: Any) -> None:
+        self.check_parameters(weights, biases)
         self.weights, self.biases = weights, biases
+
+    def check_parameters(self, weights: Any, biases: Any) -> None:
+        """Raise a ShapeError where they do not fit."""
+        self.values.checked("weights", weights)
+        self.values.checked("biases", biases)
+
+    def forget_gradients(self) -> None:
+        """As before the first ``backward``."""
+        self._make_gradients()
 
     # a model file holds what the book's does
     def __getstate__(self) -> dict[str, Any]:
-        inner = ("operations", "values", "gradients", "slots", "_calls", "_bound")
-        state = {name: value for name, value in self.__dict__.items() if name not in inner}
-        return {**state, "weights": self.weights, "biases": self.biases}
+        state = {name: value for name, value in self.__dict__.items() if name not in _INNER}
+        state |= {"weights": self.weights, "biases": self.biases}
+        for name, own in self.slots.items():
+            state |= {f"weight_{name}": own.weights, f"bias_{name}": own.biases}
+        if self._differentiated:
+            state |= {"dweights": self.dweights, "dbiases": self.dbiases}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
+        state = {name: value for name, value in state.items() if name not in _INNER}
         self._take(state.pop("weights"), state.pop("biases"))
         for name in ("momentums", "cache"):
-            if f"weight_{name}" in state:
-                own = self.slot(name)
-                own.assign("weights", state.pop(f"weight_{name}"))
-                own.assign("biases", state.pop(f"bias_{name}"))
+            for part, own in (("weight", "weights"), ("bias", "biases")):
+                if f"{part}_{name}" in state:
+                    self.slot(name).assign(own, state.pop(f"{part}_{name}"))
         for name in ("dweights", "dbiases"):
             if name in state:
                 setattr(self, name, state.pop(name))

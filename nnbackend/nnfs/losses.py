@@ -52,11 +52,11 @@ class Loss:
 
     def calculate(self, output: Any, y: Any, *, include_regularization: bool = False) -> Any:
         """The mean loss; with ``include_regularization`` also the penalties' share."""
-        sample_losses = self.forward(output, y)
-        total, count = np.add.reduce(sample_losses), len(sample_losses)
+        sample_losses = np.asarray(self.forward(output, y))
+        total, count = np.add.reduce(sample_losses, axis=None), len(sample_losses)
         self.accumulated_sum += total
         self.accumulated_count += count
-        data_loss = total / count
+        data_loss = total / sample_losses.size
         return (data_loss, self.regularization_loss()) if include_regularization else data_loss
 
     def calculate_accumulated(self, *, include_regularization: bool = False) -> Any:
@@ -98,7 +98,8 @@ class Loss_CategoricalCrossentropy(Loss):
         dvalues, y_true = real(dvalues), np.asarray(y_true)
         if y_true.ndim == 1:
             y_true = np.eye(dvalues.shape[1], dtype=dvalues.dtype)[y_true]
-        self.dinputs = -y_true / dvalues / len(dvalues)
+        # numbers without a sign would be turned round
+        self.dinputs = -y_true.astype(dvalues.dtype, copy=False) / dvalues / len(dvalues)
 
 
 class Activation_Softmax_Loss_CategoricalCrossentropy:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from nnbackend._checks import check_size
 from nnbackend.errors import CheckpointError, DataError, DTypeError
 from nnbackend.nnfs import accuracies, activations, files, layers, losses, optimizers
 from nnbackend.nnfs.arrays import Array
@@ -84,6 +85,8 @@ class Model:
             validation_data: X and y to evaluate on after each epoch.
         """
         self._check(X, y)
+        _check_batch_size(batch_size)
+        check_size("print_every", print_every)
         self.accuracy.init(y)
         steps = 1 if batch_size is None else -(-len(X) // batch_size)
         for epoch in range(1, epochs + 1):
@@ -131,6 +134,7 @@ class Model:
     def evaluate(self, X_val: Array, y_val: Array, *, batch_size: int | None = None) -> None:
         """Print the accuracy and the loss, without penalties."""
         self._check(X_val, y_val)
+        _check_batch_size(batch_size)
         self.loss.new_pass()
         self.accuracy.new_pass()
         for batch_X, batch_y in _batches(batch_size, X_val, y_val):
@@ -142,6 +146,9 @@ class Model:
 
     def predict(self, X: Array, *, batch_size: int | None = None) -> Array:
         """The outputs of the last layer."""
+        _check_batch_size(batch_size)
+        if not len(X):
+            raise DataError("predict needs at least one sample; received none")
         batches = _batches(batch_size, X, X)
         return np.vstack([self.forward(batch_X, training=False) for batch_X, _ in batches])
 
@@ -178,11 +185,13 @@ class Model:
             raise DataError(f"the model has {len(self.trainable_layers)} layers with weights; "
                             f"received parameters of {len(parameters)}")  # fmt: skip
         for own, layer in zip(parameters, self.trainable_layers, strict=True):
+            layer.check_parameters(*own)  # all of them, before one is changed
+        for own, layer in zip(parameters, self.trainable_layers, strict=True):
             layer.set_parameters(*own)
 
     def save_parameters(self, path: Any) -> None:
         """Write ``get_parameters`` to a file."""
-        files.save(path, self.get_parameters())
+        files.save(path, self.get_parameters(), {})
 
     def load_parameters(self, path: Any) -> None:
         """Read them again; see ``load`` for what a file may hold.
@@ -211,20 +220,32 @@ class Model:
         for layer in model.layers:
             for name in _OF_A_BATCH:
                 layer.__dict__.pop(name, None)
-        files.save(path, model)
+            if isinstance(layer, layers.Layer_Dense):
+                layer.forget_gradients()
+        parts = (*self.layers, self.loss, self.optimizer, self.accuracy)
+        own = {kind.__name__: kind for kind in files.classes_in(*parts)}
+        files.save(path, model, {**CLASSES, **own, "Model": type(self)})
 
     @staticmethod
-    def load(path: Any) -> Model:
+    def load(path: Any, custom_objects: Mapping[str, type] | None = None) -> Model:
         """A model that ``save`` or the book's own ``save`` wrote. Only the book's classes and
         NumPy's arrays come out of a file.
+
+        Args:
+            custom_objects: your own classes that it may hold, by name.
 
         Raises:
             CheckpointError: it asks for anything else, which the message names, or is no model.
         """
-        found = files.load(path, {**CLASSES, "Model": Model})
+        found = files.load(path, {**CLASSES, "Model": Model, **(custom_objects or {})})
         if not isinstance(found, Model):
             raise CheckpointError(f"{path} holds {type(found).__name__} and no model")
         return found
+
+
+def _check_batch_size(size: Any) -> None:
+    if size is not None:
+        check_size("batch_size", size)
 
 
 def _batches(size: int | None, X: Array, y: Array) -> Iterator[tuple[Array, Array]]:

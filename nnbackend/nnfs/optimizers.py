@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from nnbackend.backends.types import UpdateRule
+from nnbackend.nnfs.arrays import Operations
 from nnbackend.nnfs.layers import Layer_Dense
 
 #: A rule is made once for settings that stay.
@@ -36,13 +39,33 @@ class _Optimizer:
         if self.decay:
             self.current_learning_rate = self.learning_rate / (1 + self.decay * self.iterations)
 
-    def update_params(self, layer: Layer_Dense) -> None:
+    def update_params(self, layer: Any) -> None:
+        """A step for a Layer_Dense, or any layer with weights, biases and their gradients."""
         rule = self._rule()
+        if not isinstance(layer, Layer_Dense):
+            self._update_typed(layer, rule)
+            return
         slots = [layer.slot(name).vector for name in self.keeps] if rule.slots else ()
         layer.operations.update(
             rule, layer.values.vector, layer.gradients.vector, slots, self.current_learning_rate,
             self.iterations,
         )  # fmt: skip
+
+    def _update_typed(self, layer: Any, rule: UpdateRule) -> None:
+        """For a layer of a script's own."""
+        operations = Operations()
+        for part, values in (("weight", layer.weights), ("bias", layer.biases)):
+            names = [f"{part}_{name}" for name in self.keeps] if rule.slots else []
+            for name in names:
+                if not hasattr(layer, name):
+                    setattr(layer, name, np.zeros_like(values))
+            gradient = layer.dweights if part == "weight" else layer.dbiases
+            arrays = [values, gradient, *(getattr(layer, name) for name in names)]
+            flat = [np.array(array, values.dtype).reshape(-1) for array in arrays]
+            rate, number = self.current_learning_rate, self.iterations
+            operations.update(rule, flat[0], flat[1], flat[2:], rate, number)
+            for array, new in zip((values, *arrays[2:]), (flat[0], *flat[2:]), strict=True):
+                array[...] = new.reshape(array.shape)
 
     def post_update_params(self) -> None:
         self.iterations += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nnbackend._checks import check_list
@@ -69,6 +70,9 @@ class Callback(AnswersNames):
     def on_fit_end(self, model: Sequential, history: History) -> None:
         """After the last epoch, or after Ctrl-C."""
 
+    def on_fit_failed(self, model: Sequential, error: BaseException) -> None:
+        """In place of ``on_fit_end``, if training ends in an error."""
+
     def state(self) -> dict[str, Any]:
         """What a model file keeps so that resumed training continues exactly: numbers, text,
         None, and NumPy arrays. What it is before the first training is restored where another
@@ -124,8 +128,12 @@ class CallbackList:
         return len(self.callbacks)
 
     def fit_begins(self) -> None:
-        for callback in self.callbacks:
-            callback.on_fit_begin(self.model)
+        for begun, callback in enumerate(self.callbacks):
+            try:
+                callback.on_fit_begin(self.model)
+            except BaseException as error:
+                self.fit_failed(error, begun)
+                raise
 
     def epoch_ends(self, epoch: int, figures: Figures, history: History) -> None:
         """Epoch number ``epoch`` is complete; a reason to stop is left in ``history``."""
@@ -135,5 +143,16 @@ class CallbackList:
                 history.stopped = str(reason)
 
     def fit_ends(self, history: History) -> None:
-        for callback in self.callbacks:
-            callback.on_fit_end(self.model, history)
+        for ended, callback in enumerate(self.callbacks):
+            try:
+                callback.on_fit_end(self.model, history)
+            except BaseException as error:
+                self.callbacks = self.callbacks[ended + 1 :]
+                self.fit_failed(error)
+                raise
+
+    def fit_failed(self, error: BaseException, begun: int | None = None) -> None:
+        """Tell those that have begun; what they raise in turn is not the cause."""
+        for callback in self.callbacks[:begun]:
+            with suppress(Exception):
+                callback.on_fit_failed(self.model, error)

@@ -11,6 +11,8 @@ from nnbackend.backends.orders import blocks_of
 from nnbackend.backends.types import Array
 
 _INT64 = np.dtype(np.int64)
+#: Random numbers begin again after so many blocks.
+MOST_BLOCKS = 1 << 62
 
 
 @dataclass
@@ -34,5 +36,5 @@ class Orders:
         """The next orders (count, n_rows) int64, on the device."""
         orders = backend.empty((count, n_rows), _INT64)
         backend.random_orders(orders, self.key, self.block)
-        self.block += count * blocks_of(n_rows)
+        self.block = (self.block + count * blocks_of(n_rows)) % MOST_BLOCKS
         return orders

@@ -29,22 +29,30 @@ class Snapshot(NamedTuple):
     arrays: list[Array]
     step: int
     epoch: int
+    order_block: int  #: the model's ``orders.block``
 
     @classmethod
     def take(
-        cls, program: Program, step: int, epoch: int, before: Snapshot | None = None
+        cls,
+        program: Program,
+        step: int,
+        epoch: int,
+        order_block: int,
+        before: Snapshot | None = None,
     ) -> Snapshot:
         """``before`` is no longer needed: its memory is reused."""
         if before is None:
-            return cls([array.copy() for array in _changing(program)], step, epoch)
+            arrays = [array.copy() for array in _changing(program)]
+            return cls(arrays, step, epoch, order_block)
         for kept, array in zip(before.arrays, _changing(program), strict=True):
             kept[...] = array
-        return cls(before.arrays, step, epoch)
+        return cls(before.arrays, step, epoch, order_block)
 
     def restore(self, program: Program, state: TrainingState) -> None:
         for array, copy in zip(_changing(program), self.arrays, strict=True):
             array[...] = copy
         state.step, state.epoch = self.step, self.epoch
+        state.orders.block = self.order_block
 
 
 def _changing(program: Program) -> list[Array]:
@@ -75,7 +83,9 @@ class Recovery:
         now = time.perf_counter()
         if self.snapshot is None or looked_on or now - self._time > SNAPSHOT_SECONDS:
             state = self.state
-            self.snapshot = Snapshot.take(self.program, state.step, state.epoch, self.snapshot)
+            self.snapshot = Snapshot.take(
+                self.program, state.step, state.epoch, state.orders.block, self.snapshot
+            )
             self._time = now
             self.epochs = []
 
@@ -97,7 +107,7 @@ class Recovery:
         """Train the epochs since the snapshot again to find where it broke."""
         good = self.restore()
         for epoch in self.epochs:
-            good = Snapshot.take(self.program, epoch.first_step, epoch.number)
+            good = Snapshot.take(self.program, epoch.first_step, epoch.number, epoch.order_block)
             step = self._bad_step(runner, epoch)
             if step is not None:
                 return Fault(epoch, step, good)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,9 @@ class TensorBoard(Callback):
                 'TensorBoard needs tensorboardX: pip install "nnbackend[tensorboard]"'
             ) from error
         try:
-            self._writer = SummaryWriter(str(self.folder))
+            # its own name has the time in seconds alone, and would be written over
+            suffix = f".{uuid.uuid4().hex[:12]}"
+            self._writer = SummaryWriter(str(self.folder), filename_suffix=suffix)
         except OSError as error:
             raise DataError(f"{self.folder} cannot be written for TensorBoard: {error}") from error
 
@@ -64,6 +67,12 @@ class TensorBoard(Callback):
         return None
 
     def on_fit_end(self, model: Sequential, history: History) -> None:
+        self._close()
+
+    def on_fit_failed(self, model: Sequential, error: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
@@ -81,13 +90,14 @@ class MLflow(Callback):
 
     def __init__(self, run_name: str | None = None, log_model: bool = False) -> None:
         self.run_name, self.log_model = run_name, log_model
-        self._own_run = False
+        #: the run that it started
+        self._own_run: str | None = None
 
     def on_fit_begin(self, model: Sequential) -> None:
         mlflow = _mlflow()
+        self._own_run = None
         if mlflow.active_run() is None:
-            mlflow.start_run(run_name=self.run_name)
-            self._own_run = True
+            self._own_run = mlflow.start_run(run_name=self.run_name).info.run_id
         known = mlflow.get_run(mlflow.active_run().info.run_id).data.params
         for name, value in settings_of(model).items():
             if name not in known:  # a setting is said once
@@ -110,10 +120,19 @@ class MLflow(Callback):
                     path = Path(folder) / "model.safetensors"
                     model.save(path)
                     mlflow.log_artifact(str(path))
-        finally:
-            if self._own_run:
-                mlflow.end_run()
-                self._own_run = False
+        except BaseException:
+            self._end("FAILED")
+            raise
+        self._end("FINISHED")
+
+    def on_fit_failed(self, model: Sequential, error: BaseException) -> None:
+        self._end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def _end(self, status: str) -> None:
+        mlflow, active = _mlflow(), _mlflow().active_run()
+        if active is not None and active.info.run_id == self._own_run:
+            mlflow.end_run(status)
+        self._own_run = None
 
 
 def _mlflow() -> Any:

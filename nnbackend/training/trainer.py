@@ -108,6 +108,7 @@ class Trainer:
                 with self.interrupt.shield():
                     self._undo()
                 if not isinstance(error, KeyboardInterrupt):
+                    self.callbacks.fit_failed(error)
                     raise
                 self.history.stopped = "interrupted"
             if self.history.stopped is not None:
@@ -259,7 +260,9 @@ class Trainer:
     def _train_batches(self, source: BatchSource) -> None:
         """One epoch over an iterable: a step for each batch, whatever its size."""
         program, state = self.program, self.state
-        self.before_batches = snapshot = Snapshot.take(program, state.step, state.epoch)
+        self.before_batches = snapshot = Snapshot.take(
+            program, state.step, state.epoch, state.orders.block
+        )
         self.unfinished = epoch = Epoch(state.epoch, None, state.orders.block, state.step)
         for data in source.blocks():
             program.check_batch(len(data.x))
@@ -314,7 +317,6 @@ class Trainer:
         with self.interrupt.shield():
             self.unfinished = None
             fault.good.restore(self.program, self.state)
-            self.state.orders.block = epoch.order_block
             self._truncate(epoch.number)
         raise NonFiniteLossError(
             f"the loss or a parameter became NaN or infinite in epoch {epoch.number + 1}, step "

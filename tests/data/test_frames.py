@@ -194,3 +194,46 @@ def test_fit_says_how_text_becomes_numbers(table) -> None:
         match="column 'town' holds .* networks learn from numbers. nn.datasets.read_frame makes",
     ):
         model().fit(table[["size", "town", "index"]], np.zeros(120, int))
+
+
+@pytest.mark.parametrize("kind", ["Int64", "Float64", "boolean", "string", "object"])
+def test_missing_values_of_pandas_own_kind(kind: str) -> None:
+    values = {"boolean": [True, False], "string": ["u", "v"]}.get(kind, [1, 2])
+    column = pandas.Series([*values, pandas.NA] * 5, dtype=kind)
+    frame = pandas.DataFrame({"a": column, "y": np.arange(15) % 2})
+    data = nn.datasets.read_frame(frame, "y")
+    (used,) = data.preparation.used
+    assert used.marks or "" in used.values
+    assert used.width >= 2
+    np.testing.assert_array_equal(data.x[2], data.x[5])
+    assert not np.array_equal(data.x[2], data.x[0])
+
+
+@pytest.mark.parametrize("also", ["frame", "numbers", "lower", "upper"])
+def test_true_and_false_are_the_same_however_they_are_written(tmp_path, also: str) -> None:
+    pytest.importorskip("duckdb")
+    frame = pandas.DataFrame({"flag": [True, False] * 20, "y": [1.0, 0.0] * 20})
+    frame.to_csv(tmp_path / "flags.csv", index=False)  # as True and False
+    data = nn.datasets.read_csv(tmp_path / "flags.csv", "y", "regression")
+    ways = {"frame": frame.flag, "numbers": frame.flag.astype(int),
+            "lower": frame.flag.astype(str).str.lower(),
+            "upper": frame.flag.astype(str).str.upper()}  # fmt: skip
+    other = nn.datasets.read_frame(frame.assign(flag=ways[also]), preparation=data.preparation)
+    np.testing.assert_array_equal(other.x, data.x)
+
+
+def test_columns_named_by_numbers_are_asked_for_by_them() -> None:
+    frame = pandas.DataFrame(np.arange(24.0).reshape(6, 4) ** 2, columns=[3, 2, 1, 0])
+    data = nn.datasets.read_frame(frame, target=3, task="regression", drop=[1])
+    assert (data.target_name, data.feature_names) == ("3", ("2", "0"))
+    np.testing.assert_allclose(data.y[:, 0] + data.preparation.target_offset, frame[3])
+    with pytest.raises(nn.DataError, match="different names"):
+        nn.datasets.read_frame(frame.rename(columns={3: "2"}), target=1)
+
+
+def test_lists_in_cells_are_text_that_differs() -> None:
+    frame = pandas.DataFrame(
+        {"a": [[k] for k in range(9)], "b": np.arange(9.0) ** 2, "y": [0, 1, 2] * 3}
+    )
+    data = nn.datasets.read_frame(frame, "y")
+    assert [column.kind for column in data.preparation.columns] == ["left out", "number"]

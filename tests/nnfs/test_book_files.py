@@ -4,8 +4,10 @@ import io
 import os
 import pickle
 import sys
+import tracemalloc
 import types
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,3 +179,122 @@ def test_a_class_of_the_books_name_is_ours_wherever_it_was_defined(tmp_path) -> 
     with pytest.raises(nn.CheckpointError, match="holds Layer_Input and no model"):
         Model.load(path)
     assert "antigravity" not in sys.modules
+
+
+#: An array of Python objects at an address of the file's choice, as the weights of a layer.
+FORGED = (
+    b"\x80\x02cx\nLayer_Dense\n)\x81}(X\x07\0\0\0weights"
+    b"cnumpy\nndarray\nK\x01K\x01\x86cnumpy\ndtype\nX\x01\0\0\0O\x85RC\x08AAAAA\0\0\0\x87R"
+    b"X\x06\0\0\0biasesNub."
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        FORGED,
+        # a class's attribute, and one of the standard library's
+        b"\x80\x02cx\nLoss_MeanSquaredError\nN}X\x07\0\0\0forwardcx\nModel\ns\x86b.",
+        b"\x80\x02ccopyreg\n_reconstructor\nN}X\x08\0\0\0__name__X\x01\0\0\0xs\x86b.",
+        # a class that is called, with sizes that take all memory
+        b"\x80\x02cx\nLayer_Dense\nM\xff\xffM\xff?\x86R.",
+        b"\x80\x02cx\nModel\n)\x81}X\x08\0\0\0__dict__}sb.",
+        # arrays with other sizes than their bytes
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\x01b\x87R"
+        b"(K\x01J\xff\xff\xff\x7f\x85cnumpy\ndtype\nX\x02\0\0\0f8\x89\x88\x87R\x89C\x04abcdtb.",
+        b"\x80\x02" + b"(" * 100_000 + b".",
+        b"\x80\x02N" + b"\x85" * 100_000 + b".",
+    ],
+)
+def test_forged_files_are_refused_and_change_nothing(tmp_path, content: bytes) -> None:
+    from copyreg import _reconstructor
+
+    from nnbackend.nnfs import Loss_MeanSquaredError
+
+    path, forward = tmp_path / "forged.model", Loss_MeanSquaredError.forward
+    path.write_bytes(content)
+    state = np.random.get_state()[1].copy()
+    model, _, _ = trained()
+    state = np.random.get_state()[1].copy()
+    for load in (Model.load, model.load_parameters):
+        with pytest.raises(nn.CheckpointError):
+            load(path)
+    assert Loss_MeanSquaredError.forward is forward
+    assert _reconstructor.__name__ == "_reconstructor"
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+def test_a_large_number_in_a_small_file_takes_no_memory(tmp_path) -> None:
+    path = tmp_path / "memo.model"
+    path.write_bytes(b"\x80\x02Nr\xff\xff\xff\xff0cx\nModel\n)\x81}X\x06\0\0\0layers]sb.")
+    tracemalloc.start()
+    try:
+        assert Model.load(path).layers == []
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_files_of_every_protocol(tmp_path, protocol: int) -> None:
+    model, X, _ = trained()
+    path = tmp_path / "old.params"
+    parameters = [(w.astype(">f8"), np.asfortranarray(b)) for w, b in model.get_parameters()]
+    path.write_bytes(pickle.dumps(parameters, protocol))
+    other, _, _ = trained()
+    other.set_parameters([(0 * w, 0 * b) for w, b in other.get_parameters()])
+    other.load_parameters(path)
+    np.testing.assert_array_equal(other.predict(X), model.predict(X))
+
+
+class Activation_Swish(Activation_ReLU):  # noqa: N801
+    """A reader's own."""
+
+    def forward(self, inputs, training=True) -> None:
+        self.inputs = inputs
+        self.output = inputs / (1 + np.exp(-inputs))
+
+
+def test_a_class_of_ones_own_comes_back_where_it_is_given(tmp_path) -> None:
+    model, X, _ = trained()
+    model.layers[1] = Activation_Swish()
+    model.finalize()
+    model.save(tmp_path / "swish.model")
+    with pytest.raises(nn.CheckpointError, match="custom_objects={'Activation_Swish': "):
+        Model.load(tmp_path / "swish.model")
+    own = {"Activation_Swish": Activation_Swish}
+    loaded = Model.load(tmp_path / "swish.model", custom_objects=own)
+    np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path) -> None:
+    model, _, _ = trained()
+    model.note = Path("a path")
+    path = tmp_path / "x.model"
+    with pytest.raises(nn.CheckpointError, match="Path"):
+        model.save(path)
+    assert not path.exists()
+
+
+def test_parameters_that_do_not_all_fit_change_nothing() -> None:
+    model, _, _ = trained()
+    before = [(w.copy(), b.copy()) for w, b in model.get_parameters()]
+    wrong = [(0 * before[0][0], 0 * before[0][1]), (np.zeros((8, 4)), np.zeros((1, 4)))]
+    with pytest.raises(nn.ShapeError):
+        model.set_parameters(wrong)
+    for found, expected in zip(model.get_parameters(), before, strict=True):
+        np.testing.assert_array_equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m, X, y: m.train(X, y, batch_size=-1),
+        lambda m, X, y: m.train(X, y, print_every=0),
+        lambda m, X, y: m.evaluate(X, y, batch_size=0),
+        lambda m, X, y: m.predict(X[:0]),
+    ],
+)
+def test_sizes_that_make_no_sense(call) -> None:
+    with pytest.raises(nn.NNBackendError):
+        call(*trained())

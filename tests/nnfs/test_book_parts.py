@@ -1,11 +1,14 @@
 """The book's classes one by one: golden numbers, finite differences, habits of scripts."""
 
+import copy
+
 import numpy as np
 import pytest
 from goldens import golden_arrays, golden_index
 
 import nnbackend as nn
 from nnbackend.nnfs import (
+    Accuracy,
     Accuracy_Categorical,
     Activation_Linear,
     Activation_ReLU,
@@ -14,6 +17,7 @@ from nnbackend.nnfs import (
     Activation_Softmax_Loss_CategoricalCrossentropy,
     Layer_Dense,
     Layer_Dropout,
+    Loss,
     Loss_BinaryCrossentropy,
     Loss_CategoricalCrossentropy,
     Loss_MeanAbsoluteError,
@@ -61,7 +65,7 @@ def limits(name: str, dtype: str) -> dict[str, float]:
 def dense_of(weights, biases, dtype: str) -> Layer_Dense:
     init(dtype, None)
     layer = Layer_Dense(*np.shape(weights))
-    layer.weights, layer.biases = weights, biases
+    layer.weights, layer.biases = np.asarray(weights, dtype), biases
     return layer
 
 
@@ -289,3 +293,146 @@ def test_accuracies_over_batches() -> None:
     assert accuracy.calculate_accumulated() == pytest.approx(2 / 3)
     binary = Accuracy_Categorical(binary=True)
     assert binary.calculate(np.array([[0], [1]]), np.array([[0], [0]])) == 0.5
+
+
+# -- habits of scripts ----------------------------------------------------------------------------
+
+
+def test_gradients_that_a_script_keeps_stay_as_they_are(backend, rng) -> None:
+    """It may add up those of several batches."""
+    layer, x, dy = Layer_Dense(3, 2), rng.normal(size=(6, 3)), rng.normal(size=(6, 2))
+    kept = []
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
+        layer.forward(x[rows])
+        layer.backward(dy[rows])
+        kept.append((layer.dweights, layer.dbiases[0], layer.output, layer.dinputs))
+    np.testing.assert_allclose(sum(dw for dw, *_ in kept), x.T @ dy, rtol=1e-12)
+    np.testing.assert_allclose(sum(db for _, db, *_ in kept), dy.sum(axis=0), rtol=1e-12)
+    for (_, _, output, dx), rows in zip(kept, (slice(0, 2), slice(2, 4)), strict=False):
+        np.testing.assert_allclose(output, x[rows] @ layer.weights, rtol=1e-12)
+        np.testing.assert_allclose(dx, dy[rows] @ layer.weights.T, rtol=1e-12)
+    layer.dweights *= 0.5
+    np.testing.assert_allclose(layer.dweights, 0.5 * x[4:].T @ dy[4:], rtol=1e-12)
+
+
+def test_weights_that_a_script_keeps_stay_as_they_are(backend) -> None:
+    layer = Layer_Dense(3, 2)
+    best = layer.weights
+    before = best.copy()
+    layer.weights = np.zeros((3, 2), np.float32)
+    np.testing.assert_array_equal(best, before)
+    assert layer.weights.dtype == np.float32
+    layer.forward(np.ones((1, 3), np.float32))
+    assert layer.output.dtype == np.float32
+    layer.weights = best
+    layer.forward(np.ones((1, 3)))
+    np.testing.assert_allclose(layer.output, before.sum(axis=0)[None])
+
+
+def test_a_copy_has_the_gradients_and_the_optimizers_vectors(backend, rng) -> None:
+    layer, optimizer = Layer_Dense(3, 2), Optimizer_Adam()
+    layer.forward(rng.normal(size=(4, 3)))
+    layer.backward(rng.normal(size=(4, 2)))
+    optimizer.update_params(layer)
+    other = copy.deepcopy(layer)
+    for name in ("weights", "biases", "dweights", "dbiases", "weight_momentums", "bias_cache"):
+        np.testing.assert_array_equal(getattr(other, name), getattr(layer, name))
+    optimizer.update_params(other)
+    assert (other.weights != layer.weights).all()
+
+
+@pytest.mark.parametrize("how", ["deleted", "assigned"])
+def test_an_optimizer_can_be_made_to_begin_anew(backend, rng, how: str) -> None:
+    layer = Layer_Dense(3, 2)
+    optimizer = Optimizer_Adam(0.1)
+    g = rng.normal(size=(3, 2))
+    for _ in range(3):
+        layer.dweights, layer.dbiases = 100 * g, np.zeros(2)
+        optimizer.update_params(layer)
+        optimizer.post_update_params()
+    if how == "deleted":
+        for name in ("weight_momentums", "weight_cache", "bias_momentums", "bias_cache"):
+            if hasattr(layer, name):
+                delattr(layer, name)
+        assert not hasattr(layer, "weight_cache")
+    else:
+        layer.weight_momentums = np.zeros_like(layer.weights)
+        layer.weight_cache = np.zeros_like(layer.weights)
+    before, fresh = layer.weights.copy(), Optimizer_Adam(0.1)
+    layer.dweights = g
+    fresh.update_params(layer)
+    np.testing.assert_allclose(layer.weights - before, -0.1 * np.sign(g), rtol=1e-4)
+
+
+class Typed:
+    """A layer as a script has it."""
+
+    def __init__(self, inputs: int, neurons: int) -> None:
+        self.weights, self.biases = np.ones((inputs, neurons)), np.zeros((1, neurons))
+
+
+class He(Layer_Dense):
+    """Makes its own weights, as one would with the book's class."""
+
+    def __init__(self, inputs: int, neurons: int) -> None:
+        self.weights = np.random.randn(inputs, neurons) * np.sqrt(2 / inputs)
+        self.biases = np.full((1, neurons), 0.5)
+
+
+@pytest.mark.parametrize("optimizer", [Optimizer_SGD, Optimizer_Adagrad, Optimizer_Adam])
+def test_a_scripts_own_layers_can_be_updated(backend, rng, optimizer) -> None:
+    typed, ours = Typed(3, 2), Layer_Dense(3, 2)
+    ours.weights = typed.weights
+    pair = optimizer(0.1), optimizer(0.1)
+    for _ in range(3):
+        dw, db = rng.normal(size=(3, 2)), rng.normal(size=(1, 2))
+        for layer, own in zip((typed, ours), pair, strict=True):
+            layer.dweights, layer.dbiases = dw, db
+            own.update_params(layer)
+            own.post_update_params()
+    np.testing.assert_allclose(typed.weights, ours.weights, rtol=1e-12)
+    np.testing.assert_allclose(typed.biases, ours.biases, rtol=1e-12)
+    assert hasattr(typed, "weight_cache") == (optimizer is not Optimizer_SGD)
+
+
+def test_a_subclass_may_make_its_own_weights(backend) -> None:
+    layer = He(4, 3)
+    layer.forward(np.ones((2, 4)))
+    np.testing.assert_allclose(layer.output, np.ones((2, 4)) @ layer.weights + 0.5)
+    layer.backward(np.ones((2, 3)))
+    assert layer.weight_regularizer_l2 == 0
+
+
+def test_inputs_and_outputs_that_a_script_changed(backend, rng) -> None:
+    layer, other = Layer_Dense(3, 2), rng.normal(size=(4, 3))
+    layer.forward(rng.normal(size=(4, 3)))
+    layer.inputs = other
+    layer.backward(np.ones((4, 2)))
+    np.testing.assert_allclose(layer.dweights, other.T @ np.ones((4, 2)))
+    relu = Activation_ReLU()
+    relu.forward(np.array([[1.0, -1.0]]))
+    relu.output *= 0
+    relu.backward(np.array([[3.0, 3.0]]))
+    np.testing.assert_array_equal(relu.dinputs, [[3, 0]])
+
+
+def test_targets_of_small_integers(dtype: str) -> None:
+    p, onehot = np.array([[0.8, 0.2]], dtype), np.array([[1, 0]], np.uint8)
+    loss = Loss_CategoricalCrossentropy()
+    loss.backward(p, onehot)
+    np.testing.assert_allclose(loss.dinputs, [[-1.25, 0]], rtol=1e-6)
+    with pytest.raises(nn.ShapeError, match="samples, classes"):
+        Activation_Softmax().forward(np.ones(3))
+
+
+def test_subclasses_of_losses_and_accuracies() -> None:
+    class Squares(Loss):
+        def forward(self, y_pred, y_true):
+            return (y_pred - y_true) ** 2
+
+    class Near(Accuracy):
+        def compare(self, predictions, y):
+            return [abs(p - t) < 1 for p, t in zip(predictions, y, strict=True)]
+
+    assert Squares().calculate(np.array([[1.0, 3.0], [0, 2]]), np.zeros((2, 2))) == 3.5
+    assert Near().calculate([0.0, 5.0], [0.5, 0.0]) == 0.5

@@ -53,7 +53,7 @@ def spiral_classifier(optimizer, epochs: int, dtype: str, arrays: dict) -> list:
     loss_activation = Activation_Softmax_Loss_CategoricalCrossentropy()
     # the golden numbers in float64 begin with the float32 data and weights
     X = arrays["X"].astype(dtype)
-    dense1.weights, dense2.weights = arrays["W0"], arrays["W1"]
+    dense1.weights, dense2.weights = (arrays[name].astype(dtype) for name in ("W0", "W1"))
     found = []
     for _ in range(epochs + 1):
         dense1.forward(X)
@@ -85,7 +85,7 @@ def binary_classifier(optimizer, epochs: int, dtype: str, arrays: dict) -> list:
     activation2 = Activation_Sigmoid()
     loss_function = Loss_BinaryCrossentropy()
     X = arrays["X"].astype(dtype)
-    dense1.weights, dense2.weights = arrays["W0"], arrays["W1"]
+    dense1.weights, dense2.weights = (arrays[name].astype(dtype) for name in ("W0", "W1"))
     found = []
     for _ in range(epochs + 1):
         dense1.forward(X)

@@ -485,3 +485,46 @@ def test_a_state_that_does_not_fit_is_an_error_of_the_file(backend, data, tmp_pa
         loaded.fit(*data, verbose=0, callbacks=nn.EarlyStopping("loss"))
     loaded.callback_states = []
     loaded.fit(*data, verbose=0, callbacks=nn.EarlyStopping("loss"))
+
+
+class Told(nn.Callback):
+    """Notes what it is told, and fails where it is to."""
+
+    def __init__(self, name: str, told: list, fails: str = "") -> None:
+        self.name, self.told, self.fails = name, told, fails
+
+    def note(self, what: str) -> None:
+        self.told.append((self.name, what))
+        if what == self.fails:
+            raise ValueError(what)
+
+    def on_fit_begin(self, model) -> None:
+        self.note("begin")
+
+    def on_epoch_end(self, model, epoch, figures, history) -> None:
+        self.note("epoch")
+
+    def on_fit_end(self, model, history) -> None:
+        self.note("end")
+
+    def on_fit_failed(self, model, error) -> None:
+        assert isinstance(error, ValueError)
+        self.note("failed")
+
+
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        ("begin", "a begin, b begin, a failed"),
+        ("epoch", "a begin, b begin, c begin, a epoch, b epoch, a failed, b failed, c failed"),
+        ("end", "a begin, b begin, c begin, a epoch, b epoch, c epoch, a end, b end, c failed"),
+    ],
+)
+def test_callbacks_that_began_are_told_of_an_error(fails: str, told: str) -> None:
+    found: list = []
+    callbacks = [Told("a", found), Told("b", found, fails), Told("c", found)]
+    model = nn.Sequential([nn.Dense(2, 2)], seed=0, backend="numpy")
+    model.compile("mean_squared_error")
+    with pytest.raises(ValueError, match=fails):
+        model.fit(np.ones((4, 2)), np.ones((4, 2)), verbose=0, callbacks=callbacks)
+    assert ", ".join(f"{name} {what}" for name, what in found) == told

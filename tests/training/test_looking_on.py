@@ -16,6 +16,13 @@ def model_of(inputs: int = 2) -> nn.Sequential:
     return model
 
 
+def exploding() -> nn.Sequential:
+    """A model whose loss becomes infinite."""
+    model = nn.Sequential([nn.Dense(2, 8, "relu"), nn.Dense(8, 3)], seed=0, backend="numpy")
+    model.compile("mean_squared_error", nn.SGD(1e30))
+    return model
+
+
 @pytest.fixture
 def xy():
     return nn.datasets.spiral(20, 3, seed=0)
@@ -144,7 +151,8 @@ class Writer:
 
     made: list["Writer"]
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, filename_suffix: str) -> None:
+        self.suffix = filename_suffix
         self.folder, self.scalars, self.histograms, self.closed = folder, [], [], False
         Writer.made.append(self)
 
@@ -177,6 +185,25 @@ def test_tensorboard_gets_the_figures_of_each_epoch(monkeypatch, xy, tmp_path) -
     assert ("layers.0.weight", 2) in writer.histograms
     assert {epoch for _, epoch in writer.histograms} == {2}
     pickle.loads(pickle.dumps(board))
+
+
+def test_trainings_of_the_same_second_have_files_of_their_own(xy, tmp_path) -> None:
+    pytest.importorskip("tensorboardX")
+    board, model = nn.TensorBoard(tmp_path), model_of()
+    for _ in range(3):
+        model.fit(*xy, epochs=1, verbose=0, callbacks=[board])
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 3
+
+
+def test_a_training_that_fails_closes_what_it_opened(monkeypatch, xy, tmp_path) -> None:
+    Writer.made = []
+    module = ModuleType("tensorboardX")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "tensorboardX", module)
+    model = exploding()
+    with pytest.raises(nn.NonFiniteLossError):
+        model.fit(xy[0], np.ones((60, 3)), 5, verbose=0, callbacks=[nn.TensorBoard(tmp_path)])
+    assert [writer.closed for writer in Writer.made] == [True]
 
 
 def test_tensorboards_file_is_there(xy, tmp_path) -> None:
@@ -219,6 +246,20 @@ def test_mlflow_gets_settings_and_figures(mlflow, xy, tmp_path) -> None:
     np.testing.assert_array_equal(
         nn.load(saved, backend="numpy").predict(xy[0]), model.predict(xy[0])
     )
+
+
+def test_a_run_of_a_training_that_failed_is_over(mlflow, xy) -> None:
+    bad, good = exploding(), model_of()
+    with pytest.raises(nn.NonFiniteLossError):
+        bad.fit(xy[0], np.ones((60, 3)), 5, verbose=0, callbacks=[nn.MLflow("bad")])
+    assert mlflow.active_run() is None
+    assert mlflow.last_active_run().info.status == "FAILED"
+    callback = nn.MLflow("good")
+    good.fit(*xy, epochs=1, verbose=0, callbacks=[callback])
+    assert mlflow.last_active_run().info.run_name == "good"
+    with mlflow.start_run() as run:
+        good.fit(*xy, epochs=1, verbose=0, callbacks=[callback])
+        assert mlflow.active_run().info.run_id == run.info.run_id
 
 
 def test_mlflow_goes_on_with_the_run_that_is_active(mlflow, xy) -> None:

@@ -9,6 +9,7 @@ from sample_models import Scale, data, weights
 import nnbackend as nn
 from nnbackend.training.interrupt import Interrupt
 from nnbackend.training.recovery import Recovery
+from nnbackend.training.trainer import Trainer
 
 EPOCHS = 3
 
@@ -212,3 +213,29 @@ class TestCtrlC:
         assert history.stopped == "interrupted"
         assert (model.epoch, model.step) == (0, 0)
         np.testing.assert_array_equal(weights(model), weights(make()))
+
+
+def test_orders_go_back_with_the_rest_where_epochs_cannot_be_trained_again(
+    rng, monkeypatch
+) -> None:
+    """The fallback: to the last copy of the state."""
+    monkeypatch.setattr(Recovery, "forget", lambda *given: (_ for _ in ()).throw(UsersError()))
+    x, y = data(rng)
+    model, plain = make(), make()
+    before = state_of(model)
+
+    def stop(self, source, *given):
+        monkeypatch.undo()
+        monkeypatch.setattr(Recovery, "forget", lambda *given: (_ for _ in ()).throw(UsersError()))
+        self.recovery.keep(self.looks_on)
+        self._begin_epochs(source, 2, 1)
+        raise UsersError
+
+    monkeypatch.setattr(Trainer, "_train_arrays", stop)
+    with pytest.raises(UsersError):
+        model.fit(x, y, epochs=3, verbose=0)
+    assert state_of(model) == before
+    monkeypatch.undo()
+    for own in (model, plain):
+        own.fit(x, y, epochs=2, verbose=0)
+    np.testing.assert_array_equal(weights(model), weights(plain))
