@@ -40,14 +40,6 @@ OPTIMIZERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _numpy_as_it_was():
-    state = np.random.get_state()
-    yield
-    init("float64", None)
-    np.random.set_state(state)
-
-
 @pytest.fixture
 def arrays(dtype: str) -> dict[str, np.ndarray]:
     short = {"float32": "f32_", "float64": "f64_"}[dtype]

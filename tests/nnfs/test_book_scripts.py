@@ -35,14 +35,6 @@ from nnbackend.nnfs import (
 INDEX = golden_index()
 
 
-@pytest.fixture(autouse=True)
-def _numpy_as_it_was():
-    state = np.random.get_state()
-    yield
-    init("float64", None)
-    np.random.set_state(state)
-
-
 def spiral_classifier(optimizer, epochs: int, dtype: str, arrays: dict) -> list:
     """Chapter 10: loss, accuracy and rate of each epoch."""
     init(dtype)
