@@ -39,7 +39,7 @@ class FrameTable:
             raise DataError(f"{self.shown} must have columns of different names: two are {doubled}")
         if not self._columns or not len(found):
             raise DataError(f"{self.shown} is empty; it must hold at least one row and column")
-        heads = (self._texts(k, HEAD_ROWS) for k in range(len(self.names)))
+        heads = (_texts(column.head(HEAD_ROWS)) for column in self._columns)
         self.variety = [len({*texts} - {None}) for texts in heads]
 
     def __enter__(self) -> FrameTable:
@@ -69,7 +69,7 @@ class FrameTable:
 
     def line(self, row: int) -> tuple[int, list[str]]:
         """The number from 1 and the fields of a row."""
-        fields = [self._texts(k)[row] for k in range(len(self.names))]
+        fields = [_texts(column[row : row + 1])[0] for column in self._columns]
         return row + 1, ["" if field is None else field for field in fields]
 
     def _numbers(self, column: int) -> HostArray:
@@ -77,19 +77,19 @@ class FrameTable:
         return np.asarray(values, np.float64)
 
     def _text(self, column: int) -> HostArray:
-        texts = self._texts(column)
+        texts = _texts(self._columns[column])
         found = np.empty(len(texts), object)
         found[:] = texts
         return found
 
-    def _texts(self, column: int, most: int | None = None) -> list[str | None]:
-        values = self._columns[column]
-        values = values if most is None else values.head(most)
-        missing = values.is_null().to_list()
-        return [
-            None if gone else _as_text(value)
-            for value, gone in zip(values.to_list(), missing, strict=True)
-        ]
+
+def _texts(values: Any) -> list[str | None]:
+    """A column as a file would have it; None where a value is missing."""
+    missing = values.is_null().to_list()
+    return [
+        None if gone else _as_text(value)
+        for value, gone in zip(values.to_list(), missing, strict=True)
+    ]
 
 
 def _as_text(value: Any) -> str | None:

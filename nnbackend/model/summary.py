@@ -24,9 +24,7 @@ def summary_text(model: LayerStack) -> str:
 
 def summary_html(model: LayerStack) -> str:
     """The same for a notebook."""
-    head, *lines = (
-        [escape(cell) for cell in line] for line in _lines(model)
-    )  # fmt: skip
+    head, *lines = ([escape(cell) for cell in line] for line in _lines(model))
     rows = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
     rows += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines]
     notes = "".join(f"<div>{escape(note)}</div>" for note in _notes(model))

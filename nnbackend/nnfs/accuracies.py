@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.nnfs.arrays import Array
+from nnbackend.nnfs.arrays import Array, labels_of
 
 
 class Accuracy:
@@ -43,10 +43,7 @@ class Accuracy_Categorical(Accuracy):
         self.binary = binary
 
     def compare(self, predictions: Array, y: Any) -> Array:
-        y = np.asarray(y)
-        if not self.binary and y.ndim == 2:
-            y = np.argmax(y, axis=1)
-        return np.asarray(predictions == y)
+        return np.asarray(predictions == (np.asarray(y) if self.binary else labels_of(y)))
 
 
 class Accuracy_Regression(Accuracy):

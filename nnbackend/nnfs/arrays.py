@@ -15,8 +15,6 @@ Array = np.ndarray[Any, Any]
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 #: Parts of a flat vector begin at multiples of so many numbers.
 _APART = 16
-
-
 #: of the weights and data that are drawn; ``init`` sets it
 default_dtype = _FLOAT64
 
@@ -24,6 +22,12 @@ default_dtype = _FLOAT64
 def randn(*shape: int) -> Array:
     """Normal numbers from NumPy's global generator, which the book's code draws from."""
     return np.random.randn(*shape).astype(default_dtype, copy=False)
+
+
+def labels_of(y_true: Any) -> Array:
+    """Class numbers (B,), from those or from rows with a one each."""
+    y_true = np.asarray(y_true)
+    return np.asarray(np.argmax(y_true, axis=1)) if y_true.ndim == 2 else y_true
 
 
 def real(x: Any) -> Array:
@@ -42,8 +46,9 @@ class Operations:
         self.backend = get_backend()
         #: whether its arrays are NumPy's, so that nothing is copied
         self.is_host = type(self.backend.zeros(1, _FLOAT32)) is np.ndarray
-        #: of the updates, all of vectors of one size
+        #: of the last update, and the size of its vectors
         self._scratch: Any = None
+        self._updated = -1
 
     def zeros(self, size: int, dtype: np.dtype[Any]) -> Array:
         return self.backend.zeros(size, dtype) if self.is_host else np.zeros(size, dtype)
@@ -89,9 +94,10 @@ class Operations:
     ) -> None:  # fmt: skip
         """One step of an optimizer over flat vectors, in place."""
         backend = self.backend
-        if self._scratch is None or self._scratch.dtype != values.dtype:
-            self._scratch = backend.zeros(backend.step_scratch_size(values.size), values.dtype)
-        scratch = self._scratch
+        scratch, size = self._scratch, values.size
+        if size != self._updated or scratch.dtype != values.dtype:
+            scratch = backend.zeros(backend.step_scratch_size(size), values.dtype)
+            self._scratch, self._updated = scratch, size
         if self.is_host:
             backend.update(rule, values, gradients, slots, lr, step, scratch)
             return

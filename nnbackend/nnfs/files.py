@@ -102,7 +102,7 @@ class _Machine:
         elif name in _TUPLES:
             count = _TUPLES[name]
             stack[-count:] = [tuple(stack[-count:])]
-        elif name in ("TUPLE", "LIST", "DICT"):
+        elif name in _COLLECTIONS:
             items = self._to_mark()
             stack.append(_COLLECTIONS[name](items))
         elif name in ("APPEND", "APPENDS"):
@@ -184,9 +184,8 @@ def _build(what: Any, state: Any) -> None:
                 raise ValueError(f"it has an attribute {name!r}")
             what.state[name] = value
     elif isinstance(what, _Type):
-        what.dtype = (
-            what.dtype.newbyteorder(_expect(state[1], str)) if state[1] != "|" else what.dtype
-        )
+        if state[1] != "|":
+            what.dtype = what.dtype.newbyteorder(_expect(state[1], str))
     else:
         _, shape, kind, is_fortran, content = state
         _expect(what, _Array).array = _array(content, _expect(kind, _Type).dtype, shape, is_fortran)
@@ -229,7 +228,7 @@ def read(content: bytes, classes: Mapping[str, type]) -> Any:
     for described_object in machine.objects:
         state = {name: _real(value, made) for name, value in described_object.state.items()}
         own = made[id(described_object)]
-        if "__setstate__" in dir(type(own)):
+        if hasattr(own, "__setstate__"):
             own.__setstate__(state)
         else:
             own.__dict__.update(state)

@@ -12,15 +12,24 @@ from nnbackend.nnfs.arrays import Array, Flat, Operations, bound, randn, real
 
 #: What a layer keeps besides what the book's does.
 _INNER = (
-    "operations",
-    "values",
-    "gradients",
-    "slots",
-    "_calls",
-    "_seen",
-    "_held",
-    "_differentiated",
-)
+    "operations", "values", "gradients", "slots", "_calls", "_seen", "_held", "_differentiated",
+)  # fmt: skip
+
+
+def penalties_of(layer: Any) -> tuple[tuple[Array, float, float], ...]:
+    """(values, l1, l2) of the weights, and of the biases."""
+    return (
+        (layer.weights, layer.weight_regularizer_l1, layer.weight_regularizer_l2),
+        (layer.biases, layer.bias_regularizer_l1, layer.bias_regularizer_l2),
+    )
+
+
+def _add_slope(gradient: Array, values: Array, l1: float, l2: float) -> None:
+    """Add that of l1 sum|w| + l2 sum w^2."""
+    if l1 > 0:
+        gradient += l1 * np.where(values < 0, -1, 1).astype(values.dtype)
+    if l2 > 0:
+        gradient += 2 * l2 * values
 
 
 class _SlotPart:
@@ -145,12 +154,12 @@ class Layer_Dense:
     def _assign(self, name: str, value: Any) -> None:
         value = self.values.checked(name, value)
         weights, biases = (value, self.biases) if name == "weights" else (self.weights, value)
-        weights, gradients = real(weights), (self.dweights, self.dbiases, self._differentiated)
+        weights, before, differentiated = real(weights), self.gradients, self._differentiated
         if weights.dtype != self.values.dtype:
             self.slots = {name: own.of_type(weights.dtype) for name, own in self.slots.items()}
         self._set_values(weights, biases)
-        if gradients[2]:
-            self.dweights, self.dbiases = gradients[:2]
+        if differentiated:
+            self.dweights, self.dbiases = before.weights, before.biases
 
     @property
     def dweights(self) -> Array:
@@ -215,14 +224,9 @@ class Layer_Dense:
         return dx
 
     def _add_penalties(self) -> None:
-        for values, gradient, l1, l2 in (
-            (self.weights, self.dweights, self.weight_regularizer_l1, self.weight_regularizer_l2),
-            (self.biases, self.dbiases, self.bias_regularizer_l1, self.bias_regularizer_l2),
-        ):
-            if l1 > 0:
-                gradient += l1 * np.where(values < 0, -1, 1).astype(values.dtype)
-            if l2 > 0:
-                gradient += 2 * l2 * values
+        of_weights, of_biases = penalties_of(self)
+        _add_slope(self.dweights, *of_weights)
+        _add_slope(self.dbiases, *of_biases)
 
     def slot(self, name: str) -> Flat:
         """The optimizer's vector ``name``, such as "momentums", zeros at first."""

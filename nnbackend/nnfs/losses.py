@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nnbackend.nnfs.activations import Activation_Softmax
-from nnbackend.nnfs.arrays import Array, real
-from nnbackend.nnfs.layers import Layer_Dense
+from nnbackend.nnfs.arrays import Array, labels_of, real
+from nnbackend.nnfs.layers import Layer_Dense, penalties_of
 
 #: Probabilities are clipped to [CLIP, 1 - CLIP] before a logarithm or a division.
 CLIP = 1e-7
@@ -37,10 +37,7 @@ class Loss:
         layers: Sequence[Layer_Dense] = self.trainable_layers if layer is None else [layer]
         total = 0.0
         for own in layers:
-            for values, l1, l2 in (
-                (own.weights, own.weight_regularizer_l1, own.weight_regularizer_l2),
-                (own.biases, own.bias_regularizer_l1, own.bias_regularizer_l2),
-            ):
+            for values, l1, l2 in penalties_of(own):
                 if l1 > 0:
                     total += l1 * np.sum(np.abs(values))
                 if l2 > 0:
@@ -66,12 +63,6 @@ class Loss:
 
     def new_pass(self) -> None:
         self.accumulated_sum, self.accumulated_count = 0, 0
-
-
-def labels_of(y_true: Any) -> Array:
-    """Class numbers (B,), from those or from rows with a one each."""
-    y_true = np.asarray(y_true)
-    return np.asarray(np.argmax(y_true, axis=1)) if y_true.ndim == 2 else y_true
 
 
 def _clipped(x: Any) -> Array:

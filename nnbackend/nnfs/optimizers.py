@@ -83,9 +83,7 @@ class Optimizer_SGD(_Optimizer):
         self.momentum = momentum
 
     def _rule(self) -> UpdateRule:
-        return (
-            UpdateRule("momentum", momentum=self.momentum) if self.momentum else UpdateRule("sgd")
-        )
+        return _rule_of("momentum", momentum=self.momentum) if self.momentum else _rule_of("sgd")
 
 
 class Optimizer_Adagrad(_Optimizer):

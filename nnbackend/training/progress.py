@@ -93,17 +93,38 @@ class PlainProgress(Progress):
         write_line(stopped_text(epoch, reason))
 
 
-class LiveProgress(Progress):
-    """A bar with time left, samples/s, loss and metrics."""
+class _BarProgress(Progress):
+    """A bar, drawn anew now and then.
+
+    Args:
+        first_epoch, epochs: total epochs before and after this training.
+        rows_per_epoch: None if that is not known.
+    """
+
+    def __init__(self, first_epoch: int, epochs: int, rows_per_epoch: int | None) -> None:
+        self.epochs = epochs
+        self.total = None if rows_per_epoch is None else (epochs - first_epoch) * rows_per_epoch
+        self.rows, self.start = 0, time.perf_counter()
+
+    def stopped(self, epoch: int, reason: str) -> None:
+        write_line(stopped_text(epoch, reason))
+
+    def _speed(self) -> str:
+        """Time left and samples/s so far."""
+        rate = self.rows / max(time.perf_counter() - self.start, 1e-9)
+        left = None if self.total is None or not rate else (self.total - self.rows) / rate
+        return _speed_text(rate, left)
+
+
+class LiveProgress(_BarProgress):
+    """A bar on a terminal, with time left, samples/s, loss and metrics."""
 
     def __init__(self, first_epoch: int, epochs: int, rows_per_epoch: int | None) -> None:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
-        self.epochs = epochs
-        self.total = None if rows_per_epoch is None else (epochs - first_epoch) * rows_per_epoch
-        self.rows, self.start = 0, time.perf_counter()
+        super().__init__(first_epoch, epochs, rows_per_epoch)
         counter = f"epoch {epochs}/{epochs}"
         # on a narrow terminal only the figures, at the end, are cut
         self.bar: Any = RichProgress(
@@ -139,9 +160,7 @@ class LiveProgress(Progress):
 
     def advance(self, rows: int) -> None:
         self.rows += rows
-        rate = self.rows / max(time.perf_counter() - self.start, 1e-9)
-        left = None if self.total is None else (self.total - self.rows) / rate
-        self._update(advance=rows, speed=_speed_text(rate, left))
+        self._update(advance=rows, speed=self._speed())
 
     def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
         self._update(epoch=epoch, figures=figures_text(figures))
@@ -153,18 +172,13 @@ class LiveProgress(Progress):
         self.shown = now if due else self.shown
         self.bar.update(self.task, refresh=due, **fields)
 
-    def stopped(self, epoch: int, reason: str) -> None:
-        write_line(stopped_text(epoch, reason))
 
-
-class NotebookProgress(Progress):
+class NotebookProgress(_BarProgress):
     """A bar in the output of a notebook's cell."""
 
     def __init__(self, first_epoch: int, epochs: int, rows_per_epoch: int | None) -> None:
-        self.first, self.epochs = first_epoch, epochs
-        self.total = None if rows_per_epoch is None else (epochs - first_epoch) * rows_per_epoch
-        self.epoch, self.figures, self.rows = first_epoch, "", 0
-        self.start, self.shown = time.perf_counter(), 0.0
+        super().__init__(first_epoch, epochs, rows_per_epoch)
+        self.epoch, self.figures, self.shown = first_epoch, "", 0.0
         self.area = Area()
 
     def __enter__(self) -> Self:
@@ -187,14 +201,9 @@ class NotebookProgress(Progress):
     def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
         self.epoch, self.figures = epoch, figures_text(figures)
 
-    def stopped(self, epoch: int, reason: str) -> None:
-        write_line(stopped_text(epoch, reason))
-
     def _show(self) -> None:
         self.shown = time.perf_counter()
-        rate = self.rows / max(self.shown - self.start, 1e-9)
-        left = None if self.total is None or not rate else (self.total - self.rows) / rate
-        text = f"epoch {self.epoch}/{self.epochs}  {_speed_text(rate, left)}  {self.figures}"
+        text = f"epoch {self.epoch}/{self.epochs}  {self._speed()}  {self.figures}"
         share = 0 if self.total is None else self.rows
         bar = f'<progress value="{share}" max="{self.total or 1}" style="width: 8em"></progress>'
         self.area.show(Html(f"<code>{bar} {escape(text)}</code>", text))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnbackend._checks import check_path, check_size
@@ -113,9 +115,6 @@ class MLflow(Callback):
         mlflow = _mlflow()
         try:
             if self.log_model:
-                import tempfile
-                from pathlib import Path
-
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / "model.safetensors"
                     model.save(path)
@@ -129,7 +128,8 @@ class MLflow(Callback):
         self._end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def _end(self, status: str) -> None:
-        mlflow, active = _mlflow(), _mlflow().active_run()
+        mlflow = _mlflow()
+        active = mlflow.active_run()
         if active is not None and active.info.run_id == self._own_run:
             mlflow.end_run(status)
         self._own_run = None

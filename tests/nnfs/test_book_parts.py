@@ -387,6 +387,14 @@ def test_a_scripts_own_layers_can_be_updated(backend, rng, optimizer) -> None:
     assert hasattr(typed, "weight_cache") == (optimizer is not Optimizer_SGD)
 
 
+def test_a_scripts_own_layer_may_have_more_biases_than_weights(backend, rng) -> None:
+    layer, gradient = Typed(1, 1), rng.normal(size=(1, 5))
+    layer.biases, layer.dweights, layer.dbiases = np.ones((1, 5)), np.ones((1, 1)), gradient
+    Optimizer_Adagrad(0.1).update_params(layer)
+    expected = 1 - 0.1 * gradient / (np.abs(gradient) + 1e-7)
+    np.testing.assert_allclose(layer.biases, expected, rtol=1e-12)
+
+
 def test_a_subclass_may_make_its_own_weights(backend) -> None:
     layer = He(4, 3)
     layer.forward(np.ones((2, 4)))
