@@ -31,7 +31,7 @@ from nnbackend.backends.types import (
     is_on_gpu,
 )
 from nnbackend.backends.uploads import Uploads
-from nnbackend.errors import DeviceError
+from nnbackend.errors import DeviceError, DTypeError
 
 
 class Backend(LayerOperations):
@@ -44,9 +44,11 @@ class Backend(LayerOperations):
     executor: ClassVar[str] = "nnbackend.executor.python:PythonExecutor"
     #: bytes to which the parts of flat vectors are aligned
     alignment: ClassVar[int] = 64
+    #: dtypes that models can have here, the widest last; a device may change it for itself
+    dtypes: tuple[str, ...] = ("float32", "float64")
 
-    def __init__(self, index: int | None = None) -> None:
-        """Open device number ``index``; backends with one device accept None only."""
+    def __init__(self, index: int | str | None = None) -> None:
+        """Open the device of this number, or name; backends with one device accept None only."""
         self.device = self.name if index is None else f"{self.name}:{index}"
 
     def __repr__(self) -> str:
@@ -84,6 +86,11 @@ class Backend(LayerOperations):
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         """``x`` as a NumPy array, possibly sharing its memory; waits until ``x`` is ready."""
 
+    def dtype_of(self, x: Array) -> DType:
+        """NumPy's dtype of ``x``; DTypeError if it has no counterpart."""
+        dtype: DType = x.dtype
+        return dtype
+
     @abstractmethod
     def zeros(self, shape: int | Sequence[int], dtype: DType) -> Array:
         """A new array of zeros, its start aligned to 64 bytes."""
@@ -91,6 +98,24 @@ class Backend(LayerOperations):
     def empty(self, shape: tuple[int, ...], dtype: DType) -> Array:
         """A new array for an operation to fill; of zeros where that costs nothing more."""
         return self.zeros(shape, dtype)
+
+    def copy(self, x: Array) -> Array:
+        """A new array with what is in ``x``."""
+        new = self.empty(tuple(x.shape), self.dtype_of(x))
+        new[...] = x
+        return new
+
+    def total(self, x: Array) -> Array:
+        """The sum of ``x``, 0-d float64, on the device."""
+        return x.sum(dtype=np.float64)
+
+    def check_dtype(self, dtype: DType) -> None:
+        """Refuse a dtype that models cannot have on this device."""
+        if dtype.name not in self.dtypes:
+            raise DTypeError(
+                f"{self.device} has no {dtype.name}; give the model dtype={self.dtypes[-1]!r}, or "
+                f"choose another backend"
+            )
 
     def spare_bytes(self) -> int | None:
         """Bytes free for data on the device; None if host arrays are used in place."""

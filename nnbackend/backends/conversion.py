@@ -22,5 +22,5 @@ def as_device_array(backend: Backend, x: Any, dtype: DType) -> Array:
         return backend.asarray(x, dtype)
     adopted = backend.adopt(x)
     x = real_array("an array", x) if adopted is None else adopted
-    check_real("an array", x.dtype)
+    check_real("an array", x.dtype if adopted is None else backend.dtype_of(x))
     return backend.asarray(x, dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -29,6 +30,9 @@ _registry: dict[str, type[Backend] | str] = {
 }
 _CPU_PREFERENCE = ("numba", "numpy")
 _GPU_PREFERENCE = ("cuda",)
+
+#: What stands behind a backend's name and a colon: a number, or a name such as mps or cuda:1.
+_DEVICE = re.compile(r"[0-9]+|[a-z][a-z0-9_]*(:[0-9]+)?", re.ASCII)
 
 _instances: dict[str, Backend] = {}
 _process_default: Backend | None = None
@@ -64,7 +68,7 @@ def available_backends() -> dict[str, Availability]:
     True
     """
     result = {}
-    for name in list(_registry):
+    for name in (*_registry, *(_plug_ins().keys() - _registry.keys())):
         try:
             result[name] = _backend_class(name).is_available()
         except BackendUnavailableError as error:
@@ -141,7 +145,7 @@ def _open(spec: str) -> Backend:
     with OPENING:
         if key not in _instances:
             name, colon, index = key.partition(":")
-            if colon and not (index.isascii() and index.isdecimal()):
+            if colon and not _DEVICE.fullmatch(index):
                 raise DeviceError(
                     f"a device is written NAME:NUMBER, such as 'cuda:1'; received {spec!r}"
                 )
@@ -154,7 +158,8 @@ def _open(spec: str) -> Backend:
                     f"backend {name!r} has the devices {', '.join(availability.devices)}; "
                     f"received {spec!r}"
                 )
-            _instances[key] = backend_class(int(index) if index else None)
+            number = int(index) if index.isdecimal() else index
+            _instances[key] = backend_class(number if index else None)
         return _instances[key]
 
 

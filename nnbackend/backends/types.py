@@ -11,7 +11,9 @@ from nnbackend._checks import check_name
 from nnbackend.errors import DeviceError
 from nnbackend.kernels.codes import ACTIVATIONS, LOSSES, UPDATES, Saves
 
-Array = Any  #: an array of some backend: supports slicing, ``reshape`` and ``a[...] = b``
+#: An array of some backend's library. Asked of it: ``shape``, ``len(a)``, ``a[i]``, ``a[i:j]`` and
+#: ``a.reshape(shape)``, which are views, i and j within range, ``a[...] = b``, and arithmetic.
+Array = Any
 DType = np.dtype[Any]
 
 

@@ -22,8 +22,9 @@ _SCAN_ELEMENTS = 1 << 20
 
 
 def on_host(backend: Backend, values: Any) -> Any:
-    """``values`` on the host, where targets and weights are checked; copied from a GPU."""
-    return backend.to_numpy(backend.adopt(values)) if is_on_gpu(values) else values
+    """``values`` on the host, where targets and weights are checked; copied from a device."""
+    there = is_on_gpu(values) or (backend.owns(values) and not isinstance(values, np.ndarray))
+    return backend.to_numpy(backend.adopt(values)) if there else values
 
 
 def checked(
@@ -56,7 +57,7 @@ def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:
     if not isinstance(x, np.ndarray):
         adopted = backend.adopt(x)
         x = real_array("x", x) if adopted is None else adopted
-    check_real("x", x.dtype)
+    check_real("x", x.dtype if isinstance(x, np.ndarray) else backend.dtype_of(x))
     if x.ndim != 2 or x.shape[1] != n_inputs:
         remedy = ""
         if x.ndim == 1:
@@ -85,11 +86,11 @@ def check_target(
 def check_finite(backend: Backend, x: Any, dtype: DType) -> None:
     """Refuse NaN, infinity, and what would overflow ``dtype``, naming the first row and
     column; scans block by block."""
-    if x.dtype.kind != "f":
-        return
     if not isinstance(x, np.ndarray):
-        if not backend.all_finite(x):
+        if backend.dtype_of(x).kind == "f" and not backend.all_finite(x):
             check_finite(backend, backend.to_numpy(x), dtype)
+        return
+    if x.dtype.kind != "f":
         return
     step = max(1, _SCAN_ELEMENTS // x.shape[1])
     limit = np.finfo(dtype).max

@@ -171,7 +171,7 @@ class PythonExecutor(Executor):
             (min(len(data.x), self.inference_rows), program.n_outputs), program.dtype
         )
         for start in range(0, len(data.x), self.inference_rows):
-            block = data.rows(start, start + self.inference_rows)
+            block = data.rows(start, min(start + self.inference_rows, len(data.x)))
             out = pred[: len(block.x)]
             self.predict(block.x, out)
             with np.errstate(all="ignore"):
@@ -184,10 +184,8 @@ class PythonExecutor(Executor):
 
     def predict(self, x: Array, out: Array) -> None:
         for start in range(0, len(x), self.inference_rows):
-            block, out_block = (
-                x[start : start + self.inference_rows],
-                out[start : start + self.inference_rows],
-            )
+            stop = min(start + self.inference_rows, len(x))
+            block, out_block = x[start:stop], out[start:stop]
             idle = self._inference.setdefault(len(block), [])
             try:
                 plan = idle.pop()
@@ -211,7 +209,7 @@ def measure(
     """Loss and metric sums of a batch into ``trace``, the gradient into ``dpred`` if wanted;
     ``value`` () float64 is overwritten."""
     backend, loss = program.backend, program.loss
-    weight_sum: Any = len(pred) if data.weight is None else data.weight.sum(dtype=np.float64)
+    weight_sum: Any = len(pred) if data.weight is None else program.backend.total(data.weight)
     if program.formula is not None:
         backend.loss(program.formula, pred, data.target, data.weight, dpred, value)
     elif isinstance(loss, Loss):
@@ -328,9 +326,11 @@ class TrainingPlan:
         backend, work = self.program.backend, self.workspace
         x = work.x[: self.rows]
         backend.take_rows(data.x, idx, x)
-        kind = (data.target.shape[1:], data.target.dtype)
-        if work.targets is None or (work.targets.shape[1:], work.targets.dtype) != kind:
-            work.targets = backend.zeros((work.capacity, *kind[0]), kind[1])
+        targets, rest = work.targets, tuple(data.target.shape[1:])
+        if targets is None or (tuple(targets.shape[1:]), targets.dtype) != (
+            rest, data.target.dtype
+        ):  # fmt: skip
+            work.targets = backend.zeros((work.capacity, *rest), backend.dtype_of(data.target))
         target = work.targets[: self.rows]
         backend.take_rows(data.target, idx, target)
         if data.weight is None:

@@ -258,6 +258,7 @@ class Layer(AnswersNames, ABC):
     def _draw_standalone(self) -> dict[str, Array]:
         """Draw the arrays of a layer that is used by itself."""
         backend = self.backend
+        backend.check_dtype(self.dtype)
         values = self.initial_values(np.random.default_rng(self.seed))
         arrays, gradients = {}, {}
         for name, spec in self.specs.items():
@@ -283,7 +284,7 @@ class Layer(AnswersNames, ABC):
         ):
             return x
         if not self.specs and self.owner is None:
-            self.dtype = np.dtype(np.float64 if _is_float64(x) else np.float32)
+            self.dtype = np.dtype("float64" if _is_float64(self.backend, x) else "float32")
         x = as_device_array(self.backend, x, self.dtype)
         width = self.n_inputs
         if x.ndim != 2 or x.shape[1] == 0 or (width is not None and x.shape[1] != width):
@@ -393,5 +394,6 @@ for _name in LAYER_ATTRIBUTES:  # not by __setattr__, which every attribute woul
     setattr(NativeLayer, _name, NameOfOthers(_name))
 
 
-def _is_float64(x: Any) -> bool:
-    return getattr(x, "dtype", None) == np.float64
+def _is_float64(backend: Backend, x: Any) -> bool:
+    dtype = backend.dtype_of(x) if backend.owns(x) else getattr(x, "dtype", None)
+    return bool(dtype == np.float64) and "float64" in backend.dtypes

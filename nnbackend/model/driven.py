@@ -102,7 +102,7 @@ class DrivenStack(LayerStack):
         if not len(x):
             raise DataError("x must have at least one row; received none")
         self.program.check_batch(len(x))
-        return self.executor.forward(x, number).copy()
+        return self.backend.copy(self.executor.forward(x, number))
 
     def backward(
         self, dy: Any, accumulate: bool = False, input_gradient: bool = True
@@ -143,7 +143,7 @@ class DrivenStack(LayerStack):
 
     def _accumulate(self, dy: Array, dx: Array | None) -> None:
         gradients = self.storage.gradients[: self.storage.trained]
-        before = gradients.copy()
+        before = self.backend.copy(gradients)
         self.executor.backward(dy, dx, False)
         gradients += before
 

@@ -315,7 +315,7 @@ class Sequential(DrivenStack):
         row_bytes = self.n_inputs * self.dtype.itemsize
         some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
         for start in range(0, len(x), some):
-            part = slice(start, start + some)
+            part = slice(start, min(start + some, len(x)))
             out[part] = self.backend.to_numpy(self(x[part]))
             release_pages(x)
         with np.errstate(over="ignore", invalid="ignore"):

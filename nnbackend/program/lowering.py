@@ -27,6 +27,7 @@ def lay_out(
     values: Sequence[Mapping[str, np.ndarray[Any, Any]]],
 ) -> Storage:
     """Flat vectors for these layers, whose arrays become views of them and hold ``values``."""
+    backend.check_dtype(dtype)
     specs = [
         ArraySpec(number, name, spec.shape, _group(layer, spec.kind))
         for number, layer in enumerate(layers)

@@ -55,7 +55,9 @@ class Case:
 
     def equal(self, what: str, received: Array, expected: Any, slack: float = 1.0) -> None:
         """Compare with the oracle, within the dtype's tolerance."""
-        got = np.asarray(self.backend.to_numpy(received), dtype=np.float64)
+        if not isinstance(received, np.ndarray):
+            received = self.backend.to_numpy(received)
+        got = np.asarray(received, dtype=np.float64)
         want = np.asarray(expected, dtype=np.float64)
         if got.shape != want.shape:
             raise AssertionError(f"{what}: shape {got.shape} instead of {want.shape}")

@@ -12,7 +12,7 @@ from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Activation, LossFormula
 from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.testing import oracle
-from nnbackend.testing.case import TOLERANCE, Case, Check, HostArray, run_check
+from nnbackend.testing.case import Case, Check, HostArray, run_check
 from nnbackend.testing.layer_checks import (
     batch_norm,
     dropout,
@@ -348,5 +348,5 @@ def check_backend(backend: Backend, seed: int | None = None) -> None:
     """
     drawn = int(np.random.default_rng(seed).integers(1 << 31)) if seed is None else seed
     for name, check in CHECKS.items():
-        for dtype in TOLERANCE:
+        for dtype in backend.dtypes:
             run_check(backend, name, check, dtype, drawn)

@@ -42,7 +42,7 @@ class Snapshot(NamedTuple):
     ) -> Snapshot:
         """``before`` is no longer needed: its memory is reused."""
         if before is None:
-            arrays = [array.copy() for array in _changing(program)]
+            arrays = [program.backend.copy(array) for array in _changing(program)]
             return cls(arrays, step, epoch, order_block)
         for kept, array in zip(before.arrays, _changing(program), strict=True):
             kept[...] = array
