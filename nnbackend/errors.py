@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from nnbackend.training.history import History
 
 
@@ -67,10 +69,17 @@ class _MemoryErrors:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         if isinstance(error, MemoryError) and not isinstance(error, OutOfMemoryError):
-            what = str(error) or "an allocation failed"
-            raise OutOfMemoryError(
-                f"memory is used up: {what}. Use smaller batches or narrower layers"
-            ) from error
+            raise_as_ours(error)
+
+
+def raise_as_ours(error: MemoryError) -> NoReturn:
+    """Raise a plain MemoryError, of NumPy for example, as an OutOfMemoryError."""
+    if isinstance(error, OutOfMemoryError):
+        raise error
+    what = str(error) or "an allocation failed"
+    raise OutOfMemoryError(
+        f"memory is used up: {what}. Use smaller batches or narrower layers"
+    ) from error
 
 
 #: Inside ``with memory_errors:`` a plain MemoryError, of NumPy for example, becomes an

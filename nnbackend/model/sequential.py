@@ -29,7 +29,7 @@ from nnbackend.data.validation import (
     check_finite,
     check_matrix,
 )
-from nnbackend.errors import DataError, ModelBusyError, memory_errors
+from nnbackend.errors import DataError, ModelBusyError, memory_errors, raise_as_ours
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_probabilities
 from nnbackend.metrics import AnyMetric, Metric, MetricFunction, ScoreMetric, resolve_metric
@@ -258,9 +258,10 @@ class Sequential(DrivenStack):
             state = self.training
             loss = self.executor.step(x, y, state.step, sample_weight)
             if loss is None:
-                with memory_errors:
-                    loss = self._checked_step(x, y, sample_weight)
+                loss = self._checked_step(x, y, sample_weight)
             state.step += 1
+        except MemoryError as error:
+            raise_as_ours(error)
         finally:
             self._busy.release()
         return loss
@@ -293,11 +294,14 @@ class Sequential(DrivenStack):
         """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend, with the
         least overhead. Values are not checked."""
         self._check_adapted()
-        quick = self.executor.call(x)
+        try:
+            quick = self.executor.call(x)
+        except MemoryError as error:  # costs nothing where there is none, as ``with`` would
+            raise_as_ours(error)
         if quick is not None:
             return quick
-        x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
         with memory_errors:
+            x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
             out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
             self.executor.predict(x, out)
         return out
@@ -309,20 +313,20 @@ class Sequential(DrivenStack):
             ShapeError, DTypeError: wrong rank, width or type.
             DataError: x holds NaN or infinity that reached the outputs.
         """
-        x = check_matrix(self.backend, x, self.n_inputs)
         with memory_errors:
+            x = check_matrix(self.backend, x, self.n_inputs)
             out = np.empty((len(x), self.n_outputs), self.dtype)
-        row_bytes = self.n_inputs * self.dtype.itemsize
-        some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
-        for start in range(0, len(x), some):
-            part = slice(start, min(start + some, len(x)))
-            out[part] = self.backend.to_numpy(self(x[part]))
-            release_pages(x)
-        with np.errstate(over="ignore", invalid="ignore"):
-            suspicious = not np.isfinite(out.sum())
-        if suspicious:
-            check_finite(self.backend, x, self.dtype)
-            check_categories(self.program, x)
+            row_bytes = self.n_inputs * self.dtype.itemsize
+            some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
+            for start in range(0, len(x), some):
+                part = slice(start, min(start + some, len(x)))
+                out[part] = self.backend.to_numpy(self(x[part]))
+                release_pages(x)
+            with np.errstate(over="ignore", invalid="ignore"):
+                suspicious = not np.isfinite(out.sum())
+            if suspicious:
+                check_finite(self.backend, x, self.dtype)
+                check_categories(self.program, x)
         return out
 
     def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:

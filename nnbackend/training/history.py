@@ -61,6 +61,8 @@ class History(Mapping[str, list[float]]):
         try:
             return self.curves[name]
         except (KeyError, TypeError):  # a list or an array cannot even be looked up
+            if not self.curves:
+                raise KeyError("there are no curves yet: no epoch has been completed") from None
             from nnbackend.errors import unknown_name
 
             raise KeyError(str(unknown_name("curve", name, self.curves))) from None

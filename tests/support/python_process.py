@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 
 
-def run_python(source: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    source: str, argv: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
+        [sys.executable, "-c", textwrap.dedent(source), *argv],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,128 @@
+"""Full disks and read-only folders: an error that names the file, and nothing lost."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+#: Puts a file system of this size over a folder, for one command.
+MOUNT = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
+
+
+def on_a_disk(size: str, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that sees a new, empty disk at ``folder``."""
+    who = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT, "sh"]
+    return subprocess.run(
+        [*who, size, str(folder), *command],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def python_on_a_disk(size: str, folder: Path, source: str) -> str:
+    start = f"import os, sys, errno, numpy as np, nnbackend as nn\nos.chdir({str(folder)!r})\n"
+    source = start + "nn.set_backend('numpy')\n" + textwrap.dedent(source)
+    done = on_a_disk(size, folder, sys.executable, "-c", source)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def disk(tmp_path):
+    if shutil.which("unshare") is None or on_a_disk("64k", tmp_path, "true").returncode:
+        pytest.skip("this system lets nobody mount a file system of their own")
+    return tmp_path
+
+
+def test_a_full_disk_keeps_the_old_file_and_the_model(disk) -> None:
+    out = python_on_a_disk(
+        "256k",
+        disk,
+        """
+        nn.Sequential([nn.Dense(30, 30)], seed=0).save("model.safetensors")
+        before = open("model.safetensors", "rb").read()
+        large = nn.Sequential([nn.Dense(300, 300)], seed=0)
+        try:
+            large.save("model.safetensors")
+        except OSError as error:
+            print(error.errno == errno.ENOSPC, "model.safetensors" in str(error))
+        print(open("model.safetensors", "rb").read() == before, os.listdir())
+        """,
+    )
+    assert out == "True True\nTrue ['model.safetensors']\n"
+
+
+def test_a_disk_that_fills_while_a_network_trains_leaves_the_last_checkpoint(disk) -> None:
+    out = python_on_a_disk(
+        "256k",
+        disk,
+        """
+        class Fills(nn.Callback):
+            def on_epoch_end(self, model, epoch, figures, history):
+                if epoch == 3:
+                    with open("other", "wb") as file:
+                        try:
+                            file.write(bytes(1 << 20))
+                        except OSError:
+                            pass
+
+        x, y = nn.datasets.spiral(50, 3, seed=0)
+        model = nn.Sequential([nn.Dense(2, 64, "relu"), nn.Dense(64, 3)], seed=0)
+        model.compile("softmax_cross_entropy")
+        try:
+            model.fit(x, y, epochs=9, verbose=0,
+                      callbacks=[Fills(), nn.ModelCheckpoint("model.safetensors")])
+        except OSError as error:
+            print(error.errno == errno.ENOSPC, "model.safetensors" in str(error))
+        print(nn.load("model.safetensors").epoch, model.epoch, len(model.history["loss"]))
+        model.fit(x, y, epochs=1, verbose=0)
+        print(model.epoch)
+        """,
+    )
+    assert out == "True True\n2 3 3\n4\n"
+
+
+def test_the_command_line_says_that_the_disk_is_full(disk) -> None:
+    for command in (
+        ("train", "spiral", "--epochs", "1", "--save", f"{disk}/model.safetensors"),
+        ("train", "spiral", "--epochs", "1", "--plot", f"{disk}/curves.png"),
+    ):
+        program = [sys.executable, "-m", "nnbackend.cli", *command, "--backend", "numpy"]
+        done = on_a_disk("4k", disk, *program)
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 1, (command, said)
+        assert "No space left" in said
+        assert "Traceback" not in said
+
+
+READ_ONLY = 'mount -t tmpfs none "$1" && mount -o remount,ro "$1" && shift && exec "$@"'
+
+
+def test_a_read_only_folder_is_said_before_training(disk) -> None:
+    who = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        READ_ONLY,
+        "sh",
+        str(disk),
+    ]
+    for option, name in (("--save", "m.safetensors"), ("--plot", "curves.png")):
+        command = ["train", "spiral", option, f"{disk}/{name}", "--backend", "numpy"]
+        program = [sys.executable, "-m", "nnbackend.cli", *command]
+        done = subprocess.run([*who, *program], capture_output=True, text=True, check=False)
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 1, said
+        assert "Read-only file system" in said
+        assert "Traceback" not in said
+        assert "epoch" not in done.stdout

@@ -1,0 +1,105 @@
+"""Processes and threads that work at the same time, also after a kernel has used all processors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import nnbackend as nn
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    model = nn.Sequential(
+        [nn.Dense(4, 64, "tanh"), nn.LayerNorm(64), nn.Dropout(0.1), nn.Dense(64, 3)], seed=seed
+    )
+    model.compile("softmax_cross_entropy", nn.Adam(0.01))
+    return model
+
+
+def trained(seed: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    model = network(seed)
+    model.fit(x, y, epochs=2, batch_size=32, verbose=0)
+    return model.predict(x)
+
+
+@pytest.fixture
+def rows(rng):
+    return rng.normal(size=(3000, 4)).astype("float32"), rng.integers(0, 3, 3000)
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, since 3.12
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_worker_processes_train_and_predict(rows, method, name) -> None:
+    """After this process has trained on all its threads; models go there and back."""
+    if not nn.available_backends()[name].ok:
+        pytest.skip(f"{name} cannot run here")
+    x, y = rows
+    with nn.use_backend(name):
+        expected = [trained(seed, x, y) for seed in range(3)]
+        model = network()
+        model.fit(x, y, epochs=1, verbose=0)
+        context = multiprocessing.get_context(method)
+        with ProcessPoolExecutor(2, context, initializer=nn.set_backend, initargs=(name,)) as pool:
+            futures = [pool.submit(trained, seed, x, y) for seed in range(3)]
+            found = [future.result(timeout=120) for future in futures]
+            there = pool.submit(model.predict, x).result(timeout=120)
+            back = pool.submit(_trained_further, model, x, y).result(timeout=120)
+    # a forked worker has one thread, whose sums are added in another order
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(there, model.predict(x), rtol=1e-5, atol=1e-6)
+    assert back.epoch == 2
+    model.fit(x, y, epochs=1, verbose=0)
+    np.testing.assert_allclose(back.predict(x), model.predict(x), rtol=1e-3, atol=1e-4)
+
+
+def _trained_further(model: nn.Sequential, x: np.ndarray, y: np.ndarray) -> nn.Sequential:
+    model.fit(x, y, epochs=1, verbose=0)
+    return model
+
+
+def test_ten_threads_predict_on_one_model(backend, rows) -> None:
+    x, y = rows
+    model = network()
+    model.fit(x, y, epochs=1, verbose=0)
+    parts = [x[start:] for start in range(0, 1000, 100)]
+    expected = [model.predict(part) for part in parts]
+    with ThreadPoolExecutor(10) as pool:
+        for _ in range(5):
+            for found, wanted in zip(pool.map(model.predict, parts), expected, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+
+
+def test_two_threads_train_two_models_while_ten_predict_on_a_third(backend, rows) -> None:
+    x, y = rows
+    expected = [trained(seed, x, y) for seed in range(2)]
+    third = network(7)
+    outputs, found = third.predict(x), {}
+    stop = threading.Event()
+
+    def train(seed: int) -> None:
+        with nn.use_backend(backend):
+            found[seed] = trained(seed, x, y)
+
+    def predict() -> bool:
+        same = True
+        while not stop.is_set():
+            same &= np.array_equal(third.predict(x), outputs)
+        return same
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = [pool.submit(predict) for _ in range(10)]
+        workers = [threading.Thread(target=train, args=(seed,)) for seed in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        stop.set()
+        assert all(answer.result() for answer in answers)
+    for seed, wanted in enumerate(expected):
+        np.testing.assert_array_equal(found[seed], wanted)
