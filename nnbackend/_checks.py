@@ -7,7 +7,7 @@ import numbers
 import os
 import sys
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
@@ -28,8 +28,7 @@ def check_name(kind: str, name: object, choices: Names) -> str:
 
 def check_flag(what: str, value: object) -> bool:
     """True or False; 1 and 0 are taken for them."""
-    whole = isinstance(value, bool | np.bool_ | numbers.Integral)
-    if not whole or value not in (0, 1):
+    if not (isinstance(value, bool | np.bool_) or is_whole(value)) or value not in (0, 1):
         raise DTypeError(f"{what} must be True or False; received {shown(value)}")
     return bool(value)
 
@@ -51,22 +50,45 @@ def check_mapping(what: str, value: object) -> dict[Any, Any]:
     return dict(value)
 
 
+def check_names(what: str, value: Any) -> list[str]:
+    """A list of names."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise DTypeError(f"{what} must be a list of names; received {shown(value)}")
+    names: list[str] = []
+    for item in value:
+        if not isinstance(item, str):
+            raise DTypeError(f"{what} must be a list of names; it holds {shown(item)}")
+        names.append(item)
+    return names
+
+
 def check_path(what: str, path: object) -> str:
     """The path of a file, as text."""
     if not isinstance(path, str | os.PathLike):
         raise DTypeError(f"{what} must be a path, as text or pathlib.Path; received {shown(path)}")
     text = os.fsdecode(path)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{what} must be a path of characters that file names can have; received {text!r}"
+        ) from None
     if not text or "\0" in text:
         raise DataError(f"{what} must be a path, not empty and without NUL; received {text!r}")
     return text
 
 
-def check_size(what: str, value: object) -> int:
-    """A positive whole number, such as a width or a batch size."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+def is_whole(value: object) -> TypeGuard[numbers.Integral]:
+    """NumPy's lengths of time say that they are whole numbers, too."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.timedelta64)
+
+
+def check_size(what: str, value: object, least: int = 1) -> int:
+    """A positive whole number, such as a width or a batch size, or a larger or smaller one."""
+    if not is_whole(value):
         raise DTypeError(f"{what} must be a whole number; received {shown(value)}")
-    if value < 1:
-        raise ShapeError(f"{what} must be at least 1; received {shown(value)}")
+    if value < least:
+        raise ShapeError(f"{what} must be at least {least}; received {shown(value)}")
     if int(value) >= 1 << 63:
         raise ShapeError(f"{what} must be below 2^63; received {shown(value)}")
     return int(value)
@@ -82,7 +104,7 @@ def check_number(
     high_open: bool = False,
 ) -> float:
     """A finite number within [low, high], either end excluded where it is open."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, numbers.Real):
         raise DTypeError(f"{what} must be a number; received {shown(value)}")
     try:
         number = float(value)
@@ -94,7 +116,7 @@ def check_number(
     if not inside or not math.isfinite(number):
         raise DataError(f"{what} must be {_interval(low, high, low_open, high_open)}; "
                         f"received {number:g}")  # fmt: skip
-    return number
+    return number + 0.0  # not -0
 
 
 def _interval(low: float, high: float, low_open: bool, high_open: bool) -> str:
@@ -109,7 +131,7 @@ def check_seed(seed: object) -> int | None:
     """None, or a whole number that is not negative."""
     if seed is None:
         return None
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+    if not is_whole(seed):
         raise DTypeError(f"seed must be a whole number or None; received {shown(seed)}")
     if seed < 0:
         raise DataError(f"seed must be at least 0; received {shown(seed)}")
@@ -122,7 +144,7 @@ def check_dtype(dtype: object) -> np.dtype[Any]:
         # np.dtype(None) is float64
         given = "O" if dtype is None else dtype
         result: np.dtype[Any] | None = np.dtype(given)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+    except Exception:  # of what it is given, NumPy may ask anything
         result = None
     if result is None or result not in (np.dtype("float32"), np.dtype("float64")):
         raise DTypeError(f"dtype must be 'float32' or 'float64'; received {shown(dtype)}")

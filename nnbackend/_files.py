@@ -12,7 +12,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from nnbackend._checks import check_path
 from nnbackend._memory import resident_bytes
+from nnbackend.errors import DataError
 
 HostArray = np.ndarray[Any, Any]
 Path_ = str | os.PathLike[str]
@@ -92,6 +94,22 @@ def _append(path: Path_, content: bytes) -> None:
         left = memoryview(content)
         while left:
             left = left[file.write(left) :]
+
+
+def existing_file(path: Path_, folders: bool = False) -> Path:
+    """A file that is there, or a folder where ``folders`` says so, to be read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is a device or a pipe, which may have no end.
+    """
+    found = Path(check_path("path", path))
+    if not found.exists():
+        raise FileNotFoundError(f"there is no file{' or folder' if folders else ''} {found}")
+    if not found.is_file() and not (folders and found.is_dir()):
+        what = "a folder" if found.is_dir() else "a device or a pipe"
+        raise DataError(f"{found} must be a file; it is {what}")
+    return found
 
 
 def check_writable(path: Path_) -> None:

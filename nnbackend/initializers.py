@@ -15,7 +15,7 @@ import numpy as np
 
 from nnbackend._checks import check_name, check_number, keep, real_array, turned
 from nnbackend._names import AnswersNames
-from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError
+from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError, shown
 
 if TYPE_CHECKING:
     from numpy.random import Generator  # takes 10 ms to import, and may not be needed
@@ -27,6 +27,10 @@ Initializer = Callable[[Shape, "Generator"], Any]
 InitializerLike = Any
 
 
+#: Of a weight at the start, in size; float32 holds numbers up to 3.4e38.
+MOST = 1e30
+
+
 @dataclass(frozen=True)
 class Constant(AnswersNames):
     """Every element is ``value``."""
@@ -34,7 +38,7 @@ class Constant(AnswersNames):
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        keep(self, value=check_number("Constant.value", self.value))
+        keep(self, value=check_number("Constant.value", self.value, -MOST, MOST))
 
     def __call__(self, shape: Shape, rng: Generator) -> FloatArray:
         return np.full(shape, self.value)
@@ -47,7 +51,7 @@ class Uniform(AnswersNames):
     limit: float = 0.05
 
     def __post_init__(self) -> None:
-        keep(self, limit=check_number("Uniform.limit", self.limit, 0.0))
+        keep(self, limit=check_number("Uniform.limit", self.limit, 0.0, MOST))
 
     def __call__(self, shape: Shape, rng: Generator) -> FloatArray:
         return rng.uniform(-self.limit, self.limit, shape)
@@ -60,7 +64,7 @@ class Normal(AnswersNames):
     std: float = 0.05
 
     def __post_init__(self) -> None:
-        keep(self, std=check_number("Normal.std", self.std, 0.0))
+        keep(self, std=check_number("Normal.std", self.std, 0.0, MOST))
 
     def __call__(self, shape: Shape, rng: Generator) -> FloatArray:
         return rng.normal(0.0, self.std, shape)
@@ -159,6 +163,12 @@ def resolve_initializer(spec: InitializerLike | Mapping[str, Any]) -> Initialize
         name = check_name("initializer with settings", settings.pop("name", None), _WITH_SETTINGS)
         made: Initializer = _WITH_SETTINGS[name](**settings)
         return made
+    if isinstance(spec, type) and issubclass(spec, tuple(_WITH_SETTINGS.values())):
+        spec = spec()
+    if isinstance(spec, type):
+        raise DTypeError(
+            f"an initializer is a name or a function (shape, rng); received {shown(spec)}"
+        )
     if callable(spec):
         function: Initializer = spec
         return function
@@ -169,6 +179,8 @@ def resolve_initializer(spec: InitializerLike | Mapping[str, Any]) -> Initialize
 def draw(spec: InitializerLike, what: str, shape: Shape, rng: Generator) -> FloatArray:
     """Initial values for ``what``, shape-checked and finite, as float64."""
     try:
+        if math.prod(shape) >= 1 << 60:  # of which NumPy says that its size is no number
+            raise MemoryError
         drawn = resolve_initializer(spec)(shape, rng)
         values = real_array(f"{what}'s initial values", drawn).astype(np.float64)
     except MemoryError as error:

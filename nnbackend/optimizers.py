@@ -63,7 +63,8 @@ class Optimizer(AnswersNames):
         if name in OPTIMIZER_ATTRIBUTES and type(self) in OPTIMIZERS.values():
             raise missing_attribute(self, name, OPTIMIZER_ATTRIBUTES)
         unset = value is None and name == "clip_norm"
-        if name in _RULES and not isinstance(value, Schedule) and not unset:
+        scheduled = isinstance(value, Schedule) and name == "lr"
+        if name in _RULES and not scheduled and not unset:
             value = check_number(f"{type(self).__name__}.{name}", value, **_RULES[name])
         elif name == "nesterov":
             value = check_flag(f"{type(self).__name__}.nesterov", value)

@@ -13,14 +13,27 @@ import nnbackend as nn
 HUGE = 10**400
 NO_NUMBER = [
     None, "0.5", b"1", [0.5], {}, object(), 1j, np.array([0.5]), np.array(["a"]), len,
-    decimal.Decimal(1), datetime.timedelta(1), float("nan"), HUGE, -HUGE, 10**5000,
-    fractions.Fraction(HUGE),
+    decimal.Decimal(1), datetime.timedelta(1), np.timedelta64(1, "s"), float("nan"), HUGE, -HUGE,
+    10**5000, fractions.Fraction(HUGE),
 ]  # fmt: skip
 NO_SIZE = [*NO_NUMBER, 0, -3, 2.0, True, np.float32(2), 1 << 63]
 NO_NAME = [None, 3, b"relu", ["relu"], {"relu"}, {}, np.array(["relu", "tanh"]), 10**5000, ""]
-NO_FLAG = [None, "yes", "", 2, -1, 0.5, [], np.array([True, False]), np.array([]), HUGE, object()]
+NO_FLAG = [
+    None,
+    "yes",
+    "",
+    2,
+    -1,
+    0.5,
+    [],
+    np.timedelta64(1, "s"),
+    np.array([True, False]),
+    np.array([]),
+    HUGE,
+    object(),
+]
 NO_LIST = [3, 1.5, object(), len, np.array(1.0), HUGE]
-NO_PATH = [None, 3, 1.5, b"x", ["x"], np.array(["x"]), object(), "", "a\0b", 10**5000]
+NO_PATH = [None, 3, 1.5, b"x", ["x"], np.array(["x"]), object(), "", "a\0b", "\ud800", 10**5000]
 NO_ARRAY = [None, "text", {}, object(), [[1.0], [1.0, 2.0]], [[1j]], [[None]], [["a"]], HUGE, 5]
 NO_DTYPE = [None, "float16", "int", "", 3, [], np.array([1, 2]), object(), HUGE, "f4,f4", complex]
 
@@ -45,6 +58,20 @@ def without(values, *left_out):
 
 
 SETTINGS = each(
+    ("LayerNorm.n", nn.LayerNorm, NO_SIZE),
+    ("Standardize.n", nn.Standardize, NO_SIZE),
+    ("Standardize.skip", lambda v: nn.Standardize(4, skip=v), without(NO_SIZE, 0)),
+    ("Adam.eps", lambda v: nn.Adam(eps=v), [nn.CosineDecay(0.1), *NO_NUMBER]),
+    ("SGD.momentum", lambda v: nn.SGD(momentum=v), [nn.CosineDecay(0.1), *NO_NUMBER]),
+    ("Uniform", nn.initializers.Uniform, [1e308, *NO_NUMBER]),
+    ("Constant", nn.initializers.Constant, [1e308, *NO_NUMBER]),
+    ("seed", lambda v: nn.Sequential([nn.Dense(1, 1)], v), [np.timedelta64(1), "x", -1]),
+    ("History", nn.History, [5, "x", [1]]),
+    ("register_backend", lambda v: nn.register_backend("some_name", v), [None, 3, int, object]),
+    ("spiral.samples", nn.datasets.spiral, [*NO_SIZE, 1 << 62]),
+    ("spiral.classes", lambda v: nn.datasets.spiral(1, v), [*NO_SIZE, 1 << 31]),
+    ("moons.noise", lambda v: nn.datasets.moons(noise=v), [1e308, *NO_NUMBER]),
+    ("sine.samples", nn.datasets.sine, [*NO_SIZE, (1 << 63) - 1]),
     ("Dense.n_inputs", lambda v: nn.Dense(v, 2), without(NO_SIZE, None)),
     ("BatchNorm.n", nn.BatchNorm, without(NO_SIZE, None)),
     ("Dense.weight_l2", lambda v: nn.Dense(2, 2, weight_l2=v), NO_NUMBER),
@@ -183,3 +210,81 @@ def test_notes_that_json_cannot_hold_are_refused(tmp_path, kind) -> None:
     with pytest.raises(nn.NNBackendError):
         model.save(tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_without_a_setting_take_none() -> None:
+    for layer in (nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Softmax, nn.Linear, nn.SiLU, nn.Mish):
+        with pytest.raises(TypeError):
+            layer("x")
+
+
+def test_layers_too_large_for_any_memory() -> None:
+    for sizes in ((4, 2**62), (2**40, 2**40)):
+        with pytest.raises(nn.OutOfMemoryError):
+            nn.Dense(*sizes).weight  # noqa: B018
+
+
+@pytest.mark.parametrize("loss", [lambda t, p: ("x", p), lambda t, p: (None, p)])
+def test_a_loss_that_is_no_number(loss) -> None:
+    model = nn.Sequential([nn.Dense(4, 2)], seed=0)
+    model.compile(loss)
+    with pytest.raises(nn.ShapeError, match="the loss a single number"):
+        model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+
+
+@pytest.mark.parametrize("metric", [print, lambda t, p: np.ones(3), lambda t, p: "x"])
+def test_a_metric_that_is_no_number(metric) -> None:
+    model = nn.Sequential([nn.Dense(4, 2)], seed=0)
+    model.compile("softmax_cross_entropy", metrics=[metric])
+    with pytest.raises(nn.DTypeError, match="must return a number"):
+        model.fit(np.ones((8, 4)), np.arange(8) % 2, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda a: a[:, ::2], lambda a: a[::-1, :2], lambda a: np.broadcast_to(a[:1, :2], (8, 2))],
+)
+def test_gradients_of_any_form_go_back(backend, form) -> None:
+    model = nn.Sequential([nn.Dense(4, 2, "tanh")], seed=0)
+    model.compile("mean_squared_error")
+    dy = np.random.default_rng(0).normal(size=(8, 4)).astype("f4")
+    results = []
+    for given in (form(dy), np.ascontiguousarray(form(dy))):
+        model.forward(np.ones((8, 4), "f4"))
+        results.append(backend.to_numpy(model.backward(given)))
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_gradient_of_another_shape_is_refused_before_anything_is_compiled(backend) -> None:
+    model = nn.Sequential([nn.Dense(4, 2, "tanh")], seed=0)
+    model.compile("mean_squared_error")
+    model.forward(np.ones((8, 4), "f4"))
+    with pytest.raises((nn.ShapeError, nn.OutOfMemoryError)):
+        model.backward(np.broadcast_to(np.float32(1), (2**40, 2)))
+
+
+@pytest.mark.parametrize("dtype", ["deep", "repr"])
+def test_dtypes_that_cannot_even_be_shown(dtype) -> None:
+    class Secret:
+        def __repr__(self):
+            raise RuntimeError
+
+    deep: list = []
+    for _ in range(2000):
+        deep = [deep]
+    with pytest.raises(nn.DTypeError, match="dtype must be"):
+        nn.Dense(2, 2, dtype=deep if dtype == "deep" else Secret())
+
+
+def test_parts_of_the_book_refuse_what_they_cannot_use() -> None:
+    from nnbackend import nnfs
+
+    for call in (
+        lambda: nnfs.Layer_Dense(-1, 3), lambda: nnfs.Layer_Dense("a", 3),
+        lambda: nnfs.Layer_Dense(2, 2, weight_regularizer_l2="x"), lambda: nnfs.Layer_Dropout(2),
+        lambda: nnfs.Layer_Dropout("x"), lambda: nnfs.Optimizer_SGD("x"),
+        lambda: nnfs.Optimizer_Adagrad(None), lambda: nnfs.Optimizer_Adam(beta_1=1.5),
+        lambda: nnfs.Model.load(3), lambda: nnfs.Model.load("a\0b"),
+    ):  # fmt: skip
+        with pytest.raises(nn.NNBackendError):
+            call()

@@ -40,7 +40,7 @@ _environment_default: Backend | None = None
 _scoped: ContextVar[Backend | None] = ContextVar("nnbackend_backend", default=None)
 
 
-def register_backend(name: Any, backend: type[Backend] | str) -> None:
+def register_backend(name: Any, backend: Any) -> None:
     """Make a backend known by name, for example from a plug-in or a test.
 
     Args:
@@ -54,6 +54,13 @@ def register_backend(name: Any, backend: type[Backend] | str) -> None:
         raise DTypeError(
             f"a backend's name must be a lower-case identifier other than 'auto'; received "
             f"{shown(name)}"
+        )
+    if not isinstance(backend, str) and not (
+        isinstance(backend, type) and issubclass(backend, Backend)
+    ):
+        raise DTypeError(
+            f"a backend must be a subclass of nn.Backend, or 'module:class'; received "
+            f"{shown(backend)}"
         )
     with OPENING:
         if name in _registry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nnbackend._checks import check_dtype, check_name, check_number, check_seed, check_size
-from nnbackend.data.dataset import Task, check_task, existing
+from nnbackend._files import existing_file
+from nnbackend.data.dataset import Task, check_task
 from nnbackend.data.split import RowNumbers, split_rows
+from nnbackend.data.tables import Layout
 from nnbackend.errors import DataError, DTypeError, NNBackendError, shown, unknown_name
 from nnbackend.layers.activations import resolve_activation
 from nnbackend.metrics import METRICS
@@ -102,7 +103,7 @@ class Settings:
         for name in self.metrics:
             check_name("metrics", name, METRICS)
         self._check_class_weight()
-        check_layout(self.sep, self.decimal, self.encoding)
+        Layout(self.sep, self.decimal, self.encoding, self.header).check()
         check_seed(self.seed)
         check_dtype(self.dtype)
         if self.target is not None and not isinstance(self.target, str):
@@ -174,8 +175,8 @@ class Settings:
 def read_config(path: Path) -> dict[str, Any]:
     """Settings from a TOML file; keys are the options' names, with - or _."""
     try:
-        content = tomllib.loads(existing(path).read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(existing_file(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
         raise DataError(f"{path} is not TOML: {error}") from error
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply; settings are plain values") from error
@@ -225,25 +226,6 @@ def parse_names(text: str) -> tuple[str, ...]:
 _LISTS: dict[str, Callable[[str], tuple[Any, ...]]] = {
     "hidden": parse_widths, "metrics": parse_names, "features": parse_names, "drop": parse_names,
 }  # fmt: skip
-
-
-def check_layout(sep: str | None, decimal: str | None, encoding: str | None) -> None:
-    """Refuse marks that no table is written with."""
-    if sep is not None and len(sep) != 1:
-        raise DataError(
-            f"sep must be one character, such as ; or a tab ($'\\t' in the shell), or a blank for "
-            f"any number of blanks; received {sep!r}"
-        )
-    if decimal is not None:
-        check_name("decimal", decimal, (".", ","))
-    if encoding is not None:
-        try:
-            codecs.lookup(encoding)
-        except LookupError:
-            raise DataError(
-                f"encoding must be one that Python knows, such as utf-8, latin-1 or utf-16; "
-                f"received {encoding!r}"
-            ) from None
 
 
 def parse_class_weight(text: str) -> str | dict[str, float]:

@@ -23,6 +23,7 @@ def load_trained(path: Path, backend: str | None = None) -> Sequential:
     if info.get("preparation") is None:
         _check_names(path, info, "feature_names", model.n_inputs)
     else:
+        _check_names(path, info, "feature_names")
         _check_preparation(path, model)
     target = info.get("target_name")
     if target is not None and not isinstance(target, str):
@@ -44,21 +45,21 @@ def _check_preparation(path: Path, model: Sequential) -> None:
     notes = model.info["preparation"]
     try:
         plan = preparation_of(model)
+        width = 0 if plan is None else sum(column.width for column in plan.used)
     except (KeyError, TypeError, ValueError) as error:
         rule = f"what was done with the columns ({type(error).__name__}: {error})"
         raise _wrong(path, "preparation", rule, notes) from error
-    width = 0 if plan is None else sum(column.width for column in plan.used)
     if width != model.n_inputs:
         raise _wrong(path, "preparation", f"of columns for {model.n_inputs} inputs", notes)
 
 
-def _check_names(path: Path, info: dict[str, Any], key: str, count: int) -> None:
+def _check_names(path: Path, info: dict[str, Any], key: str, count: int | None = None) -> None:
     names = info.get(key)
     if names is None:
         return
     texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    if not texts or len(names) != count:
-        raise _wrong(path, key, f"a list of {count} names", names)
+    if not texts or len(names) != (len(names) if count is None else count):
+        raise _wrong(path, key, f"a list of {'' if count is None else count} names", names)
 
 
 def _wrong(path: Path, key: str, rule: str, found: object) -> CheckpointError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_path
+from nnbackend._checks import check_flag, check_names, check_path
 from nnbackend.data.dataset import (
     MOST_CLASSES,
     Dataset,
@@ -146,9 +147,15 @@ def read_frame(
     with FrameTable(frame) as table:
         if isinstance(target, int) and target in table.numbered:  # its name, not its place
             target = table.numbered[target]
-        features = None if features is None else list(map(str, features))
-        drop, keep = list(map(str, drop)), list(map(str, keep))
+        # of a DataFrame, columns may have numbers for names
+        features = features if features is None else _as_names("features", features)
+        drop, keep = _as_names("drop", drop), _as_names("keep", keep)
         return _dataset(table, target, task, features, preparation, learn_from, embed, drop, keep)
+
+
+def _as_names(what: str, names: Any) -> list[str]:
+    is_list = isinstance(names, Iterable) and not isinstance(names, str)
+    return check_names(what, list(map(str, names)) if is_list else names)
 
 
 def _dataset(
@@ -162,6 +169,15 @@ def _dataset(
     drop: Sequence[str],
     keep: Sequence[str],
 ) -> Dataset:
+    drop, keep = check_names("drop", drop), check_names("keep", keep)
+    features = None if features is None else check_names("features", features)
+    embed = check_flag("embed", embed)
+    if preparation is not None and not isinstance(preparation, Preparation):
+        raise DTypeError(
+            f"preparation must be a Dataset's preparation; received {shown(preparation)}"
+        )
+    if learn_from is not None and not callable(learn_from):
+        raise DTypeError(f"learn_from must be a function; received {shown(learn_from)}")
     left_out = _columns_named(table, drop, "is to be left out")
     kept = _columns_named(table, keep, "is to be kept")
     index = None
@@ -290,7 +306,7 @@ def _target_column(table: AnyTable, target: object) -> int:
     if isinstance(target, str):
         if target in names:
             return names.index(target)
-        if target.isdecimal() and int(target) < len(names):
+        if target.isdecimal() and len(target) < 10 and int(target) < len(names):
             return int(target)
         raise MissingTargetError(f"{table.shown}: {unknown_name('target column', target, names)}")
     if isinstance(target, bool) or not isinstance(target, int | np.integer):
@@ -372,7 +388,7 @@ def _no_target(table: AnyTable, row: int, index: int) -> DataError:
 def _as_numbers(numbers: Mapping[str | None, str | None], values: HostArray) -> HostArray:
     """In int64 if they are whole numbers, which do not all fit into float64."""
     texts = {given: text or "" for given, text in numbers.items()}
-    if all(text.lstrip("+-").isdecimal() for text in texts.values()):
+    if all(text.lstrip("+-").isdecimal() and len(text) < 40 for text in texts.values()):
         whole = {given: int(text) for given, text in texts.items()}
         if max(map(abs, whole.values())) < 1 << 63:
             return np.array([whole[given] for given in values], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nnbackend._checks import check_name, check_path
+from nnbackend._checks import check_name
 from nnbackend.data.preparation import Column, Preparation
 from nnbackend.errors import DataError
 from nnbackend.layers import Embedding, Layer, Standardize
@@ -85,7 +86,11 @@ def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[s
     if task == "auto" and whole and not text:
         classes = len(np.unique(flat)) <= MOST_CLASSES
     if not classes:
-        return y.reshape(len(y), -1).astype(np.float32), None
+        with np.errstate(over="ignore"):
+            quantities = y.reshape(len(y), math.prod(y.shape[1:])).astype(np.float32)
+        if not np.isfinite(quantities).all():
+            raise DataError(f"{where}: targets must fit into float32, up to 3.4e38")
+        return quantities, None
     if flat.ndim != 1:
         raise DataError(f"{where}: classes must be one column; found shape {y.shape}")
     values, numbers = np.unique(flat, return_inverse=True)
@@ -109,11 +114,3 @@ def _is_one_hot(y: HostArray) -> bool:
 def check_task(task: str) -> None:
     """Refuse an unknown task."""
     check_name("task", task, TASKS)
-
-
-def existing(path: PathLike) -> Path:
-    """``path``, or a FileNotFoundError that names it."""
-    path = Path(check_path("path", path))
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}")
-    return path

@@ -13,7 +13,7 @@ from nnbackend.data.idx import read_idx, read_idx_array
 from nnbackend.data.images import read_images
 from nnbackend.data.npz import read_npz
 from nnbackend.data.readers import read
-from nnbackend.errors import DataError
+from nnbackend.errors import DataError, OutOfMemoryError, shown
 
 __all__ = [
     "Dataset",
@@ -31,6 +31,9 @@ __all__ = [
     "spiral",
     "vertical",
 ]
+
+#: Rows of data that is made, and its noise, which float32 has to hold.
+MOST_ROWS, MOST_NOISE = 1 << 28, 1e30
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 LabelArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -69,9 +72,8 @@ def spiral(
     Returns:
         x (samples * classes, 2); y (samples * classes,).
     """
-    check_size("spiral.samples", samples)
-    check_size("spiral.classes", classes)
-    check_number("spiral.noise", noise, 0.0)
+    _check_rows("spiral", samples, classes)
+    noise = check_number("spiral.noise", noise, 0.0, MOST_NOISE)
     points = spiral_points(np.random.RandomState(_legacy_seed(seed)), samples, classes, noise)
     return points.astype(np.float32), _labels(samples, classes)
 
@@ -96,8 +98,7 @@ def vertical(
     Returns:
         x (samples * classes, 2); y (samples * classes,).
     """
-    check_size("vertical.samples", samples)
-    check_size("vertical.classes", classes)
+    _check_rows("vertical", samples, classes)
     points = vertical_points(np.random.RandomState(_legacy_seed(seed)), samples, classes)
     return points.astype(np.float32), _labels(samples, classes)
 
@@ -117,7 +118,7 @@ def sine(samples: int = 1000) -> tuple[FloatArray, FloatArray]:
     Returns:
         x (samples, 1); y (samples, 1).
     """
-    check_size("sine.samples", samples)
+    _check_rows("sine", samples, 1)
     x = np.arange(samples).reshape(-1, 1) / samples
     return x.astype(np.float32), np.sin(2 * np.pi * x).astype(np.float32)
 
@@ -133,7 +134,8 @@ def moons(
     Returns:
         x (2 samples, 2); y (2 samples,).
     """
-    t = _angles("moons", samples, noise, np.pi, endpoint=True)
+    noise = check_number("moons.noise", noise, 0.0, MOST_NOISE)
+    t = _angles("moons", samples, np.pi, endpoint=True)
     upper = np.stack([np.cos(t), np.sin(t)], axis=1)
     lower = np.stack([1.0 - np.cos(t), 0.5 - np.sin(t)], axis=1)
     return _noisy([upper, lower], noise, seed), _labels(samples, 2)
@@ -149,7 +151,8 @@ def circles(
         x (2 samples, 2); y (2 samples,).
     """
     check_number("circles.factor", factor, 0.0, 1.0, low_open=True, high_open=True)
-    t = _angles("circles", samples, noise, 2 * np.pi, endpoint=False)
+    noise = check_number("circles.noise", noise, 0.0, MOST_NOISE)
+    t = _angles("circles", samples, 2 * np.pi, endpoint=False)
     outer = np.stack([np.cos(t), np.sin(t)], axis=1)
     return _noisy([outer, factor * outer], noise, seed), _labels(samples, 2)
 
@@ -157,13 +160,18 @@ def circles(
 def _legacy_seed(seed: int | None) -> int | None:
     seed = check_seed(seed)
     if seed is not None and seed >= 1 << 32:
-        raise DataError(f"seed must be below 2**32 for this generator; received {seed}")
+        raise DataError(f"seed must be below 2**32 for this generator; received {shown(seed)}")
     return seed
 
 
-def _angles(name: str, samples: int, noise: float, end: float, endpoint: bool) -> Any:
-    check_size(f"{name}.samples", samples)
-    check_number(f"{name}.noise", noise, 0.0)
+def _check_rows(name: str, samples: int, classes: int) -> None:
+    rows = check_size(f"{name}.samples", samples) * check_size(f"{name}.classes", classes)
+    if rows > MOST_ROWS:
+        raise OutOfMemoryError(f"{name} makes at most {MOST_ROWS:,} rows; asked for {rows:,}")
+
+
+def _angles(name: str, samples: int, end: float, endpoint: bool) -> Any:
+    _check_rows(name, samples, 2)
     return np.linspace(0.0, end, samples, endpoint=endpoint)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nnbackend.data.dataset import Dataset, HostArray, PathLike, existing
+from nnbackend._files import existing_file
+from nnbackend.data.dataset import Dataset, HostArray, PathLike
 from nnbackend.errors import DataError, ShapeError
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -37,7 +38,7 @@ def read_idx_array(path: PathLike) -> HostArray:
     import gzip
     import zlib
 
-    path = existing(path)
+    path = existing_file(path)
     try:
         with path.open("rb") as plain:
             compressed = plain.read(2) == b"\x1f\x8b"
@@ -89,10 +90,10 @@ def read_idx(
     Returns:
         x in [0, 1], a row for each image, y the labels.
     """
-    images = existing(images)
+    images = existing_file(images, folders=True)
     if images.is_dir():
         images = find_images(images, "train")
-    found = existing(labels) if labels is not None else _labels_of(images)
+    found = existing_file(labels) if labels is not None else _labels_of(images)
     x = read_idx_array(images)
     if x.ndim < 2 or x.dtype != np.uint8:
         raise DataError(

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.data.dataset import Dataset, HostArray, PathLike, existing
+from nnbackend._files import existing_file
+from nnbackend.data.dataset import Dataset, HostArray, PathLike
 from nnbackend.errors import DataError, OutOfMemoryError, ShapeError
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+#: Of a picture; one of 4096 x 4096 has as many.
+MOST_PIXELS = 1 << 24
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -33,7 +37,7 @@ def read_images(folder: PathLike, *, with_targets: bool = True) -> Dataset:
         raise ImportError(
             'reading images needs Pillow, which is not installed: pip install "nnbackend[images]"'
         ) from error
-    folder = existing(folder)
+    folder = existing_file(folder, folders=True)
     classes = [f for f in sorted(folder.iterdir()) if _is_shown(f) and f.is_dir() and _pictures(f)]
     groups = [_pictures(f) for f in classes] or [_pictures(folder)]
     files = [file for group in groups for file in group]
@@ -82,7 +86,13 @@ def _read_picture(path: Path) -> HostArray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        # of other formats a file may be a program, such as one in PostScript
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise DataError(
+                    f"{path} is {file.width} x {file.height} pixels, each of which would be an "
+                    f"input; make it smaller first"
+                )
             return _grey(ImageOps.exif_transpose(file), file.format, path)
     except DataError:
         raise

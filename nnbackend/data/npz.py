@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from nnbackend.data.dataset import Dataset, HostArray, PathLike, Task, as_targets, existing
+from nnbackend._files import existing_file
+from nnbackend.data.dataset import Dataset, HostArray, PathLike, Task, as_targets
 from nnbackend.data.idx import GZIP_RATIO
 from nnbackend.errors import DataError, NNBackendError, OutOfMemoryError, ShapeError
 
 _X, _Y = ("x", "X", "x_train", "data"), ("y", "Y", "y_train", "target")
+#: Bytes of the description of an array.
+_MOST_HEADER = 1 << 20
 #: Ways in which NumPy writes an archive.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -30,7 +34,7 @@ def read_npz(path: PathLike, task: Task = "auto", *, with_targets: bool = True) 
     Raises:
         DataError: it is damaged, or holds other things than arrays of numbers or text.
     """
-    path = existing(path)
+    path = existing_file(path)
     arrays = _read_arrays(path, _X, _Y if with_targets else ())
     x = next((arrays[name] for name in _X if name in arrays), None)
     y = next((arrays[name] for name in _Y if name in arrays), None)
@@ -99,7 +103,11 @@ def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
             f"{path}: {info.filename} must hold {claimed} bytes by its header; it holds "
             f"{'more' if len(content) > claimed else len(content)}"
         )
-    return np.ndarray(shape, dtype, content, order="F" if fortran else "C")
+    found: HostArray = np.ndarray(shape, dtype, content, order="F" if fortran else "C")
+    if dtype.kind == "U" and (np.frombuffer(content, dtype.newbyteorder("=").byteorder + "u4")
+                              > 0x10FFFF).any():  # fmt: skip
+        raise DataError(f"{path}: {info.filename} holds text with characters that do not exist")
+    return found
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -107,5 +115,9 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
+        start = file.read(4)
+        if int.from_bytes(start, "little") > _MOST_HEADER:  # which NumPy reads before it looks
+            raise DataError("a header is longer than headers are")
+        header = start + file.read(int.from_bytes(start, "little"))
+        return np.lib.format.read_array_header_2_0(BytesIO(header))
     raise DataError(f"version {version[0]}.{version[1]} of the format is not known")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnbackend._files import existing_file
 from nnbackend.data.csv import is_table, read_csv
-from nnbackend.data.dataset import Dataset, PathLike, Task, existing
+from nnbackend.data.dataset import Dataset, PathLike, Task
 from nnbackend.data.idx import holds_idx, read_idx
 from nnbackend.data.images import read_images
 from nnbackend.data.npz import read_npz
@@ -32,7 +33,7 @@ def read(
         layout: ``learn_from``, ``drop``, ``keep``, ``sep``, ``decimal``, ``encoding`` and
             ``header`` of a table, see ``read_csv``.
     """
-    path = Path(path) if path == "-" else existing(path)
+    path = Path("-") if isinstance(path, str) and path == "-" else existing_file(path, folders=True)
     if is_table(str(path)) and not path.is_dir():
         return read_csv(path, target, task, features, **layout)
     if path.is_dir():

@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnbackend._checks import check_path
+from nnbackend._checks import check_flag, check_name, check_path
 from nnbackend.data.dataset import HostArray, PathLike
-from nnbackend.data.unpacking import OPENERS, copied_text, plain_file
-from nnbackend.errors import DataError
+from nnbackend.data.unpacking import OPENERS, copied_text, plain_file, readable
+from nnbackend.errors import DataError, DTypeError, shown
 
 INSTALL = 'pip install "nnbackend[tables]"'
 #: Rows that the layout is found out from, and bytes of them at most.
 HEAD_ROWS, HEAD_BYTES = 300, 1 << 20
+#: Characters of a line at most, as DuckDB has it.
+MOST_LINE = 2_000_000
 #: Lines before the table itself, at most.
 MOST_PREAMBLE = 20
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
@@ -49,6 +51,29 @@ class Layout(NamedTuple):
     encoding: str | None = None
     header: bool | None = None
 
+    def check(self) -> Layout:
+        """Refuse marks that no table is written with."""
+        for name, value in self._asdict().items():
+            if value is not None and name != "header" and not isinstance(value, str):
+                raise DTypeError(f"{name} must be text; received {shown(value)}")
+        if self.sep is not None and (len(self.sep) != 1 or self.sep in "\0\r\n"):
+            raise DataError(
+                f"sep must be one character, such as ; or a tab ($'\\t' in the shell), or a blank "
+                f"for any number of blanks; received {self.sep!r}"
+            )
+        if self.decimal is not None:
+            check_name("decimal", self.decimal, (".", ","))
+        if self.header is not None:
+            check_flag("header", self.header)
+        try:
+            codecs.lookup(self.encoding or "utf-8")
+        except (LookupError, ValueError):
+            raise DataError(
+                f"encoding must be one that Python knows, such as utf-8, latin-1 or utf-16; "
+                f"received {self.encoding!r}"
+            ) from None
+        return self
+
 
 class Table:
     """A file whose layout is known, and whose columns can be read.
@@ -61,10 +86,10 @@ class Table:
     unit = "line"
 
     def __init__(self, path: PathLike, layout: Layout) -> None:
-        path = Path(check_path("path", path))
+        path, layout = Path(check_path("path", path)), layout.check()
         self._duckdb = connection()
         self.shown = "standard input" if str(path) == "-" else str(path)
-        with ExitStack() as stack:
+        with readable(self.shown), ExitStack() as stack:
             self._path = plain_file(path, stack)
             self._compressed = OPENERS.get(self._path.suffix.lower(), open)
             try:
@@ -98,7 +123,8 @@ class Table:
             twice, times = Counter(self.names).most_common(1)[0]
             if times > 1:
                 raise DataError(f"{self.shown} has two columns named {twice!r}; names must differ")
-            columns = list(itertools.zip_longest(*body, fillvalue=""))[:width]
+            columns = list(itertools.zip_longest(names, *body, fillvalue=""))[:width]
+            columns = [column[1:] for column in columns]  # also of rows that are too short
             self._decimal, self._thousands = _number_marks(columns, self._sep, layout.decimal)
             self._kinds = [self._looks_numeric(column) for column in columns]
             #: distinct values of each column in the first rows
@@ -136,7 +162,10 @@ class Table:
     def _text(self) -> Iterator[str]:
         name = {"utf-8": "utf-8-sig"}.get(self._encoding, self._encoding)
         with self._compressed(self._path, "rt", encoding=name, newline="") as file:
-            yield from file
+            while line := file.readline(MOST_LINE):
+                if len(line) == MOST_LINE:
+                    raise DataError(f"{self.shown} has a line of more than {MOST_LINE} characters")
+                yield line
 
     def _head(self) -> list[str]:
         """The first lines."""
@@ -241,10 +270,18 @@ class Table:
     def read(self, text: Sequence[int] = ()) -> list[HostArray]:
         """All columns: numbers in float64, NaN where there is none, or text, None where there is
         none. Those in ``text`` are text in any case."""
-        numeric = [kind and k not in text for k, kind in enumerate(self._kinds)]
+        with readable(self.shown):
+            found = self._read([kind and k not in text for k, kind in enumerate(self._kinds)])
+        if not len(found[0]):
+            raise DataError(f"{self.shown} holds no row that can be read; look at its quotes")
+        return found
+
+    def _read(self, numeric: list[bool]) -> list[HostArray]:
         while True:
             try:
                 return self._columns(numeric)
+            except duckdb_module().OutOfMemoryException:
+                raise
             except duckdb_module().Error as error:
                 column = re.search(r'converting column "c(\d+)"', str(error))
                 if column is None or not numeric[int(column[1])]:
@@ -290,6 +327,10 @@ class Table:
 
     def line(self, row: int) -> tuple[int, list[str]]:
         """The number from 1 and the fields of a row, for a message about it."""
+        with readable(self.shown):
+            return self._line(row)
+
+    def _line(self, row: int) -> tuple[int, list[str]]:
         seen = -1 - self._has_header
 
         def lines() -> Iterator[str]:
@@ -300,7 +341,7 @@ class Table:
         for fields in reader:
             seen += any(field.strip() for field in fields)
             if seen == row:
-                return reader.line_num, fields
+                return reader.line_num, fields + [""] * (len(self.names) - len(fields))
         return 0, [""] * len(self.names)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
-from nnbackend.errors import DataError, DTypeError, ModelBusyError, ShapeError
+from nnbackend.errors import DataError, DTypeError, ModelBusyError, ShapeError, shown
 from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, total_loss
 from nnbackend.executor.rows import (
     Backward,
@@ -236,10 +236,10 @@ def call_loss(program: Program, target: Array, pred: Array) -> tuple[Any, Array]
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")
     value, dpred = answer
-    if np.ndim(value) != 0 or value is None:
+    if np.ndim(value) != 0 or value is None or isinstance(value, str | bytes):
         raise ShapeError(
             f"a loss function returns (loss, dpred), the loss a single number; received "
-            f"{'None' if value is None else f'shape {np.shape(value)}'}"
+            f"{shown(value) if np.ndim(value) == 0 else f'shape {np.shape(value)}'}"
         )
     if getattr(dpred, "shape", None) != pred.shape:
         raise ShapeError(

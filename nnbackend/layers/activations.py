@@ -57,10 +57,9 @@ class ActivationLayer(NativeLayer):
     transient = ("_saved",)
     name: ClassVar[str]
 
-    def __init__(self, parameter: float | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        default = ACTIVATIONS[self.name].parameter
-        self.activation = Activation(self.name, default if parameter is None else parameter)
+        self.activation = Activation(self.name, ACTIVATIONS[self.name].parameter)
         self._saved: Array | None = None
 
     @property
@@ -103,7 +102,8 @@ class LeakyReLU(ActivationLayer):
 
     def __init__(self, slope: float = 0.01) -> None:
         # a negative slope would hide the sign of x in the output
-        super().__init__(check_number("LeakyReLU.slope", slope, 0.0))
+        super().__init__()
+        self.activation = Activation(self.name, check_number("LeakyReLU.slope", slope, 0.0))
 
     def config(self) -> dict[str, Any]:
         return {"slope": self.activation.parameter}
@@ -115,7 +115,8 @@ class ELU(ActivationLayer):
     name = "elu"
 
     def __init__(self, alpha: float = 1.0) -> None:
-        super().__init__(check_number("ELU.alpha", alpha, 0.0))
+        super().__init__()
+        self.activation = Activation(self.name, check_number("ELU.alpha", alpha, 0.0))
 
     def config(self) -> dict[str, Any]:
         return {"alpha": self.activation.parameter}

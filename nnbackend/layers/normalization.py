@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnbackend._checks import check_coupled_rows, check_number
+from nnbackend._checks import check_coupled_rows, check_number, check_size
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.base import NativeLayer
@@ -21,6 +21,7 @@ class _Norm(NativeLayer):
     beta_grad: Any
 
     def __init__(self, n: int, eps: float, trainable: bool, dtype: str) -> None:
+        n = check_size(f"{type(self).__name__}.n", n)
         super().__init__(n, n, trainable=trainable, dtype=dtype)
         self.eps = check_number(f"{type(self).__name__}.eps", eps, 0.0, low_open=True)
         self.add_parameter("gamma", (n,), "ones", "bias")

@@ -62,7 +62,8 @@ class Gradient:
         if gradient is None:
             raise DataError(f"this {type(layer).__name__} has no {self.name}")
         what = f"{type(layer).__name__}.{self.name}_grad"
-        value = value if hasattr(value, "shape") else real_array(what, value)
+        is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+        value = value if is_array else real_array(what, value)
         check_real(what, value.dtype)
         if value.shape not in (gradient.shape, (1, *gradient.shape)):
             raise ShapeError(

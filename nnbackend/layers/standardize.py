@@ -33,8 +33,9 @@ class Standardize(NativeLayer):
     scale = Parameter()
 
     def __init__(self, n: int, skip: int = 0, *, dtype: str = "float32") -> None:
+        n = check_size("Standardize.n", n)
         super().__init__(n, n, dtype=dtype)
-        self.skip = 0 if skip == 0 else check_size("Standardize.skip", skip)
+        self.skip = check_size("Standardize.skip", skip, 0)
         if self.skip > n:
             raise ShapeError(f"Standardize.skip must be at most n, {n}; received {skip}")
         self.adapted = False

@@ -151,7 +151,8 @@ class DrivenStack(LayerStack):
         """dy on the device, of the shape of the last outputs."""
         shape = (self._rows_forward, self.n_outputs)
         kind = self.backend.array_type
-        if dy.__class__ is not kind or dy.dtype is not self.dtype or dy.shape != shape:
+        fits = dy.__class__ is kind and dy.dtype is self.dtype and dy.shape == shape
+        if not fits or not dy.flags.c_contiguous:
             dy = self._device_array("dy", dy, shape)
         if isinstance(dy, np.ndarray):
             flat = dy.reshape(-1)

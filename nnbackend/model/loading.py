@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from nnbackend._checks import check_dtype, check_flag
+from nnbackend._checks import check_dtype, check_flag, check_mapping
 from nnbackend._files import Path_
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
-from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError
+from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError, raise_as_ours
 from nnbackend.layers import LAYERS
 from nnbackend.layers.base import Layer
 from nnbackend.model.notes import from_json
@@ -44,11 +44,13 @@ def load(
     compile = check_flag("compile", compile)
     backend = get_backend(backend)
     tensors, metadata = read_file(path)
-    own = dict(custom_objects or {})
+    own = {} if custom_objects is None else check_mapping("custom_objects", custom_objects)
     try:
         return _built(path, tensors, metadata, own, backend, compile)
     except (CheckpointError, OutOfMemoryError):
         raise
+    except MemoryError as error:
+        raise_as_ours(error)
     except Exception as error:
         raise CheckpointError(
             f"{os.fspath(path)} does not describe a model that this version can build: "

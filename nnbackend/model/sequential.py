@@ -29,7 +29,14 @@ from nnbackend.data.validation import (
     check_finite,
     check_matrix,
 )
-from nnbackend.errors import DataError, ModelBusyError, memory_errors, raise_as_ours
+from nnbackend.errors import (
+    DataError,
+    DTypeError,
+    ModelBusyError,
+    memory_errors,
+    raise_as_ours,
+    shown,
+)
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_probabilities
 from nnbackend.metrics import AnyMetric, Metric, MetricFunction, ScoreMetric, resolve_metric
@@ -368,6 +375,8 @@ class Sequential(DrivenStack):
         Args:
             print_fn: called with the text instead of printing it.
         """
+        if print_fn is not None and not callable(print_fn):
+            raise DTypeError(f"print_fn must be a function; received {shown(print_fn)}")
         (write_line if print_fn is None else print_fn)(summary_text(self))
 
     def _repr_html_(self) -> str:

@@ -5,6 +5,7 @@ Keys: ``layers.{i}.{name}`` and ``optimizer.{slot}.layers.{i}.{name}``. No pickl
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -172,6 +173,10 @@ def fill(model: LayerStack, tensors: Tensors, path: Path_) -> None:
         layer.assign(name, value)
 
 
+#: Values of a layer that has not seen data yet, which a file may describe without holding them.
+_MOST_UNSEEN = 1 << 20
+
+
 def matched(
     layers: Sequence[Layer], dtype: DType, tensors: Tensors, path: Path_
 ) -> list[tuple[tuple[Layer, str], np.ndarray[Any, Any]]]:
@@ -189,6 +194,14 @@ def matched(
         raise CheckpointError(
             f"{os.fspath(path)} holds a model of another architecture: {key} is in {where}"
         )
+    most = max(_MOST_UNSEEN, *(value.size for value in tensors.values()), 0)
+    for key in optional - given.keys():
+        layer, name = wanted[key]
+        if math.prod(layer.specs[name].shape) > most:
+            raise CheckpointError(
+                f"{os.fspath(path)} describes {key} of shape {layer.specs[name].shape}, and does "
+                f"not hold it"
+            )
     for key, value in given.items():
         layer, name = wanted[key]
         if value.shape != layer.specs[name].shape:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend._files import write_atomically
+from nnbackend._checks import check_path
+from nnbackend._files import existing_file, write_atomically
 from nnbackend.errors import CheckpointError
 
 #: NumPy's modules, by the names of versions 1 and 2.
@@ -35,6 +36,8 @@ _COLLECTIONS: dict[str, Callable[[list[Any]], Any]] = {
 }  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
+#: Arrays are copied from text, which is copied from text: so many times what the file holds.
+_COPIES, _SPARE = 8, 1 << 20
 
 
 class _Name:
@@ -79,11 +82,13 @@ class _Machine:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+        self.spare = 0  #: bytes of arrays and text that may still be made
         self.memo: dict[int, Any] = {}
         self.objects: list[_Object] = []
 
     def follow(self, content: bytes) -> Any:
         """What the instructions describe."""
+        self.spare = _SPARE + _COPIES * len(content)
         for opcode, argument, _ in pickletools.genops(BytesIO(content)):
             if opcode.name == "STOP":
                 (result,) = self.stack
@@ -131,7 +136,7 @@ class _Machine:
             self._to_mark()
         elif name == "BUILD":
             state = stack.pop()
-            _build(stack[-1], state)
+            _build(stack[-1], state, self._take)
         elif name not in ("PROTO", "FRAME"):
             raise ValueError(f"it has an instruction {name}")
 
@@ -163,20 +168,29 @@ class _Machine:
             return _Type(_expect(arguments[0], str))
         if called.module in _MULTIARRAY and called.name == "scalar":
             kind, content = arguments
+            self._take(len(content))
             return np.frombuffer(_expect(content, bytes), _expect(kind, _Type).dtype, 1)[0]
         if called.module in _NUMERIC and called.name == "_frombuffer":
             content, kind, shape, order = arguments
+            self._take(len(content))
             return _array(content, _expect(kind, _Type).dtype, shape, order == "F")
         if place == ("_codecs", "encode") and arguments[1:] == ("latin1",):
-            return _expect(arguments[0], str).encode("latin1")
+            self._take(len(_expect(arguments[0], str)))
+            return arguments[0].encode("latin1")
         raise called.refusal
+
+    def _take(self, size: int) -> None:
+        """What a file holds once it may not ask for again and again."""
+        self.spare -= size
+        if self.spare < 0:
+            raise ValueError("its arrays take more memory than the file has contents for")
 
     def _object(self, name: _Name) -> _Object:
         self.objects.append(_Object(name))
         return self.objects[-1]
 
 
-def _build(what: Any, state: Any) -> None:
+def _build(what: Any, state: Any, take: Callable[[int], None]) -> None:
     """Fill in what was made."""
     if isinstance(what, _Object):
         for name, value in _expect(state, dict).items():
@@ -188,6 +202,7 @@ def _build(what: Any, state: Any) -> None:
             what.dtype = what.dtype.newbyteorder(_expect(state[1], str))
     else:
         _, shape, kind, is_fortran, content = state
+        take(len(content))
         _expect(what, _Array).array = _array(content, _expect(kind, _Type).dtype, shape, is_fortran)
 
 
@@ -201,6 +216,8 @@ def _array(content: Any, dtype: np.dtype[Any], shape: Any, is_fortran: bool) -> 
 
 
 def _dict_of(items: list[Any]) -> dict[Any, Any]:
+    for key in items[::2]:  # a tuple of tuples of the same tuple takes for ever to be looked up
+        _expect(key, str, bytes, int, float, type(None))
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
@@ -263,8 +280,7 @@ def load(path: Any, classes: Mapping[str, type]) -> Any:
     Raises:
         CheckpointError: it asks for anything but ``classes`` and arrays, or is damaged.
     """
-    with open(path, "rb") as file:
-        content = file.read()
+    content = existing_file(path).read_bytes()
     try:
         return read(content, classes)
     except CheckpointError:
@@ -277,6 +293,7 @@ def load(path: Any, classes: Mapping[str, type]) -> Any:
 
 def save(path: Any, what: Any, classes: Mapping[str, type]) -> None:
     """Write a file that ``load`` can read with these classes."""
+    path = check_path("path", path)
     content = pickle.dumps(what)
     read(content, classes)
     write_atomically(path, content)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend._checks import check_number, check_size
 from nnbackend.errors import ShapeError
 from nnbackend.nnfs.arrays import Array, Flat, Operations, bound, randn, real
 
@@ -89,6 +90,15 @@ class Layer_Dense:
         *,
         scale: float = 0.01,
     ) -> None:
+        check_size("n_inputs", n_inputs)
+        check_size("n_neurons", n_neurons)
+        for name, value in (
+            ("weight_regularizer_l1", weight_regularizer_l1),
+            ("weight_regularizer_l2", weight_regularizer_l2),
+            ("bias_regularizer_l1", bias_regularizer_l1),
+            ("bias_regularizer_l2", bias_regularizer_l2),
+        ):
+            check_number(name, value, 0.0)
         self.weight_regularizer_l1 = weight_regularizer_l1
         self.weight_regularizer_l2 = weight_regularizer_l2
         self.bias_regularizer_l1 = bias_regularizer_l1
@@ -285,6 +295,7 @@ class Layer_Dropout:
     """
 
     def __init__(self, rate: float) -> None:
+        check_number("rate", rate, 0.0, 1.0, high_open=True)
         self.rate = 1 - rate
 
     def forward(self, inputs: Any, training: bool = True) -> None:

@@ -240,7 +240,17 @@ class Model:
         found = files.load(path, {**CLASSES, "Model": Model, **(custom_objects or {})})
         if not isinstance(found, Model):
             raise CheckpointError(f"{path} holds {type(found).__name__} and no model")
+        missing = [name for name in _OF_A_MODEL if not hasattr(found, name)]
+        if missing:
+            raise CheckpointError(f"{path} holds a model without {', '.join(missing)}")
         return found
+
+
+#: What every model that ``finalize`` has been called of has.
+_OF_A_MODEL = (
+    "layers", "input_layer", "trainable_layers", "loss", "optimizer", "accuracy",
+    "softmax_classifier_output",
+)  # fmt: skip
 
 
 def _check_batch_size(size: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nnbackend._checks import check_number
 from nnbackend.backends.types import UpdateRule
 from nnbackend.nnfs.arrays import Operations
 from nnbackend.nnfs.layers import Layer_Dense
@@ -29,6 +30,8 @@ class _Optimizer:
     keeps: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, learning_rate: float, decay: float) -> None:
+        check_number("learning_rate", learning_rate, 0.0)
+        check_number("decay", decay, 0.0)
         self.learning_rate = self.current_learning_rate = learning_rate
         self.decay, self.iterations = decay, 0
 
@@ -80,6 +83,7 @@ class Optimizer_SGD(_Optimizer):
         self, learning_rate: float = 1.0, decay: float = 0.0, momentum: float = 0.0
     ) -> None:
         super().__init__(learning_rate, decay)
+        check_number("momentum", momentum, 0.0, 1.0)
         self.momentum = momentum
 
     def _rule(self) -> UpdateRule:
@@ -95,6 +99,7 @@ class Optimizer_Adagrad(_Optimizer):
         self, learning_rate: float = 1.0, decay: float = 0.0, epsilon: float = 1e-7
     ) -> None:
         super().__init__(learning_rate, decay)
+        check_number("epsilon", epsilon, 0.0)
         self.epsilon = epsilon
 
     def _rule(self) -> UpdateRule:
@@ -114,6 +119,8 @@ class Optimizer_RMSprop(_Optimizer):
         rho: float = 0.9,
     ) -> None:
         super().__init__(learning_rate, decay)
+        check_number("epsilon", epsilon, 0.0)
+        check_number("rho", rho, 0.0, 1.0)
         self.epsilon, self.rho = epsilon, rho
 
     def _rule(self) -> UpdateRule:
@@ -136,6 +143,9 @@ class Optimizer_Adam(_Optimizer):
         beta_2: float = 0.999,
     ) -> None:
         super().__init__(learning_rate, decay)
+        check_number("epsilon", epsilon, 0.0)
+        check_number("beta_1", beta_1, 0.0, 1.0, high_open=True)
+        check_number("beta_2", beta_2, 0.0, 1.0, high_open=True)
         self.epsilon, self.beta_1, self.beta_2 = epsilon, beta_1, beta_2
 
     def _rule(self) -> UpdateRule:

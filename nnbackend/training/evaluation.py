@@ -9,7 +9,7 @@ import numpy as np
 
 from nnbackend.backends.types import Array
 from nnbackend.data.sources import Source
-from nnbackend.errors import DataError
+from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.executor.base import Data, Executor, Trace, data_loss
 from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS
 from nnbackend.losses import Loss, LossFunction, to_probabilities
@@ -104,7 +104,12 @@ def _function_values(
             value = f(y_true, to_probabilities(program.loss, y_pred.copy()), weight)
         else:
             value = f(y_true, y_pred)
-        values[metric_name(f)] = float(value)
+        try:
+            values[metric_name(f)] = float(value)
+        except (TypeError, ValueError):
+            raise DTypeError(
+                f"the metric {metric_name(f)!r} must return a number; it returned {shown(value)}"
+            ) from None
     return values
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nnbackend._checks import check_mapping
+
 
 class History(Mapping[str, list[float]]):
     """Every curve by name, one value per epoch: ``history["val_accuracy"][-1]``.
@@ -21,7 +23,8 @@ class History(Mapping[str, list[float]]):
     """
 
     def __init__(self, curves: Mapping[str, list[float]] | None = None) -> None:
-        self.curves: dict[str, list[float]] = {k: list(v) for k, v in (curves or {}).items()}
+        given = {} if curves is None else check_mapping("curves", curves)
+        self.curves: dict[str, list[float]] = {k: list(v) for k, v in given.items()}
         self.seconds: list[float] = []
         self.stopped: str | None = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import sys
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from html import escape
 from types import TracebackType
 from typing import Any, Self
 
+from nnbackend._checks import is_whole
 from nnbackend._notebook import Area, Html, in_notebook
 from nnbackend._output import write_line
 from nnbackend.errors import DataError, shown
@@ -233,7 +233,7 @@ def make_progress(
     Args:
         first_epoch, epochs: total epochs before and after this training.
     """
-    if not isinstance(verbose, numbers.Integral) or verbose not in (0, 1, 2):
+    if not (isinstance(verbose, bool) or is_whole(verbose)) or verbose not in (0, 1, 2):
         raise DataError(f"verbose must be 0, 1 or 2; received {shown(verbose)}")
     if not verbose:
         return Progress()

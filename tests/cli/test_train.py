@@ -1,5 +1,6 @@
 """What a first training with ``nnbackend train`` is like: how long, how good, what is kept."""
 
+import contextlib
 import csv
 import os
 import re
@@ -307,14 +308,18 @@ class TestTermination:
         assert 0 < nn.load(tmp_path / "m").epoch < 20000
 
     def test_before_a_training_it_ends_at_once(self, tmp_path) -> None:
-        os.mkfifo(tmp_path / "data.csv")
         process = subprocess.Popen(
-            [*COMMAND, "train", "data.csv", "--save", "m"], cwd=tmp_path,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*COMMAND, "train", "-", "--save", "m"], cwd=tmp_path, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        with open(tmp_path / "data.csv", "w"):  # it has begun to read
-            process.send_signal(signal.SIGTERM)
-            _, error = process.communicate(timeout=60)
+        process.stdin.write("a,b\n" * (1 << 16))  # more than a pipe holds: it has begun to read
+        process.stdin.flush()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        error = process.stderr.read()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
         assert process.returncode == 143
         assert error == "interrupted\n"
 
