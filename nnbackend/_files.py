@@ -40,26 +40,22 @@ def write_atomically(path: Path_, content: bytes) -> None:
         raise FileNotFoundError(f"the folder {folder} does not exist")
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it")
+    temporary = _temporary_name(target)
     try:
         _remove_abandoned(target)
-        temporary, file = _new_temporary(target)
-    except OSError as error:  # name the file that was asked for
-        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
-    try:
-        with file:
+        with _new_temporary(temporary) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             before = _keep_mode(target, file.fileno())
             if before is not None and before.st_nlink > 1:
-                _overwrite(target, content)
+                _overwrite(target, content, temporary)
                 temporary.unlink()
             else:
                 os.replace(temporary, target)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
+        _remove(temporary)
+        if isinstance(error, OSError):  # name the file that was asked for
             raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
     if hasattr(os, "O_DIRECTORY"):
@@ -125,22 +121,36 @@ def check_writable(path: Path_) -> None:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder; name a file in it")
+    temporary = _temporary_name(target)
     try:
-        temporary, file = _new_temporary(target)
-        file.close()
+        _new_temporary(temporary).close()
         temporary.unlink()
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error
 
 
-def _new_temporary(target: Path) -> tuple[Path, IO[bytes]]:
-    """A new file beside ``target``, locked as long as it is open."""
+def _remove(temporary: Path) -> None:
+    """Also where Ctrl-C comes once more."""
+    for _ in range(5):
+        try:
+            os.unlink(temporary)
+        except OSError:
+            return
+        except KeyboardInterrupt:  # the first one is on its way up already
+            continue
+
+
+def _temporary_name(target: Path) -> Path:
     name = f"{_temporary_prefix(target)}{os.getpid()}-{os.urandom(4).hex()}.tmp"
-    temporary = target.parent / name
+    return target.parent / name
+
+
+def _new_temporary(temporary: Path) -> IO[bytes]:
+    """A new file, locked as long as it is open."""
     # the mode that the process's umask leaves, which cannot be asked for without changing it
     file = os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "wb")
     _lock(file.fileno())
-    return temporary, file
+    return file
 
 
 def _temporary_prefix(target: Path) -> str:
@@ -195,12 +205,29 @@ def _keep_mode(target: Path, handle: int) -> os.stat_result | None:
     return before
 
 
-def _overwrite(target: Path, content: bytes) -> None:
-    with open(target, "r+b") as file:
-        file.write(content)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+def _overwrite(target: Path, content: bytes, whole: Path) -> None:
+    """Replace what is in a file, for which there is room: it is reserved before."""
+    with open(target, "r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if len(content) > size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, len(content))
+            except OSError as error:
+                file.truncate(size)
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # it may not be able to
+                    raise
+        try:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+            file.truncate(len(content))
+            os.fsync(file.fileno())
+        except OSError as error:
+            kept = whole.with_suffix(".whole")
+            os.replace(whole, kept)
+            raise OSError(
+                error.errno, f"{error.strerror}; the new content is whole in {kept}", str(target)
+            ) from error
 
 
 #: Bytes of a file that are mapped before they are given back.

@@ -84,7 +84,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path, monkeypatch) -> None:
 
 def test_what_another_one_is_writing_is_left_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(_files, "_ABANDONED", -1.0)
-    temporary, file = _files._new_temporary(tmp_path / "m")
+    temporary = _files._temporary_name(tmp_path / "m")
+    file = _files._new_temporary(temporary)
     write_atomically(tmp_path / "m", b"new")
     assert leftovers(tmp_path) == [temporary.name]
     file.close()

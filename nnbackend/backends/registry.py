@@ -17,7 +17,14 @@ from typing import Any
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Availability
-from nnbackend.errors import BackendUnavailableError, DeviceError, DTypeError, shown, unknown_name
+from nnbackend.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    DTypeError,
+    raise_as_ours,
+    shown,
+    unknown_name,
+)
 from nnbackend.kernels.locks import OPENING
 
 ENTRY_POINT_GROUP = "nnbackend.backends"
@@ -157,7 +164,7 @@ def _open(spec: str) -> Backend:
                     f"a device is written NAME:NUMBER, such as 'cuda:1'; received {spec!r}"
                 )
             backend_class = _backend_class(name)
-            availability = backend_class.is_available()
+            availability = _availability(name, backend_class)
             if not availability.ok:
                 raise BackendUnavailableError(availability.reason)
             if index and key not in availability.devices:
@@ -168,6 +175,18 @@ def _open(spec: str) -> Backend:
             number = int(index) if index.isdecimal() else index
             _instances[key] = backend_class(number if index else None)
         return _instances[key]
+
+
+def _availability(name: str, backend_class: type[Backend]) -> Availability:
+    """Whether it can run; without memory, even asking may be too much."""
+    try:
+        return backend_class.is_available()
+    except MemoryError as error:
+        raise_as_ours(error)
+    except (OSError, SystemError) as error:
+        raise BackendUnavailableError(
+            f"backend {name!r} could not be loaded: {error}. Is there enough memory?"
+        ) from error
 
 
 def _first_available(names: tuple[str, ...]) -> Backend:

@@ -112,20 +112,20 @@ def check_targets(*targets: Path | None) -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output that may be closed at its other end, as by ``head``: a training goes on, and
-    its model is saved."""
+    """Standard output that may be closed at its other end, as by ``head``, or be on a disk that is
+    full: a training goes on, and its model is saved."""
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
-        except BrokenPipeError:
+        except OSError:
             self._to_nowhere()
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except BrokenPipeError:
+        except OSError:
             self._to_nowhere()
 
     def _to_nowhere(self) -> None:

@@ -232,14 +232,16 @@ def train(
             report.show_columns(dataset.preparation)
         model.summary()
         history = job.train(settings, model, dataset)
+        failed = None if save is None else job.save(model, save)  # before anything can go wrong
         if model.history.epochs:
             typer.echo(report.result_text(settings, model, dataset, history))
-        if save is not None:
-            model.save(save)
+        if save is not None and failed is None:
             typer.echo(f"model   {save}")
         if plot is not None and model.history.epochs:
             save_picture(report.picture(settings, model, dataset), plot)
             typer.echo(f"picture {plot}")
+        if failed is not None:
+            raise failed
         if history.stopped == "interrupted":
             raise typer.Exit(130)
 

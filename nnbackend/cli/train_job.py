@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -184,6 +186,21 @@ def train(settings: Settings, model: Sequential, data: Dataset) -> History:
     )
     model.info["kept_epoch"] = None if best is None else best.kept_epoch
     return history
+
+
+def save(model: Sequential, path: Path) -> OSError | None:
+    """Write the model; where that fails, into the folder of temporary files, which the error
+    names."""
+    try:
+        model.save(path)
+    except OSError as error:
+        other = Path(tempfile.gettempdir()) / f"{uuid.uuid4().hex[:8]}-{path.name}"
+        try:
+            model.save(other)
+        except OSError:
+            return error
+        return OSError(error.errno, f"{error.strerror}; the model is in {other}", str(path))
+    return None
 
 
 def class_weight(settings: Settings, data: Dataset) -> ClassWeight | None:

@@ -17,13 +17,13 @@ from nnbackend.errors import (
     DataError,
     DeviceError,
     DTypeError,
-    ModelBusyError,
     NonFiniteLossError,
     ShapeError,
     memory_errors,
 )
 from nnbackend.executor.base import NO_FORWARD, Data
-from nnbackend.model.stack import BUSY, LayerStack
+from nnbackend.model.busy import one_at_a_time
+from nnbackend.model.stack import LayerStack
 
 #: Where the forward passes after the first of a step find their dropout masks.
 _PASS = 1 << 32
@@ -54,25 +54,22 @@ class DrivenStack(LayerStack):
         self.program.check_batch(len(data.x))
         return data
 
+    @one_at_a_time
     def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """Loss of one batch with penalties; leaves its gradient in ``layer.weight_grad`` and so
         on, and updates nothing."""
-        if not self._busy.acquire(False):
-            raise ModelBusyError(BUSY)
-        try:
-            self._rows_forward = 0
-            loss = self.executor.gradient_of(x, y, self.training.step, sample_weight)
-            if loss is None:
-                with memory_errors:
-                    self._check_compiled()
-                    loss = self.executor.gradient(self._batch(x, y, sample_weight), self.step)
-            self._has_gradient = True
-            return loss
-        finally:
-            self._busy.release()
+        self._rows_forward = 0
+        loss = self.executor.gradient_of(x, y, self.training.step, sample_weight)
+        if loss is None:
+            with memory_errors:
+                self._check_compiled()
+                loss = self.executor.gradient(self._batch(x, y, sample_weight), self.step)
+        self._has_gradient = True
+        return loss
 
     # -- there, back, and a step ----------------------------------------------------------------
 
+    @one_at_a_time
     def forward(self, x: Any, training: bool = True) -> Array:
         """Outputs (N, n_outputs) for x (N, n_inputs), as a new array of the backend.
 
@@ -82,20 +79,15 @@ class DrivenStack(LayerStack):
         """
         if training is not True and not check_flag("training", training):
             return self(x)  # type: ignore[operator]
-        if not self._busy.acquire(False):
-            raise ModelBusyError(BUSY)
-        try:
-            self._rows_forward = 0
-            self._check_adapted()
-            number = self.training.step + self._passes * _PASS
-            with memory_errors:
-                y = self.executor.forward_of(x, number)
-                if y is None:
-                    y = self._checked_forward(x, number)
-            self._rows_forward, self._passes = len(y), self._passes + 1
-            return y
-        finally:
-            self._busy.release()
+        self._rows_forward = 0
+        self._check_adapted()
+        number = self.training.step + self._passes * _PASS
+        with memory_errors:
+            y = self.executor.forward_of(x, number)
+            if y is None:
+                y = self._checked_forward(x, number)
+        self._rows_forward, self._passes = len(y), self._passes + 1
+        return y
 
     def _checked_forward(self, x: Any, number: int) -> Array:
         x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
@@ -104,6 +96,7 @@ class DrivenStack(LayerStack):
         self.program.check_batch(len(x))
         return self.backend.copy(self.executor.forward(x, number))
 
+    @one_at_a_time
     def backward(
         self, dy: Any, accumulate: bool = False, input_gradient: bool = True
     ) -> Array | None:
@@ -121,25 +114,20 @@ class DrivenStack(LayerStack):
             DataError: no forward pass goes before; dy is not finite (a GPU does not look).
             ShapeError, DTypeError, DeviceError: dy is of another shape, kind or device.
         """
-        if not self._busy.acquire(False):
-            raise ModelBusyError(BUSY)
-        try:
-            if not self._rows_forward:
-                raise DataError(NO_FORWARD)
-            add, dx = accumulate is not False and check_flag("accumulate", accumulate), None
-            if add and not self._has_gradient:
-                raise DataError("accumulate=True adds to a gradient, and there is none yet")
-            with memory_errors:
-                if input_gradient is not False and check_flag("input_gradient", input_gradient):
-                    dx = self.backend.empty((self._rows_forward, self.n_inputs), self.dtype)
-                if add:
-                    self._accumulate(self._checked_gradient(dy), dx)
-                elif not self.executor.backward_of(dy, dx, True):
-                    self.executor.backward(self._checked_gradient(dy), dx, True)
-            self._has_gradient = True
-            return dx
-        finally:
-            self._busy.release()
+        if not self._rows_forward:
+            raise DataError(NO_FORWARD)
+        add, dx = accumulate is not False and check_flag("accumulate", accumulate), None
+        if add and not self._has_gradient:
+            raise DataError("accumulate=True adds to a gradient, and there is none yet")
+        with memory_errors:
+            if input_gradient is not False and check_flag("input_gradient", input_gradient):
+                dx = self.backend.empty((self._rows_forward, self.n_inputs), self.dtype)
+            if add:
+                self._accumulate(self._checked_gradient(dy), dx)
+            elif not self.executor.backward_of(dy, dx, True):
+                self.executor.backward(self._checked_gradient(dy), dx, True)
+        self._has_gradient = True
+        return dx
 
     def _accumulate(self, dy: Array, dx: Array | None) -> None:
         gradients = self.storage.gradients[: self.storage.trained]
@@ -172,6 +160,7 @@ class DrivenStack(LayerStack):
             raise ShapeError(f"{what} must have shape {shape}; received {tuple(array.shape)}")
         return array
 
+    @one_at_a_time
     def apply_gradients(self) -> None:
         """One step of the optimizer from the flat gradient, clipping included.
 
@@ -181,27 +170,22 @@ class DrivenStack(LayerStack):
             NonFiniteLossError: the gradient is NaN or infinite; nothing is updated.
         """
         self._check_compiled()
-        if not self._busy.acquire(False):
-            raise ModelBusyError(BUSY)
-        try:
-            if not self._has_gradient:
-                raise DataError(
-                    "there is no gradient to apply: call model.backward(dy) or "
-                    "model.gradient(x, y), or assign model.flat_gradient, before each step"
+        if not self._has_gradient:
+            raise DataError(
+                "there is no gradient to apply: call model.backward(dy) or "
+                "model.gradient(x, y), or assign model.flat_gradient, before each step"
+            )
+        state = self.training
+        rate = self.program.rate(state.step)
+        with memory_errors:
+            if not self.executor.apply(rate, state.step):
+                raise NonFiniteLossError(
+                    f"the gradient of step {state.step + 1} is NaN or infinite; nothing was "
+                    f"updated. Try smaller outputs or clip dy",
+                    step=state.step + 1,
                 )
-            state = self.training
-            rate = self.program.rate(state.step)
-            with memory_errors:
-                if not self.executor.apply(rate, state.step):
-                    raise NonFiniteLossError(
-                        f"the gradient of step {state.step + 1} is NaN or infinite; nothing was "
-                        f"updated. Try smaller outputs or clip dy",
-                        step=state.step + 1,
-                    )
-            state.step += 1
-            self._has_gradient, self._rows_forward, self._passes = False, 0, 0
-        finally:
-            self._busy.release()
+        state.step += 1
+        self._has_gradient, self._rows_forward, self._passes = False, 0, 0
 
     # -- the parameters as one vector -------------------------------------------------------------
 

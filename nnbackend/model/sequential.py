@@ -32,7 +32,6 @@ from nnbackend.data.validation import (
 from nnbackend.errors import (
     DataError,
     DTypeError,
-    ModelBusyError,
     memory_errors,
     raise_as_ours,
     shown,
@@ -41,9 +40,9 @@ from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_probabilities
 from nnbackend.metrics import AnyMetric, Metric, MetricFunction, ScoreMetric, resolve_metric
 from nnbackend.model import serialization
+from nnbackend.model.busy import one_at_a_time
 from nnbackend.model.driven import DrivenStack
 from nnbackend.model.ending import check_ending, check_no_layers
-from nnbackend.model.stack import BUSY
 from nnbackend.model.summary import summary_html, summary_text
 from nnbackend.optimizers import Optimizer, resolve_optimizer
 from nnbackend.training.callback import Callback, CallbackList, check_callbacks, restore_states
@@ -244,6 +243,7 @@ class Sequential(DrivenStack):
     def _training_figures(self, source: Source) -> dict[str, float]:
         return function_metrics(self.program, source, self._function_metrics, self)
 
+    @one_at_a_time
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> Array:
         """One update on one batch, for your own training loop.
 
@@ -258,8 +258,6 @@ class Sequential(DrivenStack):
                 completed. On a GPU, which nobody waits for, such a loss is returned instead, and
                 nothing is updated.
         """
-        if not self._busy.acquire(False):
-            raise ModelBusyError(BUSY)
         try:
             self._rows_forward = 0
             state = self.training
@@ -269,8 +267,6 @@ class Sequential(DrivenStack):
             state.step += 1
         except MemoryError as error:
             raise_as_ours(error)
-        finally:
-            self._busy.release()
         return loss
 
     def _checked_step(self, x: Any, y: Any, sample_weight: Any) -> Array:

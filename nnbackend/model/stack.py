@@ -20,7 +20,6 @@ from nnbackend.errors import (
     DataError,
     DeviceError,
     DTypeError,
-    ModelBusyError,
     memory_errors,
     shown,
 )
@@ -29,6 +28,7 @@ from nnbackend.executor.choice import make_executor
 from nnbackend.layers.base import Layer
 from nnbackend.losses import Loss, LossFunction
 from nnbackend.metrics import AnyMetric, Metric
+from nnbackend.model.busy import held, new_lock
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.lowering import check_widths, lay_out, lower
 from nnbackend.program.table import NO_LOSS
@@ -38,11 +38,6 @@ from nnbackend.training.orders import Orders
 from nnbackend.training.state import TrainingState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-
-BUSY = (
-    "this model is being trained by another thread; wait for it, or work on a copy that was made "
-    "before, copy.deepcopy(model)"
-)
 
 
 class LayerStack(AnswersNames):
@@ -85,7 +80,7 @@ class LayerStack(AnswersNames):
         self.info: dict[str, Any] = {}
         self.callbacks: list[Callback] = []
         self.callback_states: list[dict[str, Any]] = []
-        self._busy = threading.Lock()
+        self._busy = new_lock()
         self._trained_by: int | None = None
         rng = np.random.Generator(np.random.PCG64(init))
         if len({id(layer) for layer in self.layers}) < len(self.layers):
@@ -137,15 +132,13 @@ class LayerStack(AnswersNames):
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
-            raise ModelBusyError(BUSY)
-        self._trained_by = threading.get_ident()
-        try:
-            with memory_errors:
-                yield
-        finally:
-            self._trained_by = None
-            self._busy.release()
+        with held(self._busy):
+            self._trained_by = threading.get_ident()
+            try:
+                with memory_errors:
+                    yield
+            finally:
+                self._trained_by = None
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -312,7 +305,7 @@ class LayerStack(AnswersNames):
     def __setstate__(self, state: dict[str, Any]) -> None:
         slots, backend = state.pop("slots"), state.pop("backend_name")
         self.__dict__.update(state)
-        self._busy, self._trained_by = threading.Lock(), None
+        self._busy, self._trained_by = new_lock(), None
         self.callbacks = []
         self._build(self._at_precision(get_backend(backend)))
         self.set_optimizer_state(slots)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import nnbackend as nn
+
 #: Puts a file system of this size over a folder, for one command.
 MOUNT = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
 
@@ -126,3 +128,67 @@ def test_a_read_only_folder_is_said_before_training(disk) -> None:
         assert "Read-only file system" in said
         assert "Traceback" not in said
         assert "epoch" not in done.stdout
+
+
+def test_a_file_with_several_names_keeps_its_content_on_a_full_disk(disk) -> None:
+    """Such a file is overwritten, so room for all of it is taken before."""
+    out = python_on_a_disk(
+        "300k",
+        disk,
+        """
+        nn.Sequential([nn.Dense(100, 100)], seed=0).save("model.safetensors")
+        os.link("model.safetensors", "backup.safetensors")
+        try:  # the new one fits once, and not twice
+            nn.Sequential([nn.Dense(230, 230)], seed=0).save("model.safetensors")
+        except OSError as error:
+            print(error.errno == errno.ENOSPC)
+        print([nn.load(name).n_inputs for name in sorted(os.listdir())])
+        nn.Sequential([nn.Dense(20, 20)], seed=0).save("model.safetensors")
+        print([nn.load(name).n_inputs for name in sorted(os.listdir())])
+        """,
+    )
+    assert out == "True\n[100, 100]\n[20, 20]\n"
+
+
+def test_a_trained_model_that_finds_no_room_is_written_elsewhere(disk, tmp_path_factory) -> None:
+    other = tmp_path_factory.mktemp("temporary")
+    source = f"""
+        os.environ["TMPDIR"] = {str(other)!r}
+        from nnbackend.cli.app import main
+        sys.argv = ["nnbackend", "train", "spiral", "--epochs", "1", "--backend", "numpy",
+                    "--save", "m.safetensors", "--plot", {str(other / "curves.png")!r}]
+        try:
+            main()
+        except SystemExit as stop:
+            print("code", stop.code)
+        """
+    out = python_on_a_disk("4k", disk, source)
+    assert out.rstrip().endswith("code 1")
+    assert "accuracy" in out
+    assert (other / "curves.png").exists()
+    (kept,) = other.glob("*-m.safetensors")
+    assert nn.load(kept).epoch == 1
+
+
+def test_a_log_on_a_full_disk_does_not_cost_the_training(tmp_path) -> None:
+    program = [sys.executable, "-m", "nnbackend.cli", "train", "spiral", "--epochs", "3"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*program, "--save", str(tmp_path / "m.safetensors"), "--backend", "numpy"],
+            stdout=full, stderr=full, timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert nn.load(tmp_path / "m.safetensors").epoch == 3
+    source = """
+        sys.stdout = sys.stderr = open("/dev/full", "w")
+        model = nn.Sequential([nn.Dense(2, 3)], seed=0)
+        model.compile("softmax_cross_entropy")
+        saves = nn.ModelCheckpoint("m.safetensors")
+        model.fit(*nn.datasets.spiral(20, 3, seed=0), epochs=2, callbacks=[saves])
+        os._exit(nn.load("m.safetensors").epoch)
+        """
+    start = f"import os, sys, nnbackend as nn\nos.chdir({str(tmp_path)!r})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + textwrap.dedent(source)], timeout=120, check=False
+    )
+    assert done.returncode == 2

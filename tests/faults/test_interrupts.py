@@ -97,3 +97,68 @@ def test_a_model_that_was_interrupted_at_any_moment_goes_on(tmp_path, name, stri
     assert figures["epochs"] > 0
     assert figures["interrupted"] > 0
     assert figures["left"] == []
+
+
+STEPS = """
+import os, random, signal, sys
+import numpy as np
+import nnbackend as nn
+
+nn.set_backend(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+x, y = nn.datasets.spiral(10, 3, seed=0)
+model = nn.Sequential([nn.Dense(2, 8, "relu"), nn.Dense(8, 3)], seed=1)
+model.compile("softmax_cross_entropy")
+model.train_step(x, y)
+for _ in range(int(sys.argv[2])):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 2e-3))
+        while True:
+            model.train_step(x, y)
+            model.forward(x)
+            model.backward(np.ones((30, 3)))
+            model.apply_gradients()
+            model.gradient(x, y)
+    except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    model.save(sys.argv[3])
+print("saved")
+"""
+
+
+@pytest.mark.parametrize("strikes", [50, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_a_loop_of_steps_that_was_interrupted_leaves_the_model_free(
+    tmp_path, name, strikes
+) -> None:
+    """Also where Ctrl-C came between taking a lock and the next instruction."""
+    if not nn.available_backends()[name].ok:
+        pytest.skip(f"{name} cannot run here")
+    done = run_python(STEPS, argv=[name, str(strikes), str(tmp_path / "m.safetensors")])
+    assert done.stdout == "saved\n", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_last_epoch_does_not_cost_the_model(tmp_path, kind) -> None:
+    """The figures at the end take time; the model is written before."""
+    source = """
+        import os, sys
+        from nnbackend.cli import report
+        from nnbackend.cli.app import main
+
+        number, path = int(sys.argv[1]), sys.argv[2]
+
+        def slow(*_):
+            os.kill(os.getpid(), number)
+            return ""
+
+        report.result_text = slow
+        sys.argv = ["nnbackend", "train", "spiral", "--epochs", "2", "--backend", "numpy",
+                    "--save", path]
+        main()
+        """
+    path = tmp_path / "m.safetensors"
+    done = run_python(source, argv=[str(int(kind)), str(path)])
+    assert done.returncode in (130, 143)
+    assert nn.load(path).epoch == 2

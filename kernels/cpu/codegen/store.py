@@ -7,14 +7,18 @@ Code that is read is run. So the folders must be such that nobody else can write
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnbackend._files import write_atomically
+from nnbackend._output import write_note
 
-_DIGEST = hashlib.sha256
-_DIGEST_BYTES = _DIGEST().digest_size
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    """Of the name, too: pieces that have been exchanged are none."""
+    return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
 class Store:
@@ -44,7 +48,7 @@ class Store:
             except OSError:
                 continue
             digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-            if content and _DIGEST(content).digest() == digest:
+            if content and _digest(name, content) == digest:
                 return content
         return None
 
@@ -53,11 +57,11 @@ class Store:
         reason: object = "no folder is there that nobody else can write to"
         if self.kept_in is not None:
             try:
-                write_atomically(self.kept_in / name, _DIGEST(content).digest() + content)
+                write_atomically(self.kept_in / name, _digest(name, content) + content)
                 return
             except OSError as error:
                 reason = error
         self._in_memory[name] = content
         if not self._told:
             self._told = True
-            sys.stderr.write(f"nnbackend: compiled kernels could not be kept: {reason}\n")
+            write_note(f"nnbackend: compiled kernels could not be kept: {reason}\n")

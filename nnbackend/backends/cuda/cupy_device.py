@@ -7,7 +7,6 @@ import importlib
 import math
 import os
 import struct
-import sys
 import threading
 import time
 import weakref
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend._output import write_note
 from nnbackend.backends.cuda.cublas import WORKSPACE, Products
 from nnbackend.backends.cuda.cublaslt import LtProducts, Way
 from nnbackend.backends.cuda.device import Device
@@ -234,11 +234,10 @@ class CupyDevice(Device):
             return program
         _, called, seconds = program_of(definitions)
         where = f"in {_NAME[real]}; once on this GPU, about {seconds} s"
-        sys.stderr.write(f"nnbackend: compiling {called} {where} ... ")
-        sys.stderr.flush()
+        write_note(f"nnbackend: compiling {called} {where} ... ")
         start = time.perf_counter()
         program.compile()
-        sys.stderr.write(f"done in {time.perf_counter() - start:.1f} s\n")
+        write_note(f"done in {time.perf_counter() - start:.1f} s\n")
         self.tuning.keep(key, "kept by CuPy")
         return program
 

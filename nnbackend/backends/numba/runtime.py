@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnbackend._output import write_note
 from nnbackend.backends.numba.cache import cache_folders
 from nnbackend.backends.numba.threads import Threads
 from nnbackend.backends.types import Array
@@ -113,11 +114,10 @@ class Runtime:
         seconds = max(
             sum(_SECONDS[file.partition("_")[0]] for file in g) for g in (here, *elsewhere)
         )
-        sys.stderr.write(
+        write_note(
             f"nnbackend: compiling the Numba kernels for {_described(kinds, dtypes)}; once on this "
             f"machine, about {seconds} s ... "
         )
-        sys.stderr.flush()
         start = time.perf_counter()
         with ExitStack() as stack:
             for group in elsewhere:
@@ -126,7 +126,7 @@ class Runtime:
                 self.unit.compile(file)
         for file in files:
             self.unit.entry(file)
-        sys.stderr.write(f"done in {time.perf_counter() - start:.1f} s\n")
+        write_note(f"done in {time.perf_counter() - start:.1f} s\n")
 
 
 def _described(kinds: tuple[str, ...], dtypes: tuple[str, ...]) -> str:

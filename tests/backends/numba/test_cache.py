@@ -149,6 +149,13 @@ class TestStore:
             (tmp_path / "some").write_bytes(damaged)
             assert Store([tmp_path], None).read("some") is None
 
+    def test_pieces_that_have_been_exchanged_are_none(self, tmp_path) -> None:
+        store = Store([tmp_path], tmp_path)
+        store.write("phase_float32.o", b"code")
+        store.write("phase_float64.o", b"other code")
+        (tmp_path / "phase_float64.o").replace(tmp_path / "phase_float32.o")
+        assert store.read("phase_float32.o") is None
+
     def test_a_damaged_piece_is_looked_for_in_the_next_folder(self, tmp_path) -> None:
         for name in "ab":
             (tmp_path / name).mkdir()
