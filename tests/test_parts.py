@@ -1,5 +1,7 @@
 """Losses, metrics, optimizers, schedules, initializers, data sets: by themselves."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -212,3 +214,35 @@ def test_history_is_a_mapping_of_curves() -> None:
     with pytest.raises(KeyError, match="curve must be one of loss; received 'lost'"):
         history["lost"]
     assert "interrupted" not in repr(nn.History())
+
+
+#: What code written without a setting counts on: a change is one of the public surface.
+DEFAULTS = {
+    nn.SGD: {"lr": 0.01, "momentum": 0.0, "nesterov": False, "clip_norm": None},
+    nn.AdaGrad: {"lr": 0.01, "eps": 1e-7},
+    nn.RMSprop: {"lr": 1e-3, "rho": 0.9, "eps": 1e-7},
+    nn.Adam: {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-7, "eps_hat": 0.0},
+    nn.AdamW: {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-7, "weight_decay": 0.01},
+    partial(nn.InverseTimeDecay, 0.1): {"decay": 0.0},
+    partial(nn.StepDecay, 0.1): {"every": 1000, "factor": 0.1},
+    partial(nn.ExponentialDecay, 0.1): {"every": 1, "factor": 0.96},
+    partial(nn.CosineDecay, 0.1): {"steps": 1000, "warmup": 0, "final": 0.0},
+    nn.losses.Huber: {"delta": 1.0},
+    partial(nn.BatchNorm, 3): {"momentum": 0.1, "eps": 1e-5, "trainable": True},
+    partial(nn.LayerNorm, 3): {"eps": 1e-5, "trainable": True},
+    partial(nn.Standardize, 3): {"skip": 0},
+}
+
+
+@pytest.mark.parametrize("made", DEFAULTS)
+def test_defaults_stay_what_they_are(made) -> None:
+    part = made()
+    assert {name: getattr(part, name) for name in DEFAULTS[made]} == DEFAULTS[made]
+
+
+@pytest.mark.parametrize("kind", [nn.StepDecay, nn.ExponentialDecay])
+def test_factors_lie_in_0_to_1(kind) -> None:
+    for factor in (-0.5, 0.0, 1.5):
+        with pytest.raises(nn.DataError, match="factor must be in"):
+            kind(0.1, factor=factor)
+    assert kind(0.1, factor=1.0).factor == 1.0

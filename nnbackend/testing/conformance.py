@@ -20,6 +20,10 @@ from nnbackend.testing.layer_checks import (
     layer_norm,
     standardize,
 )
+from nnbackend.testing.nan_checks import (
+    nan_reaches_losses_and_updates,
+    nan_reaches_what_depends_on_it,
+)
 
 # -- arrays -----------------------------------------------------------------------------------
 
@@ -332,6 +336,8 @@ CHECKS: dict[str, Check] = {
         penalty,
         clip_by_global_norm,
         optimizer_steps,
+        nan_reaches_what_depends_on_it,
+        nan_reaches_losses_and_updates,
     )
 }
 

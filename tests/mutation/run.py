@@ -1,6 +1,7 @@
 """Mutation testing: one operator of the code is changed at a time, and the tests have to notice.
 
     python tests/mutation/run.py optimizers --sample 100
+    python tests/mutation/run.py optimizers --again       # after tests have been added
 
 Python is changed by cosmic-ray's operators, the CUDA kernels by those of ``cu_mutants``. Each
 mutant is tested in a copy of the checkout; a test that fails, or does not end, kills it.
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.json")
@@ -194,9 +195,18 @@ def passes(folder: Path, group: Group, limit: float) -> bool:
         return False
 
 
-def run(name: str, group: Group, sample: int, seed: int, workers: int) -> dict[str, object]:
-    mutants = mutants_of(group)
-    chosen = random.Random(seed).sample(mutants, min(sample, len(mutants)))
+def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
+    return random.Random(seed).sample(mutants, min(size, len(mutants)))
+
+
+def survivors_of(mutants: list[Mutant], before: dict[str, Any]) -> list[Mutant]:
+    """Those that survived when they were tried last."""
+    left = [(s["file"], s["operator"], s["change"]) for s in before["survivors"]]
+    return [m for m in mutants if (m.path, m.operator, m.diff()) in left]
+
+
+def run(name: str, group: Group, chosen: list[Mutant], workers: int) -> list[Mutant]:
+    """Try mutants; those that survive."""
     folders: Queue[Path] = Queue()
     survivors: list[Mutant] = []
     with tempfile.TemporaryDirectory() as work:
@@ -209,9 +219,9 @@ def run(name: str, group: Group, sample: int, seed: int, workers: int) -> dict[s
         if not passes(folder, group, 3600):
             raise SystemExit(f"the tests of {name} fail without a mutant")
         limit = 60 + 5 * (time.perf_counter() - start)
-        print(f"{name}: {len(chosen)} of {len(mutants)} mutants, tests of {limit / 5 - 12:.0f} s")
+        print(f"{name}: {len(chosen)} mutants, tests of {limit / 5 - 12:.0f} s", flush=True)
 
-        def is_killed(mutant: Mutant) -> bool:
+        def attempt(mutant: Mutant) -> None:
             folder = folders.get()
             target = folder / mutant.path
             kept = target.read_text()
@@ -221,22 +231,16 @@ def run(name: str, group: Group, sample: int, seed: int, workers: int) -> dict[s
             finally:
                 target.write_text(kept)
                 folders.put(folder)
-            print("." if killed else f"\n{mutant.path}: {mutant.operator}\n{mutant.diff()}", end="")
-            print(end="", flush=True)
-            if not killed:
+            if killed:
+                print(".", end="", flush=True)
+            else:
                 survivors.append(mutant)
-            return killed
+                print(f"\n{mutant.path}: {mutant.operator}\n{mutant.diff()}", flush=True)
 
         with ThreadPoolExecutor(workers) as pool:
-            killed = sum(pool.map(is_killed, chosen))
-    print(f"\n{name}: {killed} of {len(chosen)} killed, {100 * killed / len(chosen):.1f} %")
-    return {
-        "mutants": len(mutants), "tried": len(chosen), "killed": killed, "seed": seed,
-        "survivors": [
-            {"file": m.path, "operator": m.operator, "change": m.diff()}
-            for m in sorted(survivors)
-        ],
-    }  # fmt: skip
+            list(pool.map(attempt, chosen))
+    print()
+    return sorted(survivors)
 
 
 def main() -> None:
@@ -244,13 +248,26 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", metavar="group", help=", ".join(GROUPS))
     parser.add_argument("--sample", type=int, default=100, help="mutants of each group, at random")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", action="store_true", help="only those that survived last")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     for name in options.groups or GROUPS:
-        result = run(name, GROUPS[name], options.sample, options.seed, options.workers)
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        results[name] = result
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        mutants = mutants_of(GROUPS[name])
+        if options.again:
+            result = results[name]
+            chosen = survivors_of(mutants, result)
+        else:
+            chosen = sampled(mutants, options.sample, options.seed)
+            result = {"mutants": len(mutants), "tried": len(chosen), "seed": options.seed}
+        left = run(name, GROUPS[name], chosen, options.workers)
+        result["killed"] = result["tried"] - len(left)
+        result["survivors"] = [
+            {"file": m.path, "operator": m.operator, "change": m.diff()} for m in left
+        ]
+        share = result["killed"] / result["tried"]
+        print(f"{name}: {result['killed']} of {result['tried']} killed, {share:.1%}")
+        RESULTS.write_text(json.dumps({**results, name: result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

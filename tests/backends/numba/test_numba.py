@@ -34,16 +34,18 @@ TWO = pytest.mark.skipif(
 
 
 def deep_model(dtype: str = "float32", **settings: float) -> nn.Sequential:
-    """A model with everything in it that threads could get wrong."""
+    """A model with every opcode in it, and everything that threads could get wrong."""
     model = nn.Sequential(
         [
-            nn.Standardize(6),
-            nn.Dense(6, 40, "relu", weight_l2=1e-3, bias_l1=1e-4),
+            nn.Standardize(6, skip=1),
+            nn.Embedding(6, 5, 3),
+            nn.Dense(8, 40, "relu", weight_l2=1e-3, bias_l1=1e-4),
             nn.BatchNorm(40),
             nn.Dropout(0.2),
             nn.Dense(40, 33, "gelu"),
             nn.LayerNorm(33),
             nn.BatchNorm(33),
+            nn.SiLU(),
             nn.Dense(33, 4),
         ],
         seed=3,
@@ -69,6 +71,7 @@ def many_parts(monkeypatch):
 @pytest.fixture
 def rows(rng):
     x = rng.normal(size=(203, 6)).astype("float32")
+    x[:, 0] = rng.integers(0, 5, 203)
     return x, rng.integers(0, 4, 203), rng.uniform(0.5, 2.0, 203)
 
 
@@ -101,7 +104,7 @@ class TestThreads:
     def test_two_threads_repeat_bit_for_bit(self, many_parts, rows, dtype) -> None:
         nn.set_num_threads(2)
         runs = []
-        for _ in range(3):
+        for _ in range(5):
             model = deep_model(dtype)
             model.fit(rows[0], rows[1], epochs=4, batch_size=50, verbose=0)
             runs.append(model.arrays())
