@@ -4,6 +4,8 @@
 """Tasks for contributors: ``nox`` runs style, types and fast tests, ``nox -l`` lists the rest."""
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nox
 
@@ -44,6 +46,21 @@ def docs(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """All tests that need no GPU, with coverage."""
     session.run(PYTHON, "-m", "pytest", "-m", "not gpu", "--cov", "--cov-report=term")
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Write .ci/lock.txt: what CI installs today, from an empty environment."""
+    with TemporaryDirectory() as folder:
+        session.run(PYTHON, "-m", "venv", folder, external=True)
+        own = f"{folder}/bin/python"
+        wanted = (".[test,docs,mlflow,numba,plot,images,tables,tensorboard]", "build", "setuptools")
+        torch = ("torch", "array-api-compat")
+        session.run(own, "-m", "pip", "install", "-q", *wanted, *torch, external=True)
+        found = session.run(own, "-m", "pip", "freeze", "--all", external=True, silent=True)
+    lines = [line for line in found.splitlines() if not line.startswith(("nnbackend", "pip="))]
+    versions = [line.partition("+")[0] for line in lines]  # one's own build of PyTorch
+    Path(".ci/lock.txt").write_text("\n".join(versions) + "\n")
 
 
 @nox.session(default=False)

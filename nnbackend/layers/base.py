@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
+from weakref import ReferenceType, ref
 
 import numpy as np
 
@@ -96,7 +97,17 @@ class Layer(AnswersNames, ABC):
         self._arrays: dict[str, Array] = {}
         self._gradients: dict[str, Array] = {}
         self._backend: Backend | None = None
-        self.owner: Any = None
+        self._owner: ReferenceType[Any] | None = None
+
+    @property
+    def owner(self) -> Any:
+        """The model that the layer is part of. Weak: a model that nobody uses any longer gives its
+        memory back at once, and its layers are free."""
+        return None if self._owner is None else self._owner()
+
+    @owner.setter
+    def owner(self, model: Any) -> None:
+        self._owner = None if model is None else ref(model)
 
     # -- what a subclass writes -----------------------------------------------------------
 
@@ -333,7 +344,7 @@ class Layer(AnswersNames, ABC):
     def __getstate__(self) -> dict[str, Any]:
         left_out = {"_arrays", "_gradients", "_backend", *self.transient}
         state = {k: v for k, v in self.__dict__.items() if k not in left_out}
-        state["owner"] = None
+        state["_owner"] = None
         if self._arrays:
             to_numpy = self.backend.to_numpy
             state["values"] = {name: to_numpy(a).copy() for name, a in self._arrays.items()}

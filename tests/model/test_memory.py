@@ -1,7 +1,9 @@
 """Memory that is used up: an error of ours, and a model that goes on."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -68,3 +70,34 @@ except nn.OutOfMemoryError:
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert done.stdout.strip() == "ours", done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+USES = {
+    "fit": lambda m, x, y: m.fit(x, y, epochs=1, validation_split=0.2, verbose=0),
+    "callbacks": lambda m, x, y: m.fit(x, y, verbose=0, callbacks=[nn.EarlyStopping("loss")]),
+    "steps": lambda m, x, y: m.train_step(x[:8], y[:8]),
+    "driven": lambda m, x, y: (m.forward(x[:8]), m.backward(np.ones((8, 3)))),
+    "predict": lambda m, x, y: (m.predict(x), m(x[:2].astype("f4")), m.evaluate(x, y)),
+    "there and back": lambda m, x, y: m.to("numpy").to(nn.get_backend()),
+    "an error": lambda m, x, y: pytest.raises(nn.NNBackendError, m.predict, x[:, :2]),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_model_that_nobody_uses_gives_its_memory_back_at_once(backend, rng, use) -> None:
+    """Not when Python looks for cycles, which many small objects decide, and no large array."""
+    x, y = data(rng)
+    gc.collect()
+    gc.disable()
+    try:
+        model = nn.Sequential([nn.Dense(4, 8, "tanh"), nn.BatchNorm(8), nn.Dense(8, 3)], seed=0)
+        model.compile("softmax_cross_entropy", "adam", ["accuracy"])
+        USES[use](model, x, y)
+        parts = [weakref.ref(part) for part in (model, model.executor, model.storage)]
+        layer = model.layers[0]
+        del model
+        assert [part() for part in parts] == [None, None, None]
+    finally:
+        gc.enable()
+    assert layer.owner is None
+    nn.Sequential([layer, nn.Dense(8, 3)], seed=0).predict(x)
