@@ -231,7 +231,7 @@ class GraphPlan:
 
     def _forward(self, i: int) -> Work:
         """A product, then a kernel for bias and activation."""
-        row, backend, out = self.table[i], self.backend, self.values[i + 1]
+        row, gpu, backend, out = self.table[i], self.gpu, self.backend, self.values[i + 1]
         act, x, weight = self._activation(i), self.values[i].operand, self._weight(row)
         _, bias = self.program.arrays[row.layer].parameters
         kept = self.kept[i]
@@ -243,7 +243,7 @@ class GraphPlan:
         product = self._product(x, weight, sums)
 
         def forward() -> None:
-            self.gpu.product(product)
+            gpu.product(product)
             if act.name == "softmax":
                 backend.softmax(sums, bias, out.real)
                 if out.bf16 is not None:
@@ -313,8 +313,10 @@ class GraphPlan:
         if db is None:
             return multiply, _nothing
 
+        backend = self.backend
+
         def sums() -> None:
-            self.backend.column_sums(dz, db)
+            backend.column_sums(dz, db)
 
         ways = {"separate": (multiply, sums)}
         fused = product._replace(epilogue=Epilogue.COLUMN_SUMS, vector=db)
@@ -325,7 +327,8 @@ class GraphPlan:
         return ways[self._fastest("weights", i, timed, inputs, [dw, db])]
 
     def _multiply(self, product: Product) -> Work:
-        return lambda: self.gpu.product(product)
+        gpu = self.gpu  # not the plan itself, which holds what is returned
+        return lambda: gpu.product(product)
 
     def _fastest(
         self,
@@ -367,10 +370,12 @@ class GraphPlan:
         return self._then_round(run, out), _both(self._arrival(last), down)
 
     def _then_round(self, run: Callable[[], object], out: Matrix) -> Work:
+        backend = self.backend
+
         def work() -> None:
             run()
             if out.bf16 is not None:
-                self.backend.round_to_bf16(out.real, out.bf16)
+                backend.round_to_bf16(out.real, out.bf16)
 
         return work
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from weakref import WeakMethod
 
 import numpy as np
 
@@ -46,10 +46,18 @@ class StepPlace:
 
 
 class Graphs:
-    """The same launches again and again: the first time one by one, then as graphs of them."""
+    """The same launches again and again: the first time one by one, then as graphs of them.
 
-    def __init__(self, backend: CudaBackend, launch: Callable[[], None]) -> None:
-        self.backend, self.launch = backend, launch
+    Args:
+        launch: a method of what holds the graphs, which is therefore known weakly; called with
+            ``arguments``.
+    """
+
+    def __init__(
+        self, backend: CudaBackend, launch: Callable[..., None], *arguments: object
+    ) -> None:
+        self.backend = backend
+        self._method, self._arguments = WeakMethod(launch), arguments
         self._graphs: dict[int, Callable[[], None]] = {}
         self._is_warm = False
 
@@ -58,7 +66,7 @@ class Graphs:
         needed, which cannot be captured."""
         with self.backend.lock:  # not between the launches of another thread's operation
             if count and not self._is_warm:
-                self.launch()
+                self._launch()
                 self._is_warm = True
                 count -= 1
             for times in (STEPS, 1):
@@ -66,12 +74,17 @@ class Graphs:
                     self._graph(times)()
                     count -= times
 
+    def _launch(self) -> None:
+        method = self._method()
+        if method is not None:  # who calls run() holds it
+            method(*self._arguments)
+
     def _graph(self, times: int) -> Callable[[], None]:
         if times not in self._graphs:
 
             def work() -> None:
                 for _ in range(times):
-                    self.launch()
+                    self._launch()
 
             self._graphs[times] = self.backend.gpu.capture(work)
         return self._graphs[times]
@@ -112,8 +125,7 @@ class GraphPasses:
         self.plan = GraphPlan(program, backend, rows, True, place.rounded)
         self._there = Graphs(backend, self._go_forward)
         self._back = {
-            penalties: Graphs(backend, partial(self._go_back, penalties))
-            for penalties in (False, True)
+            penalties: Graphs(backend, self._go_back, penalties) for penalties in (False, True)
         }
 
     def forward(self) -> Array:
