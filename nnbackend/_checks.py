@@ -79,12 +79,12 @@ def check_path(what: str, path: object) -> str:
 
 
 def is_whole(value: object) -> TypeGuard[numbers.Integral]:
-    """NumPy's lengths of time say that they are whole numbers, too."""
+    """Whether it is a whole number, which NumPy's lengths of time say of themselves, too."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.timedelta64)
 
 
 def check_size(what: str, value: object, least: int = 1) -> int:
-    """A positive whole number, such as a width or a batch size, or a larger or smaller one."""
+    """A whole number of at least ``least``, such as a width or a batch size."""
     if not is_whole(value):
         raise DTypeError(f"{what} must be a whole number; received {shown(value)}")
     if value < least:

@@ -7,7 +7,7 @@ import pytest
 
 import nnbackend as nn
 from nnbackend.initializers import INITIALIZERS, draw, initializer_config, resolve_initializer
-from nnbackend.losses import LOSSES, resolve_loss
+from nnbackend.losses import LOSSES, function_target, resolve_loss
 from nnbackend.metrics import METRICS, resolve_metric
 from nnbackend.optimizers import OPTIMIZERS, resolve_optimizer
 from nnbackend.schedules import SCHEDULES, schedule_from_config
@@ -246,3 +246,26 @@ def test_factors_lie_in_0_to_1(kind) -> None:
         with pytest.raises(nn.DataError, match="factor must be in"):
             kind(0.1, factor=factor)
     assert kind(0.1, factor=1.0).factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("y", "n_outputs", "shape", "dtype"),
+    [
+        (np.arange(6) % 3, 3, (6,), "int32"),  # labels stay labels
+        (np.linspace(0, 1, 6), 3, (6,), "float32"),
+        (np.linspace(0, 1, 6), 1, (6, 1), "float32"),
+        (np.arange(6), 1, (6, 1), "float32"),
+        (np.ones((6, 3)), 3, (6, 3), "float32"),
+        ([True, False], 2, (2,), "int32"),
+    ],
+)
+def test_targets_that_a_loss_of_ones_own_is_given(y, n_outputs, shape, dtype) -> None:
+    found = function_target(y, n_outputs, np.dtype("float32"))
+    assert (found.shape, found.dtype) == (shape, dtype)
+    np.testing.assert_array_equal(found.ravel(), np.ravel(np.asarray(y, "float32")))
+
+
+@pytest.mark.parametrize("y", [["a", "b"], np.array(["a", None], object)])
+def test_targets_of_text_say_how_to_number_them(y) -> None:
+    with pytest.raises(nn.DTypeError, match=r"np\.unique"):
+        function_target(y, 2, np.dtype("float32"))
