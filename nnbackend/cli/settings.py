@@ -11,8 +11,8 @@ from typing import Any
 from nnbackend._checks import check_dtype, check_name, check_number, check_seed, check_size
 from nnbackend._files import existing_file
 from nnbackend.data.dataset import Task, check_task
+from nnbackend.data.layout import Layout
 from nnbackend.data.split import RowNumbers, split_rows
-from nnbackend.data.tables import Layout
 from nnbackend.errors import DataError, DTypeError, NNBackendError, shown, unknown_name
 from nnbackend.layers.activations import resolve_activation
 from nnbackend.metrics import METRICS

@@ -21,9 +21,10 @@ from nnbackend.data.dataset import (
     check_task,
 )
 from nnbackend.data.frames import FrameTable
+from nnbackend.data.layout import Layout
 from nnbackend.data.parquet import ParquetTable
 from nnbackend.data.preparation import MOSTLY_NUMBERS, Preparation, offset_of
-from nnbackend.data.tables import Layout, Table, is_number, is_padded
+from nnbackend.data.tables import Table, is_number, is_padded
 from nnbackend.errors import DataError, DTypeError, shown, unknown_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")

@@ -11,14 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_flag, check_name, check_path
+from nnbackend._checks import check_path
 from nnbackend.data.dataset import HostArray, PathLike
+from nnbackend.data.layout import Layout
 from nnbackend.data.unpacking import OPENERS, copied_text, plain_file, readable
-from nnbackend.errors import DataError, DTypeError, shown
+from nnbackend.errors import DataError
 
 INSTALL = 'pip install "nnbackend[tables]"'
 #: Rows that the layout is found out from, and bytes of them at most.
@@ -34,45 +35,6 @@ _PADDED = re.compile(r"[+-]?0\d.*")
 #: What stands for a missing value, in these and in upper case.
 _MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none")
 _NULLS = {*_MISSING, *map(str.upper, _MISSING), *map(str.capitalize, _MISSING), "NaN"}
-
-
-class Layout(NamedTuple):
-    """How a table is written; None is found out.
-
-    Attributes:
-        sep: what stands between the fields; " " is any number of blanks.
-        decimal: "." or ",".
-        encoding: "utf-8", "latin-1", "utf-16" or another one that Python knows.
-        header: whether the first line names the columns.
-    """
-
-    sep: str | None = None
-    decimal: str | None = None
-    encoding: str | None = None
-    header: bool | None = None
-
-    def check(self) -> Layout:
-        """Refuse marks that no table is written with."""
-        for name, value in self._asdict().items():
-            if value is not None and name != "header" and not isinstance(value, str):
-                raise DTypeError(f"{name} must be text; received {shown(value)}")
-        if self.sep is not None and (len(self.sep) != 1 or self.sep in "\0\r\n"):
-            raise DataError(
-                f"sep must be one character, such as ; or a tab ($'\\t' in the shell), or a blank "
-                f"for any number of blanks; received {self.sep!r}"
-            )
-        if self.decimal is not None:
-            check_name("decimal", self.decimal, (".", ","))
-        if self.header is not None:
-            check_flag("header", self.header)
-        try:
-            codecs.lookup(self.encoding or "utf-8")
-        except (LookupError, ValueError):
-            raise DataError(
-                f"encoding must be one that Python knows, such as utf-8, latin-1 or utf-16; "
-                f"received {self.encoding!r}"
-            ) from None
-        return self
 
 
 class Table:

@@ -13,7 +13,7 @@ from nnbackend._checks import check_name, check_number
 from nnbackend.backends.types import LINEAR, Activation, Array
 from nnbackend.errors import DTypeError, shown
 from nnbackend.kernels.codes import ACTIVATIONS, Op
-from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.native import NativeLayer
 
 
 def resolve_activation(spec: Any) -> Activation:

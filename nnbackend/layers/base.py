@@ -20,16 +20,14 @@ from nnbackend._checks import (
     check_seed,
     check_size,
     check_values,
-    declares_all,
 )
-from nnbackend._names import LAYER_ATTRIBUTES, AnswersNames, NameOfOthers, missing_attribute
+from nnbackend._names import LAYER_ATTRIBUTES, AnswersNames, missing_attribute
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.conversion import as_device_array
-from nnbackend.backends.types import LINEAR, Activation, Array, DType
+from nnbackend.backends.types import Array, DType
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.initializers import InitializerLike, draw
-from nnbackend.kernels.codes import Op
 from nnbackend.layers.parameters import ParameterKind, ParameterSpec
 
 
@@ -137,9 +135,9 @@ class Layer(AnswersNames, ABC):
         )
 
     @property
-    def declaration(self) -> NativeLayer | None:
-        """The layer as a row of a program, if the row describes it fully; None if a custom class
-        writes ``forward`` or ``backward`` in Python."""
+    def declaration(self) -> Any:
+        """The layer, a NativeLayer, as a row of a program, if the row describes it fully; None if a
+        custom class writes ``forward`` or ``backward`` in Python."""
         return None
 
     @property
@@ -370,39 +368,6 @@ class Layer(AnswersNames, ABC):
                 f"{self!r} belongs to another model; make a new layer for this one, or "
                 f"use copy.deepcopy(layer)"
             )
-
-
-class NativeLayer(Layer):
-    """A layer that backends have formulas for: it declares a row of a program's table.
-
-    Attributes:
-        op: what the row does.
-        activation: of the row; LINEAR if there is none.
-    """
-
-    op: ClassVar[Op]
-    activation: Activation = LINEAR
-
-    def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if name not in LAYER_ATTRIBUTES]
-
-    @property
-    def declaration(self) -> NativeLayer | None:
-        return self if declares_all(type(self), "op", ("forward", "backward")) else None
-
-    @property
-    def row_floats(self) -> tuple[float, ...]:
-        """The row's numbers, at most N_FLOATS: rates, penalties, constants."""
-        return ()
-
-    def saved_width(self, width: int) -> int:
-        """Elements that a training step keeps for the backward pass besides the output, for
-        each row of the batch; ``width`` is the layer's number of outputs."""
-        return 0
-
-
-for _name in LAYER_ATTRIBUTES:  # not by __setattr__, which every attribute would pay for
-    setattr(NativeLayer, _name, NameOfOthers(_name))
 
 
 def _is_float64(backend: Backend, x: Any) -> bool:

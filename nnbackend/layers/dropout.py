@@ -9,7 +9,7 @@ import numpy as np
 from nnbackend._checks import check_number
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.native import NativeLayer
 
 
 class Dropout(NativeLayer):

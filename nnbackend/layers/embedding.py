@@ -9,7 +9,7 @@ from nnbackend.backends.types import Array
 from nnbackend.errors import ShapeError
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.native import NativeLayer
 from nnbackend.layers.parameters import Parameter
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from nnbackend._checks import check_coupled_rows, check_number, check_size
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.native import NativeLayer
 from nnbackend.layers.parameters import Parameter
 
 

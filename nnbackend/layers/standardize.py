@@ -11,7 +11,7 @@ from nnbackend._files import read_rows
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.native import NativeLayer
 from nnbackend.layers.parameters import Parameter
 
 

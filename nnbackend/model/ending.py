@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from nnbackend.backends.types import LINEAR, Activation
 from nnbackend.errors import DataError, DTypeError, shown
-from nnbackend.layers.base import Layer, NativeLayer
+from nnbackend.layers.base import Layer
+from nnbackend.layers.native import NativeLayer
 from nnbackend.losses import Loss, LossFunction
 from nnbackend.model.stack import LayerStack
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from nnbackend.backends.types import LINEAR
-from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.native import NativeLayer
 from nnbackend.losses import loss_name
 from nnbackend.model.stack import LayerStack
 

@@ -12,7 +12,8 @@ import pytest
 
 import nnbackend as nn
 from nnbackend import datasets
-from nnbackend.data.tables import Layout, Table, is_header
+from nnbackend.data.layout import Layout
+from nnbackend.data.tables import Table, is_header
 
 NUMBERS = [[1.5, 2.0], [-2.5, 3.25], [10.0, 4.0]]
 

@@ -63,6 +63,7 @@ def _trained_further(model: nn.Sequential, x: np.ndarray, y: np.ndarray) -> nn.S
     return model
 
 
+@pytest.mark.slow_on_stand_in
 def test_ten_threads_predict_on_one_model(backend, rows) -> None:
     x, y = rows
     model = network()
@@ -75,6 +76,7 @@ def test_ten_threads_predict_on_one_model(backend, rows) -> None:
                 np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow_on_stand_in
 def test_two_threads_train_two_models_while_ten_predict_on_a_third(backend, rows) -> None:
     x, y = rows
     expected = [trained(seed, x, y) for seed in range(2)]

@@ -68,10 +68,12 @@ class TestViews:
 
     def test_a_layer_belongs_to_one_model(self) -> None:
         layer = nn.Dense(4, 4)
-        nn.Sequential([layer])
+        model = nn.Sequential([layer])
         with pytest.raises(nn.DataError, match="belongs to another model"):
             nn.Sequential([layer])
         nn.Sequential([copy.deepcopy(layer)])
+        del model
+        nn.Sequential([layer])  # nobody has the first one any longer
         twice = nn.Dense(4, 4)
         with pytest.raises(nn.DataError, match="only once"):
             nn.Sequential([twice, twice])

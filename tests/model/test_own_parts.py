@@ -11,7 +11,7 @@ import nnbackend as nn
 from nnbackend.executor import choice
 from nnbackend.executor.python import PythonExecutor
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.base import NativeLayer
+from nnbackend.layers.native import NativeLayer
 
 
 class Signs(nn.Optimizer):

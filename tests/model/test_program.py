@@ -52,3 +52,27 @@ def test_a_rate_that_is_changed_acts_and_one_that_stays_is_the_same() -> None:
     model.optimizer.lr = nn.StepDecay(1.0, every=1, factor=0.5)
     assert [model.program.rate(step) for step in (0, 1, 2)] == [1.0, 0.5, 0.25]
     np.testing.assert_array_equal(model.program.rates(1, 2), [0.5, 0.25])
+
+
+def test_a_fixed_rate_is_looked_up_once(monkeypatch) -> None:
+    """A step of a small network takes about as long as that."""
+    calls = []
+    rates = nn.SGD.rates
+    monkeypatch.setattr(nn.SGD, "rates", lambda self, *a: calls.append(1) or rates(self, *a))
+    model = nn.Sequential([nn.Dense(2, 2)], seed=0)
+    model.compile("softmax_cross_entropy", nn.SGD(0.5))
+    monkeypatch.setattr(type(model.optimizer), "is_built_in", True)
+    assert [model.program.rate(step) for step in range(5)] == [0.5] * 5
+    assert len(calls) == 1
+
+
+def test_widths_are_compared_by_value() -> None:
+    model = nn.Sequential([nn.Dense(2, int("300")), nn.Dense(int("300"), 2)], seed=0)
+    assert model.predict(np.ones((1, 2))).shape == (1, 2)
+
+
+def test_programs_are_compared_by_what_they_are() -> None:
+    one, other = program_of(nn.Dense(2, 2)), program_of(nn.Dense(2, 2))
+    assert one != other
+    assert one.storage != other.storage
+    assert len({one, other, one}) == 2

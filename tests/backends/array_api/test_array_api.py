@@ -59,7 +59,9 @@ def _what_the_contract_asks_for_beside_the_standard(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("place", ["CPU_DEVICE", "device1", "no_float64"])
+@pytest.mark.parametrize(
+    "place", [pytest.param("CPU_DEVICE", marks=pytest.mark.slow), "device1", "no_float64"]
+)
 class TestStandard(BackendConformance):
     """In the memory of the host, on a device, and on one that has no float64, as Apple's have."""
 
