@@ -249,18 +249,22 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=100, help="mutants of each group, at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="only those that survived last")
+    parser.add_argument("--tests", nargs="+", help="these instead of the group's")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     for name in options.groups or GROUPS:
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        mutants = mutants_of(GROUPS[name])
+        group = GROUPS[name]
+        if options.tests:
+            group = group._replace(tests=options.tests)
+        mutants = mutants_of(group)
         if options.again:
             result = results[name]
             chosen = survivors_of(mutants, result)
         else:
             chosen = sampled(mutants, options.sample, options.seed)
             result = {"mutants": len(mutants), "tried": len(chosen), "seed": options.seed}
-        left = run(name, GROUPS[name], chosen, options.workers)
+        left = run(name, group, chosen, options.workers)
         result["killed"] = result["tried"] - len(left)
         result["survivors"] = [
             {"file": m.path, "operator": m.operator, "change": m.diff()} for m in left
