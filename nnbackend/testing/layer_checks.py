@@ -10,7 +10,7 @@ from nnbackend.testing.case import Case
 
 def batch_norm(case: Case) -> None:
     backend, momentum, eps = case.backend, 0.3, 1e-3
-    for rows, width in ((5, 3), (2, 1), (400, 65)):
+    for rows, width in ((5, 3), (2, 1), (400, 65), (40, 264)):
         x, dy = 2 * case.normal(rows, width) + 3, case.normal(rows, width)
         gamma, beta = case.normal(width), case.normal(width)
         mean, var = case.normal(width), case.normal(width) ** 2
@@ -34,7 +34,7 @@ def batch_norm(case: Case) -> None:
 
 def layer_norm(case: Case) -> None:
     backend, eps = case.backend, 1e-3
-    for rows, width in ((5, 3), (1, 2), (400, 65)):
+    for rows, width in ((5, 3), (1, 2), (400, 65), (40, 264)):
         x, dy = 2 * case.normal(rows, width) + 3, case.normal(rows, width)
         gamma, beta = case.normal(width), case.normal(width)
         want = oracle.layer_norm(x, gamma, beta, eps, dy)
@@ -55,7 +55,12 @@ def layer_norm(case: Case) -> None:
 
 def embedding(case: Case) -> None:
     backend = case.backend
-    for rows, others, categories, width in ((5, 3, 4, 2), (1, 0, 1, 1), (400, 7, 90, 33)):
+    for rows, others, categories, width in (
+        (5, 3, 4, 2),
+        (1, 0, 1, 1),
+        (400, 7, 90, 33),
+        (50, 8, 9, 32),
+    ):
         x = np.hstack(
             [case.rng.integers(0, categories, (rows, 1)) + case.rng.uniform(-0.4, 0.4, (rows, 1)),
              case.normal(rows, others)]
