@@ -31,7 +31,7 @@ def readers(tmp_path_factory):
     return {reader.name: reader for reader in fuzzing.readers(folder)}
 
 
-@pytest.mark.parametrize("seconds", [0.3, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [
     "tables", "tables, gzip", "tables, bzip2", "tables, xz", "tables, zip", "parquet", "npz",
     "npz members", "idx", "idx, gzip", "images", "settings", "models", "models, metadata",
