@@ -33,7 +33,13 @@ def rows(rng):
 
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, since 3.12
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=[pytest.mark.slow] if method == "forkserver" else [])
+        for method in multiprocessing.get_all_start_methods()
+    ],
+)
 def test_worker_processes_train_and_predict(rows, method, name) -> None:
     """After this process has trained on all its threads; models go there and back."""
     if not nn.available_backends()[name].ok:

@@ -37,7 +37,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize(
+    "order", [0, 1, *(pytest.param(k, marks=pytest.mark.slow) for k in range(2, 8))]
+)
 def test_predictions_follow_every_change_in_any_order(backend, rng, tmp_path, order) -> None:
     x, y = data(rng)
     make(5).save(tmp_path / "other")
