@@ -222,9 +222,11 @@ def _overwrite(target: Path, content: bytes, whole: Path) -> None:
                 left = left[file.write(left) :]
             file.truncate(len(content))
             os.fsync(file.fileno())
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C, too, leaves a part of each content
             kept = whole.with_suffix(".whole")
             os.replace(whole, kept)
+            if not isinstance(error, OSError):
+                raise
             raise OSError(
                 error.errno, f"{error.strerror}; the new content is whole in {kept}", str(target)
             ) from error

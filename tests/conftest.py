@@ -21,7 +21,8 @@ import nnbackend as nn
 nn.register_backend(STAND_IN, StandInBackend)
 NAMED = [name for name in os.environ.get("NN_TEST_BACKENDS", "").split(",") if name]
 OURS = ("numpy", "numba", "cuda", STAND_IN)  # plug-ins have tests of their own
-HERE = [name for name in OURS if nn.available_backends()[name].ok]
+FOUND = nn.available_backends()
+HERE = [name for name in OURS if FOUND[name].ok]
 BACKENDS = NAMED or [name for name in HERE if name != STAND_IN or shutil.which(compiler())]
 
 # a shell's background jobs ignore Ctrl-C, and so would the processes that test it

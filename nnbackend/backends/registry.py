@@ -84,7 +84,7 @@ def available_backends() -> dict[str, Availability]:
     result = {}
     for name in (*_registry, *(_plug_ins().keys() - _registry.keys())):
         try:
-            result[name] = _backend_class(name).is_available()
+            result[name] = _availability(name, _backend_class(name))
         except BackendUnavailableError as error:
             result[name] = Availability(False, str(error))
     return result

@@ -58,8 +58,8 @@ def _check_names(path: Path, info: dict[str, Any], key: str, count: int | None =
     if names is None:
         return
     texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    if not texts or len(names) != (len(names) if count is None else count):
-        raise _wrong(path, key, f"a list of {'' if count is None else count} names", names)
+    if not texts or count not in (None, len(names)):
+        raise _wrong(path, key, f"a list of {'' if count is None else f'{count} '}names", names)
 
 
 def _wrong(path: Path, key: str, rule: str, found: object) -> CheckpointError:

@@ -149,14 +149,14 @@ def read_frame(
         if isinstance(target, int) and target in table.numbered:  # its name, not its place
             target = table.numbered[target]
         # of a DataFrame, columns may have numbers for names
-        features = features if features is None else _as_names("features", features)
-        drop, keep = _as_names("drop", drop), _as_names("keep", keep)
+        features, drop, keep = _as_text(features), _as_text(drop), _as_text(keep)
         return _dataset(table, target, task, features, preparation, learn_from, embed, drop, keep)
 
 
-def _as_names(what: str, names: Any) -> list[str]:
+def _as_text(names: Any) -> Any:
+    """Names of columns as text; what is no list of any is refused where all are checked."""
     is_list = isinstance(names, Iterable) and not isinstance(names, str)
-    return check_names(what, list(map(str, names)) if is_list else names)
+    return list(map(str, names)) if is_list else names
 
 
 def _dataset(

@@ -104,7 +104,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
             f"{'more' if len(content) > claimed else len(content)}"
         )
     found: HostArray = np.ndarray(shape, dtype, content, order="F" if fortran else "C")
-    if dtype.kind == "U" and (np.frombuffer(content, dtype.newbyteorder("=").byteorder + "u4")
+    if dtype.kind == "U" and (np.frombuffer(content, dtype.byteorder + "u4")
                               > 0x10FFFF).any():  # fmt: skip
         raise DataError(f"{path}: {info.filename} holds text with characters that do not exist")
     return found

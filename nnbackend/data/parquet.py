@@ -33,9 +33,8 @@ class ParquetTable:
             head = self._query(f"from {self._source} limit {HEAD_ROWS}").fetchall()
             if not head:
                 raise DataError(f"{self.shown} is empty; it must hold at least one row")
-            self.variety = [
-                len({*map(str, column)} - {"None"}) for column in zip(*head, strict=True)
-            ]
+            columns = zip(*head, strict=True)
+            self.variety = [len({str(v) for v in c if v is not None}) for c in columns]
             self._close = stack.pop_all().close
 
     def __enter__(self) -> ParquetTable:

@@ -165,6 +165,14 @@ def test_text_that_is_none_and_numbers_too_large(tmp_path) -> None:
         nn.datasets.read_npz(tmp_path / "a.npz", "regression")
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_text_of_either_order_of_bytes(tmp_path, order) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((4, 2)), y=np.array(["a", "ü", "a", "ü"], f"{order}U1"))
+    data = nn.datasets.read_npz(tmp_path / "a.npz")
+    assert data.class_names == ("a", "ü")
+    assert data.y.tolist() == [0, 1, 0, 1]
+
+
 def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")

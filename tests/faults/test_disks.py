@@ -12,15 +12,15 @@ import pytest
 
 import nnbackend as nn
 
-#: Puts a file system of this size over a folder, for one command.
-MOUNT = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && exec "$@"'
+#: Puts a file system with these options over a folder, for one command.
+MOUNT = 'mount -t tmpfs -o "$1" none "$2" && shift 2 && exec "$@"'
 
 
-def on_a_disk(size: str, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def on_a_disk(options: str, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command that sees a new, empty disk at ``folder``."""
     who = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT, "sh"]
     return subprocess.run(
-        [*who, size, str(folder), *command],
+        [*who, options, str(folder), *command],
         capture_output=True,
         text=True,
         timeout=240,
@@ -28,24 +28,24 @@ def on_a_disk(size: str, folder: Path, *command: str) -> subprocess.CompletedPro
     )
 
 
-def python_on_a_disk(size: str, folder: Path, source: str) -> str:
+def python_on_a_disk(options: str, folder: Path, source: str) -> str:
     start = f"import os, sys, errno, numpy as np, nnbackend as nn\nos.chdir({str(folder)!r})\n"
     source = start + "nn.set_backend('numpy')\n" + textwrap.dedent(source)
-    done = on_a_disk(size, folder, sys.executable, "-c", source)
+    done = on_a_disk(options, folder, sys.executable, "-c", source)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture
 def disk(tmp_path):
-    if shutil.which("unshare") is None or on_a_disk("64k", tmp_path, "true").returncode:
+    if shutil.which("unshare") is None or on_a_disk("size=64k", tmp_path, "true").returncode:
         pytest.skip("this system lets nobody mount a file system of their own")
     return tmp_path
 
 
 def test_a_full_disk_keeps_the_old_file_and_the_model(disk) -> None:
     out = python_on_a_disk(
-        "256k",
+        "size=256k",
         disk,
         """
         nn.Sequential([nn.Dense(30, 30)], seed=0).save("model.safetensors")
@@ -63,7 +63,7 @@ def test_a_full_disk_keeps_the_old_file_and_the_model(disk) -> None:
 
 def test_a_disk_that_fills_while_a_network_trains_leaves_the_last_checkpoint(disk) -> None:
     out = python_on_a_disk(
-        "256k",
+        "size=256k",
         disk,
         """
         class Fills(nn.Callback):
@@ -97,32 +97,18 @@ def test_the_command_line_says_that_the_disk_is_full(disk) -> None:
         ("train", "spiral", "--epochs", "1", "--plot", f"{disk}/curves.png"),
     ):
         program = [sys.executable, "-m", "nnbackend.cli", *command, "--backend", "numpy"]
-        done = on_a_disk("4k", disk, *program)
+        done = on_a_disk("size=4k", disk, *program)
         said = " ".join(done.stderr.split())
         assert done.returncode == 1, (command, said)
         assert "No space left" in said
         assert "Traceback" not in said
 
 
-READ_ONLY = 'mount -t tmpfs none "$1" && mount -o remount,ro "$1" && shift && exec "$@"'
-
-
 def test_a_read_only_folder_is_said_before_training(disk) -> None:
-    who = [
-        "unshare",
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        READ_ONLY,
-        "sh",
-        str(disk),
-    ]
     for option, name in (("--save", "m.safetensors"), ("--plot", "curves.png")):
         command = ["train", "spiral", option, f"{disk}/{name}", "--backend", "numpy"]
         program = [sys.executable, "-m", "nnbackend.cli", *command]
-        done = subprocess.run([*who, *program], capture_output=True, text=True, check=False)
+        done = on_a_disk("ro", disk, *program)
         said = " ".join(done.stderr.split())
         assert done.returncode == 1, said
         assert "Read-only file system" in said
@@ -133,7 +119,7 @@ def test_a_read_only_folder_is_said_before_training(disk) -> None:
 def test_a_file_with_several_names_keeps_its_content_on_a_full_disk(disk) -> None:
     """Such a file is overwritten, so room for all of it is taken before."""
     out = python_on_a_disk(
-        "300k",
+        "size=300k",
         disk,
         """
         nn.Sequential([nn.Dense(100, 100)], seed=0).save("model.safetensors")
@@ -162,7 +148,7 @@ def test_a_trained_model_that_finds_no_room_is_written_elsewhere(disk, tmp_path_
         except SystemExit as stop:
             print("code", stop.code)
         """
-    out = python_on_a_disk("4k", disk, source)
+    out = python_on_a_disk("size=4k", disk, source)
     assert out.rstrip().endswith("code 1")
     assert "accuracy" in out
     assert (other / "curves.png").exists()

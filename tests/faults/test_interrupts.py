@@ -7,6 +7,7 @@ import json
 import signal
 
 import pytest
+from needs import need_backend
 from python_process import run_python
 
 import nnbackend as nn
@@ -88,8 +89,7 @@ print(json.dumps({"same": bool(same), "epochs": model.epoch, "left": left,
 @pytest.mark.parametrize("strikes", [20, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 def test_a_model_that_was_interrupted_at_any_moment_goes_on(tmp_path, name, strikes) -> None:
-    if not nn.available_backends()[name].ok:
-        pytest.skip(f"{name} cannot run here")
+    need_backend(name)
     done = run_python(SOURCE, argv=[name, str(strikes), str(tmp_path / "m.safetensors")])
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(done.stdout)
@@ -133,8 +133,7 @@ def test_a_loop_of_steps_that_was_interrupted_leaves_the_model_free(
     tmp_path, name, strikes
 ) -> None:
     """Also where Ctrl-C came between taking a lock and the next instruction."""
-    if not nn.available_backends()[name].ok:
-        pytest.skip(f"{name} cannot run here")
+    need_backend(name)
     done = run_python(STEPS, argv=[name, str(strikes), str(tmp_path / "m.safetensors")])
     assert done.stdout == "saved\n", done.stderr[-2000:]
 

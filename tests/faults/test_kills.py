@@ -73,11 +73,11 @@ print(json.dumps({"kills": done, "wrong": wrong}))
 
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_training_killed_again_and_again_ends_where_one_undisturbed_does(tmp_path, kills) -> None:
-    """Each time it is started it goes on from the last checkpoint, and is killed within it or
-    between two; when it has been killed often enough it may end."""
+    """Each time it is started it goes on from the last checkpoint, and is killed while it writes
+    the next one or between two; when it has been killed often enough it may end."""
     figures = killed(
         """
-epochs = 4 * kills
+epochs = 12 * kills  # more than all attempts together get through
 x, y = nn.datasets.spiral(20, 3, seed=0)
 
 def fresh():
@@ -96,11 +96,9 @@ def train(file):
 
 file = os.path.join(path, "killed.safetensors")
 done = 0
-while not os.path.exists(file) or nn.load(file).epoch < epochs:
-    if done < kills:
-        done += attempt_and_kill(lambda: train(file), 0.06)
-    else:
-        train(file)
+for _ in range(kills):
+    done += attempt_and_kill(lambda: train(file), 0.03)
+train(file)
 undisturbed = os.path.join(path, "undisturbed.safetensors")
 train(undisturbed)
 one, other = nn.load(file), nn.load(undisturbed)
@@ -113,4 +111,4 @@ print(json.dumps({"kills": done, "same": int(same)}))
         kills,
     )
     assert figures["same"] == 1
-    assert figures["kills"] >= kills // 2
+    assert figures["kills"] == kills

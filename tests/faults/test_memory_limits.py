@@ -6,9 +6,8 @@ import json
 import sys
 
 import pytest
+from needs import need_backend
 from python_process import run_python
-
-import nnbackend as nn
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 
@@ -64,8 +63,7 @@ print(json.dumps(failed))
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["numpy", "numba"])
 def test_without_memory_calls_fail_and_work_again_when_there_is_some(name) -> None:
-    if not nn.available_backends()[name].ok:
-        pytest.skip(f"{name} cannot run here")
+    need_backend(name)
     done = run_python(SOURCE, argv=[name], NN_NUM_THREADS="1", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     failed = json.loads(done.stdout)

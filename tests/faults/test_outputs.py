@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from needs import need_backend
 
 import nnbackend as nn
 
@@ -23,8 +24,7 @@ model.save(sys.argv[1])
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["none", "full", "closed pipe"])
 def test_kernels_are_compiled_without_a_word(tmp_path, how) -> None:
-    if not nn.available_backends()["numba"].ok:
-        pytest.skip("numba cannot run here")
+    need_backend("numba")
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
     command, path = [sys.executable, "-c", SOURCE], str(tmp_path / "m.safetensors")

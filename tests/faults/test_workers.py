@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from needs import need_backend
 
 import nnbackend as nn
 
@@ -42,8 +43,7 @@ def rows(rng):
 )
 def test_worker_processes_train_and_predict(rows, method, name) -> None:
     """After this process has trained on all its threads; models go there and back."""
-    if not nn.available_backends()[name].ok:
-        pytest.skip(f"{name} cannot run here")
+    need_backend(name)
     x, y = rows
     with nn.use_backend(name):
         expected = [trained(seed, x, y) for seed in range(3)]

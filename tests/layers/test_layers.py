@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from needs import need_backend
 
 import nnbackend as nn
 from nnbackend.kernels.codes import ACTIVATIONS
@@ -257,8 +258,7 @@ class TestRefusals:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inputs_that_have_another_shape_now_are_refused(layer, name: str) -> None:
     """Nothing is read behind what the forward pass left, and nothing written."""
-    if not nn.available_backends()[name].ok:
-        pytest.skip(f"no {name} here")
+    need_backend(name)
     with nn.use_backend(name):
         for change in (
             lambda x: setattr(x, "shape", (6, 5)),

@@ -86,7 +86,6 @@ USES = {
 def test_a_model_that_nobody_uses_gives_its_memory_back_at_once(backend, rng, use) -> None:
     """Not when Python looks for cycles, which many small objects decide, and no large array."""
     x, y = data(rng)
-    gc.collect()
     gc.disable()
     try:
         model = nn.Sequential([nn.Dense(4, 8, "tanh"), nn.BatchNorm(8), nn.Dense(8, 3)], seed=0)

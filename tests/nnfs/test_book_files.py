@@ -11,29 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from book_models import classifier
 
 import nnbackend as nn
 from nnbackend.nnfs import (
-    Accuracy_Categorical,
     Activation_ReLU,
-    Activation_Softmax,
     Layer_Dense,
-    Loss_CategoricalCrossentropy,
     Model,
-    Optimizer_Adam,
 )
 
 
 def trained() -> tuple[Model, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
-    model = Model()
-    for layer in (Layer_Dense(4, 8, 0, 1e-3), Activation_ReLU(), Layer_Dense(8, 3),
-                  Activation_Softmax()):  # fmt: skip
-        model.add(layer)
-    model.set(loss=Loss_CategoricalCrossentropy(), optimizer=Optimizer_Adam(0.01),
-              accuracy=Accuracy_Categorical())  # fmt: skip
-    model.finalize()
+    model = classifier(Layer_Dense(4, 8, 0, 1e-3), Layer_Dense(8, 3), learning_rate=0.01)
     train(model, X, y)
     return model, X, y
 

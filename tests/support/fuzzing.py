@@ -30,18 +30,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from book_models import classifier
 
 import nnbackend as nn
 from nnbackend.cli.settings import read_config
-from nnbackend.nnfs import (
-    Accuracy_Categorical,
-    Activation_ReLU,
-    Activation_Softmax,
-    Layer_Dense,
-    Loss_CategoricalCrossentropy,
-    Model,
-    Optimizer_Adam,
-)
+from nnbackend.nnfs import Layer_Dense, Model
 
 SLOW, MEMORY = 5.0, 1 << 30
 #: Bytes at which formats break: ends of numbers, and lengths that are not true.
@@ -330,15 +323,7 @@ def _changed(rng: random.Random, value: object) -> object:
 
 
 def _book_models(folder: Path) -> list[bytes]:
-    model = Model()
-    for part in (Layer_Dense(2, 3), Activation_ReLU(), Layer_Dense(3, 2), Activation_Softmax()):
-        model.add(part)
-    model.set(
-        loss=Loss_CategoricalCrossentropy(), optimizer=Optimizer_Adam(),
-        accuracy=Accuracy_Categorical(),
-    )  # fmt: skip
-    model.finalize()
-    model.save(folder / "seed")
+    classifier(Layer_Dense(2, 3), Layer_Dense(3, 2)).save(folder / "seed")
     arrays = [np.float64(3), {"a": (1, 2**70, b"x", 1.5, "t")}, np.ones((2, 3), "f4")]
     return [(folder / "seed").read_bytes(), *(pickle.dumps(arrays, p) for p in range(6))]
 

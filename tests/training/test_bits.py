@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import need_backend
 from random_models import Drawn, draw
 
 import nnbackend as nn
@@ -18,8 +19,7 @@ EPOCHS = 4
 def cpu(request, monkeypatch):
     """A CPU backend."""
     name, threads = request.param
-    if name not in nn.available_backends() or not nn.available_backends()[name].ok:
-        pytest.skip(f"{name} cannot run here")
+    need_backend(name)
     if threads is not None:
         before = nn.get_num_threads()
         if threads > before:

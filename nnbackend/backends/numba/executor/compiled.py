@@ -96,9 +96,7 @@ class CompiledExecutor(Executor):
         segment = self._segment
         if segment is None or dy.__class__ is not np.ndarray or dy.dtype is not segment.dtype:
             return False
-        if not dy.flags.c_contiguous:
-            return False
-        return segment.backward_of(dy, dx, penalties)
+        return bool(dy.flags.c_contiguous) and segment.backward_of(dy, dx, penalties)
 
     def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
         segment = self._segment
