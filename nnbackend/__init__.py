@@ -7,7 +7,7 @@
 >>> history = model.fit(x, y, epochs=5, verbose=0)
 """
 
-from nnbackend import initializers, losses, metrics, optimizers, plot, schedules
+from nnbackend import distributed, initializers, losses, metrics, optimizers, plot, schedules
 from nnbackend.backends import (
     Availability,
     Backend,
@@ -29,6 +29,7 @@ from nnbackend.errors import (
     NNBackendError,
     NonFiniteLossError,
     OutOfMemoryError,
+    RankError,
     ShapeError,
     UnknownArgumentError,
     UnknownNameError,
@@ -113,6 +114,7 @@ __all__ = [
     "OutOfMemoryError",
     "Parameter",
     "RMSprop",
+    "RankError",
     "ReLU",
     "ReduceLROnPlateau",
     "Sequential",
@@ -130,6 +132,7 @@ __all__ = [
     "UnknownNameError",
     "available_backends",
     "datasets",
+    "distributed",
     "get_backend",
     "get_num_threads",
     "initializers",

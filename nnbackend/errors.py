@@ -55,6 +55,18 @@ class ModelBusyError(NNBackendError, RuntimeError):
     """A second fit or train_step began while another one on the same model was running."""
 
 
+class RankError(NNBackendError, RuntimeError):
+    """Ranks of a distributed training differ, or one of them died or did not come in time.
+
+    Attributes:
+        ranks: those that the message names.
+    """
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
 class OutOfMemoryError(NNBackendError, MemoryError):
     """The device does not have enough memory for the request."""
 

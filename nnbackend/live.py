@@ -29,6 +29,8 @@ class LiveCurves(Callback):
         show: function that is given each figure; None shows it in the cell's output.
     """
 
+    on_rank_zero = True
+
     def __init__(
         self,
         data: tuple[Any, Any] | None = None,

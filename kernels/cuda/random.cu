@@ -42,13 +42,13 @@ KERNEL random_bits(
 // captured launch reads from the state.
 KERNEL dropout_forward(
     const Real* x, Word key_0, Word key_1, Wide step, Word layer, const StepState* state,
-    Word threshold, Real scale, Size n, Real* out, Real* saved
+    Word threshold, Real scale, Word first_block, Size n, Real* out, Real* saved
 ) {
     if (state) step = state->step;
     Stream stream = {{key_0, key_1}, {(Word)step, (Word)(step >> 32), layer}};
     for (Size block = first_index(); 4 * block < n; block += index_step()) {
         Word words[4];
-        philox((Word)block, stream, words);
+        philox(first_block + (Word)block, stream, words);
         for (int k = 0; k < 4; k++) {
             Size i = 4 * block + k;
             if (i >= n) break;

@@ -148,12 +148,20 @@ class LayerOperations(ABC):
 
     @abstractmethod
     def dropout_forward(
-        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        stream: int,
+        out: Array,
+        saved: Array,
+        first: int = 0,
     ) -> None:
         """Inverted dropout (Srivastava et al., 2014): out = x saved.
 
         saved is 1 / (1 - rate) where the element's random word (``random_bits`` at
-        row * N + column) is at least floor(rate 2^32), else 0; all (B, N).
+        first + row * N + column) is at least floor(rate 2^32), else 0; all (B, N). ``first`` is
+        a multiple of 4, above 0 where these rows are a part of a larger batch.
         """
 
     @abstractmethod

@@ -5,6 +5,8 @@ Everything is checked before a model is touched; the batches are ready for an ex
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
@@ -28,6 +30,8 @@ HostArray = np.ndarray[Any, Any]
 #: Size of a block that is read at a time where data are larger than memory, in bytes: this on its
 #: way to a GPU, and up to so many times as much where there is memory for it.
 BLOCK_BYTES, MOST_BLOCKS = 1 << 25, 8
+#: Arrays that are hashed whole, in bytes, and the number of rows of larger ones.
+HASHED_BYTES, HASHED_ROWS = 1 << 24, 1000
 
 
 class ArraySource:
@@ -99,6 +103,21 @@ class ArraySource:
     def _on_host(self, rows: slice | HostArray) -> tuple[HostArray, HostArray, HostArray | None]:
         weight = None if self.weight is None else self.weight[rows]
         return read_rows(self.x, rows), self.target[rows], weight
+
+    def fingerprint(self) -> str:
+        """A hash of the rows: of all of them where they are few, else of some here and there."""
+        digest = hashlib.sha256()
+        for array in (self.x, self.target, self.weight):
+            if array is None:
+                continue
+            size = len(array) * math.prod(array.shape[1:]) * 8
+            rows: Any = slice(0, len(array))
+            if size > HASHED_BYTES:
+                rows = np.linspace(0, len(array) - 1, HASHED_ROWS).astype(np.int64)
+            part = read_rows(array, rows)
+            part = self.backend.to_numpy(part) if self.backend.owns(part) else np.asarray(part)
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
 
     def uploads(self) -> Uploads | None:
         """What copies blocks to the device while it works, if that is worthwhile here."""

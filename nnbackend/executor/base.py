@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,6 +48,12 @@ class Run(NamedTuple):
         rates: (S,) learning rate of each step.
         first_step: number of updates made before.
         keep_gradient: whether the flat gradient must afterwards be that of the last step.
+        first_row: place of the first row in the batch, for dropout: 0, or a multiple of 4 where
+            other processes have the rows before.
+        batch_weight: sum of weights of a batch that these rows are a part of, by which their loss
+            is divided; 0 if they are all of it.
+        n_shared: rows of an epoch on all ranks, where ``data`` has this rank's rows of each batch
+            alone, one batch after another; see nnbackend.distributed.
     """
 
     data: Data
@@ -56,11 +62,28 @@ class Run(NamedTuple):
     rates: Rates
     first_step: int
     keep_gradient: bool = True
+    first_row: int = 0
+    batch_weight: float = 0.0
+    n_shared: int | None = None
 
     @property
     def n_rows(self) -> int:
         """Rows of an epoch."""
         return len(self.data.x) if self.order is None else int(self.order.shape[1])
+
+
+class Trains(Protocol):
+    """What a training loop asks for: an executor, or ranks that share its work.
+
+    Attributes:
+        pace: rows of a batch, and seconds of a step, of the training that ran last.
+    """
+
+    pace: tuple[int, float] | None
+
+    def prepare(self, batch_size: int, data: Data | None) -> None: ...
+
+    def run(self, run: Run) -> Trace: ...
 
 
 class Executor(ABC):
@@ -133,6 +156,18 @@ class Executor(ABC):
     def gradient_of(self, x: Any, y: Any, number: int, weight: Any) -> float | None:
         """``gradient`` straight from a caller's arrays; None as for ``step``."""
         return None
+
+    @abstractmethod
+    def differentiate(self, run: Run) -> Trace:
+        """The part of a training step before its update, for a part of a batch: fill the flat
+        gradient of the loss over these rows, without penalties, in training mode.
+
+        Args:
+            run: one batch; its rate does not matter.
+
+        Returns:
+            (1, TRACE_SUMS + n_sums) as ``run`` does, the penalty left out.
+        """
 
     # -- driven from outside: whoever calls these has the loss --------------------------------
 

@@ -15,6 +15,7 @@ from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, tota
 from nnbackend.executor.rows import (
     Backward,
     Forward,
+    Mode,
     bind_inference,
     bind_row,
     saved_shape,
@@ -66,7 +67,9 @@ class PythonExecutor(Executor):
                 if run.order is None:
                     batch_data = run.data.rows(start, stop)
                 else:
-                    batch_data = plan.gather(run.data, run.order[epoch, start:stop])
+                    batch_data = plan.workspace.gather(
+                        self.backend, run.data, run.order[epoch, start:stop]
+                    )
                 rate, number = float(run.rates[index]), run.first_step + index
                 # of many steps, whoever reads the trace looks at the parameters
                 looks = len(run.rates) == 1
@@ -88,20 +91,38 @@ class PythonExecutor(Executor):
     def gradient(self, data: Data, step: int = 0) -> float:
         trace = self.backend.zeros(TRACE_SUMS + self.program.n_sums, _FLOAT64)
         plan = self.plan(len(data.x), len(data.x))
-        plan.workspace.moves_statistics = False
+        plan.workspace.mode.moves_statistics = False
         try:
             with np.errstate(all="ignore"):
                 self._differentiate(plan, data, step, trace)
         finally:
-            plan.workspace.moves_statistics = True
+            plan.workspace.mode.moves_statistics = True
         values = self.backend.to_numpy(trace)
         return total_loss(self.program, values)
 
-    def _differentiate(self, plan: TrainingPlan, data: Data, step: int, trace: Array) -> None:
+    def differentiate(self, run: Run) -> Trace:
+        trace = self.backend.zeros((1, TRACE_SUMS + self.program.n_sums), _FLOAT64)
+        plan = self.plan(run.n_rows, max(run.n_rows, run.batch_size))
+        data = (
+            run.data
+            if run.order is None
+            else plan.workspace.gather(self.backend, run.data, run.order[0])
+        )
+        plan.workspace.mode.first_row = run.first_row
+        try:
+            with np.errstate(all="ignore"):
+                self._differentiate(plan, data, run.first_step, trace[0], run)
+        finally:
+            plan.workspace.mode.first_row = 0
+        return self.backend.to_numpy(trace)
+
+    def _differentiate(
+        self, plan: TrainingPlan, data: Data, step: int, trace: Array, part: Run | None = None
+    ) -> None:
         with self._own_layers:
             self._in_step = True
             try:
-                plan.differentiate(data, step, trace)
+                plan.differentiate(data, step, trace, part)
             finally:
                 self._in_step = False
 
@@ -227,6 +248,13 @@ def measure(
         start += statistic.size
 
 
+def divide_by_batch(program: Program, dpred: Array, trace: Array, batch_weight: float) -> None:
+    """Make the gradient of a mean over these rows that of their part of a batch's mean; its sum of
+    weights is 0 if they are all of it."""
+    if program.averages and batch_weight:
+        dpred *= trace[TRACE_WEIGHT] / batch_weight
+
+
 def call_loss(program: Program, target: Array, pred: Array) -> tuple[Any, Array]:
     """Call a custom loss function and check its result."""
     loss = program.loss
@@ -271,13 +299,30 @@ class Workspace:
         self.gradients = [backend.zeros(capacity * program.gradient_width, dtype) for _ in "ab"]
         self.weight = backend.zeros(capacity, dtype)
         self.targets: Array = None
-        #: False while a gradient is taken: running statistics stay as they are
-        self.moves_statistics = True
+        self.mode = Mode()
 
     def part(self, offset: int, rows: int, width: int) -> Array:
         """(rows, width) at ``offset`` elements per row of the batch."""
         start = offset * self.capacity
         return self.flat[start : start + rows * width].reshape(rows, width)
+
+    def gather(self, backend: Backend, data: Data, idx: Array) -> Data:
+        """The rows ``idx`` of ``data``, copied here."""
+        rows = len(idx)
+        x = self.x[:rows]
+        backend.take_rows(data.x, idx, x)
+        targets, rest = self.targets, tuple(data.target.shape[1:])
+        if targets is None or (tuple(targets.shape[1:]), targets.dtype) != (
+            rest, data.target.dtype
+        ):  # fmt: skip
+            self.targets = backend.zeros((self.capacity, *rest), backend.dtype_of(data.target))
+        target = self.targets[:rows]
+        backend.take_rows(data.target, idx, target)
+        if data.weight is None:
+            return Data(x, target, None)
+        weight = self.weight[:rows]
+        backend.take_rows(data.weight, idx, weight)
+        return Data(x, target, weight)
 
 
 class TrainingPlan:
@@ -319,34 +364,20 @@ class TrainingPlan:
         if row.saved != ABSENT:
             start, shape = row.saved * workspace.capacity, saved_shape(row, rows)
             saved = workspace.flat[start : start + shape[0] * shape[1]].reshape(shape)
-        return bind_row(self.program, row, out, saved, dx, lambda: workspace.moves_statistics)
+        return bind_row(self.program, row, out, saved, dx, workspace.mode)
 
-    def gather(self, data: Data, idx: Array) -> Data:
-        """The rows ``idx`` of ``data``, copied into the workspace."""
-        backend, work = self.program.backend, self.workspace
-        x = work.x[: self.rows]
-        backend.take_rows(data.x, idx, x)
-        targets, rest = work.targets, tuple(data.target.shape[1:])
-        if targets is None or (tuple(targets.shape[1:]), targets.dtype) != (
-            rest, data.target.dtype
-        ):  # fmt: skip
-            work.targets = backend.zeros((work.capacity, *rest), backend.dtype_of(data.target))
-        target = work.targets[: self.rows]
-        backend.take_rows(data.target, idx, target)
-        if data.weight is None:
-            return Data(x, target, None)
-        weight = work.weight[: self.rows]
-        backend.take_rows(data.weight, idx, weight)
-        return Data(x, target, weight)
-
-    def differentiate(self, data: Data, step: int, trace: Array) -> None:
-        """Forward, loss and backward: fills the flat gradient and one row of a trace."""
+    def differentiate(self, data: Data, step: int, trace: Array, part: Run | None = None) -> None:
+        """Forward, loss and backward: fills the flat gradient and one row of a trace. ``part`` if
+        the rows are a part of a batch: then penalties are left to who has all of it."""
         program = self.program
         inputs = self.go_forward(data.x, step)
         measure(program, data, inputs.pop(), self.dpred, trace, self.loss)
+        if part is not None:
+            divide_by_batch(program, self.dpred, trace, part.batch_weight)
         self.penalty[...] = 0
         self.go_back(inputs, self.dpred)
-        add_penalties(program, self.rows, True, self.penalty)
+        if part is None:
+            add_penalties(program, self.rows, True, self.penalty)
         trace[TRACE_PENALTY] = self.penalty
 
     def go_forward(self, x: Array, step: int) -> list[Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nnbackend.backends.contract import Backend
@@ -40,6 +41,19 @@ def gradients_of(program: Program, row: Row) -> tuple[Array | None, Array | None
     return program.arrays[row.layer].gradients
 
 
+@dataclass(slots=True)
+class Mode:
+    """How forward passes go from now on.
+
+    Attributes:
+        moves_statistics: whether running statistics move; they stay while a gradient is taken.
+        first_row: place of the first row in the batch, a multiple of 4; see ``Run``.
+    """
+
+    moves_statistics: bool = True
+    first_row: int = 0
+
+
 class Bound(NamedTuple):
     """A row with all arguments of its operations.
 
@@ -47,7 +61,7 @@ class Bound(NamedTuple):
         out: (rows, n_outputs).
         saved: of ``saved_shape``; None if the row keeps nothing.
         dx: (rows, n_inputs); None if it is not needed.
-        moves_statistics: whether a forward pass moves running statistics.
+        mode: of its forward passes.
     """
 
     program: Program
@@ -55,7 +69,7 @@ class Bound(NamedTuple):
     out: Array
     saved: Array | None
     dx: Array | None
-    moves_statistics: Callable[[], bool]
+    mode: Mode
 
     @property
     def backend(self) -> Backend:
@@ -112,10 +126,12 @@ def _activation(b: Bound) -> tuple[Forward, Backward]:
 
 def _dropout(b: Bound) -> tuple[Forward, Backward]:
     backend, out, saved, dx = b.backend, b.out, b.saved, b.dx
-    key, layer, rate = b.program.dropout_key, b.row.layer, b.floats[0]
+    key, layer, rate, width = b.program.dropout_key, b.row.layer, b.floats[0], b.row.n_outputs
+    mode = b.mode
 
     def forward(x: Array, step: int) -> Array:
-        backend.dropout_forward(x, rate, key, step | layer << 64, out, saved)
+        first = mode.first_row * width
+        backend.dropout_forward(x, rate, key, step | layer << 64, out, saved, first)
         return out
 
     def backward(x: Array, dy: Array) -> Array:
@@ -134,7 +150,7 @@ def _batch_norm(b: Bound) -> tuple[Forward, Backward]:
     unmoved = backend.zeros((2, b.row.n_outputs), b.program.dtype)
 
     def forward(x: Array, step: int) -> Array:
-        moved = running if b.moves_statistics() else (unmoved[0], unmoved[1])
+        moved = running if b.mode.moves_statistics else (unmoved[0], unmoved[1])
         backend.batch_norm_forward(x, gamma, beta, *moved, momentum, eps, out, saved)
         return out
 
@@ -239,10 +255,10 @@ def bind_row(
     out: Array,
     saved: Array | None,
     dx: Array | None,
-    moves_statistics: Callable[[], bool] = lambda: True,
+    mode: Mode | None = None,
 ) -> tuple[Forward, Backward]:
     """A row's forward and backward; the arguments are those of ``Bound``."""
-    return _TRAINING[Op(row.op)](Bound(program, row, out, saved, dx, moves_statistics))
+    return _TRAINING[Op(row.op)](Bound(program, row, out, saved, dx, mode or Mode()))
 
 
 def bind_inference(program: Program, row: Row) -> Inference:

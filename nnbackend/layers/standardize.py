@@ -14,6 +14,8 @@ from nnbackend.kernels.codes import Op
 from nnbackend.layers.native import NativeLayer
 from nnbackend.layers.parameters import Parameter
 
+HostArray = np.ndarray[Any, Any]
+
 
 class Standardize(NativeLayer):
     """y = (x - mean) scale, learnt once from data: zero mean and unit variance per column.
@@ -71,6 +73,10 @@ class Standardize(NativeLayer):
             )
         check_real("Standardize.adapt's x", x.dtype)
         x = self.backend.to_numpy(x) if self.backend.owns(x) else x
+        self.set_statistics(*self.statistics(x))
+
+    def statistics(self, x: Any) -> tuple[int, HostArray, HostArray]:
+        """Number of rows, their mean (N,), and the sum of their squared distances from it (N,)."""
         count, mean = 0, np.zeros(x.shape[1])
         square = np.zeros(x.shape[1])  # sum of squared distances from the mean
         for start in range(0, len(x), 4096):
@@ -82,6 +88,10 @@ class Standardize(NativeLayer):
             square += shift**2 * (count * len(block) / total)
             mean += shift * (len(block) / total)
             count = total
+        return count, mean, square
+
+    def set_statistics(self, count: int, mean: HostArray, square: HostArray) -> None:
+        """Standardise by what ``statistics`` returns."""
         std = np.sqrt(square / count)
         if not np.isfinite(std).all():
             raise DataError("Standardize.adapt needs finite values; x holds NaN or infinity")

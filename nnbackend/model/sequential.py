@@ -29,6 +29,18 @@ from nnbackend.data.validation import (
     check_finite,
     check_matrix,
 )
+from nnbackend.distributed.communicator import Communicator
+from nnbackend.distributed.executor import SharedTraining
+from nnbackend.distributed.joining import (
+    OwnRows,
+    adapt_together,
+    check_alike,
+    check_same_source,
+    join,
+    one_thread,
+    share_start,
+)
+from nnbackend.distributed.ranks import Ranks
 from nnbackend.errors import (
     DataError,
     DTypeError,
@@ -155,6 +167,9 @@ class Sequential(DrivenStack):
         sample_weight: Any = None,
         class_weight: ClassWeight | None = None,
         verbose: int = 1,
+        comm: Communicator | None = None,
+        sharded: bool = False,
+        exact: bool = False,
     ) -> History:
         """Train for ``epochs`` more epochs.
 
@@ -175,6 +190,10 @@ class Sequential(DrivenStack):
             sample_weight: (N,) weight of each row.
             class_weight: dict from class to weight, or "balanced".
             verbose: 0 nothing, 1 a progress bar (plain lines without a terminal), 2 lines.
+            comm: what ``nn.distributed.init()`` returns: the processes that share the rows of each
+                batch. Every one calls this alike; see docs/distributed.md.
+            sharded: each process has rows of its own; else each passes all rows.
+            exact: same bits for any number of processes, on the CPU; slower.
 
         Returns:
             The curves of these epochs. After Ctrl-C, those so far, ``stopped="interrupted"``.
@@ -183,6 +202,7 @@ class Sequential(DrivenStack):
             ShapeError, DataError, DTypeError: bad input, found before the model is touched.
             NonFiniteLossError: the loss became NaN or infinite; the weights are those at the
                 end of the last good epoch.
+            RankError: another process differs, died, or did not come in time.
             ModelBusyError: another thread is training this model.
         """
         self._check_compiled()
@@ -193,6 +213,7 @@ class Sequential(DrivenStack):
         if split and validation_data is not None:
             raise DataError("pass validation_data or validation_split, not both")
         callbacks = check_callbacks(callbacks)
+        ranks = join(comm, sharded, exact)
         with self._training():
             self._rows_forward = 0
             functions = self._function_metrics
@@ -201,47 +222,78 @@ class Sequential(DrivenStack):
                 partial(split_rows, share=split, seed=self.seed, how=validation_rows)
                 if split else None,
             )  # fmt: skip
+            if ranks is not None:
+                more = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle}
+                more |= {"epochs before": self.epoch, "steps before": self.step}
+                more |= {"drop_last": drop_last, "validation": validation is not None}
+                self._check_alike(ranks, "fit", source, more, validation)
             rows = source.n_rows
-            if isinstance(source, ArraySource):
+            if isinstance(source, ArraySource) and not (ranks and ranks.sharded):
                 rows = source.rows_per_epoch(batch_size, drop_last)
                 self.program.check_batch(min(rows, batch_size))
                 self.program.check_batch(rows % batch_size or batch_size)
-            elif drop_last:
-                raise DataError("drop_last goes with arrays; an iterable gives batches as they are")
-            else:
+            elif isinstance(source, BatchSource):
+                if drop_last:
+                    raise DataError(
+                        "drop_last goes with arrays; an iterable gives batches as they are"
+                    )
                 source.check_passes(2 * epochs if functions else epochs)
             if isinstance(validation, BatchSource):
                 validation.check_passes(epochs)
-            adapted = self._adapt(source)
+            adapted = self._adapt(source, ranks)
+            trained_on: Source = source
+            if ranks is not None:
+                share_start(ranks, self.program)
+                if ranks.sharded and isinstance(source, ArraySource):
+                    trained_on = OwnRows(
+                        self.program, source, ranks, batch_size, shuffle, drop_last, self.seed,
+                        self.epoch,
+                    )  # fmt: skip
+                    rows = trained_on.total
             self._begin_callbacks(callbacks)
             last = self.epoch + epochs
             trainer = Trainer(
                 self.program,
-                self.executor,
+                self.executor
+                if ranks is None
+                else SharedTraining(self.program, self.executor, ranks),
                 self.training,
-                source,
+                trained_on,
                 epochs=last,
                 batch_size=batch_size,
                 shuffle=check_flag("shuffle", shuffle),
                 rows_per_epoch=rows,
-                callbacks=CallbackList(self, callbacks),
-                validate=None if validation is None else partial(self._figures, validation),
-                python_metrics=partial(self._training_figures, source) if functions else None,
-                progress=make_progress(verbose, self.epoch, last, rows),
+                callbacks=CallbackList(self, callbacks, 0 if ranks is None else ranks.rank),
+                validate=None if validation is None else partial(self._figures, validation, ranks),
+                python_metrics=partial(self._training_figures, source, ranks)
+                if functions
+                else None,
+                progress=make_progress(
+                    verbose if ranks is None or not ranks.rank else 0, self.epoch, last, rows
+                ),
                 history=History(),
+                ranks=ranks,
             )
-            try:
-                return trainer.run()
-            except BaseException:
-                if adapted is not None and self.epoch == last - epochs:
-                    adapted.forget()  # what was refused has not been seen
-                raise
+            with one_thread(exact, self.backend):
+                try:
+                    return trainer.run()
+                except BaseException:
+                    if adapted is not None and self.epoch == last - epochs:
+                        adapted.forget()  # what was refused has not been seen
+                    raise
 
-    def _figures(self, source: Source) -> dict[str, float]:
-        return evaluate_source(self.executor, source, self._function_metrics, self)
+    def _check_alike(
+        self, ranks: Ranks, call: str, source: Source, more: dict[str, Any],
+        validation: Source | None = None,
+    ) -> None:  # fmt: skip
+        check_same_source(ranks, source, validation)
+        check_alike(ranks, call, self.program, self.layers, source, more)
 
-    def _training_figures(self, source: Source) -> dict[str, float]:
-        return function_metrics(self.program, source, self._function_metrics, self)
+    def _figures(self, source: Source, ranks: Ranks | None = None) -> dict[str, float]:
+        return evaluate_source(self.executor, source, self._function_metrics, self, ranks)
+
+    def _training_figures(self, source: Source, ranks: Ranks | None) -> dict[str, float]:
+        return function_metrics(self.program, source, self._function_metrics, self, ranks)
 
     @one_at_a_time
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> Array:
@@ -282,12 +334,15 @@ class Sequential(DrivenStack):
         restore_states(callbacks, self.callback_states)
         self.callbacks, self.callback_states = list(callbacks), []
 
-    def _adapt(self, source: Source) -> Layer | None:
+    def _adapt(self, source: Source, ranks: Ranks | None) -> Layer | None:
         """Show arrays to the first layer, if it learns from them; the layer that has learnt."""
         first = None
         if isinstance(source, ArraySource) and not self.layers[0].adapted:
             first = self.layers[0]
-            first.adapt(source.x)
+            if ranks is not None and ranks.sharded:
+                adapt_together(ranks, first, source.x)
+            else:
+                first.adapt(source.x)
         self._check_adapted()
         return first
 
@@ -309,8 +364,13 @@ class Sequential(DrivenStack):
             self.executor.predict(x, out)
         return out
 
-    def predict(self, x: Any) -> np.ndarray[Any, Any]:
+    def predict(self, x: Any, comm: Communicator | None = None) -> np.ndarray[Any, Any]:
         """Raw outputs (N, n_outputs) as a NumPy array. Thread-safe.
+
+        Args:
+            x: (N, n_inputs).
+            comm: processes that each pass the same x, compute a share of its rows and receive all
+                outputs; see ``fit``.
 
         Raises:
             ShapeError, DTypeError: wrong rank, width or type.
@@ -318,6 +378,9 @@ class Sequential(DrivenStack):
         """
         with memory_errors:
             x = check_matrix(self.backend, x, self.n_inputs)
+            ranks = join(comm)
+            if ranks is not None:
+                return self._predict_together(ranks, x)
             out = np.empty((len(x), self.n_outputs), self.dtype)
             row_bytes = self.n_inputs * self.dtype.itemsize
             some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
@@ -331,6 +394,12 @@ class Sequential(DrivenStack):
                 check_finite(self.backend, x, self.dtype)
                 check_categories(self.program, x)
         return out
+
+    def _predict_together(self, ranks: Ranks, x: Any) -> np.ndarray[Any, Any]:
+        ranks.check_alike({"call": "predict", "rows": len(x), "row width": self.n_inputs})
+        parts = [self.predict(x[first:last]) for first, last in ranks.blocks(len(x))]
+        nothing = np.zeros((0, self.n_outputs), self.dtype)
+        return ranks.gather_blocks(np.concatenate([nothing, *parts]))
 
     def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:
         """Probabilities (N, n_outputs): the loss's link (softmax, sigmoid) applied to
@@ -349,19 +418,27 @@ class Sequential(DrivenStack):
         x: Any,
         y: Any = None,
         sample_weight: Any = None,
+        comm: Communicator | None = None,
+        sharded: bool = False,
+        exact: bool = False,
     ) -> dict[str, float]:
         """Loss and metrics in inference mode.
 
         Args:
             x, y, sample_weight: arrays, or an iterable of batches, as in ``fit``.
+            comm, sharded, exact: processes that share the rows, as in ``fit``.
 
         Returns:
             {"loss": with penalties, "accuracy": ...}; also "data_loss" where there are penalties.
         """
         self._check_compiled()
         self._check_adapted()
-        with memory_errors:
-            return self._figures(make_source(self.program, x, y, sample_weight))
+        ranks = join(comm, sharded, exact)
+        with memory_errors, one_thread(exact, self.backend):
+            source = make_source(self.program, x, y, sample_weight)
+            if ranks is not None:
+                self._check_alike(ranks, "evaluate", source, {})
+            return self._figures(source, ranks)
 
     # -- for people, and for later ----------------------------------------------------------------
 

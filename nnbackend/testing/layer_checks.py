@@ -93,6 +93,9 @@ def dropout(case: Case) -> None:
         case.equal("dropout", out, x * kept / (1 - rate))
         backend.dropout_backward(case.put(dy), saved, dx)
         case.equal("dropout backward", dx, dy * kept / (1 - rate))
+        part, part_saved = case.poisoned(41, 33), case.poisoned(41, 33)
+        backend.dropout_forward(case.put(x[20:]), rate, seed, stream, part, part_saved, 20 * 33)
+        case.equal("dropout of a batch's last rows", part, (x * kept / (1 - rate))[20:])
 
 
 def standardize(case: Case) -> None:

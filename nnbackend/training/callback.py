@@ -28,6 +28,9 @@ class Callback(AnswersNames):
 
     #: called after the others, as what saves the model must be
     runs_last: ClassVar[bool] = False
+    #: of processes that train together, called on the first alone, as what writes files must be;
+    #: what changes the model or stops the training must be called on all
+    on_rank_zero: ClassVar[bool] = False
     #: the model that it trained last, and its state before the first one
     _model: weakref.ref[Sequential] | None = None
     _initial: Mapping[str, Any] | None = None
@@ -119,8 +122,9 @@ def restore_states(callbacks: Sequence[Callback], states: Sequence[Mapping[str, 
 class CallbackList:
     """The callbacks of a training run, called in order, each with the model."""
 
-    def __init__(self, model: Sequential, callbacks: Sequence[Callback]) -> None:
+    def __init__(self, model: Sequential, callbacks: Sequence[Callback], rank: int = 0) -> None:
         self.model = model
+        callbacks = [callback for callback in callbacks if not (rank and callback.on_rank_zero)]
         # those that save the model come last, when the others have their new state
         self.callbacks = sorted(callbacks, key=lambda callback: callback.runs_last)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from nnbackend.backends.types import Array
-from nnbackend.data.sources import Source
+from nnbackend.data.sources import ArraySource, Source
+from nnbackend.distributed.ranks import Ranks
 from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.executor.base import Data, Executor, Trace, data_loss
 from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS
@@ -55,19 +56,28 @@ def evaluate_source(
     source: Source,
     functions: Sequence[ScoreMetric | MetricFunction],
     predict: Predict,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Loss and metrics by name in inference mode, including metrics that are functions;
-    "data_loss" only if there are penalties."""
+    "data_loss" only if there are penalties. With ``ranks``, each takes its share of the rows."""
     program = executor.program
     totals: Trace = np.zeros(TRACE_SUMS + program.n_sums)
     kept: list[Kept] = []
     penalty, rows = 0.0, 0
-    for block in source.blocks():
-        part = executor.evaluate(block)
-        penalty, rows = float(part[TRACE_PENALTY]), rows + len(block.x)
-        totals += part
-        if functions:
-            kept.append(_kept(program, block, predict))
+    for blocks in _shares(source, ranks):
+        parts, here = [np.zeros((0, len(totals) + 1))], []
+        for block in blocks:
+            parts.append(np.append(executor.evaluate(block), len(block.x))[None])
+            if functions:
+                here.append(_kept(program, block, predict))
+        joined = np.concatenate(parts)
+        if ranks is not None:
+            joined = ranks.gather_blocks(joined)
+            here = _gathered(program, here, ranks) if functions else here
+        for *part, count in joined:
+            penalty, rows = float(part[TRACE_PENALTY]), rows + int(count)
+            totals += part
+        kept += here
     if program.penalties_per_row:
         penalty /= max(rows, 1)
     loss_sum, _, weight_sum = totals[:TRACE_SUMS]
@@ -80,10 +90,44 @@ def function_metrics(
     source: Source,
     functions: Sequence[ScoreMetric | MetricFunction],
     predict: Predict,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """The metrics that need all rows at once, over the training data."""
-    kept = [_kept(program, block, predict) for block in source.blocks()]
+    kept = []
+    for blocks in _shares(source, ranks):
+        here = [_kept(program, block, predict) for block in blocks]
+        kept += here if ranks is None else _gathered(program, here, ranks)
     return _function_values(program, kept, functions)
+
+
+def _shares(source: Source, ranks: Ranks | None) -> Iterator[Iterable[Data]]:
+    """This rank's share of all rows, or of one batch after another, in blocks; a block is valid
+    until the next one is asked for."""
+    if ranks is None or ranks.sharded:
+        yield source.blocks()
+    elif isinstance(source, ArraySource):
+        yield _share_of(source, ranks)
+    else:
+        for data in source.blocks():
+            yield (data.rows(*block) for block in ranks.blocks(len(data.x)))
+
+
+def _share_of(source: ArraySource, ranks: Ranks) -> Iterator[Data]:
+    some = source.block_rows
+    for first, last in ranks.blocks(source.n_rows):
+        for start in range(first, last, some):
+            yield source.block(slice(start, min(start + some, last)))
+
+
+def _gathered(program: Program, kept: list[Kept], ranks: Ranks) -> list[Kept]:
+    """The same of all ranks, in their order."""
+    known = ranks.gather_objects([*kept[0][0].shape[1:], str(kept[0][0].dtype)] if kept else None)
+    *width, dtype = next(form for form in known if form is not None)
+    pred = np.zeros((0, program.n_outputs), program.dtype)
+    nothing = (np.zeros((0, *width), dtype), pred, np.zeros(0))
+    joined = (np.concatenate(parts) for parts in zip(nothing, *kept, strict=True))
+    y_true, y_pred, weight = (ranks.gather_blocks(array) for array in joined)
+    return [(y_true, y_pred, weight)]
 
 
 def _kept(program: Program, block: Data, predict: Predict) -> Kept:

@@ -32,6 +32,8 @@ class TensorBoard(Callback):
             for none.
     """
 
+    on_rank_zero = True
+
     def __init__(self, folder: str | os.PathLike[str], histograms: int | None = None) -> None:
         self.folder = check_path("TensorBoard.folder", folder)
         self.histograms = (
@@ -89,6 +91,8 @@ class MLflow(Callback):
         run_name: of a new run.
         log_model: whether the model's file becomes an artifact of the run at the end.
     """
+
+    on_rank_zero = True
 
     def __init__(self, run_name: str | None = None, log_model: bool = False) -> None:
         self.run_name, self.log_model = run_name, log_model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -12,8 +13,10 @@ from nnbackend.backends.orders import blocks_of
 from nnbackend.backends.types import Array
 from nnbackend.data.prefetch import BlocksAhead
 from nnbackend.data.sources import ArraySource, BatchSource, Source
+from nnbackend.distributed.executor import SharedTraining
+from nnbackend.distributed.ranks import Ranks
 from nnbackend.errors import NonFiniteLossError
-from nnbackend.executor.base import Executor, Run, Trace
+from nnbackend.executor.base import Data, Rates, Run, Trace, Trains
 from nnbackend.kernels.codes import TRACE_SUMS
 from nnbackend.program.table import Program
 from nnbackend.training.callback import CallbackList
@@ -41,19 +44,21 @@ class Trainer:
     """One call of ``fit``: trains on ``source`` until epoch ``epochs``.
 
     Args:
-        program, executor: of the model.
+        program: of the model.
+        executor: the model's, or ranks that share its work.
         state: of the training run, updated.
         epochs: number of the last epoch.
         rows_per_epoch: fewer than the rows there are if the last ones of an order are left out.
         validate: returns the figures over the validation data.
         python_metrics: returns those of metrics that are functions.
         history: curves of this call.
+        ranks: that train together; None for one process.
     """
 
     def __init__(
         self,
         program: Program,
-        executor: Executor,
+        executor: Trains,
         state: TrainingState,
         source: Source,
         *,
@@ -66,13 +71,14 @@ class Trainer:
         python_metrics: Callable[[], dict[str, float]] | None,
         progress: Progress,
         history: History,
+        ranks: Ranks | None = None,
     ) -> None:
         self.program, self.executor, self.state = program, executor, state
-        self.source = source
+        self.source, self.ranks = source, ranks
         if isinstance(source, ArraySource):
             batch_size = min(batch_size, source.n_rows)
             self.n_rows = rows_per_epoch or source.n_rows
-            self.runner = ChunkRunner(program, executor, source, batch_size, self.n_rows)
+            self.runner = ChunkRunner(program, executor, source, batch_size, self.n_rows, ranks)
         self.epochs, self.batch_size, self.shuffle = epochs, batch_size, shuffle
         self.callbacks = callbacks
         self.validate = validate
@@ -82,6 +88,9 @@ class Trainer:
         self.earlier_epochs = state.history.epochs
         self.interrupt = Interrupt()
         self.looks_on = bool(callbacks) or validate is not None or python_metrics is not None
+        # a snapshot now and then, by the clock, would be at different epochs
+        self.looks_on |= ranks is not None
+        self.block_rows = 0
         self.recovery = Recovery(program, state)
         self.unfinished: Epoch | None = None
         self.chunk_steps = 1
@@ -96,6 +105,10 @@ class Trainer:
             try:
                 data = source.data if isinstance(source, ArraySource) else None
                 self.executor.prepare(self.batch_size, data)
+                if isinstance(source, ArraySource):
+                    self.block_rows = source.block_rows
+                    if self.ranks is not None:
+                        self.block_rows = min(self.ranks.gather_objects(self.block_rows))
                 with self.progress:
                     while self.state.epoch < self.epochs and self.history.stopped is None:
                         if isinstance(source, ArraySource):
@@ -104,6 +117,7 @@ class Trainer:
                             self._train_batches(source)
                         if self.interrupt.requested:
                             self.history.stopped = "interrupted"
+                        self._agree_on_end()
             except BaseException as error:
                 with self.interrupt.shield():
                     self._undo()
@@ -171,7 +185,7 @@ class Trainer:
 
     def _next_steps(self, source: ArraySource, left: int) -> int:
         """Number of steps in the next chunk, of those left in an epoch."""
-        fitting = -(-source.block_rows // self.batch_size)
+        fitting = -(-self.block_rows // self.batch_size)
         return min(self.chunk_steps, self._most_trace_steps(), fitting, left)
 
     def _rates(self, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -251,6 +265,22 @@ class Trainer:
         self.executor.pace = self.batch_size, max(seconds, 1e-9) / steps
         wanted = int(CHUNK_SECONDS / self.executor.pace[1])
         self.chunk_steps = max(1, min(wanted, 2 * self.chunk_steps))
+        if self.ranks is not None:
+            # clocks and signals differ between ranks, and chunks must not
+            self.chunk_steps, interrupted = self.ranks.agree_on_chunk(
+                self.chunk_steps, self.interrupt.requested
+            )
+            self.interrupt.requested |= interrupted
+
+    def _is_interrupted(self) -> bool:
+        if self.ranks is not None:
+            return self.ranks.agree_on_chunk(1, self.interrupt.requested)[1]
+        return self.interrupt.requested
+
+    def _agree_on_end(self) -> None:
+        """After an epoch: what stops one rank stops all."""
+        if self.ranks is not None:
+            self.history.stopped = self.ranks.agree_on_end(self.history.stopped, self.program)
 
     def _most_trace_steps(self) -> int:
         return max(1, TRACE_BYTES // (8 * (int(TRACE_SUMS) + self.program.n_sums)))
@@ -264,20 +294,33 @@ class Trainer:
             program, state.step, state.epoch, state.orders.block
         )
         self.unfinished = epoch = Epoch(state.epoch, None, state.orders.block, state.step)
-        for data in source.blocks():
-            program.check_batch(len(data.x))
+        for rows, step in self._steps(source):
+            program.check_batch(rows)
             rates = self._rates(1)
-            trace = self.executor.run(Run(data, None, len(data.x), rates, state.step))
+            trace = step(rates, state.step)
             epoch.rates.append(rates)
             state.step += 1
             epoch.steps_done += 1
             epoch.trace.append(trace)
-            self.progress.advance(len(data.x))
+            self.progress.advance(rows)
             if not is_finite(trace) or not parameters_finite(program):
                 self._fail(Fault(epoch, epoch.steps_done, snapshot))
-            if self.interrupt.requested:
+            if self._is_interrupted():
                 raise KeyboardInterrupt
         self._end_epoch(epoch, np.concatenate(epoch.trace))
+
+    def _steps(self, source: BatchSource) -> Iterator[tuple[int, Callable[[Rates, int], Trace]]]:
+        """For each batch of an epoch its rows, and what makes a step of (rate, number)."""
+        ranks, executor = self.ranks, self.executor
+        if ranks is not None and ranks.sharded and isinstance(executor, SharedTraining):
+            for batch in ranks.batches(self.program, source.blocks()):
+                yield batch.rows, partial(executor.run_own, batch)
+            return
+        for data in source.blocks():
+            yield len(data.x), partial(self._run_batch, data)
+
+    def _run_batch(self, data: Data, rates: Rates, number: int) -> Trace:
+        return self.executor.run(Run(data, None, len(data.x), rates, number))
 
     # -- after an epoch -------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class ModelCheckpoint(Callback):
     """
 
     runs_last = True
+    on_rank_zero = True
 
     def __init__(
         self,
@@ -113,6 +114,8 @@ class CSVLogger(Callback):
         path: the file. Resumed training goes on after its line of the last epoch; new training
             overwrites it.
     """
+
+    on_rank_zero = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(check_path("CSVLogger.path", path))

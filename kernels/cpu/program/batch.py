@@ -171,5 +171,6 @@ def loss_factor(f: Any) -> float:
     """What turns derivatives of rows into those of the loss: 1 / sum of weights for a mean."""
     if not averages(f[c.LOSS]):
         return 1.0
-    total = numbers_of(f)[c.WEIGHT_SUM]
+    numbers = numbers_of(f)
+    total = max(numbers[c.BATCH_WEIGHT], numbers[c.WEIGHT_SUM])
     return 1.0 / total if total > 0.0 else 0.0

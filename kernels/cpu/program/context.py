@@ -30,7 +30,7 @@ from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 73
+N_FIELDS = 74
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
@@ -42,8 +42,8 @@ N_FIELDS = 73
     # the data: addresses, 0 for what is not there; LABELS_64 is a caller's own int64 array
     X, N_INPUTS, TARGET, LABELS, LABELS_64, WEIGHT, N_DATA, N_OUTPUTS, OUT,
     ORDER, ORDER_ROWS, X_GATHERED, TARGET_GATHERED, LABELS_GATHERED, WEIGHT_GATHERED,
-    # the run
-    BATCH_SIZE, BLOCK_ROWS, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,
+    # the run; FIRST_ROW is the place of a batch's first row in a larger one
+    FIRST_ROW, BATCH_SIZE, BLOCK_ROWS, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,
     LAST_FORWARD, FIRST_TRAINED, LOSS, PENALTIES_PER_ROW, UPDATE, N_SLOTS, NUMBERS, DROPOUT_KEY,
     STATISTICS, N_STATISTICS, TRAINS, CLIPS, CHECKS, KEEPS, STATUS, WIDEST, TEAM, NEXT_ROW,
     # what of a step is run; the gradient by the first row's input, where it is wanted
@@ -61,11 +61,13 @@ REFUSED, NOT_FINITE = 1, 2
 WHOLE, FORWARD, BACKWARD, APPLY = range(4)
 
 #: float64 numbers at NUMBERS: settings, then what begin_step works out.
-N_NUMBERS = 17
+N_NUMBERS = 18
 (
     LOSS_PARAMETER, TARGET_LOW, TARGET_HIGH, CLIP_NORM, GRADIENT_LIMIT,
     # UPDATE_NUMBERS of kernels/codes.py
     MOMENTUM, NESTEROV, RHO, BETA_1, BETA_2, EPS, DECAY, EPS_HAT,
+    # sum of weights of a larger batch that this is a part of; 0 if it is none
+    BATCH_WEIGHT,
     WEIGHT_SUM, RATE, CORRECTED_RATE, CORRECTED_EPS,
 ) = range(N_NUMBERS)  # fmt: skip
 

@@ -105,7 +105,7 @@ def forward_row(
         saved = work(f, table[r, c.SAVED], width, first, last, like)
         dropout(
             x.reshape(x.size), floats[r, 0], f[c.DROPOUT_KEY], f[c.STEP], table[r, c.LAYER],
-            first * width, out.reshape(out.size), saved.reshape(saved.size),
+            (f[c.FIRST_ROW] + first) * width, out.reshape(out.size), saved.reshape(saved.size),
         )  # fmt: skip
     elif op == BATCH_NORM:
         mean, inv_std = join_parts(f, table, floats, r, part, like)

@@ -261,13 +261,13 @@ def _embedding(a: Any, operation: int, like: Any) -> None:
 def _by_element(a: Any, numbers: Any, operation: int, part: int, parts: int, like: Any) -> None:
     """Dropout and standardisation of some elements or rows."""
     if operation == DROPOUT_FORWARD:
-        x, out, saved_, size, key, stream_low, stream_high = a[:7]
+        x, out, saved_, size, key, stream_low, stream_high, before = a[:8]
         first, last = share(size, part, parts, 4)
         n = last - first
         if n > 0:
             dropout(
-                vector_at(x, first, n, like), numbers[0], key, stream_low, stream_high, first,
-                vector_at(out, first, n, like), vector_at(saved_, first, n, like),
+                vector_at(x, first, n, like), numbers[0], key, stream_low, stream_high,
+                before + first, vector_at(out, first, n, like), vector_at(saved_, first, n, like),
             )  # fmt: skip
     elif operation == MULTIPLY:
         dy, saved_, out, size = a[:4]

@@ -107,9 +107,17 @@ class ArrayApiBackend(Backend):
         self.activation_forward(act, z, out)
 
     def dense_backward(
-        self, dy: Array, x: Array, w: Array, act: Activation, saved: Array | None,
-        dw: Array | None, db: Array | None, dx: Array | None, scratch: Array,
-    ) -> None:  # fmt: skip
+        self,
+        dy: Array,
+        x: Array,
+        w: Array,
+        act: Activation,
+        saved: Array | None,
+        dw: Array | None,
+        db: Array | None,
+        dx: Array | None,
+        scratch: Array,
+    ) -> None:
         dz = self._dz(act, dy, saved)
         if dw is not None:
             dw[...] = x.T @ dz
@@ -214,9 +222,11 @@ class ArrayApiBackend(Backend):
         return self.xp.astype(self.xp.where(known, nearest, 0.0), self.xp.int64), known
 
     def dropout_forward(
-        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
-    ) -> None:
-        words = self.xp.reshape(self._words(x.shape[0] * x.shape[1], seed, stream), x.shape)
+        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array,
+        first: int = 0,
+    ) -> None:  # fmt: skip
+        count = x.shape[0] * x.shape[1]
+        words = self.xp.reshape(self._words(count, seed, stream, first), x.shape)
         kept = self.xp.astype(words >= int(rate * 2.0**32), saved.dtype)
         saved[...] = kept * (1 / (1 - rate))
         out[...] = x * saved

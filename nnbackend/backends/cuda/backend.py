@@ -210,12 +210,19 @@ class CudaBackend(CudaArrays):
             self.by_element("embedding_data", dx, dy, *x.shape, dweight.shape[1], dx)
 
     def dropout_forward(
-        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        stream: int,
+        out: Array,
+        saved: Array,
+        first: int = 0,
     ) -> None:
         self.run(
             "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x,
-            *stream_words(seed, stream), self._state(), *threshold_and_scale(rate), x.size, out,
-            saved,
+            *stream_words(seed, stream), self._state(), *threshold_and_scale(rate), first // 4,
+            x.size, out, saved,
         )  # fmt: skip
 
     def activation_and_dropout(self, following: Following, x: Array, out: Array) -> None:

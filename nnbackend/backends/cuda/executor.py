@@ -168,11 +168,11 @@ class GraphExecutor(PythonExecutor):
             return
         # no graph goes down so far: the same way again, launched one by one
         workspace = self.plan(len(x), len(x)).workspace
-        workspace.moves_statistics = False
+        workspace.mode.moves_statistics = False
         try:
             super().forward(x, number)
         finally:
-            workspace.moves_statistics = True
+            workspace.mode.moves_statistics = True
         super().backward(dy, dx, penalties)
 
     def _fits(self, x: Any, dtype: np.dtype[Any], axes: int) -> bool:

@@ -211,9 +211,16 @@ class NumbaBackend(CallsOperations):
         self._run(self._operation.EMBEDDING_BACKWARD, x, arguments)
 
     def dropout_forward(
-        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        stream: int,
+        out: Array,
+        saved: Array,
+        first: int = 0,
     ) -> None:
-        bits = (signed(seed), signed(stream), stream >> 64)
+        bits = (signed(seed), signed(stream), stream >> 64, first)
         arguments = (*map(address_of, (x, out, saved)), x.size, *bits)
         work = x.size / ELEMENT_GRAIN
         self._run(self._operation.DROPOUT_FORWARD, out, arguments, (rate,), work)

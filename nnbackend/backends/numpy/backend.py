@@ -285,14 +285,21 @@ class NumpyBackend(NumpyLosses, NumpyUpdates):
         return self._xp.where(known, nearest, -1).astype(self._xp.int64)
 
     def dropout_forward(
-        self, x: Array, rate: float, seed: int, stream: int, out: Array, saved: Array
+        self,
+        x: Array,
+        rate: float,
+        seed: int,
+        stream: int,
+        out: Array,
+        saved: Array,
+        first: int = 0,
     ) -> None:
         xp = self._xp
         threshold = int(rate * 2.0**32)
         flat, scale = saved.reshape(-1), saved.dtype.type(1.0 / (1.0 - rate))
         for s in slices(flat.size, BLOCK):
             bits = xp.empty(s.stop - s.start, xp.uint32)
-            self.random_bits(bits, seed, stream, s.start)
+            self.random_bits(bits, seed, stream, first + s.start)
             xp.multiply(bits >= threshold, scale, out=flat[s])
         xp.multiply(x, saved, out=out)
 

@@ -64,6 +64,9 @@ class CompiledExecutor(Executor):
         trace = self._plan(rows).run(Run(data, None, rows, np.zeros(1), step), trains=False)
         return total_loss(self.program, trace[0])
 
+    def differentiate(self, run: Run) -> Trace:
+        return self._plan(run.batch_size).run(run, trains=False, part=True)
+
     def gradient_of(self, x: Any, y: Any, number: int, weight: Any) -> float | None:
         plan = self._training
         return None if plan is None else plan.gradient(x, y, number, weight)
@@ -84,7 +87,7 @@ class CompiledExecutor(Executor):
             width = self.program.workspace_width
             workspace = self.program.backend.zeros(capacity * width, self.program.dtype)
             segment = self._segment = Segment(self.compiled, rows, workspace, capacity)
-        return segment.forward(x, number, True)
+        return segment.forward(x, number)
 
     def forward_of(self, x: Any, number: int) -> Array | None:
         segment = self._segment

@@ -108,7 +108,7 @@ class MixedExecutor(PythonExecutor):
         if not self._updates_at_once:
             return super()._step(plan, data, rate, number, trace, looks)
         segment, optimizer = plan.segments[0], self.program.optimizer  # type: ignore[attr-defined]
-        outputs = segment.forward(data.x, number, True)
+        outputs = segment.forward(data.x, number)
         measure(self.program, data, outputs, segment.dy, trace, plan.loss)
         if not np.isfinite(trace[TRACE_LOSS]):
             return False
@@ -198,7 +198,7 @@ class _MixedPlan(TrainingPlan):
         self.segments.append(segment)
 
         def forward(x: Array, step: int) -> Array:
-            return segment.forward(x, step, workspace.moves_statistics)
+            return segment.forward(x, step, workspace.mode)
 
         def backward(x: Array, dy: Array) -> Array:
             if dy is not segment.dy:

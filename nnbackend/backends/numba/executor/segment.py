@@ -7,8 +7,11 @@ import numpy as np
 from nnbackend.backends.numba.executor.table import CompiledTable, StepContext
 from nnbackend.backends.numba.runtime import address_of
 from nnbackend.backends.types import Array
-from nnbackend.kernels.codes import TRACE_PENALTY, Op
+from nnbackend.executor.rows import Mode
+from nnbackend.kernels.codes import TRACE_PENALTY
 from nnbackend.optimizers import Optimizer
+
+_USUAL = Mode()
 
 
 class Segment(StepContext):
@@ -29,11 +32,9 @@ class Segment(StepContext):
         f[c.RATES], f[c.TRACE] = address_of(self._one_rate), address_of(self._one_trace)
         f[c.N_STEPS], f[c.KEEPS], f[c.N_DATA] = 1, 1, batch
         f[c.BATCH_SIZE] = f[c.ORDER_ROWS] = batch
-        # the table where gradients go all the way down; numbers without the penalties
+        # the table where gradients go all the way down
         self._down = table.table.copy()
         self._down[:, c.NEEDS_DX] = 1
-        self._plain = table.floats.copy()
-        self._plain[[row.op == Op.DENSE for row in table.rows], 1:5] = 0.0
         width, last = table.n_outputs, table.rows[-1]
         self.output = self._part(workspace, last.output, width)
         self.dy = self._part(deltas, table.deltas_width - width, width)
@@ -51,13 +52,13 @@ class Segment(StepContext):
         start = offset * self.capacity
         return flat[start : start + self.batch * width].reshape(self.batch, width)
 
-    def forward(self, x: Array, number: int, moves_statistics: bool) -> Array:
+    def forward(self, x: Array, number: int, mode: Mode = _USUAL) -> Array:
         """Outputs in training mode, a view that the next pass overwrites; ``number`` decides the
         dropout masks."""
         f, c = self.f, self.c
         self._x = x  # read again on the way back
-        f[c.X], f[c.FIRST_STEP], f[c.TRAINS] = address_of(x), number, int(moves_statistics)
-        f[c.CHECKS] = 0
+        f[c.X], f[c.FIRST_STEP], f[c.TRAINS] = address_of(x), number, int(mode.moves_statistics)
+        f[c.FIRST_ROW], f[c.CHECKS] = mode.first_row, 0
         f[c.MODE], f[c.FIRST_PHASE], f[c.STATUS] = c.FORWARD, 0, 0
         f[c.N_PHASES] = self.table.last_forward + 1
         self.call()
@@ -94,7 +95,7 @@ class Segment(StepContext):
         f, c, table = self.f, self.c, self.table
         f[c.TABLE] = address_of(self._down if down else table.table)
         f[c.FIRST_TRAINED] = 0 if down else table.first_trained
-        f[c.FLOATS] = address_of(table.floats if penalties else self._plain)
+        f[c.FLOATS] = address_of(table.floats if penalties else table.plain_floats)
         self._tables = (down, penalties)
 
     # -- straight from a caller's arrays, checked in compiled code --------------------------------

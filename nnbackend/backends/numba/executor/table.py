@@ -83,6 +83,9 @@ class CompiledTable:
         trained = [i for i, row in enumerate(rows) if row.trainable]
         self.first_trained = trained[0] if trained else len(rows)
         self.floats = np.ascontiguousarray(program.floats[first:last], dtype=np.float64)
+        #: the same without penalties
+        self.plain_floats = self.floats.copy()
+        self.plain_floats[[row.op == Op.DENSE for row in rows], 1:5] = 0.0
         self.statistics, self.trace_width = self._described_statistics()
 
     def _described_statistics(self) -> tuple[Any, int]:

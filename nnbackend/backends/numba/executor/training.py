@@ -42,8 +42,8 @@ class Training(StepContext):
         self._weight: Any = None
         self._trains = True
 
-    def run(self, run: Run, trains: bool = True) -> Trace:
-        """Train, or only take the gradient of one batch."""
+    def run(self, run: Run, trains: bool = True, part: bool = False) -> Trace:
+        """Train, or only take the gradient of one batch; of a part of one, without penalties."""
         f, c, program = self.f, self.c, self.program
         data, order, rows, steps = run.data, run.order, run.n_rows, len(run.rates)
         rates = np.ascontiguousarray(run.rates, dtype=np.float64)
@@ -56,14 +56,16 @@ class Training(StepContext):
         f[c.LABELS_64], f[c.WEIGHT] = 0, address_of(data.weight)
         f[c.ORDER], f[c.ORDER_ROWS] = address_of(order), rows
         f[c.BATCH_SIZE], f[c.N_STEPS] = min(run.batch_size, rows), steps
-        f[c.FIRST_STEP] = run.first_step
+        f[c.FIRST_STEP], f[c.FIRST_ROW] = run.first_step, run.first_row
+        self.numbers[c.BATCH_WEIGHT] = run.batch_weight
+        f[c.FLOATS] = address_of(self.table.plain_floats if part else self.table.floats)
         f[c.RATES], f[c.TRACE] = address_of(rates), address_of(trace)
         f[c.CHECKS], f[c.KEEPS], f[c.STATUS] = 0, int(run.keep_gradient), 0
         self.call()
         if f[c.STATUS] == c.NOT_FINITE:
             trace[f[c.STEP] - run.first_step :] = np.nan
         self._own_target = (None, 0)
-        if order is None and steps == 1:
+        if order is None and steps == 1 and not part:
             self._expect_own(rows, labels)
         self._trains = trains
         return trace

@@ -1,0 +1,75 @@
+"""What ranks say to each other: four operations, which MPI, NCCL or a library of yours offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnbackend.backends.types import Array
+
+HostArray = np.ndarray[Any, Any]
+
+
+class Communicator(ABC):
+    """The ranks of a training: processes that each hold the whole model and a share of the rows.
+
+    Every rank calls the same operations in the same order. An operation that cannot be completed,
+    because a rank died or does something else, raises ``RankError``; it must not wait for ever.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+    """
+
+    rank: int
+    size: int
+    #: whether the last two operations are there too; then ranks divide the work of an update
+    scatters: ClassVar[bool] = False
+
+    @abstractmethod
+    def all_reduce(self, array: Array) -> None:
+        """array (n,) = the sum of every rank's, in place, with the same bits on all ranks. It is
+        of the model's dtype and on the model's device."""
+
+    @abstractmethod
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        """array (n,) = that of the rank ``root``, in place; as for ``all_reduce``."""
+
+    @abstractmethod
+    def gather(self, array: HostArray) -> list[HostArray]:
+        """Every rank's array (n,), in the order of the ranks, on every rank. The arrays are on
+        the host, of one dtype, and may differ in length."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Return when every rank has called this."""
+
+    def reduce_scatter(self, array: Array, counts: Sequence[int], out: Array) -> None:
+        """out = this rank's part of the sum of every rank's array (n,), which has parts of so
+        many elements, one for each rank."""
+        raise NotImplementedError
+
+    def all_gather(self, array: Array, counts: Sequence[int]) -> None:
+        """Every part of array (n,) = that of the rank that it belongs to, in place."""
+        raise NotImplementedError
+
+
+class Alone(Communicator):
+    """The communicator of a process that was started by itself."""
+
+    rank, size = 0, 1
+
+    def all_reduce(self, array: Array) -> None:
+        return
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        return
+
+    def gather(self, array: HostArray) -> list[HostArray]:
+        return [array.copy()]
+
+    def barrier(self) -> None:
+        return

@@ -1,0 +1,216 @@
+"""Training steps that ranks share: each takes the gradient of its rows, one sum makes it that of
+the batch, and every rank makes the same update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nnbackend.backends.types import Array
+from nnbackend.distributed.parts import PartUpdates
+from nnbackend.distributed.plan import BlockedPlan
+from nnbackend.distributed.ranks import Block, Ranks, SharedBatch
+from nnbackend.errors import DataError
+from nnbackend.executor.base import Data, Executor, Rates, Run, Trace
+from nnbackend.executor.python import Workspace, add_penalties
+from nnbackend.executor.updates import Updates
+from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS
+from nnbackend.program.table import Program
+
+_FLOAT64 = np.dtype(np.float64)
+#: Numbers of a block's gradient that are gathered at a time.
+GATHERED = 1 << 20
+
+
+class SharedTraining:
+    """Runs training steps whose batches are shared by ranks.
+
+    Attributes:
+        pace: as of an executor.
+    """
+
+    def __init__(self, program: Program, executor: Executor, ranks: Ranks) -> None:
+        """``executor`` takes the gradient of this rank's rows."""
+        self.program, self.executor, self.ranks = program, executor, ranks
+        self.backend, storage = program.backend, program.storage
+        self.pace: tuple[int, float] | None = None
+        self._gradients = storage.gradients[: storage.trained]
+        self._updates = Updates(program, program.backend)
+        self._parts = PartUpdates.of(program, ranks)
+        self._penalty = program.backend.zeros((), _FLOAT64)
+        self._workspace: Workspace | None = None
+        self._plans: dict[tuple[Block, ...], BlockedPlan] = {}
+        #: whether a step goes layer by layer
+        self._blocked = ranks.exact or program.couples_rows
+        if ranks.exact and program.own_layers:
+            raise DataError(
+                "exact=True takes gradients block by block, which layers written in Python cannot "
+                "do; train without it"
+            )
+
+    def prepare(self, batch_size: int, data: Data | None) -> None:
+        """Compile what the training needs."""
+        if not self._blocked:
+            self.executor.prepare(max(1, _rows_in(self.ranks.blocks(batch_size))), data)
+
+    def run(self, run: Run) -> Trace:
+        """As ``Executor.run``, over batches of all ranks; each takes its blocks of every batch,
+        which are the next rows of ``run.data`` where it has this rank's alone."""
+        total = run.n_rows if run.n_shared is None else run.n_shared
+        steps_per_epoch, done = -(-total // run.batch_size), 0
+        parts = self._parts if self._parts is not None and self._parts.fits() else None
+        traces = self._new_traces(len(run.rates))
+        penalties = np.zeros(len(run.rates))
+        most = max(1, _rows_in(self.ranks.blocks(run.batch_size)))
+        for index in range(len(run.rates)):
+            epoch, batch = divmod(index, steps_per_epoch)
+            start = batch * run.batch_size
+            rows = min(run.batch_size, total - start)
+            blocks = self.ranks.blocks(rows)
+            own, place = _rows_in(blocks), blocks[0][0] if blocks else 0
+            first = done if run.n_shared is not None else start + place
+            done += own
+            order = None
+            if run.order is not None:
+                data, order = run.data, run.order[epoch : epoch + 1, first : first + own]
+            else:
+                data = run.data.rows(first, first + own)
+            part = Run(
+                data, order, most, run.rates[index : index + 1], run.first_step + index,
+                first_row=place,
+            )  # fmt: skip
+            goes_on, penalties[index] = self._step(part, blocks, rows, traces[:, index], parts)
+            if not goes_on:
+                traces[:, index:] = np.nan
+                break
+        if parts is not None:
+            parts.finish(run.keep_gradient)
+        return self._joined(traces, penalties)
+
+    def run_own(self, batch: SharedBatch, rates: Rates, number: int) -> Trace:
+        """One step over a batch of which each rank has any number of rows."""
+        own = len(batch.data.x)
+        blocks = [(batch.place, batch.place + own)] if own else []
+        part = Run(batch.data, None, max(1, own), rates, number, first_row=batch.place)
+        traces, penalties = self._new_traces(1), np.zeros(1)
+        goes_on, penalties[0] = self._step(part, blocks, batch.rows, traces[:, 0])
+        if not goes_on:
+            traces[:] = np.nan
+        return self._joined(traces, penalties)
+
+    # -- a step -------------------------------------------------------------------------------
+
+    def _step(
+        self,
+        part: Run,
+        blocks: list[Block],
+        rows: int,
+        traces: Trace,
+        parts: PartUpdates | None = None,
+    ) -> tuple[bool, float]:
+        """One step; False if its gradient is not finite, and the penalty. The blocks' traces are
+        put into ``traces``."""
+        part = part._replace(batch_weight=self._batch_weight(part, blocks, rows))
+        if self._blocked:
+            traces[: len(blocks)] = self._differentiate_blocks(part, blocks, rows)
+        else:
+            traces[: len(blocks)] = self._differentiate(part, blocks)
+        rate, number = float(part.rates[0]), part.first_step
+        if parts is not None:
+            return parts.apply(rate, number), 0.0
+        if not self.ranks.exact:
+            self.ranks.comm.all_reduce(self._gradients)
+        penalty = 0.0
+        if self.program.penalties:
+            self._penalty[...] = 0
+            add_penalties(self.program, rows, True, self._penalty)
+            penalty = float(self.backend.to_numpy(self._penalty))
+        if self.program.optimizer is None:
+            return True, penalty
+        return self._updates.apply(rate, number), penalty
+
+    def _batch_weight(self, part: Run, blocks: list[Block], rows: int) -> float:
+        """The sum of weights of the batch."""
+        weight = part.data.weight
+        if weight is None or not self.program.averages:
+            return float(rows)
+        if part.order is not None:
+            own = self.backend.zeros(part.n_rows, self.program.dtype)
+            self.backend.take_rows(weight, part.order[0], own)
+            weight = own
+        begin = blocks[0][0] if blocks else 0
+        sums = [
+            float(self.backend.to_numpy(self.backend.total(weight[first - begin : last - begin])))
+            for first, last in blocks
+        ]
+        return float(self.ranks.add(np.array(sums)))
+
+    def _differentiate(self, part: Run, blocks: list[Block]) -> Trace:
+        """This rank's part of the batch's gradient; the traces of its blocks, one or none."""
+        trace = np.zeros((0, self._trace_width))
+        if blocks:
+            trace = self.executor.differentiate(part)
+            if not np.isfinite(trace[:, :TRACE_SUMS]).all():
+                self._gradients[...] = np.nan  # every rank must see it
+        else:
+            self._gradients[...] = 0
+        return trace
+
+    def _differentiate_blocks(self, part: Run, blocks: list[Block], rows: int) -> Trace:
+        """The same layer by layer, with all of this rank's blocks."""
+        plan, data = self._plan(blocks, part.batch_size), part.data
+        if part.order is not None and blocks:
+            data = plan.workspace.gather(self.backend, data, part.order[0])
+        traces = plan.differentiate(
+            data, part.first_step, part.first_row, rows, part.batch_weight
+        )  # fmt: skip
+        if self.ranks.exact:
+            self._add_in_order(plan.gradients)
+            return traces
+        if not blocks:
+            self._gradients[...] = 0
+        return traces
+
+    def _add_in_order(self, gradients: list[Array]) -> None:
+        """The flat gradient = the sum of all blocks', one after another."""
+        backend, total = self.backend, self._gradients
+        for start in range(0, len(total), GATHERED):
+            part = slice(start, min(start + GATHERED, len(total)))
+            own = np.zeros((len(gradients), part.stop - start), self.program.dtype)
+            for k, gradient in enumerate(gradients):
+                own[k] = backend.to_numpy(gradient[part])
+            total[part] = backend.asarray(self.ranks.add(own), self.program.dtype)
+
+    def _plan(self, blocks: list[Block], most: int) -> BlockedPlan:
+        begin = blocks[0][0] if blocks else 0
+        key = tuple((first - begin, last - begin) for first, last in blocks)
+        plan, rows = self._plans.get(key), _rows_in(blocks)
+        if plan is None:
+            if self._workspace is None or self._workspace.capacity < rows:
+                capacity = -(-max(rows, most) // 16) * 16
+                self._workspace = Workspace(self.program, self.backend, capacity)
+                self._plans.clear()
+            if len(self._plans) >= 16:
+                self._plans.pop(next(iter(self._plans)))
+            plan = self._plans[key] = BlockedPlan(self.program, self.ranks, self._workspace, key)
+        return plan
+
+    # -- traces -------------------------------------------------------------------------------
+
+    @property
+    def _trace_width(self) -> int:
+        return int(TRACE_SUMS) + self.program.n_sums
+
+    def _new_traces(self, steps: int) -> np.ndarray[Any, Any]:
+        """(k, steps, T) for the most blocks that this rank can have."""
+        return np.zeros((max(1, self.ranks.most_blocks), steps, self._trace_width))
+
+    def _joined(self, traces: np.ndarray[Any, Any], penalties: np.ndarray[Any, Any]) -> Trace:
+        trace = self.ranks.add(traces)
+        trace[:, TRACE_PENALTY] += penalties
+        return trace
+
+
+def _rows_in(blocks: list[Block]) -> int:
+    return blocks[-1][1] - blocks[0][0] if blocks else 0

@@ -1,0 +1,175 @@
+"""What ranks make sure of before they work together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+import nnbackend
+from nnbackend._checks import check_flag
+from nnbackend.backends.contract import Backend
+from nnbackend.data.sources import ArraySource, BatchSource, Source
+from nnbackend.distributed.communicator import Communicator
+from nnbackend.distributed.ranks import Ranks
+from nnbackend.errors import DataError, DTypeError, shown
+from nnbackend.executor.base import Data
+from nnbackend.layers.base import Layer
+from nnbackend.layers.standardize import Standardize
+from nnbackend.losses import loss_name
+from nnbackend.program.table import Program
+
+
+def join(comm: Communicator | None, sharded: bool = False, exact: bool = False) -> Ranks | None:
+    """The ranks of a call; None if there is one alone, which works as without a communicator.
+
+    Raises:
+        DTypeError: ``comm`` is no communicator.
+        DataError: ``exact`` or ``sharded`` without one; both.
+    """
+    sharded, exact = check_flag("sharded", sharded), check_flag("exact", exact)
+    if comm is None:
+        if sharded or exact:
+            name = "sharded" if sharded else "exact"
+            raise DataError(
+                f"{name}=True is about ranks that train together; pass comm=nn.distributed.init()"
+            )
+        return None
+    if not isinstance(comm, Communicator):
+        raise DTypeError(
+            f"comm must be what nn.distributed.init() returns, or a subclass of "
+            f"nn.distributed.Communicator; received {shown(comm)}"
+        )
+    if sharded and exact:
+        raise DataError(
+            "exact=True gives the same bits for any number of ranks, which needs all rows on every "
+            "rank; sharded=True says that each has its own"
+        )
+    return Ranks(comm, exact, sharded) if comm.size > 1 or exact else None
+
+
+def check_alike(
+    ranks: Ranks, call: str, program: Program, layers: list[Layer], source: Source, more: Any
+) -> None:
+    """Refuse ranks that were called for something else, or with something else.
+
+    Raises:
+        RankError: a rank, what differs, and both values.
+    """
+    optimizer = program.optimizer
+    settings = {
+        "call": call,
+        "nnbackend": nnbackend.__version__,
+        "numpy": np.__version__,
+        "backend": program.backend.name,
+        "dtype": str(program.dtype),
+        "layers": [repr(layer) for layer in layers],
+        "seed": str(program.dropout_key),
+        "loss": loss_name(program.loss),
+        "optimizer": None if optimizer is None else repr(optimizer),
+        "metrics": [metric.name for metric in program.metrics],
+        "exact": ranks.exact,
+        "sharded": ranks.sharded,
+        **more,
+        **_of_data(source, ranks.sharded),
+    }
+    ranks.check_alike(settings)
+
+
+def _of_data(source: Source, sharded: bool) -> Mapping[str, Any]:
+    if not isinstance(source, ArraySource):
+        return {"a source of batches": True}
+    known: dict[str, Any] = {
+        "row width": int(source.x.shape[1]),
+        "targets": [*source.target.shape[1:], source.target.dtype.kind],
+        "sample weights": source.weight is not None,
+    }
+    if not sharded:
+        known["rows"] = source.n_rows
+        known["data"] = source.fingerprint()
+    return known
+
+
+def share_start(ranks: Ranks, program: Program) -> None:
+    """Parameters, state and the optimizer's vectors are those of rank 0."""
+    storage = program.storage
+    for array in (storage.parameters, storage.state, *program.slots):
+        if array.shape[0]:
+            ranks.comm.broadcast(array)
+
+
+def adapt_together(ranks: Ranks, layer: Layer, x: Any) -> None:
+    """Have a layer learn from the rows of all ranks, of which ``x`` are this one's."""
+    if not isinstance(layer, Standardize):
+        raise DataError(
+            f"{type(layer).__name__} learns from all rows, and with sharded=True each rank has "
+            f"some; call layer.adapt with rows that stand for all of them before fit"
+        )
+    count, mean, square = layer.statistics(x)
+    parts = ranks.gather_blocks(np.stack([np.full(len(mean), float(count)), mean, square])[None])
+    total = parts[:, 0].sum(axis=0)
+    joined = (parts[:, 0] * parts[:, 1]).sum(axis=0) / total
+    squares = (parts[:, 2] + parts[:, 0] * (parts[:, 1] - joined) ** 2).sum(axis=0)
+    layer.set_statistics(int(total[0]), joined, squares)
+
+
+class OwnRows(BatchSource):
+    """This rank's rows in batches, as many of them on every rank: in an epoch of s steps, each of
+    them takes an s-th part of what every rank has."""
+
+    def __init__(
+        self, program: Program, source: ArraySource, ranks: Ranks, batch_size: int,
+        shuffle: bool, drop_last: bool, seed: int, epoch: int,
+    ) -> None:  # fmt: skip
+        super().__init__(program, (), None)
+        self.source, self.shuffle = source, shuffle
+        self.seed, self.epoch = (seed, ranks.rank), epoch
+        counts = ranks.gather_objects(source.n_rows)
+        self.total = sum(counts)
+        self.steps = self.total // batch_size if drop_last else -(-self.total // batch_size)
+        if not self.steps:
+            raise DataError(
+                f"drop_last leaves no batch: all ranks have {self.total} rows, fewer than "
+                f"batch_size {batch_size}"
+            )
+        #: of each epoch: all own rows, or the share of them that whole batches take
+        self.used = source.n_rows
+        if drop_last:
+            self.used = source.n_rows * self.steps * batch_size // self.total
+
+    def check_passes(self, passes: int) -> None:
+        return
+
+    def blocks(self) -> Iterator[Data]:
+        order = np.arange(self.source.n_rows)
+        if self.shuffle:
+            order = np.random.default_rng((*self.seed, self.epoch)).permutation(order)
+        self.epoch += 1
+        for step in range(self.steps):
+            first, last = (self.used * k // self.steps for k in (step, step + 1))
+            yield self.source.block(order[first:last])
+
+
+def check_same_source(ranks: Ranks, source: Source, validation: Source | None) -> None:
+    """Refuse ``exact`` where not every rank can know all rows."""
+    for given in (source, validation):
+        if ranks.exact and isinstance(given, BatchSource):
+            raise DataError("exact=True goes with arrays, of which every rank has all rows")
+
+
+@contextmanager
+def one_thread(exact: bool, backend: Backend) -> Iterator[None]:
+    """Inside, kernels use one thread if results must be ``exact``: their bits depend on it."""
+    if not exact or backend.name != "numba":
+        yield
+        return
+    from nnbackend.backends.numba.runtime import threads
+
+    before = threads().count
+    threads().set(1)
+    try:
+        yield
+    finally:
+        threads().set(before)

@@ -1,0 +1,220 @@
+"""A communicator over MPI, for arrays on the CPU, that does not wait for ever."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nnbackend.backends.types import Array
+from nnbackend.distributed.communicator import Communicator, HostArray
+from nnbackend.errors import DeviceError, RankError
+
+INSTALL = 'pip install "nnbackend[mpi]"'
+#: Looks at a request before the processor is given to other processes, and between looks at the
+#: clock.
+PATIENCE, LOOKS = 64, 512
+#: How long ranks are waited for that have not answered, once it is known that somebody is missing.
+ROLL_CALL_SECONDS = 3.0
+_ROLL_CALL = 1
+
+
+class MpiCommunicator(Communicator):
+    """Over mpi4py, whose collective operations move the arrays.
+
+    Args:
+        comm: an ``mpi4py.MPI.Comm``; None takes all processes that ``mpiexec`` started.
+        timeout: seconds after which an operation that other ranks have not joined raises
+            ``RankError``, which names them; None waits for ever.
+    """
+
+    scatters = True
+
+    def __init__(self, comm: Any = None, timeout: float | None = 60.0) -> None:
+        MPI = import_mpi()
+        self._in_place = MPI.IN_PLACE
+        self._abort = MPI.COMM_WORLD.Abort
+        world = MPI.COMM_WORLD if comm is None else comm
+        # two of our own: another library's messages are not taken for ours
+        self._comm, self._calls = world.Dup(), world.Dup()
+        self.rank, self.size, self.timeout = self._comm.rank, self._comm.size, timeout
+        #: where each rank is: its host and process
+        place = (socket.gethostname(), os.getpid())
+        self.places: list[tuple[str, int]] = self._comm.allgather(place)
+        self._operations = 0
+        self._broken: str | None = None
+        if self.size > 1:
+            atexit.register(self._leave)
+
+    # -- operations ---------------------------------------------------------------------------
+
+    def all_reduce(self, array: Array) -> None:
+        self._check_host(array)
+        self._complete(lambda: self._comm.Iallreduce(self._in_place, array), "all_reduce")
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        self._check_host(array)
+        self._complete(lambda: self._comm.Ibcast(array, root), "broadcast")
+
+    def gather(self, array: HostArray) -> list[HostArray]:
+        counts = np.empty(self.size, np.int64)
+        own = np.array([array.size])
+        self._complete(lambda: self._comm.Iallgather(own, counts), "gather")
+        everything = np.empty(int(counts.sum()), array.dtype)
+        sizes, data = counts * array.itemsize, everything.view(np.uint8)
+        sent = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if len(data):
+            self._complete(lambda: self._comm.Iallgatherv(sent, (data, sizes)), "gather")
+        return np.split(everything, np.cumsum(counts)[:-1])
+
+    def barrier(self) -> None:
+        self._complete(self._comm.Ibarrier, "barrier")
+
+    def reduce_scatter(self, array: Array, counts: Sequence[int], out: Array) -> None:
+        self._check_host(array)
+        self._complete(lambda: self._comm.Ireduce_scatter(array, out, counts), "reduce_scatter")
+
+    def all_gather(self, array: Array, counts: Sequence[int]) -> None:
+        self._check_host(array)
+        parts = (array, counts)
+        self._complete(lambda: self._comm.Iallgatherv(self._in_place, parts), "all_gather")
+
+    def _check_host(self, array: Array) -> None:
+        if not isinstance(array, np.ndarray):
+            raise DeviceError(
+                "a communicator over MPI moves arrays on the CPU, and this model is on a GPU; "
+                'nn.distributed.init(backend="cuda") makes one over NCCL'
+            )
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    def _complete(self, start: Any, what: str) -> None:
+        """Start an operation and wait until every rank has joined it."""
+        if self._broken is not None:
+            raise RankError(self._broken)
+        self._operations += 1
+        request = start()
+        looks, begun = 0, 0.0
+        while not request.Test():
+            looks += 1
+            if looks <= PATIENCE:
+                continue
+            _let_others_run()
+            if looks % LOOKS == 0:
+                now = time.monotonic()
+                begun = begun or now
+                late = self.timeout is not None and now - begun > self.timeout
+                if late or self._is_called():
+                    self._give_up(what, now - begun)
+
+    def _is_called(self) -> bool:
+        """Whether a rank has given up waiting, and asks who is there."""
+        return bool(self._calls.Iprobe(tag=_ROLL_CALL))
+
+    def _give_up(self, what: str, waited: float) -> None:
+        """Find out who is missing, and raise the error."""
+        number = np.array([self._operations])
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        sent = [self._calls.Isend(number, rank, _ROLL_CALL) for rank in others]
+        heard: dict[int, int] = {}
+        end = time.monotonic() + ROLL_CALL_SECONDS
+        while len(heard) < len(others) and time.monotonic() < end:
+            for rank in others:
+                if rank not in heard and self._calls.Iprobe(rank, _ROLL_CALL):
+                    answer = np.empty(1, np.int64)
+                    self._calls.Recv(answer, rank, _ROLL_CALL)
+                    heard[rank] = int(answer[0])
+            time.sleep(0.005)
+        for request in sent:
+            request.Test()
+        missing = [rank for rank in others if rank not in heard]
+        behind = [rank for rank, count in heard.items() if count != self._operations]
+        self._broken = self._described(what, waited, missing, behind)
+        raise RankError(self._broken, tuple(missing or behind))
+
+    def _described(self, what: str, waited: float, missing: list[int], behind: list[int]) -> str:
+        begin = f"rank {self.rank} waited {waited:.0f} s in {what} for"
+        if missing:
+            return (
+                f"{begin} {', '.join(map(self._name, missing))}. Look at that process's own output "
+                f"for an error; nn.distributed.init(timeout=...) allows more time"
+            )
+        if behind:
+            return (
+                f"{begin} {', '.join(map(self._name, behind))}, at another operation: every rank "
+                f"must make the same calls in the same order"
+            )
+        return f"{begin} all ranks, which wait for each other: the network may be down"
+
+    def _name(self, rank: int) -> str:
+        host, process = self.places[rank]
+        text = f"rank {rank} (process {process} on {host}"
+        if host == self.places[self.rank][0] and not _is_running(process):
+            return f"{text}, which has died)"
+        return f"{text})"
+
+    def abort(self, code: int) -> None:
+        """End this process and all other ranks at once, which would wait for it."""
+        _flush()
+        self._abort(code)
+
+    def _leave(self) -> None:
+        # MPI's own way to end would wait for a rank that is gone
+        if self._broken is not None:
+            self.abort(1)
+
+
+def import_mpi() -> Any:
+    """``mpi4py.MPI``.
+
+    Raises:
+        ImportError: it is not installed, or finds no MPI; it says how to install one.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(f"ranks need mpi4py and an MPI: {INSTALL} ({error})") from error
+    return MPI
+
+
+def _let_others_run() -> None:
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return not _is_zombie(process)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether it has ended, and only its parent does not know yet."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
+
+
+def _flush() -> None:
+    for out in (sys.stdout, sys.stderr):
+        if out is not None:
+            try:
+                out.flush()
+            except (OSError, ValueError):
+                continue

@@ -1,0 +1,173 @@
+"""How ranks share the rows of a batch, and add up and compare what each has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nnbackend.distributed.communicator import Communicator, HostArray
+from nnbackend.errors import RankError, shown
+from nnbackend.executor.base import Data
+from nnbackend.program.table import Program
+
+#: Blocks that ``exact`` divides a batch into, whatever the number of ranks.
+EXACT_BLOCKS = 16
+#: A block begins at a multiple of so many rows, so that dropout's random numbers, four of which are
+#: made at a time, begin anew.
+ROW_MULTIPLE = 4
+
+#: First and last + 1 of some rows.
+Block = tuple[int, int]
+
+
+class SharedBatch(NamedTuple):
+    """This rank's rows of a batch, the place of the first one in it, and all ranks' number."""
+
+    data: Data
+    place: int
+    rows: int
+
+
+class Ranks:
+    """The ranks of one ``fit``, ``evaluate`` or ``predict``.
+
+    Args:
+        exact: divide batches into the same blocks whatever the number of ranks, and add in the
+            order of the blocks, so that results have the same bits.
+        sharded: each rank has rows of its own; else each has all rows.
+    """
+
+    def __init__(self, comm: Communicator, exact: bool = False, sharded: bool = False) -> None:
+        self.comm, self.exact, self.sharded = comm, exact, sharded
+        self.rank, self.size = comm.rank, comm.size
+        self._blocks = EXACT_BLOCKS if exact else comm.size
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def blocks(self, rows: int) -> list[Block]:
+        """This rank's blocks of so many rows; blocks without rows are left out."""
+        first = self._blocks * self.rank // self.size
+        last = self._blocks * (self.rank + 1) // self.size
+        found = (self._block(rows, number) for number in range(first, last))
+        return [block for block in found if block[0] < block[1]]
+
+    @property
+    def most_blocks(self) -> int:
+        """Most blocks that this rank can have."""
+        return self._blocks * (self.rank + 1) // self.size - self._blocks * self.rank // self.size
+
+    def all_blocks(self, rows: int) -> list[Block]:
+        """The blocks of all ranks, in their order."""
+        found = (self._block(rows, number) for number in range(self._blocks))
+        return [block for block in found if block[0] < block[1]]
+
+    def _block(self, rows: int, number: int) -> Block:
+        units = -(-rows // ROW_MULTIPLE)
+        first, last = (units * n // self._blocks * ROW_MULTIPLE for n in (number, number + 1))
+        return min(rows, first), min(rows, last)
+
+    # -- adding -------------------------------------------------------------------------------
+
+    def gather_blocks(self, values: HostArray) -> HostArray:
+        """The values (k, ...) of this rank's k blocks, and those of all blocks (n, ...)."""
+        parts = self.comm.gather(np.ascontiguousarray(values).reshape(-1))
+        return np.concatenate(parts).reshape(-1, *values.shape[1:])
+
+    def add(self, values: HostArray) -> HostArray:
+        """The sum over all blocks (...), of the values (k, ...) of this rank's k blocks, in the
+        order of the blocks."""
+        return added(self.gather_blocks(values))
+
+    # -- batches of which each rank has a part of its own -----------------------------------------
+
+    def batches(self, program: Program, blocks: Iterable[Data]) -> Iterator[SharedBatch]:
+        """Batches that are each the next of ``blocks`` on every rank; until all ranks have had
+        theirs, those that are through take part without rows."""
+        left = iter(blocks)
+        while True:
+            data = next(left, None)
+            own = 0 if data is None else len(data.x)
+            weighted = data is not None and data.weight is not None
+            parts = self.comm.gather(np.array([own, int(weighted)]))
+            counts = [int(part[0]) for part in parts]
+            if not any(counts):
+                return
+            place = sum(-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in counts[: self.rank])
+            data = _with_weights(program, data, any(part[1] for part in parts))
+            yield SharedBatch(data, place, sum(counts))
+
+    # -- agreeing -----------------------------------------------------------------------------
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """What every rank has, which JSON can hold."""
+        own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        return [json.loads(part.tobytes()) for part in self.comm.gather(own)]
+
+    def agree_on_chunk(self, steps: int, interrupted: bool) -> tuple[int, bool]:
+        """The next chunk's length, that of rank 0, and whether any rank was interrupted."""
+        parts = self.comm.gather(np.array([steps, int(interrupted)]))
+        return int(parts[0][0]), any(bool(part[1]) for part in parts)
+
+    def agree_on_end(self, stopped: str | None, program: Program) -> str | None:
+        """After an epoch: why a rank stops, the first of them, if one does.
+
+        Raises:
+            RankError: a rank has other parameters, or another learning rate.
+        """
+        backend, optimizer = program.backend, program.optimizer
+        total = float(backend.to_numpy(backend.total(program.storage.parameters)))
+        rate = None if optimizer is None else repr(optimizer.lr)
+        self.check_alike({"parameters that add up to": repr(total), "a learning rate of": rate})
+        reasons = self.gather_objects(stopped)
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def check_alike(self, settings: Mapping[str, Any]) -> None:
+        """Refuse ranks that differ, by a hash; then the first difference is named.
+
+        Raises:
+            RankError: rank, name and both values.
+        """
+        text = json.dumps(settings, sort_keys=True, default=str)
+        digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+        if all(np.array_equal(other, digest) for other in self.comm.gather(digest)):
+            return
+        everyone = self.gather_objects(json.loads(text))
+        first = everyone[0]
+        for rank, other in enumerate(everyone):
+            for name in {**first, **other}:
+                if other.get(name) != first.get(name):
+                    raise RankError(
+                        f"all ranks must do the same with the same: rank {rank} has {name} "
+                        f"{shown(other.get(name))}, rank 0 has {shown(first.get(name))}"
+                        f"{_HINTS.get(name, '')}",
+                        (rank,),
+                    )
+
+
+def _with_weights(program: Program, data: Data | None, weighted: bool) -> Data:
+    """Rows, none if there are none, with weights if other ranks have such."""
+    zeros, dtype = program.backend.zeros, program.dtype
+    if data is None:
+        data = Data(zeros((0, program.n_inputs), dtype), zeros((0, program.n_outputs), dtype))
+    if not weighted or data.weight is not None:
+        return data
+    return data._replace(weight=zeros(len(data.x), dtype) + dtype.type(1))
+
+
+_HINTS = {
+    "seed": ". Without a seed each process draws its own; pass seed= to the model",
+    "data": " (of x, y and weights). If every rank has rows of its own, pass sharded=True",
+    "rows": ". If every rank has rows of its own, pass sharded=True",
+}
+
+
+def added(values: HostArray) -> HostArray:
+    """The sum over the first axis, one after another."""
+    total = np.zeros(values.shape[1:], values.dtype)
+    for part in values:
+        total += part
+    return total
