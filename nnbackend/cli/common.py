@@ -16,6 +16,7 @@ import typer
 
 import nnbackend as nn
 from nnbackend._files import check_writable, write_atomically
+from nnbackend.cli import ranks
 from nnbackend.errors import DataError, NNBackendError
 from nnbackend.training.interrupt import interrupt_training
 
@@ -41,7 +42,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (NNBackendError, OSError, ImportError, UnicodeError, MemoryError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"{ranks.prefix()}error: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

@@ -13,7 +13,7 @@ import typer
 
 import nnbackend as nn
 from nnbackend._files import write_atomically
-from nnbackend.cli import job_data, report
+from nnbackend.cli import job_data, ranks, report
 from nnbackend.cli import settings as options
 from nnbackend.cli import train_job as job
 from nnbackend.cli.common import (
@@ -195,6 +195,8 @@ def train(
       nnbackend train sine --hidden 64,64 --activation tanh --plot sine.png
 
       nnbackend train mnist/ --hidden 256 --dropout 0.2 --epochs 10
+
+      mpiexec -n 4 nnbackend train mnist/ --save mnist.safetensors
     """
     given = {
         "target": target, "task": task, "activation": activation, "epochs": epochs,
@@ -215,6 +217,7 @@ def train(
         chosen |= {name: value for name, value in given.items() if value is not None}
         chosen |= {name: parse(text) for name, (text, parse) in parsed.items() if text is not None}
         settings = options.Settings(**chosen)
+        comm = ranks.communicator(backend, data)
         check_targets(save, plot)
         check_picture(plot)
         if resume is None:
@@ -231,7 +234,9 @@ def train(
         if dataset.preparation is not None and resume is None:
             report.show_columns(dataset.preparation)
         model.summary()
-        history = job.train(settings, model, dataset)
+        history = job.train(settings, model, dataset, comm)
+        if not ranks.is_first(comm):
+            return
         failed = None if save is None else job.save(model, save)  # before anything can go wrong
         if model.history.epochs:
             typer.echo(report.result_text(settings, model, dataset, history))
@@ -265,12 +270,13 @@ def evaluate(
     From a folder in MNIST's layout, the test images (t10k) are used if there are any.
     """
     with user_errors():
+        comm = ranks.communicator(backend, data)
         trained = load_trained(model, backend)
         layout = {"sep": sep, "decimal": decimal, "encoding": encoding, "header": header}
         dataset = job_data.data_for(trained, data, True, layout)
-        figures = trained.evaluate(dataset.x, dataset.y)
+        figures = trained.evaluate(dataset.x, dataset.y, comm=comm)
         if isinstance(trained.loss, Loss) and dataset.y is not None:
-            more = report.figures(trained, trained.predict(dataset.x), dataset.y)
+            more = report.figures(trained, trained.predict(dataset.x, comm=comm), dataset.y)
             figures = more | figures
         for name, value in figures.items():
             typer.echo(f"{name:13} {value:.6g}")
@@ -314,12 +320,15 @@ def predict(
     with user_errors():
         printed = out is None or str(out) == "-"
         check_targets(None if printed else out)
+        comm = ranks.communicator(backend, data)
         trained = load_trained(model, backend)
         layout = {"sep": sep, "decimal": decimal, "encoding": encoding, "header": header}
         kept = () if keep is None else options.parse_names(keep)
         dataset = job_data.data_for(trained, data, False, layout, kept)
         classes = trained.info.get("class_names")
-        names, columns = _predictions(trained, dataset.x, classes, probabilities)
+        names, columns = _predictions(trained, dataset.x, classes, probabilities, comm)
+        if not ranks.is_first(comm):
+            return
         if dataset.row_names is not None:
             names, columns = ["file", *names], [list(dataset.row_names), *columns]
         names, columns = [*dataset.kept, *names], [*dataset.kept.values(), *columns]
@@ -336,21 +345,25 @@ def predict(
 
 
 def _predictions(
-    model: nn.Sequential, x: Any, classes: list[str] | None, probabilities: bool
+    model: nn.Sequential,
+    x: Any,
+    classes: list[str] | None,
+    probabilities: bool,
+    comm: nn.distributed.Communicator | None,
 ) -> tuple[list[str], list[list[Any]]]:
     """Header and columns of the predictions file."""
     name = model.info.get("target_name") or "prediction"
     if classes is None:
         if probabilities:
             raise DataError("--probabilities needs a model of classes; this one predicts numbers")
-        values = model.predict(x)
+        values = model.predict(x, comm=comm)
         names = [name] if values.shape[1] == 1 else [f"{name}_{k}" for k in range(values.shape[1])]
         plan = preparation_of(model)
         if plan is not None and plan.target_offset:
             shifted = values.astype(np.float64) + plan.target_offset
             return names, [[f"{v:.15g}" for v in column] for column in shifted.T]
         return names, [[f"{v:.8g}" for v in column] for column in values.T]
-    shares = model.predict_proba(x)
+    shares = model.predict_proba(x, comm=comm)
     header, columns = [name], [[classes[k] for k in shares.argmax(axis=1)]]
     if probabilities:
         header += [f"p_{c}" for c in classes]

@@ -17,6 +17,7 @@ from nnbackend.cli.settings import Settings
 from nnbackend.cli.trained import load_trained
 from nnbackend.data.dataset import Dataset
 from nnbackend.data.validation import ClassWeight
+from nnbackend.distributed.communicator import Communicator
 from nnbackend.errors import CheckpointError, DataError, unknown_name
 from nnbackend.layers import Dense, Dropout
 from nnbackend.layers.base import Layer
@@ -160,9 +161,12 @@ def check_resumed_data(model: Sequential, data: Dataset, path: Path) -> Dataset:
     return data if classes is None else align_classes(data, tuple(classes))
 
 
-def train(settings: Settings, model: Sequential, data: Dataset) -> History:
+def train(
+    settings: Settings, model: Sequential, data: Dataset, comm: Communicator | None = None
+) -> History:
     """Fit until the model has had ``settings.epochs`` epochs in total, or patience is at an end;
-    the weights are then those of the epoch that was best on the validation rows."""
+    the weights are then those of the epoch that was best on the validation rows. ``comm``: of the
+    processes that train together."""
     x, y = data
     if settings.epochs is None:
         raise AssertionError("the number of epochs follows from the data")
@@ -183,6 +187,7 @@ def train(settings: Settings, model: Sequential, data: Dataset) -> History:
         validation_split=settings.validation,
         class_weight=class_weight(settings, data),
         callbacks=best,
+        comm=comm,
     )
     model.info["kept_epoch"] = None if best is None else best.kept_epoch
     return history

@@ -3,6 +3,8 @@ the batch, and every rank makes the same update."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from nnbackend.errors import DataError
 from nnbackend.executor.base import Data, Executor, Rates, Run, Trace
 from nnbackend.executor.python import Workspace, add_penalties
 from nnbackend.executor.updates import Updates
-from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS
+from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS, Op
 from nnbackend.program.table import Program
 
 _FLOAT64 = np.dtype(np.float64)
@@ -57,11 +59,32 @@ class SharedTraining:
     def run(self, run: Run) -> Trace:
         """As ``Executor.run``, over batches of all ranks; each takes its blocks of every batch,
         which are the next rows of ``run.data`` where it has this rank's alone."""
+        parts = list(self._divided(run))
+        updates = self._parts if self._parts is not None and self._parts.fits() else None
+        traces, penalties = self._new_traces(len(parts)), np.zeros(len(parts))
+        captured = self._captures()
+        index = 0
+        while index < len(parts):
+            same = list(takewhile(self._are_equal, parts[index:])) if captured else []
+            if same:
+                some = slice(index, index + len(same))
+                traces[0, some], penalties[some] = self._run_averaged(same)
+                index += len(same)
+                continue
+            part, blocks, rows = parts[index]
+            goes_on, penalties[index] = self._step(part, blocks, rows, traces[:, index], updates)
+            if not goes_on:
+                traces[:, index:] = np.nan
+                break
+            index += 1
+        if updates is not None:
+            updates.finish(run.keep_gradient)
+        return self._joined(traces, penalties)
+
+    def _divided(self, run: Run) -> Iterator[tuple[Run, list[Block], int]]:
+        """For each step: this rank's rows, its blocks of the batch, and the batch's rows."""
         total = run.n_rows if run.n_shared is None else run.n_shared
         steps_per_epoch, done = -(-total // run.batch_size), 0
-        parts = self._parts if self._parts is not None and self._parts.fits() else None
-        traces = self._new_traces(len(run.rates))
-        penalties = np.zeros(len(run.rates))
         most = max(1, _rows_in(self.ranks.blocks(run.batch_size)))
         for index in range(len(run.rates)):
             epoch, batch = divmod(index, steps_per_epoch)
@@ -71,22 +94,41 @@ class SharedTraining:
             own, place = _rows_in(blocks), blocks[0][0] if blocks else 0
             first = done if run.n_shared is not None else start + place
             done += own
-            order = None
-            if run.order is not None:
-                data, order = run.data, run.order[epoch : epoch + 1, first : first + own]
+            data, order = run.data, None
+            if run.order is None:
+                data = data.rows(first, first + own)
             else:
-                data = run.data.rows(first, first + own)
-            part = Run(
-                data, order, most, run.rates[index : index + 1], run.first_step + index,
-                first_row=place,
-            )  # fmt: skip
-            goes_on, penalties[index] = self._step(part, blocks, rows, traces[:, index], parts)
-            if not goes_on:
-                traces[:, index:] = np.nan
-                break
-        if parts is not None:
-            parts.finish(run.keep_gradient)
-        return self._joined(traces, penalties)
+                order = run.order[epoch : epoch + 1, first : first + own]
+            rates = run.rates[index : index + 1]
+            part = Run(data, order, most, rates, run.first_step + index, first_row=place)
+            yield part, blocks, rows
+
+    def _captures(self) -> bool:
+        """Whether the model's steps are such as a GPU captures whole, the mean over ranks within
+        them."""
+        program = self.program
+        if self._blocked or not program.averages or program.penalties_per_row:
+            return False
+        if not hasattr(self.ranks.comm, "average") or not hasattr(self.executor, "run_averaged"):
+            return False
+        drops = any(row.op == Op.DROPOUT for row in program.rows)
+        return not drops and program.optimizer is not None
+
+    def _are_equal(self, step: tuple[Run, list[Block], int]) -> bool:
+        """Whether the batch's gradient is the mean of the ranks', which have as many rows each."""
+        part, _, rows = step
+        return part.data.weight is None and part.n_rows * self.ranks.size == rows
+
+    def _run_averaged(self, steps: list[tuple[Run, list[Block], int]]) -> tuple[Any, Any]:
+        """Traces (S, T) of this rank's rows, and the penalties."""
+        comm: Any = self.ranks.comm
+        executor: Any = self.executor
+        trace = executor.run_averaged((part for part, _, _ in steps), comm.average)
+        comm.barrier()  # all ranks have started theirs: the GPU does not wait for ever
+        traces = self.backend.to_numpy(trace)
+        penalties = traces[:, TRACE_PENALTY].copy()
+        traces[:, TRACE_PENALTY] = 0.0
+        return traces, penalties
 
     def run_own(self, batch: SharedBatch, rates: Rates, number: int) -> Trace:
         """One step over a batch of which each rank has any number of rows."""

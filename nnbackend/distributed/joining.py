@@ -66,14 +66,13 @@ def check_alike(
         "backend": program.backend.name,
         "dtype": str(program.dtype),
         "layers": [repr(layer) for layer in layers],
-        "seed": str(program.dropout_key),
+        "exact": ranks.exact,
+        "sharded": ranks.sharded,
+        **_of_data(source, ranks.sharded),
         "loss": loss_name(program.loss),
         "optimizer": None if optimizer is None else repr(optimizer),
         "metrics": [metric.name for metric in program.metrics],
-        "exact": ranks.exact,
-        "sharded": ranks.sharded,
         **more,
-        **_of_data(source, ranks.sharded),
     }
     ranks.check_alike(settings)
 

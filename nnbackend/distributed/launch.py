@@ -21,10 +21,18 @@ _made: dict[tuple[bool, float | None], Communicator] = {}
 
 def is_launched() -> bool:
     """Whether ``mpiexec`` or SLURM's ``srun`` started this process, as one of several or alone."""
-    if any(name in os.environ for name in _LAUNCHERS):
-        return True
-    # srun's tasks have a step; the shell of salloc and sbatch's script have a job alone
-    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    return launched_rank() is not None
+
+
+def launched_rank() -> int | None:
+    """This process's number, as ``mpiexec`` or ``srun`` tell it; None if neither started it."""
+    for name in _LAUNCHERS:
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    # srun's tasks have a step of several; the shell of salloc and sbatch's script have none
+    if "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        return int(os.environ.get("SLURM_PROCID", "0"))
+    return None
 
 
 def init(backend: str | None = None, timeout: float | None = 60.0) -> Communicator:
@@ -52,14 +60,17 @@ def init(backend: str | None = None, timeout: float | None = 60.0) -> Communicat
                 "nn.distributed: this process was not started by mpiexec, so it is the only rank\n"
             )
         return _made.setdefault((False, None), Alone())
-    on_gpu = get_backend(backend).name == "cuda"
+    from nnbackend.backends.cuda.arrays import CudaArrays  # takes a while to load
+
+    chosen = get_backend(backend)
+    on_gpu = isinstance(chosen, CudaArrays)
     if (on_gpu, timeout) not in _made:
         first = not _made
         comm: Communicator = MpiCommunicator(timeout=timeout)
-        if on_gpu:
+        if isinstance(chosen, CudaArrays):
             from nnbackend.distributed.nccl import NcclCommunicator
 
-            comm = NcclCommunicator(comm, get_backend(backend))
+            comm = NcclCommunicator(comm, chosen)
         if first and comm.size > 1:
             _divide_processors()
             _end_together(comm)

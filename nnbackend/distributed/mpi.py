@@ -22,6 +22,8 @@ INSTALL = 'pip install "nnbackend[mpi]"'
 PATIENCE, LOOKS = 64, 512
 #: How long ranks are waited for that have not answered, once it is known that somebody is missing.
 ROLL_CALL_SECONDS = 3.0
+#: How often those who wait look whether the ranks on their machine are alive.
+DEATH_SECONDS = 1.0
 _ROLL_CALL = 1
 
 
@@ -100,7 +102,7 @@ class MpiCommunicator(Communicator):
             raise RankError(self._broken)
         self._operations += 1
         request = start()
-        looks, begun = 0, 0.0
+        looks, begun, looked = 0, 0.0, 0.0
         while not request.Test():
             looks += 1
             if looks <= PATIENCE:
@@ -109,9 +111,17 @@ class MpiCommunicator(Communicator):
             if looks % LOOKS == 0:
                 now = time.monotonic()
                 begun = begun or now
+                looked = looked or now
                 late = self.timeout is not None and now - begun > self.timeout
+                if now - looked > DEATH_SECONDS:
+                    looked, late = now, late or self._has_died()
                 if late or self._is_called():
                     self._give_up(what, now - begun)
+
+    def _has_died(self) -> bool:
+        """Whether a rank on this machine is gone."""
+        here = self.places[self.rank][0]
+        return any(host == here and not _is_running(process) for host, process in self.places)
 
     def _is_called(self) -> bool:
         """Whether a rank has given up waiting, and asks who is there."""

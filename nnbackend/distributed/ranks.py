@@ -131,7 +131,7 @@ class Ranks:
         Raises:
             RankError: rank, name and both values.
         """
-        text = json.dumps(settings, sort_keys=True, default=str)
+        text = json.dumps(settings, default=str)
         digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
         if all(np.array_equal(other, digest) for other in self.comm.gather(digest)):
             return

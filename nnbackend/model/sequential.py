@@ -223,7 +223,12 @@ class Sequential(DrivenStack):
                 if split else None,
             )  # fmt: skip
             if ranks is not None:
-                more = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle}
+                more = {
+                    "seed": self.seed,
+                    "epochs": epochs,
+                    "batch_size": batch_size,
+                    "shuffle": shuffle,
+                }
                 more |= {"epochs before": self.epoch, "steps before": self.step}
                 more |= {"drop_last": drop_last, "validation": validation is not None}
                 self._check_alike(ranks, "fit", source, more, validation)
@@ -401,7 +406,7 @@ class Sequential(DrivenStack):
         nothing = np.zeros((0, self.n_outputs), self.dtype)
         return ranks.gather_blocks(np.concatenate([nothing, *parts]))
 
-    def predict_proba(self, x: Any) -> np.ndarray[Any, Any]:
+    def predict_proba(self, x: Any, comm: Communicator | None = None) -> np.ndarray[Any, Any]:
         """Probabilities (N, n_outputs): the loss's link (softmax, sigmoid) applied to
         ``predict``, or the outputs themselves if the loss takes probabilities."""
         self._check_compiled()
@@ -410,7 +415,7 @@ class Sequential(DrivenStack):
                 f"predict_proba needs a loss over classes, such as softmax_cross_entropy; this "
                 f"model was compiled with {loss_name(self.loss)}"
             )
-        return to_probabilities(self.loss, self.predict(x))
+        return to_probabilities(self.loss, self.predict(x, comm))
 
     @answers_names
     def evaluate(

@@ -168,6 +168,9 @@ class CpuDevice(Device):
     def address(self, x: Any) -> int:
         return int(x.ctypes.data)
 
+    def enqueue(self, call: Callable[[int], object]) -> None:
+        self._do(call, 0)
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         with self.lock:
             self._mine.recorded = recorded = []
@@ -373,7 +376,11 @@ def program(dtype: np.dtype[Any], definitions: str = "") -> ctypes.CDLL:
     folder = Path(tempfile.gettempdir()) / f"nnbackend-cuda-stand-in-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{real}-{key}.so"
-    return ctypes.CDLL(str(path)) if path.exists() else build("", real, path, definitions)
+    with _building:  # devices of several threads
+        return ctypes.CDLL(str(path)) if path.exists() else build("", real, path, definitions)
+
+
+_building = threading.Lock()
 
 
 class CpuUploads(Uploads):

@@ -340,6 +340,10 @@ class CupyDevice(Device):
         for captured in list(self._captured):
             captured.graph = None
 
+    def enqueue(self, call: Callable[[int], object]) -> None:
+        with self.on():
+            call(self.cuda.get_current_stream().ptr)
+
     def synchronize(self) -> None:
         with self.lock, self.on() as device:  # which is forbidden while a stream is captured
             device.synchronize()

@@ -114,6 +114,11 @@ class Device(ABC):
         """Where an array's numbers lie."""
 
     @abstractmethod
+    def enqueue(self, call: Callable[[int], object]) -> None:
+        """Have another library put work on the stream, whose address ``call`` is given; it may be
+        captured."""
+
+    @abstractmethod
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """What ``work`` asks for, which is not done now: a function that does it all at once, any
         number of times, with the same arrays and numbers. ``work`` must only launch and multiply,

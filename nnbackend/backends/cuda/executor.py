@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -105,6 +105,39 @@ class GraphExecutor(PythonExecutor):
                 kernel.advance(len(rates) - early)
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
+
+    def run_averaged(self, parts: Iterable[Run], average: Callable[[Array], None]) -> Array:
+        """Steps whose flat gradient is ``average``d over ranks, as part of the captured step,
+        before its update: see nnbackend.distributed.
+
+        Args:
+            parts: this rank's rows of each batch.
+
+        Returns:
+            (steps, TRACE_SUMS + n_sums) on the device, of this rank's rows.
+        """
+        parts = list(parts)
+        trace = self.backend.zeros((len(parts), TRACE_SUMS + self.program.n_sums), _FLOAT64)
+
+        updates = self._updates  # not self, which holds the steps
+
+        def update(rate: float, number: int) -> None:
+            average(updates.gradients)
+            updates.update(rate, number)
+
+        with self._lock:
+            for index, part in enumerate(parts):
+                rows, rate = part.n_rows, float(part.rates[0])
+                self._begin(
+                    part.data, part.order, None, rate, trace[index], None, part.first_step, rows,
+                    rows,
+                )  # fmt: skip
+                make = partial(
+                    GraphSteps, self.program, self.backend, self.place, update, rows, part.data
+                )
+                key = (average, *self._key(rows, part.data))
+                self._kept(self._steps, key, make, KEPT).advance(1)
+        return trace
 
     def train_on(self, data: Data, rate: float, number: int) -> Array:
         """Nobody waits: the loss is there when it is read."""
