@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from nnbackend.cli.settings import Settings
 from nnbackend.cli.trained import preparation_of
 from nnbackend.data import datasets
 from nnbackend.data.csv import MissingTargetError, is_table
-from nnbackend.data.dataset import Dataset, Task
+from nnbackend.data.dataset import Dataset, Task, align_classes
 from nnbackend.data.idx import find_images, holds_idx
 from nnbackend.data.readers import read
 from nnbackend.errors import DataError, ShapeError, unknown_name
@@ -84,20 +83,6 @@ def _training_rows(settings: Settings, count: int, labels: Any = None) -> Any:
         return settings.split(count, labels)[0]
     except DataError:  # is said where the model is made, which knows better what is wrong
         return np.arange(count)
-
-
-def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
-    """The same rows, with classes numbered as the model numbers them."""
-    if data.class_names is None or data.y is None:
-        return data
-    unknown = [name for name in data.class_names if name not in names]
-    if unknown:
-        raise DataError(
-            f"the data has classes that the model does not know: {', '.join(unknown)}; it knows "
-            f"{', '.join(names)}"
-        )
-    numbers = np.array([names.index(name) for name in data.class_names])
-    return replace(data, y=numbers[data.y], class_names=names)
 
 
 def data_for(

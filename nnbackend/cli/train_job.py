@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.cli.job_data import align_classes
 from nnbackend.cli.keep_best import KeepBest
 from nnbackend.cli.settings import Settings
 from nnbackend.cli.trained import load_trained
-from nnbackend.data.dataset import Dataset
+from nnbackend.data.dataset import Dataset, align_classes
 from nnbackend.data.validation import ClassWeight
 from nnbackend.distributed.communicator import Communicator
 from nnbackend.errors import CheckpointError, DataError, unknown_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,20 @@ class Dataset:
             layers.append(Embedding(width, len(column.values) + 1, column.vector))
             width += column.vector - 1
         return layers
+
+
+def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
+    """The same rows, with classes numbered in the order of these names."""
+    if data.class_names is None or data.y is None:
+        return data
+    unknown = [name for name in data.class_names if name not in names]
+    if unknown:
+        raise DataError(
+            f"the data has classes that the model does not know: {', '.join(unknown)}; it knows "
+            f"{', '.join(names)}"
+        )
+    numbers = np.array([names.index(name) for name in data.class_names])
+    return replace(data, y=numbers[data.y], class_names=names)
 
 
 def as_targets(y: HostArray, task: Task, where: str) -> tuple[HostArray, tuple[str, ...] | None]:

@@ -13,10 +13,12 @@ from nnbackend.data.idx import read_idx, read_idx_array
 from nnbackend.data.images import read_images
 from nnbackend.data.npz import read_npz
 from nnbackend.data.readers import read
+from nnbackend.data.shards import Shards
 from nnbackend.errors import DataError, OutOfMemoryError, shown
 
 __all__ = [
     "Dataset",
+    "Shards",
     "circles",
     "digits",
     "moons",

@@ -159,6 +159,8 @@ class BatchSource:
     """An iterable of ``(x, y)`` or ``(x, y, weight)`` batches, or a function that returns one."""
 
     n_rows = None
+    #: whether other ranks may have all batches of an epoch
+    may_be_empty = False
 
     def __init__(self, program: Program, batches: Any, class_weight: ClassWeight | None) -> None:
         if class_weight == "balanced":
@@ -190,7 +192,7 @@ class BatchSource:
             x, y, *weight = batch
             count += 1
             yield one_batch(self.program, x, y, weight[0] if weight else None, self.class_weight)
-        if count == 0:
+        if count == 0 and not self.may_be_empty:
             raise DataError("the iterable gave no batches; it must give at least one (x, y)")
 
     def _iterate(self) -> Iterator[Any]:

@@ -100,7 +100,8 @@ class SharedTraining:
             else:
                 order = run.order[epoch : epoch + 1, first : first + own]
             rates = run.rates[index : index + 1]
-            part = Run(data, order, most, rates, run.first_step + index, first_row=place)
+            number = run.first_step + index
+            part = Run(data, order, max(most, own), rates, number, first_row=place)
             yield part, blocks, rows
 
     def _captures(self) -> bool:
@@ -194,7 +195,9 @@ class SharedTraining:
         if blocks:
             trace = self.executor.differentiate(part)
             if not np.isfinite(trace[:, :TRACE_SUMS]).all():
-                self._gradients[...] = np.nan  # every rank must see it
+                # every rank must see it; one number, since between the parameters' are others that
+                # nothing overwrites
+                self._gradients[:1] = np.nan
         else:
             self._gradients[...] = 0
         return trace

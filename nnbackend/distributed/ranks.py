@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nnbackend.distributed.communicator import Communicator, HostArray
-from nnbackend.errors import RankError, shown
+from nnbackend.errors import DataError, RankError, shown
 from nnbackend.executor.base import Data
 from nnbackend.program.table import Program
 
@@ -87,7 +87,7 @@ class Ranks:
     def batches(self, program: Program, blocks: Iterable[Data]) -> Iterator[SharedBatch]:
         """Batches that are each the next of ``blocks`` on every rank; until all ranks have had
         theirs, those that are through take part without rows."""
-        left = iter(blocks)
+        left, rows = iter(blocks), 0
         while True:
             data = next(left, None)
             own = 0 if data is None else len(data.x)
@@ -95,10 +95,13 @@ class Ranks:
             parts = self.comm.gather(np.array([own, int(weighted)]))
             counts = [int(part[0]) for part in parts]
             if not any(counts):
-                return
+                break
+            rows += sum(counts)
             place = sum(-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in counts[: self.rank])
             data = _with_weights(program, data, any(part[1] for part in parts))
             yield SharedBatch(data, place, sum(counts))
+        if not rows:
+            raise DataError("no rank has a batch; the iterables must give at least one (x, y)")
 
     # -- agreeing -----------------------------------------------------------------------------
 

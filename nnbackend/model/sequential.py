@@ -238,6 +238,7 @@ class Sequential(DrivenStack):
                 self.program.check_batch(min(rows, batch_size))
                 self.program.check_batch(rows % batch_size or batch_size)
             elif isinstance(source, BatchSource):
+                source.may_be_empty = ranks is not None and ranks.sharded
                 if drop_last:
                     raise DataError(
                         "drop_last goes with arrays; an iterable gives batches as they are"

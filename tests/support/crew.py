@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.ma
 
 from nnbackend.distributed import Communicator
 from nnbackend.errors import RankError
