@@ -8,6 +8,7 @@
 """
 
 from nnbackend import distributed, initializers, losses, metrics, optimizers, plot, schedules
+from nnbackend._version import __version__ as __version__
 from nnbackend.backends import (
     Availability,
     Backend,
@@ -67,8 +68,6 @@ from nnbackend.training.callbacks import (
 from nnbackend.training.history import History
 from nnbackend.training.trackers import MLflow, TensorBoard
 from nnbackend.training.writers import CSVLogger, ModelCheckpoint
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ELU",

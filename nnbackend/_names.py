@@ -123,7 +123,8 @@ def answers_names(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def answering(*args: P.args, **kwargs: P.kwargs) -> R:
         if not kwargs.keys() <= taken.keys():
-            check_keywords(function.__qualname__, function, kwargs)
+            owner = type(args[0]).__name__ if args else function.__qualname__.partition(".")[0]
+            check_keywords(f"{owner}.{function.__name__}", function, kwargs)
         return function(*args, **kwargs)
 
     return answering

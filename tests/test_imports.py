@@ -14,10 +14,21 @@ FOR_TYPES = {
     ("nnbackend.training.trackers", "nnbackend.model.sequential"),
     ("nnbackend.training.writers", "nnbackend.model.sequential"),
     ("nnbackend.errors", "nnbackend.training.history"),
+    ("nnbackend.model.trained", "nnbackend.model.sequential"),
 }
 #: The rooms, each of which may use those above it, and the files beside them.
 ROOMS = (
-    ("errors", "_checks", "_frames", "_names", "_memory", "_files", "_output", "_notebook"),
+    (
+        "errors",
+        "_checks",
+        "_frames",
+        "_names",
+        "_memory",
+        "_files",
+        "_output",
+        "_notebook",
+        "_version",
+    ),
     ("kernels",),
     ("backends",),
     ("initializers", "schedules"),
@@ -27,6 +38,7 @@ ROOMS = (
     ("program",),
     ("executor",),
     ("data",),
+    ("distributed",),
     ("training",),
     ("model",),
     ("plot", "benchmark", "testing", "sklearn", "nnfs", "live"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,10 +14,19 @@ from nnbackend._files import existing_file
 from nnbackend.data.csv import is_table
 from nnbackend.data.dataset import HostArray, PathLike, Task, align_classes
 from nnbackend.data.readers import read
-from nnbackend.distributed.communicator import Communicator
 from nnbackend.errors import DataError, NNBackendError
 
 Batch = tuple[HostArray, HostArray]
+
+
+class HasRank(Protocol):
+    """A communicator, or what knows as much."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 class Shards:
@@ -62,7 +71,7 @@ class Shards:
         class_names: Sequence[str] | None = None,
         shuffle: bool = True,
         seed: int = 0,
-        comm: Communicator | None = None,
+        comm: HasRank | None = None,
         **layout: Any,
     ) -> None:
         rank, size = (0, 1) if comm is None else (comm.rank, comm.size)

@@ -15,8 +15,9 @@ from nnbackend.distributed.plan import BlockedPlan
 from nnbackend.distributed.ranks import Block, Ranks, SharedBatch
 from nnbackend.errors import DataError
 from nnbackend.executor.base import Data, Executor, Rates, Run, Trace
-from nnbackend.executor.python import Workspace, add_penalties
+from nnbackend.executor.python import add_penalties
 from nnbackend.executor.updates import Updates
+from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS, Op
 from nnbackend.program.table import Program
 

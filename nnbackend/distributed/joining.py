@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-import nnbackend
 from nnbackend._checks import check_flag
+from nnbackend._version import __version__
 from nnbackend.backends.contract import Backend
 from nnbackend.data.sources import ArraySource, BatchSource, Source
 from nnbackend.distributed.communicator import Communicator
@@ -61,7 +61,7 @@ def check_alike(
     optimizer = program.optimizer
     settings = {
         "call": call,
-        "nnbackend": nnbackend.__version__,
+        "nnbackend": __version__,
         "numpy": np.__version__,
         "backend": program.backend.name,
         "dtype": str(program.dtype),

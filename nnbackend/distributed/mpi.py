@@ -21,7 +21,7 @@ INSTALL = 'pip install "nnbackend[mpi]"'
 #: clock.
 PATIENCE, LOOKS = 64, 512
 #: How long ranks are waited for that have not answered, once it is known that somebody is missing.
-ROLL_CALL_SECONDS = 3.0
+ROLL_CALL_SECONDS = 2.0
 #: How often those who wait look whether the ranks on their machine are alive.
 DEATH_SECONDS = 1.0
 _ROLL_CALL = 1
@@ -49,7 +49,6 @@ class MpiCommunicator(Communicator):
         #: where each rank is: its host and process
         place = (socket.gethostname(), os.getpid())
         self.places: list[tuple[str, int]] = self._comm.allgather(place)
-        self._operations = 0
         self._broken: str | None = None
         if self.size > 1:
             atexit.register(self._leave)
@@ -100,7 +99,6 @@ class MpiCommunicator(Communicator):
         """Start an operation and wait until every rank has joined it."""
         if self._broken is not None:
             raise RankError(self._broken)
-        self._operations += 1
         request = start()
         looks, begun, looked = 0, 0.0, 0.0
         while not request.Test():
@@ -129,38 +127,28 @@ class MpiCommunicator(Communicator):
 
     def _give_up(self, what: str, waited: float) -> None:
         """Find out who is missing, and raise the error."""
-        number = np.array([self._operations])
         others = [rank for rank in range(self.size) if rank != self.rank]
-        sent = [self._calls.Isend(number, rank, _ROLL_CALL) for rank in others]
-        heard: dict[int, int] = {}
-        end = time.monotonic() + ROLL_CALL_SECONDS
-        while len(heard) < len(others) and time.monotonic() < end:
-            for rank in others:
-                if rank not in heard and self._calls.Iprobe(rank, _ROLL_CALL):
-                    answer = np.empty(1, np.int64)
-                    self._calls.Recv(answer, rank, _ROLL_CALL)
-                    heard[rank] = int(answer[0])
+        here = np.zeros(1)
+        sent = [self._calls.Isend(here, rank, _ROLL_CALL) for rank in others]
+        missing, end = set(others), time.monotonic() + ROLL_CALL_SECONDS
+        while missing and time.monotonic() < end:
+            for rank in sorted(missing):
+                if self._calls.Iprobe(rank, _ROLL_CALL):
+                    self._calls.Recv(np.empty(1), rank, _ROLL_CALL)
+                    missing.remove(rank)
             time.sleep(0.005)
         for request in sent:
             request.Test()
-        missing = [rank for rank in others if rank not in heard]
-        behind = [rank for rank, count in heard.items() if count != self._operations]
-        self._broken = self._described(what, waited, missing, behind)
-        raise RankError(self._broken, tuple(missing or behind))
-
-    def _described(self, what: str, waited: float, missing: list[int], behind: list[int]) -> str:
-        begin = f"rank {self.rank} waited {waited:.0f} s in {what} for"
+        self._broken = f"rank {self.rank} waited {waited:.0f} s in {what} for all other ranks, "
         if missing:
-            return (
-                f"{begin} {', '.join(map(self._name, missing))}. Look at that process's own output "
+            self._broken = (
+                f"rank {self.rank} waited {waited:.0f} s in {what} for "
+                f"{', '.join(map(self._name, sorted(missing)))}. Look at that process's own output "
                 f"for an error; nn.distributed.init(timeout=...) allows more time"
             )
-        if behind:
-            return (
-                f"{begin} {', '.join(map(self._name, behind))}, at another operation: every rank "
-                f"must make the same calls in the same order"
-            )
-        return f"{begin} all ranks, which wait for each other: the network may be down"
+        else:
+            self._broken += "which wait too: they made other calls, or the network is down"
+        raise RankError(self._broken, tuple(sorted(missing)))
 
     def _name(self, rank: int) -> str:
         host, process = self.places[rank]

@@ -15,12 +15,12 @@ from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, tota
 from nnbackend.executor.rows import (
     Backward,
     Forward,
-    Mode,
     bind_inference,
     bind_row,
     saved_shape,
 )
 from nnbackend.executor.updates import Updates
+from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, TRACE_WEIGHT, Op
 from nnbackend.losses import Loss
 from nnbackend.program.table import ABSENT, NO_LOSS, Program, Row
@@ -285,44 +285,6 @@ def add_penalties(program: Program, rows: int, into_gradients: bool, penalty: Ar
         gradients = storage.gradients[part] if into_gradients and term.trainable else None
         l1, l2 = term.l1 * share, term.l2 * share
         program.backend.penalty(storage.parameters[part], l1, l2, gradients, penalty)
-
-
-class Workspace:
-    """Buffers of a training step for up to ``capacity`` rows."""
-
-    def __init__(self, program: Program, backend: Backend, capacity: int) -> None:
-        dtype = program.dtype
-        self.capacity = capacity
-        self.flat = backend.zeros(capacity * program.workspace_width, dtype)
-        self.x = backend.zeros((capacity, program.n_inputs), dtype)
-        # dy of a row and dx for the row before it: two buffers take turns
-        self.gradients = [backend.zeros(capacity * program.gradient_width, dtype) for _ in "ab"]
-        self.weight = backend.zeros(capacity, dtype)
-        self.targets: Array = None
-        self.mode = Mode()
-
-    def part(self, offset: int, rows: int, width: int) -> Array:
-        """(rows, width) at ``offset`` elements per row of the batch."""
-        start = offset * self.capacity
-        return self.flat[start : start + rows * width].reshape(rows, width)
-
-    def gather(self, backend: Backend, data: Data, idx: Array) -> Data:
-        """The rows ``idx`` of ``data``, copied here."""
-        rows = len(idx)
-        x = self.x[:rows]
-        backend.take_rows(data.x, idx, x)
-        targets, rest = self.targets, tuple(data.target.shape[1:])
-        if targets is None or (tuple(targets.shape[1:]), targets.dtype) != (
-            rest, data.target.dtype
-        ):  # fmt: skip
-            self.targets = backend.zeros((self.capacity, *rest), backend.dtype_of(data.target))
-        target = self.targets[:rows]
-        backend.take_rows(data.target, idx, target)
-        if data.weight is None:
-            return Data(x, target, None)
-        weight = self.weight[:rows]
-        backend.take_rows(data.weight, idx, weight)
-        return Data(x, target, weight)
 
 
 class TrainingPlan:

@@ -20,6 +20,7 @@ from nnbackend.errors import (
     NonFiniteLossError,
     ShapeError,
     memory_errors,
+    raise_as_ours,
 )
 from nnbackend.executor.base import NO_FORWARD, Data
 from nnbackend.model.busy import one_at_a_time
@@ -54,6 +55,24 @@ class DrivenStack(LayerStack):
         self.program.check_batch(len(data.x))
         return data
 
+    # -- straight through -----------------------------------------------------------------------
+
+    def __call__(self, x: Any) -> Array:
+        """Outputs (N, n_outputs) for x (N, n_inputs), as an array of the backend, with the
+        least overhead. Values are not checked."""
+        self._check_adapted()
+        try:
+            quick = self.executor.call(x)
+        except MemoryError as error:  # costs nothing where there is none, as ``with`` would
+            raise_as_ours(error)
+        if quick is not None:
+            return quick
+        with memory_errors:
+            x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
+            out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
+            self.executor.predict(x, out)
+        return out
+
     @one_at_a_time
     def gradient(self, x: Any, y: Any, sample_weight: Any = None) -> float:
         """Loss of one batch with penalties; leaves its gradient in ``layer.weight_grad`` and so
@@ -78,7 +97,7 @@ class DrivenStack(LayerStack):
         ``model(x)``.
         """
         if training is not True and not check_flag("training", training):
-            return self(x)  # type: ignore[operator]
+            return self(x)
         self._rows_forward = 0
         self._check_adapted()
         number = self.training.step + self._passes * _PASS

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.batches import batch_sizes, example_rows
 from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
 from nnbackend.backends.cuda.kernels import bind, source_version
 from nnbackend.backends.cuda.known import formulas_of
@@ -99,7 +100,7 @@ class GraphExecutor(PythonExecutor):
             self._begin(
                 data, run.order, device_rates, 0.0, trace, None, run.first_step, rows, batch
             )
-            for size, count in _sizes(rows, batch, early):
+            for size, count in batch_sizes(rows, batch, early):
                 self._steps_of(size, data).advance(count)
             if kernel is not None:
                 kernel.advance(len(rates) - early)
@@ -276,7 +277,7 @@ class GraphExecutor(PythonExecutor):
         choice = tuning.get(key)
         if choice == "graphs":
             return None
-        rows = _example(data, size, self.backend)
+        rows = example_rows(data, size, self.backend)
         if choice in makers:
             return self._tried(makers[choice], 1, rows)[0]
         tried = {name: self._tried(make, steps, rows) for name, make in makers.items()}
@@ -388,27 +389,3 @@ class GraphExecutor(PythonExecutor):
                     KEPT_SIZES,
                 )
                 inference.run(x[part], out[part])
-
-
-def _example(data: Data, rows: int, backend: CudaBackend) -> Data:
-    """So many rows of the same form, to be measured with: what is found must not depend on how
-    many rows a run happens to have."""
-    like = (None if a is None else (rows, *a.shape[1:]) for a in data)
-    made = (
-        None if a is None or shape is None else backend.zeros(shape, a.dtype)
-        for a, shape in zip(data, like, strict=True)
-    )  # fmt: skip
-    return Data(*made)
-
-
-def _sizes(rows: int, batch: int, steps: int) -> Iterator[tuple[int, int]]:
-    """Sizes of the batches to come, each with how many follow each other."""
-    full, rest = divmod(rows, batch)
-    if not rest:
-        yield batch, steps
-        return
-    while steps > 0:
-        yield batch, min(full, steps)
-        if steps > full:
-            yield rest, 1
-        steps -= full + 1

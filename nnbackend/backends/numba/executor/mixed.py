@@ -19,11 +19,11 @@ from nnbackend.executor.python import (
     InferencePlan,
     PythonExecutor,
     TrainingPlan,
-    Workspace,
     call_loss,
     measure,
 )
 from nnbackend.executor.rows import Backward, Forward, Inference, bind_inference
+from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, Op
 from nnbackend.losses import Loss
 from nnbackend.program.table import Program

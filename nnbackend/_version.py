@@ -1,0 +1,3 @@
+"""The version, in a place that every module can ask."""
+
+__version__ = "0.1.0"
