@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +25,6 @@ class Communicator(ABC):
 
     rank: int
     size: int
-    #: whether the last two operations are there too; then ranks divide the work of an update
-    scatters: ClassVar[bool] = False
 
     @abstractmethod
     def all_reduce(self, array: Array) -> None:
@@ -46,15 +43,6 @@ class Communicator(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Return when every rank has called this."""
-
-    def reduce_scatter(self, array: Array, counts: Sequence[int], out: Array) -> None:
-        """out = this rank's part of the sum of every rank's array (n,), which has parts of so
-        many elements, one for each rank."""
-        raise NotImplementedError
-
-    def all_gather(self, array: Array, counts: Sequence[int]) -> None:
-        """Every part of array (n,) = that of the rank that it belongs to, in place."""
-        raise NotImplementedError
 
 
 class Alone(Communicator):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from nnbackend.backends.types import Array
-from nnbackend.distributed.parts import PartUpdates
 from nnbackend.distributed.plan import BlockedPlan
 from nnbackend.distributed.ranks import Block, Ranks, SharedBatch
 from nnbackend.errors import DataError
@@ -40,7 +39,6 @@ class SharedTraining:
         self.pace: tuple[int, float] | None = None
         self._gradients = storage.gradients[: storage.trained]
         self._updates = Updates(program, program.backend)
-        self._parts = PartUpdates.of(program, ranks)
         self._penalty = program.backend.zeros((), _FLOAT64)
         self._workspace: Workspace | None = None
         self._plans: dict[tuple[Block, ...], BlockedPlan] = {}
@@ -61,7 +59,6 @@ class SharedTraining:
         """As ``Executor.run``, over batches of all ranks; each takes its blocks of every batch,
         which are the next rows of ``run.data`` where it has this rank's alone."""
         parts = list(self._divided(run))
-        updates = self._parts if self._parts is not None and self._parts.fits() else None
         traces, penalties = self._new_traces(len(parts)), np.zeros(len(parts))
         captured = self._captures()
         index = 0
@@ -73,13 +70,11 @@ class SharedTraining:
                 index += len(same)
                 continue
             part, blocks, rows = parts[index]
-            goes_on, penalties[index] = self._step(part, blocks, rows, traces[:, index], updates)
+            goes_on, penalties[index] = self._step(part, blocks, rows, traces[:, index])
             if not goes_on:
                 traces[:, index:] = np.nan
                 break
             index += 1
-        if updates is not None:
-            updates.finish(run.keep_gradient)
         return self._joined(traces, penalties)
 
     def _divided(self, run: Run) -> Iterator[tuple[Run, list[Block], int]]:
@@ -145,14 +140,7 @@ class SharedTraining:
 
     # -- a step -------------------------------------------------------------------------------
 
-    def _step(
-        self,
-        part: Run,
-        blocks: list[Block],
-        rows: int,
-        traces: Trace,
-        parts: PartUpdates | None = None,
-    ) -> tuple[bool, float]:
+    def _step(self, part: Run, blocks: list[Block], rows: int, traces: Trace) -> tuple[bool, float]:
         """One step; False if its gradient is not finite, and the penalty. The blocks' traces are
         put into ``traces``."""
         part = part._replace(batch_weight=self._batch_weight(part, blocks, rows))
@@ -160,9 +148,6 @@ class SharedTraining:
             traces[: len(blocks)] = self._differentiate_blocks(part, blocks, rows)
         else:
             traces[: len(blocks)] = self._differentiate(part, blocks)
-        rate, number = float(part.rates[0]), part.first_step
-        if parts is not None:
-            return parts.apply(rate, number), 0.0
         if not self.ranks.exact:
             self.ranks.comm.all_reduce(self._gradients)
         penalty = 0.0
@@ -172,7 +157,7 @@ class SharedTraining:
             penalty = float(self.backend.to_numpy(self._penalty))
         if self.program.optimizer is None:
             return True, penalty
-        return self._updates.apply(rate, number), penalty
+        return self._updates.apply(float(part.rates[0]), part.first_step), penalty
 
     def _batch_weight(self, part: Run, blocks: list[Block], rows: int) -> float:
         """The sum of weights of the batch."""

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,6 @@ class MpiCommunicator(Communicator):
             ``RankError``, which names them; None waits for ever.
     """
 
-    scatters = True
-
     def __init__(self, comm: Any = None, timeout: float | None = 60.0) -> None:
         MPI = import_mpi()
         self._in_place = MPI.IN_PLACE
@@ -53,7 +50,7 @@ class MpiCommunicator(Communicator):
         if self.size > 1:
             atexit.register(self._leave)
 
-    # -- operations ---------------------------------------------------------------------------
+    # -- the four operations ------------------------------------------------------------------
 
     def all_reduce(self, array: Array) -> None:
         self._check_host(array)
@@ -76,15 +73,6 @@ class MpiCommunicator(Communicator):
 
     def barrier(self) -> None:
         self._complete(self._comm.Ibarrier, "barrier")
-
-    def reduce_scatter(self, array: Array, counts: Sequence[int], out: Array) -> None:
-        self._check_host(array)
-        self._complete(lambda: self._comm.Ireduce_scatter(array, out, counts), "reduce_scatter")
-
-    def all_gather(self, array: Array, counts: Sequence[int]) -> None:
-        self._check_host(array)
-        parts = (array, counts)
-        self._complete(lambda: self._comm.Iallgatherv(self._in_place, parts), "all_gather")
 
     def _check_host(self, array: Array) -> None:
         if not isinstance(array, np.ndarray):

@@ -27,19 +27,10 @@ class _Part(NamedTuple):
 class Updates:
     """Makes one step of the program's optimizer at a time."""
 
-    def __init__(
-        self,
-        program: Program,
-        backend: Backend,
-        part: slice | None = None,
-        gradients: Array | None = None,
-    ) -> None:
-        """Only of the parameters ``part``, whose gradient is in ``gradients``, if they are given;
-        norms of the whole gradient are then not known."""
+    def __init__(self, program: Program, backend: Backend) -> None:
         self.program, self.backend = program, backend
         storage = program.storage
-        self._part = part or slice(0, storage.trained)
-        self.gradients = storage.gradients[self._part] if gradients is None else gradients
+        self.gradients = storage.gradients[: storage.trained]
         self._parts: list[_Part] = []
         self._parts_for = -1  # of the optimizer, which the parts are made for
         self._scratch = backend.zeros(backend.step_scratch_size(storage.trained), program.dtype)
@@ -92,16 +83,14 @@ class Updates:
             ranges = [
                 (0, storage.decayed, optimizer.decay), (storage.decayed, storage.trained, 0.0)
             ]  # fmt: skip
-        begin, end = self._part.start, self._part.stop
-        cut = ((max(begin, start), min(end, stop), decay) for start, stop, decay in ranges)
         return [
             _Part(
                 None if rule is None else rule._replace(weight_decay=decay),
                 decay,
                 storage.parameters[start:stop],
-                self.gradients[start - begin : stop - begin],
+                storage.gradients[start:stop],
                 [slot[start:stop] for slot in slots],
             )
-            for start, stop, decay in cut
+            for start, stop, decay in ranges
             if start < stop
         ]

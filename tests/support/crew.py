@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -37,8 +37,6 @@ class _Meeting:
 class ThreadCommunicator(Communicator):
     """One of ``size`` threads that meet."""
 
-    scatters = True
-
     def __init__(self, rank: int, size: int, meeting: _Meeting, timeout: float = 60.0) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
         self._meeting = meeting
@@ -51,21 +49,6 @@ class ThreadCommunicator(Communicator):
 
     def gather(self, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         return self._meeting.exchange(self.rank, array.copy(), self.timeout)
-
-    def reduce_scatter(self, array: Any, counts: Sequence[int], out: Any) -> None:
-        total = array.copy()
-        self.all_reduce(total)
-        out[...] = total[self._part(counts, self.rank)]
-
-    def all_gather(self, array: Any, counts: Sequence[int]) -> None:
-        everyone = self._meeting.exchange(self.rank, array.copy(), self.timeout)
-        for rank, other in enumerate(everyone):
-            part = self._part(counts, rank)
-            array[part] = other[part]
-
-    @staticmethod
-    def _part(counts: Sequence[int], rank: int) -> slice:
-        return slice(sum(counts[:rank]), sum(counts[: rank + 1]))
 
     def barrier(self) -> None:
         self._meeting.exchange(self.rank, None, self.timeout)
