@@ -7,6 +7,7 @@ Measured on this machine, each system in a process of its own, in alternating ro
 - a step of mnist-512 at batch 512 by one process with two threads, by one process with a
   communicator of size 1, and by two ranks with one thread each;
 - the sum over ranks of vectors of many sizes, by ``comm.all_reduce`` and by mpi4py's own;
+- the same sum begun while lower layers are computed, and after them;
 - a step of three networks, alone with one thread and different numbers of rows.
 
 The model, with latency a and bandwidth 1 / b of a fabric, for p ranks and a gradient of n bytes
@@ -21,7 +22,6 @@ rank, more than one rank on a machine, congestion, and overlap of the sum with c
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,14 @@ RANKS = [2**k for k in range(11)]
 
 
 def model_of(widths: tuple[int, ...]) -> nn.Sequential:
-    layers = [nn.Dense(i, o, "relu") for i, o in itertools.pairwise(widths)]
+    layers = [nn.Dense(i, o, "relu") for i, o in pairwise(widths[:-1])]
     model = nn.Sequential([*layers, nn.Dense(widths[-2], widths[-1])], seed=0, backend="numba")
     model.compile("softmax_cross_entropy", nn.Adam(1e-4))
     return model
 
 
 def parameters_of(widths: tuple[int, ...]) -> int:
-    return sum(i * o + o for i, o in itertools.pairwise(widths))
+    return sum(i * o + o for i, o in pairwise(widths))
 
 
 # -- in a process of its own -----------------------------------------------------------------
@@ -107,6 +108,45 @@ def sums(comm: Any) -> list[list[float]]:
     return found
 
 
+def overlap() -> dict[str, float]:
+    """Seconds of computing and summing up the gradient of mnist-512: one after the other; and in
+    buckets, each summed while the next lower layers are computed, whose products are divided so
+    that MPI is looked after in between."""
+    from mpi4py import MPI
+
+    world, (widths, _) = MPI.COMM_WORLD, NETWORKS["mnist-512"]
+    rows = np.ones((256, widths[0]), np.float32)
+    buckets = [np.zeros(i * o + o, np.float32) for i, o in reversed(list(pairwise(widths)))]
+    whole = np.zeros(sum(bucket.size for bucket in buckets), np.float32)
+    weights = [np.ones((widths[0], o), np.float32) for o in reversed(widths[1:])]
+
+    def compute(layer: int, requests: list[Any]) -> None:
+        for start in range(0, 256, 32):
+            rows[start : start + 32] @ weights[layer]
+            for request in requests:
+                request.Test()
+
+    def in_turn() -> None:
+        for layer in range(len(buckets)):
+            compute(layer, [])
+        world.Iallreduce(MPI.IN_PLACE, whole).Wait()
+
+    def at_once() -> None:
+        requests: list[Any] = []
+        for layer, bucket in enumerate(buckets):
+            compute(layer, requests)
+            requests.append(world.Iallreduce(MPI.IN_PLACE, bucket))
+        for request in requests:
+            request.Wait()
+
+    taken: dict[str, list[float]] = {"one after the other": [], "overlapped": []}
+    for _ in range(15):  # alternating
+        for name, work in (("one after the other", in_turn), ("overlapped", at_once)):
+            world.Barrier()
+            taken[name].append(timed(work, 1, 5))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
 def worker(arguments: list[str]) -> None:
     """Measure one thing, and print it as JSON on rank 0."""
     what, *rest = arguments
@@ -114,6 +154,8 @@ def worker(arguments: list[str]) -> None:
     comm = nn.distributed.init(backend="numba") if ranked else None
     if what == "sums":
         result: Any = sums(comm)
+    elif what == "overlap":
+        result = overlap()
     else:
         network, rows, threads = rest
         result = step_seconds(network, int(rows), int(threads), comm)
@@ -219,6 +261,7 @@ def main() -> None:
     result: dict[str, Any] = {"processors": os.cpu_count(), "nnbackend": nn.__version__}
     result["mnist-512 at batch 512"] = against_one_process(chosen.rounds)
     result["sums"] = {str(ranks): measure(ranks, "sums") for ranks in (1, 2, 4)}
+    result["overlap, 2 ranks"] = measure(2, "overlap")
     latency, per_byte = line_of([(size, ours) for size, ours, _ in result["sums"]["2"]])
     result["this machine, 2 ranks"] = {"latency": latency / 2, "bandwidth": 1 / per_byte}
     steps: dict[str, list[tuple[float, float]]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from goldens import golden_index
+from mpi import run_ranks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 INDEX = golden_index()
@@ -160,3 +161,24 @@ def test_every_example_is_tested_and_listed() -> None:
     for script in EXAMPLES.glob("*.py"):
         assert f'"{script.name}"' in tests
         assert f"`{script.name}`" in listed
+
+
+def test_many_processes(tmp_path) -> None:
+    one = run("many_processes.py", tmp_path)
+    two = run_ranks(2, [sys.executable, str(EXAMPLES / "many_processes.py")], tmp_path)
+    assert two.returncode == 0, two.stderr
+    assert "by 1 process" in one
+    assert "by 2 process" in two.stdout
+    accuracies = [
+        after(text, "accuracy")[0]
+        for text in (one.split("epoch 10/10")[1], two.stdout.split("epoch 10/10")[1])
+    ]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_dask_search(tmp_path) -> None:
+    pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    pytest.importorskip("sklearn")
+    best = after(run("dask_search.py", tmp_path), "best")[0]
+    assert 0.85 < best <= 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.backends.types import Array
-from nnbackend.distributed.plan import BlockedPlan
+from nnbackend.distributed.plan import BlockedPlan, placed
 from nnbackend.distributed.ranks import Block, Ranks, SharedBatch
 from nnbackend.errors import DataError
 from nnbackend.executor.base import Data, Executor, Rates, Run, Trace
@@ -190,12 +190,8 @@ class SharedTraining:
 
     def _differentiate_blocks(self, part: Run, blocks: list[Block], rows: int) -> Trace:
         """The same layer by layer, with all of this rank's blocks."""
-        plan, data = self._plan(blocks, part.batch_size), part.data
-        if part.order is not None and blocks:
-            data = plan.workspace.gather(self.backend, data, part.order[0])
-        traces = plan.differentiate(
-            data, part.first_step, part.first_row, rows, part.batch_weight
-        )  # fmt: skip
+        plan = self._plan(blocks, part.batch_size)
+        traces = plan.differentiate(part, rows)
         if self.ranks.exact:
             self._add_in_order(plan.gradients)
             return traces
@@ -216,8 +212,9 @@ class SharedTraining:
     def _plan(self, blocks: list[Block], most: int) -> BlockedPlan:
         begin = blocks[0][0] if blocks else 0
         key = tuple((first - begin, last - begin) for first, last in blocks)
-        plan, rows = self._plans.get(key), _rows_in(blocks)
+        plan = self._plans.get(key)
         if plan is None:
+            rows = placed(blocks)[-1][1] if blocks else 0
             if self._workspace is None or self._workspace.capacity < rows:
                 capacity = -(-max(rows, most) // 16) * 16
                 self._workspace = Workspace(self.program, self.backend, capacity)

@@ -46,6 +46,9 @@ class MpiCommunicator(Communicator):
         #: where each rank is: its host and process
         place = (socket.gethostname(), os.getpid())
         self.places: list[tuple[str, int]] = self._comm.allgather(place)
+        here = [host for host, _ in self.places].count(socket.gethostname())
+        # where ranks share processors, one that waits keeps another from working
+        self._patience = PATIENCE if here <= (os.cpu_count() or 1) else 0
         self._broken: str | None = None
         if self.size > 1:
             atexit.register(self._leave)
@@ -91,7 +94,7 @@ class MpiCommunicator(Communicator):
         looks, begun, looked = 0, 0.0, 0.0
         while not request.Test():
             looks += 1
-            if looks <= PATIENCE:
+            if looks <= self._patience:
                 continue
             _let_others_run()
             if looks % LOOKS == 0:

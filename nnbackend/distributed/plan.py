@@ -11,7 +11,7 @@ import numpy as np
 from nnbackend.backends.types import Array
 from nnbackend.distributed.norms import SharedBatchNorm
 from nnbackend.distributed.ranks import Block, Ranks
-from nnbackend.executor.base import Data, Trace
+from nnbackend.executor.base import Data, Run, Trace
 from nnbackend.executor.python import divide_by_batch, measure
 from nnbackend.executor.rows import Backward, Forward, Mode, bind_row, saved_shape
 from nnbackend.executor.workspace import Workspace
@@ -20,6 +20,17 @@ from nnbackend.program.storage import Segment
 from nnbackend.program.table import ABSENT, Program, Row
 
 _FLOAT64 = np.dtype(np.float64)
+#: Rows whose numbers fill whole lines of the cache, whatever their width and dtype.
+PLACE = 16
+
+
+def placed(blocks: Sequence[Block]) -> list[Block]:
+    """The same blocks one after another, each from a multiple of PLACE on."""
+    found, start = [], 0
+    for first, last in blocks:
+        found.append((start, start + last - first))
+        start += -(-(last - first) // PLACE) * PLACE
+    return found
 
 
 class _Layer(NamedTuple):
@@ -46,8 +57,10 @@ class BlockedPlan:
     ) -> None:
         """``blocks`` count from this rank's first row."""
         self.program, self.ranks = program, ranks
-        self.workspace, self.blocks = workspace, list(blocks)
-        self.rows = blocks[-1][1] if blocks else 0
+        self.workspace, self.given = workspace, list(blocks)
+        #: where they lie in the workspace: kernels add in an order that may depend on addresses
+        self.blocks = placed(blocks)
+        self.rows = self.blocks[-1][1] if blocks else 0
         #: of each block
         self._modes = [Mode() for _ in blocks]
         backend, storage = program.backend, program.storage
@@ -87,28 +100,23 @@ class BlockedPlan:
 
     def differentiate(
         self,
-        data: Data,
-        step: int,
-        first_row: int,
+        part: Run,
         batch_rows: int,
-        batch_weight: float,
     ) -> Trace:
         """Fill ``gradients`` with each block's part of the batch's gradient, without penalties.
 
         Args:
-            data: this rank's rows.
-            step: number of the update.
-            first_row: place of the first one in the batch.
-            batch_rows, batch_weight: rows and sum of weights of the batch.
+            part: this rank's rows of the batch.
+            batch_rows: rows of the batch.
 
         Returns:
             (k, TRACE_SUMS + n_sums), the trace of each block.
         """
-        program = self.program
-        for (first, _), mode in zip(self.blocks, self._modes, strict=True):
-            mode.first_row = first_row + first
+        program, data = self.program, self._taken(part)
+        for (first, _), mode in zip(self.given, self._modes, strict=True):
+            mode.first_row = part.first_row + first
         with np.errstate(all="ignore"):
-            inputs = self._go_forward(data.x, step, batch_rows)
+            inputs = self._go_forward(data.x, part.first_step, batch_rows)
             trace = program.backend.zeros((len(self.blocks), TRACE_SUMS + program.n_sums), _FLOAT64)
             pred = inputs.pop()
             for k, (first, last) in enumerate(self.blocks):
@@ -116,9 +124,21 @@ class BlockedPlan:
                     program, data.rows(first, last), pred[first:last], self._dpred[first:last],
                     trace[k], self._value,
                 )  # fmt: skip
-                divide_by_batch(program, self._dpred[first:last], trace[k], batch_weight)
+                divide_by_batch(program, self._dpred[first:last], trace[k], part.batch_weight)
             self._go_back(inputs)
         return program.backend.to_numpy(trace)
+
+    def _taken(self, part: Run) -> Data:
+        """The rows, each block in its place."""
+        work, backend, data = self.workspace, self.program.backend, part.data
+        for (first, last), (place, _) in zip(self.given, self.blocks, strict=True):
+            if part.order is None:
+                work.take(backend, data.rows(first, last), place)
+            else:
+                work.gather(backend, data, part.order[0, first:last], place)
+        if not self.given:
+            return data
+        return work.data(self.rows, data.weight is not None)
 
     def _go_forward(self, x: Array, step: int, batch_rows: int) -> list[Array]:
         inputs = [x]

@@ -28,20 +28,32 @@ class Workspace:
         start = offset * self.capacity
         return self.flat[start : start + rows * width].reshape(rows, width)
 
-    def gather(self, backend: Backend, data: Data, idx: Array) -> Data:
-        """The rows ``idx`` of ``data``, copied here."""
-        rows = len(idx)
-        x = self.x[:rows]
-        backend.take_rows(data.x, idx, x)
+    def gather(self, backend: Backend, data: Data, idx: Array, place: int = 0) -> Data:
+        """The rows ``idx`` of ``data``, copied here, from row ``place`` on."""
+        own = self._own(backend, data, place, len(idx))
+        for source, target in zip(data, own, strict=True):
+            if source is not None:
+                backend.take_rows(source, idx, target)
+        return own
+
+    def take(self, backend: Backend, data: Data, place: int) -> None:
+        """Copy all rows of ``data`` here, from row ``place`` on."""
+        for source, target in zip(data, self._own(backend, data, place, len(data.x)), strict=True):
+            if source is not None:
+                target[...] = source
+
+    def data(self, rows: int, weighted: bool) -> Data:
+        """The first rows of what was copied here."""
+        weight = self.weight[:rows] if weighted else None
+        return Data(self.x[:rows], self.targets[:rows], weight)
+
+    def _own(self, backend: Backend, data: Data, place: int, rows: int) -> Data:
+        """Places for so many rows of the form of ``data``."""
         targets, rest = self.targets, tuple(data.target.shape[1:])
         if targets is None or (tuple(targets.shape[1:]), targets.dtype) != (
             rest, data.target.dtype
         ):  # fmt: skip
             self.targets = backend.zeros((self.capacity, *rest), backend.dtype_of(data.target))
-        target = self.targets[:rows]
-        backend.take_rows(data.target, idx, target)
-        if data.weight is None:
-            return Data(x, target, None)
-        weight = self.weight[:rows]
-        backend.take_rows(data.weight, idx, weight)
-        return Data(x, target, weight)
+        some = slice(place, place + rows)
+        weight = None if data.weight is None else self.weight[some]
+        return Data(self.x[some], self.targets[some], weight)

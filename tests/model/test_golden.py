@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crew import together
 from cuda_stand_in import STAND_IN
 from goldens import golden_arrays, golden_index
 
 import nnbackend as nn
+from nnbackend.distributed import Alone
 from nnbackend.layers.activations import resolve_activation
 
 INDEX = golden_index()
@@ -409,6 +411,45 @@ def test_trajectory_up_to_its_horizon(backend: nn.Backend, dtype: str, name: str
     epochs = [e for e, how in zip(found["expected"]["epochs"], own["comparison"], strict=True)
               if how == "pointwise" and e <= most]  # fmt: skip
     check_trajectory(name, dtype, epochs[-1])
+
+
+def check_on_ranks(name: str, device: str, most: int) -> None:
+    """The curves of 2 and 4 ranks, against that of one process, as closely as the golden numbers
+    are compared: to 1e-12 until rounding has grown; with ``exact``, those of any number alike."""
+    found = INDEX[f"traj_{name}"]
+    own = found["tolerance"]["float64"]
+    listed = zip(found["expected"]["epochs"], own["comparison"], own["data_loss_abs"], strict=True)
+    limits = [(e, limit) for e, how, limit in listed if how == "pointwise" and e <= most]
+
+    def train(comm: Any, exact: bool = False, epochs: int = limits[-1][0] + 1) -> np.ndarray:
+        with nn.use_backend(device):
+            model, arrays = trajectory(name, "float64")
+        history = model.fit(
+            arrays["X"], labels(arrays), epochs=epochs, batch_size=len(arrays["X"]),
+            shuffle=False, verbose=0, comm=comm, exact=exact,
+        )  # fmt: skip
+        return np.array(history["loss"])
+
+    alone = train(None)
+    exactly = train(Alone(), True, 20)
+    for size in (2, 4):
+        for curve in together(size, train):
+            for epoch, limit in limits:
+                close(curve[epoch], alone[epoch], limit)
+        for curve in together(size, lambda comm: train(comm, True, 20)):
+            assert np.array_equal(curve, exactly)
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory_on_ranks(name: str) -> None:
+    check_on_ranks(name, "numpy", 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["numpy", "numba"])
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory_on_ranks_up_to_its_horizon(name: str, device: str) -> None:
+    check_on_ranks(name, device, 1000)
 
 
 @pytest.mark.slow
