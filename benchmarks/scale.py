@@ -172,7 +172,8 @@ def measure(ranks: int, *arguments: object) -> Any:
     if ranks:
         own = Path(sys.executable).with_name("mpiexec")
         command = [str(own) if own.exists() else "mpiexec", "-n", str(ranks), *command]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    one = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # NumPy's products, of the overlap
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=one)
     return json.loads(done.stdout.splitlines()[-1])
 
 

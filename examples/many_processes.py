@@ -4,8 +4,8 @@
     mpiexec -n 2 python examples/many_processes.py
     srun --ntasks 64 python examples/many_processes.py
 
-The processes ("ranks") share the rows of each batch; the curves are the same for any number of them.
-Needs mpi4py and an MPI where there are several: pip install "nnbackend[mpi]".
+The processes ("ranks") share the rows of each batch; the curves are the same for any number of
+them. Needs mpi4py and an MPI where there are several: pip install "nnbackend[mpi]".
 """
 
 import nnbackend as nn

@@ -70,7 +70,10 @@ class SharedTraining:
                 index += len(same)
                 continue
             part, blocks, rows = parts[index]
-            goes_on, penalties[index] = self._step(part, blocks, rows, traces[:, index])
+            # of many steps, whoever reads the trace looks at the parameters
+            goes_on, penalties[index] = self._step(
+                part, blocks, rows, traces[:, index], len(parts) == 1
+            )
             if not goes_on:
                 traces[:, index:] = np.nan
                 break
@@ -133,16 +136,18 @@ class SharedTraining:
         blocks = [(batch.place, batch.place + own)] if own else []
         part = Run(batch.data, None, max(1, own), rates, number, first_row=batch.place)
         traces, penalties = self._new_traces(1), np.zeros(1)
-        goes_on, penalties[0] = self._step(part, blocks, batch.rows, traces[:, 0])
+        goes_on, penalties[0] = self._step(part, blocks, batch.rows, traces[:, 0], True)
         if not goes_on:
             traces[:] = np.nan
         return self._joined(traces, penalties)
 
     # -- a step -------------------------------------------------------------------------------
 
-    def _step(self, part: Run, blocks: list[Block], rows: int, traces: Trace) -> tuple[bool, float]:
-        """One step; False if its gradient is not finite, and the penalty. The blocks' traces are
-        put into ``traces``."""
+    def _step(
+        self, part: Run, blocks: list[Block], rows: int, traces: Trace, looks: bool
+    ) -> tuple[bool, float]:
+        """One step; False if its gradient is not finite, where that is looked at, and the penalty.
+        The blocks' traces are put into ``traces``."""
         part = part._replace(batch_weight=self._batch_weight(part, blocks, rows))
         if self._blocked:
             traces[: len(blocks)] = self._differentiate_blocks(part, blocks, rows)
@@ -155,9 +160,12 @@ class SharedTraining:
             self._penalty[...] = 0
             add_penalties(self.program, rows, True, self._penalty)
             penalty = float(self.backend.to_numpy(self._penalty))
-        if self.program.optimizer is None:
-            return True, penalty
-        return self._updates.apply(float(part.rates[0]), part.first_step), penalty
+        rate, number = float(part.rates[0]), part.first_step
+        if looks and self.program.optimizer is not None:
+            return self._updates.apply(rate, number), penalty
+        with np.errstate(all="ignore"):
+            self._updates.update(rate, number)
+        return True, penalty
 
     def _batch_weight(self, part: Run, blocks: list[Block], rows: int) -> float:
         """The sum of weights of the batch."""

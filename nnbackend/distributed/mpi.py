@@ -21,6 +21,8 @@ INSTALL = 'pip install "nnbackend[mpi]"'
 PATIENCE, LOOKS = 64, 512
 #: How long ranks are waited for that have not answered, once it is known that somebody is missing.
 ROLL_CALL_SECONDS = 2.0
+#: How long mpiexec is given to pass on what was written, before it ends all processes.
+OUTPUT_SECONDS = 0.3
 #: How often those who wait look whether the ranks on their machine are alive.
 DEATH_SECONDS = 1.0
 _ROLL_CALL = 1
@@ -151,6 +153,7 @@ class MpiCommunicator(Communicator):
     def abort(self, code: int) -> None:
         """End this process and all other ranks at once, which would wait for it."""
         _flush()
+        time.sleep(OUTPUT_SECONDS)
         self._abort(code)
 
     def _leave(self) -> None:

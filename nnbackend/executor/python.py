@@ -188,7 +188,7 @@ class PythonExecutor(Executor):
         total = backend.zeros(TRACE_SUMS + program.n_sums, _FLOAT64)
         part = backend.zeros(TRACE_SUMS + program.n_sums, _FLOAT64)
         value = backend.zeros((), _FLOAT64)
-        pred = backend.zeros(
+        pred = backend.empty(
             (min(len(data.x), self.inference_rows), program.n_outputs), program.dtype
         )
         for start in range(0, len(data.x), self.inference_rows):

@@ -69,7 +69,7 @@ class DrivenStack(LayerStack):
             return quick
         with memory_errors:
             x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
-            out = self.backend.zeros((len(x), self.n_outputs), self.dtype)
+            out = self.backend.empty((len(x), self.n_outputs), self.dtype)
             self.executor.predict(x, out)
         return out
 

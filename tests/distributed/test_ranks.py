@@ -135,6 +135,22 @@ def test_rows_in_a_file_are_read_by_their_own_rank_alone(backend, tmp_path, monk
         np.testing.assert_allclose(own, whole, atol=1e-12)
 
 
+def test_a_model_goes_on_by_itself_after_a_shared_training(backend):
+    """What the ranks had compiled code do, a part of a batch without penalties, is over."""
+
+    def work(comm):
+        model = make(plain, backend)
+        model.fit(X[:200], Y[:200], epochs=2, batch_size=50, shuffle=False, verbose=0, comm=comm)
+        losses = [float(model.train_step(X[:50], Y[:50])) for _ in range(3)]
+        return losses, model.gradient(X[:50], Y[:50]), model.get_flat()
+
+    losses, loss, parameters = work(None)
+    for own in together(2, work):
+        np.testing.assert_allclose(own[0], losses, rtol=1e-12)
+        assert own[1] == pytest.approx(loss, rel=1e-12)
+        np.testing.assert_allclose(own[2], parameters, atol=1e-10)
+
+
 class TestRowsOfTheirOwn:
     """``sharded=True``: a batch is made of each rank's next rows."""
 
