@@ -2,7 +2,7 @@
 
     python examples/dask_search.py
 
-Each fit is a task of its own, so this takes no communicator: scikit-learn hands the tasks to joblib,
+Each fit is a task of its own, so this takes no communicator: scikit-learn hands tasks to joblib,
 and joblib to Dask. With the address of a cluster, Client("tcp://..."), they run there; joblib has
 Ray and its own processes as well. Needs: pip install "nnbackend[sklearn]" "dask[distributed]".
 """
