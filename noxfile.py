@@ -32,7 +32,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast tests; arguments after -- go to pytest."""
-    session.run(PYTHON, "-m", "pytest", *session.posargs)
+    session.run(PYTHON, "-m", "pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session(default=False)
@@ -45,7 +45,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(default=False)
 def slow(session: nox.Session) -> None:
     """All tests that need no GPU, with coverage."""
-    session.run(PYTHON, "-m", "pytest", "-m", "not gpu", "--cov", "--cov-report=term")
+    session.run(PYTHON, "-m", "pytest", "-n", "auto", "-m", "not gpu", "--cov", "--cov-report=term")
 
 
 @nox.session(default=False)
