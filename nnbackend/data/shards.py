@@ -54,7 +54,9 @@ class Shards:
     Attributes:
         paths: the files that this rank reads.
         first, example: the first of all files, and its ``Dataset``.
-        epoch: number of the next epoch; to continue a training, that of the model.
+        epoch: number of the next pass, by which its order is drawn; a training with metrics that
+            are functions makes two for each epoch.
+        size: number of ranks that share the files.
 
     Raises:
         DataError: the folder has no such file; a file has other columns or classes.
@@ -76,8 +78,9 @@ class Shards:
     ) -> None:
         rank, size = (0, 1) if comm is None else (comm.rank, comm.size)
         batch_size = check_size("batch_size", batch_size)
+        self.size = size
         self.batch_size = batch_size * (rank + 1) // size - batch_size * rank // size
-        if not self.batch_size:
+        if batch_size < size:
             raise DataError(f"batch_size must be at least the {size} ranks; received {batch_size}")
         self.shuffle, self.seed, self.epoch = check_flag("shuffle", shuffle), check_seed(seed), 0
         paths = _files_of(existing_file(folder, folders=True))

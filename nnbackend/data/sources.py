@@ -34,6 +34,20 @@ BLOCK_BYTES, MOST_BLOCKS = 1 << 25, 8
 HASHED_BYTES, HASHED_ROWS = 1 << 24, 1000
 
 
+def fingerprint(backend: Backend, *arrays: Any) -> str:
+    """A hash of arrays: of all rows where they are few, else of some here and there."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array is None:
+            continue
+        rows: Any = slice(0, len(array))
+        if len(array) * math.prod(array.shape[1:]) * 8 > HASHED_BYTES:
+            rows = np.linspace(0, len(array) - 1, HASHED_ROWS).astype(np.int64)
+        part = backend.to_numpy(array) if backend.owns(array) else array
+        digest.update(np.ascontiguousarray(read_rows(part, rows)).tobytes())
+    return digest.hexdigest()[:16]
+
+
 class ArraySource:
     """Rows of arrays in host memory, in a file, or on the device.
 
@@ -105,19 +119,8 @@ class ArraySource:
         return read_rows(self.x, rows), self.target[rows], weight
 
     def fingerprint(self) -> str:
-        """A hash of the rows: of all of them where they are few, else of some here and there."""
-        digest = hashlib.sha256()
-        for array in (self.x, self.target, self.weight):
-            if array is None:
-                continue
-            size = len(array) * math.prod(array.shape[1:]) * 8
-            rows: Any = slice(0, len(array))
-            if size > HASHED_BYTES:
-                rows = np.linspace(0, len(array) - 1, HASHED_ROWS).astype(np.int64)
-            part = read_rows(array, rows)
-            part = self.backend.to_numpy(part) if self.backend.owns(part) else np.asarray(part)
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()[:16]
+        """A hash of the rows, see ``fingerprint``."""
+        return fingerprint(self.backend, self.x, self.target, self.weight)
 
     def uploads(self) -> Uploads | None:
         """What copies blocks to the device while it works, if that is worthwhile here."""

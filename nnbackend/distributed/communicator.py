@@ -44,6 +44,10 @@ class Communicator(ABC):
     def barrier(self) -> None:
         """Return when every rank has called this."""
 
+    def lose_step(self, reason: str) -> None:
+        """This rank has left operations out that the others make; it may refuse all that come."""
+        return
+
 
 class Alone(Communicator):
     """The communicator of a process that was started by itself."""

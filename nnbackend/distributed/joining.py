@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from nnbackend._checks import check_flag
 from nnbackend._version import __version__
 from nnbackend.backends.contract import Backend
+from nnbackend.data.shards import Shards
 from nnbackend.data.sources import ArraySource, BatchSource, Source
 from nnbackend.distributed.communicator import Communicator
 from nnbackend.distributed.ranks import Ranks
@@ -19,6 +20,7 @@ from nnbackend.executor.base import Data
 from nnbackend.layers.base import Layer
 from nnbackend.layers.standardize import Standardize
 from nnbackend.losses import loss_name
+from nnbackend.metrics import AnyMetric, metric_name
 from nnbackend.program.table import Program
 
 
@@ -51,44 +53,89 @@ def join(comm: Communicator | None, sharded: bool = False, exact: bool = False) 
 
 
 def check_alike(
-    ranks: Ranks, call: str, program: Program, layers: list[Layer], source: Source, more: Any
+    ranks: Ranks,
+    call: str,
+    program: Program,
+    layers: Sequence[Layer],
+    metrics: Sequence[AnyMetric],
+    sources: Mapping[str, Source | None],
+    more: Mapping[str, Any],
 ) -> None:
     """Refuse ranks that were called for something else, or with something else.
 
+    Args:
+        sources: by what they are called in a message.
+
     Raises:
         RankError: a rank, what differs, and both values.
+        DataError: ``exact`` where not every rank can know all rows.
     """
+    settings: dict[str, Any] = {"call": call, "exact": ranks.exact, "sharded": ranks.sharded}
+    settings |= {"nnbackend": __version__, "numpy": np.__version__}
+    settings |= {"backend": program.backend.name, "dtype": str(program.dtype)}
+    for number, layer in enumerate(layers):
+        settings |= {f"layer {number}{key}": value for key, value in _described(layer).items()}
+    for name, source in sources.items():
+        for key, value in _of_data(ranks, source).items():
+            settings[f"{name}{key}"] = value
     optimizer = program.optimizer
-    settings = {
-        "call": call,
-        "nnbackend": __version__,
-        "numpy": np.__version__,
-        "backend": program.backend.name,
-        "dtype": str(program.dtype),
-        "layers": [repr(layer) for layer in layers],
-        "exact": ranks.exact,
-        "sharded": ranks.sharded,
-        **_of_data(source, ranks.sharded),
-        "loss": loss_name(program.loss),
-        "optimizer": None if optimizer is None else repr(optimizer),
-        "metrics": [metric.name for metric in program.metrics],
-        **more,
-    }
-    ranks.check_alike(settings)
+    settings["loss"] = loss_name(program.loss)
+    settings["optimizer"] = None if optimizer is None else repr(optimizer)
+    settings["metrics"] = [metric_name(metric) for metric in metrics]
+    ranks.check_alike({**settings, **more})
 
 
-def _of_data(source: Source, sharded: bool) -> Mapping[str, Any]:
+def _described(layer: Layer) -> dict[str, str]:
+    """A layer, and each of its settings, where it tells them."""
+    found = {"": repr(layer), "'s trainable": str(layer.trainable)}
+    if layer.adapts:
+        found["'s adapted"] = str(layer.adapted)
+    with suppress(DTypeError, DataError):  # what cannot be saved does not say
+        found |= {f"'s {name}": str(value) for name, value in layer.config().items()}
+    return found
+
+
+def _of_data(ranks: Ranks, source: Source | None) -> Mapping[str, Any]:
+    if source is None:
+        return {"rows": None}
     if not isinstance(source, ArraySource):
-        return {"a source of batches": True}
+        if ranks.exact:
+            raise DataError("exact=True goes with arrays, of which every rank has all rows")
+        if isinstance(source.batches, Shards) and source.batches.size != (
+            ranks.size if ranks.sharded else 1
+        ):
+            raise DataError(
+                "Shards whose files the ranks share go with sharded=True: pass comm=comm to "
+                "nn.datasets.Shards and comm=comm, sharded=True to the model, or neither"
+            )
+        source.may_be_empty = ranks.sharded
+        return {"batches": "an iterable"}
     known: dict[str, Any] = {
         "row width": int(source.x.shape[1]),
         "targets": [*source.target.shape[1:], source.target.dtype.kind],
         "sample weights": source.weight is not None,
     }
-    if not sharded:
+    if not ranks.sharded:
         known["rows"] = source.n_rows
         known["data"] = source.fingerprint()
     return known
+
+
+def weights_of(program: Program) -> dict[str, str]:
+    """What tells whether ranks have the same weights: their sum."""
+    backend, storage = program.backend, program.storage
+    total = backend.total(storage.parameters) + backend.total(storage.state)
+    return {"weights that add up to": repr(float(backend.to_numpy(total)))}
+
+
+def check_coupled(program: Program) -> None:
+    """Refuse layers written in Python that use the whole batch, of which a rank has a part."""
+    for layer in program.own_layers.values():
+        if getattr(layer, "couples_rows", False):
+            raise DataError(
+                f"{type(layer).__name__} uses all rows of a batch, of which each rank has a part; "
+                f"of layers that do, only BatchNorm trains on several ranks"
+            )
 
 
 def share_start(ranks: Ranks, program: Program) -> None:
@@ -149,13 +196,6 @@ class OwnRows(BatchSource):
         for step in range(self.steps):
             first, last = (self.used * k // self.steps for k in (step, step + 1))
             yield self.source.block(order[first:last])
-
-
-def check_same_source(ranks: Ranks, source: Source, validation: Source | None) -> None:
-    """Refuse ``exact`` where not every rank can know all rows."""
-    for given in (source, validation):
-        if ranks.exact and isinstance(given, BatchSource):
-            raise DataError("exact=True goes with arrays, of which every rank has all rows")
 
 
 @contextmanager

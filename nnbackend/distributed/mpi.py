@@ -79,6 +79,10 @@ class MpiCommunicator(Communicator):
     def barrier(self) -> None:
         self._complete(self._comm.Ibarrier, "barrier")
 
+    def lose_step(self, reason: str) -> None:
+        if self._broken is None:
+            self._broken = reason
+
     def _check_host(self, array: Array) -> None:
         if not isinstance(array, np.ndarray):
             raise DeviceError(
@@ -93,6 +97,16 @@ class MpiCommunicator(Communicator):
         if self._broken is not None:
             raise RankError(self._broken)
         request = start()
+        try:
+            self._wait(request, what)
+        except BaseException as error:
+            # others have joined it, or will: what comes next would be taken for it
+            self.lose_step(
+                f"an operation between ranks ({what}) was broken off by {type(error).__name__}"
+            )
+            raise
+
+    def _wait(self, request: Any, what: str) -> None:
         looks, begun, looked = 0, 0.0, 0.0
         while not request.Test():
             looks += 1

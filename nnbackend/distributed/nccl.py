@@ -61,6 +61,9 @@ class NcclCommunicator(Communicator):
     def barrier(self) -> None:
         self.host.barrier()
 
+    def lose_step(self, reason: str) -> None:
+        self.host.lose_step(reason)
+
     def abort(self, code: int) -> None:
         """End this process and all other ranks at once."""
         end: Callable[[int], None] | None = getattr(self.host, "abort", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,10 +93,12 @@ class Ranks:
             data = next(left, None)
             own = 0 if data is None else len(data.x)
             weighted = data is not None and data.weight is not None
-            parts = self.comm.gather(np.array([own, int(weighted)]))
+            parts = self.comm.gather(np.array([own, int(weighted), int(data is not None)]))
             counts = [int(part[0]) for part in parts]
-            if not any(counts):
+            if not any(part[2] for part in parts):
                 break
+            if not any(counts):
+                continue
             rows += sum(counts)
             place = sum(-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in counts[: self.rank])
             data = _with_weights(program, data, any(part[1] for part in parts))
@@ -127,6 +130,25 @@ class Ranks:
         self.check_alike({"parameters that add up to": repr(total), "a learning rate of": rate})
         reasons = self.gather_objects(stopped)
         return next((reason for reason in reasons if reason is not None), None)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails on one rank inside, where no rank waits for another, fails on all.
+
+        Raises:
+            RankError: on the others, with that rank's message.
+        """
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        messages = self.gather_objects(None if failed is None else str(failed))
+        if failed is not None:
+            raise failed
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise RankError(f"rank {rank}: {message}", (rank,))
 
     def check_alike(self, settings: Mapping[str, Any]) -> None:
         """Refuse ranks that differ, by a hash; then the first difference is named.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,14 @@ from nnbackend._checks import check_flag, check_list
 from nnbackend._files import release_pages
 from nnbackend._names import answers_names
 from nnbackend._output import write_line
+from nnbackend.data.sources import fingerprint
 from nnbackend.data.validation import (
     check_categories,
     check_finite,
     check_matrix,
 )
 from nnbackend.distributed.communicator import Communicator
-from nnbackend.distributed.joining import (
-    join,
-)
-from nnbackend.distributed.ranks import Ranks
+from nnbackend.distributed.joining import check_alike, join, weights_of
 from nnbackend.errors import (
     DataError,
     DTypeError,
@@ -133,18 +132,19 @@ class Sequential(TrainedStack):
             ShapeError, DTypeError: wrong rank, width or type.
             DataError: x holds NaN or infinity that reached the outputs.
         """
+        ranks = join(comm)
         with memory_errors:
-            x = check_matrix(self.backend, x, self.n_inputs)
-            ranks = join(comm)
-            if ranks is not None:
-                return self._predict_together(ranks, x)
-            out = np.empty((len(x), self.n_outputs), self.dtype)
-            row_bytes = self.n_inputs * self.dtype.itemsize
-            some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
-            for start in range(0, len(x), some):
-                part = slice(start, min(start + some, len(x)))
-                out[part] = self.backend.to_numpy(self(x[part]))
-                release_pages(x)
+            with nullcontext() if ranks is None else ranks.together():
+                x = check_matrix(self.backend, x, self.n_inputs)
+            if ranks is None:
+                out = self._outputs(x)
+            else:
+                more = {"rows": len(x), "x": fingerprint(self.backend, x)}
+                more |= weights_of(self.program)
+                check_alike(ranks, "predict", self.program, self.layers, (), {}, more)
+                parts = [self._outputs(x[first:last]) for first, last in ranks.blocks(len(x))]
+                nothing = np.zeros((0, self.n_outputs), self.dtype)
+                out = ranks.gather_blocks(np.concatenate([nothing, *parts]))
             with np.errstate(over="ignore", invalid="ignore"):
                 suspicious = not np.isfinite(out.sum())
             if suspicious:
@@ -152,11 +152,15 @@ class Sequential(TrainedStack):
                 check_categories(self.program, x)
         return out
 
-    def _predict_together(self, ranks: Ranks, x: Any) -> np.ndarray[Any, Any]:
-        ranks.check_alike({"call": "predict", "rows": len(x), "row width": self.n_inputs})
-        parts = [self.predict(x[first:last]) for first, last in ranks.blocks(len(x))]
-        nothing = np.zeros((0, self.n_outputs), self.dtype)
-        return ranks.gather_blocks(np.concatenate([nothing, *parts]))
+    def _outputs(self, x: Any) -> np.ndarray[Any, Any]:
+        out = np.empty((len(x), self.n_outputs), self.dtype)
+        row_bytes = self.n_inputs * self.dtype.itemsize
+        some = max(1, min(PREDICT_ROWS, PREDICT_BYTES // row_bytes))
+        for start in range(0, len(x), some):
+            part = slice(start, min(start + some, len(x)))
+            out[part] = self.backend.to_numpy(self(x[part]))
+            release_pages(x)
+        return out
 
     def predict_proba(self, x: Any, comm: Communicator | None = None) -> np.ndarray[Any, Any]:
         """Probabilities (N, n_outputs): the loss's link (softmax, sigmoid) applied to

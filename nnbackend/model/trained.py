@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,10 +27,11 @@ from nnbackend.distributed.joining import (
     OwnRows,
     adapt_together,
     check_alike,
-    check_same_source,
+    check_coupled,
     join,
     one_thread,
     share_start,
+    weights_of,
 )
 from nnbackend.distributed.ranks import Ranks
 from nnbackend.errors import (
@@ -37,6 +39,7 @@ from nnbackend.errors import (
     memory_errors,
     raise_as_ours,
 )
+from nnbackend.executor.base import Trains
 from nnbackend.layers.base import Layer
 from nnbackend.metrics import Metric, MetricFunction, ScoreMetric
 from nnbackend.model.busy import one_at_a_time
@@ -126,52 +129,35 @@ class TrainedStack(DrivenStack):
         with self._training():
             self._rows_forward = 0
             functions = self._function_metrics
-            source, validation = training_sources(
-                self.program, x, y, sample_weight, class_weight, validation_data,
-                partial(split_rows, share=split, seed=self.seed, how=validation_rows)
-                if split else None,
-            )  # fmt: skip
-            if ranks is not None:
-                more = {
-                    "seed": self.seed,
-                    "epochs": epochs,
-                    "batch_size": batch_size,
-                    "shuffle": shuffle,
-                }
-                more |= {"epochs before": self.epoch, "steps before": self.step}
-                more |= {"drop_last": drop_last, "validation": validation is not None}
-                self._check_alike(ranks, "fit", source, more, validation)
-            rows = source.n_rows
-            if isinstance(source, ArraySource) and not (ranks and ranks.sharded):
-                rows = source.rows_per_epoch(batch_size, drop_last)
-                self.program.check_batch(min(rows, batch_size))
-                self.program.check_batch(rows % batch_size or batch_size)
-            elif isinstance(source, BatchSource):
-                source.may_be_empty = ranks is not None and ranks.sharded
-                if drop_last:
+            with nullcontext() if ranks is None else ranks.together():
+                source, validation = training_sources(
+                    self.program, x, y, sample_weight, class_weight, validation_data,
+                    partial(split_rows, share=split, seed=self.seed, how=validation_rows)
+                    if split else None,
+                )  # fmt: skip
+                rows = self._rows_of(source, batch_size, drop_last, ranks)
+                if isinstance(source, BatchSource):
+                    source.check_passes(2 * epochs if functions else epochs)
+                if isinstance(validation, BatchSource):
+                    validation.check_passes(epochs)
+                if ranks is not None and ranks.sharded and class_weight == "balanced":
                     raise DataError(
-                        "drop_last goes with arrays; an iterable gives batches as they are"
+                        "class_weight='balanced' counts the rows of all ranks, of which each has "
+                        "some; pass a dict from class to weight"
                     )
-                source.check_passes(2 * epochs if functions else epochs)
-            if isinstance(validation, BatchSource):
-                validation.check_passes(epochs)
+            trained_on, executor = self._shared(
+                ranks, source, validation, batch_size, shuffle, drop_last, epochs
+            )
+            if isinstance(trained_on, OwnRows):
+                rows = trained_on.total
             adapted = self._adapt(source, ranks)
-            trained_on: Source = source
             if ranks is not None:
                 share_start(ranks, self.program)
-                if ranks.sharded and isinstance(source, ArraySource):
-                    trained_on = OwnRows(
-                        self.program, source, ranks, batch_size, shuffle, drop_last, self.seed,
-                        self.epoch,
-                    )  # fmt: skip
-                    rows = trained_on.total
             self._begin_callbacks(callbacks)
             last = self.epoch + epochs
             trainer = Trainer(
                 self.program,
-                self.executor
-                if ranks is None
-                else SharedTraining(self.program, self.executor, ranks),
+                executor,
                 self.training,
                 trained_on,
                 epochs=last,
@@ -199,12 +185,43 @@ class TrainedStack(DrivenStack):
                         adapted.forget()  # what was refused has not been seen
                     raise
 
-    def _check_alike(
-        self, ranks: Ranks, call: str, source: Source, more: dict[str, Any],
-        validation: Source | None = None,
-    ) -> None:  # fmt: skip
-        check_same_source(ranks, source, validation)
-        check_alike(ranks, call, self.program, self.layers, source, more)
+    def _rows_of(
+        self, source: Source, batch_size: int, drop_last: bool, ranks: Ranks | None
+    ) -> int | None:
+        """Rows of an epoch, checked, if they are known."""
+        if ranks is not None:
+            check_coupled(self.program)
+        if not isinstance(source, ArraySource):
+            if drop_last:
+                raise DataError("drop_last goes with arrays; an iterable gives batches as they are")
+            return None
+        if ranks is not None and ranks.sharded:
+            return source.n_rows
+        rows = source.rows_per_epoch(batch_size, drop_last)
+        self.program.check_batch(min(rows, batch_size))
+        self.program.check_batch(rows % batch_size or batch_size)
+        return rows
+
+    def _shared(
+        self, ranks: Ranks | None, source: Source, validation: Source | None, batch_size: int,
+        shuffle: bool, drop_last: bool, epochs: int,
+    ) -> tuple[Source, Trains]:  # fmt: skip
+        """What is trained on and what trains, after all ranks were found to do the same."""
+        if ranks is None:
+            return source, self.executor
+        more = {"seed": self.seed, "epochs": epochs, "batch_size": batch_size, "shuffle": shuffle}
+        more |= {"epochs before": self.epoch, "steps before": self.step, "drop_last": drop_last}
+        check_alike(
+            ranks, "fit", self.program, self.layers, self.metrics,
+            {"": source, "validation ": validation}, more,
+        )  # fmt: skip
+        executor = SharedTraining(self.program, self.executor, ranks)
+        if not (ranks.sharded and isinstance(source, ArraySource)):
+            return source, executor
+        shards = OwnRows(
+            self.program, source, ranks, batch_size, shuffle, drop_last, self.seed, self.epoch
+        )
+        return shards, executor
 
     def _figures(self, source: Source, ranks: Ranks | None = None) -> dict[str, float]:
         return evaluate_source(self.executor, source, self._function_metrics, self, ranks)
@@ -286,7 +303,11 @@ class TrainedStack(DrivenStack):
         self._check_adapted()
         ranks = join(comm, sharded, exact)
         with memory_errors, one_thread(exact, self.backend):
-            source = make_source(self.program, x, y, sample_weight)
+            with nullcontext() if ranks is None else ranks.together():
+                source = make_source(self.program, x, y, sample_weight)
             if ranks is not None:
-                self._check_alike(ranks, "evaluate", source, {})
+                check_alike(
+                    ranks, "evaluate", self.program, self.layers, self.metrics, {"": source},
+                    weights_of(self.program),
+                )  # fmt: skip
             return self._figures(source, ranks)

@@ -91,6 +91,8 @@ class Trainer:
         # a snapshot now and then, by the clock, would be at different epochs
         self.looks_on |= ranks is not None
         self.block_rows = 0
+        #: whether any rank was interrupted, as all know since the last chunk
+        self._all_stop = False
         self.recovery = Recovery(program, state)
         self.unfinished: Epoch | None = None
         self.chunk_steps = 1
@@ -121,6 +123,8 @@ class Trainer:
             except BaseException as error:
                 with self.interrupt.shield():
                     self._undo()
+                    if self.ranks is not None and isinstance(error, KeyboardInterrupt):
+                        self._leave_ranks(self.ranks)
                 if not isinstance(error, KeyboardInterrupt):
                     self.callbacks.fit_failed(error)
                     raise
@@ -129,6 +133,11 @@ class Trainer:
                 self.progress.stopped(self.state.epoch, self.history.stopped)
             self.callbacks.fit_ends(self.history)
         return self.history
+
+    def _leave_ranks(self, ranks: Ranks) -> None:
+        """After a KeyboardInterrupt, which the others know of only if it was agreed on."""
+        if not self._all_stop:
+            ranks.comm.lose_step("a training with this communicator was broken off by Ctrl-C")
 
     def _undo(self) -> None:
         """Go back from within an epoch to the end of the one before."""
@@ -175,12 +184,14 @@ class Trainer:
                 trace = self.runner.run(blocks, epoch, epoch.steps_done, rates, then)
                 self._adapt_chunk(steps, time.perf_counter() - start)
                 self._finish_steps(epoch, trace, source)
-                if self.interrupt.requested and epoch.steps_done < steps_per_epoch:
+                stops = self.interrupt.requested if self.ranks is None else self._all_stop
+                if stops and epoch.steps_done < steps_per_epoch:
                     self.history.stopped = "interrupted"
                     with self.interrupt.shield():
                         self._undo()
                     return
-                steps = then if blocks.fetches else self._next_steps(source, left)
+                known = blocks.fetches or self.ranks is not None
+                steps = then if known else self._next_steps(source, left)
         self._end_epoch(epoch, np.concatenate(epoch.trace))
 
     def _next_steps(self, source: ArraySource, left: int) -> int:
@@ -270,12 +281,14 @@ class Trainer:
             self.chunk_steps, interrupted = self.ranks.agree_on_chunk(
                 self.chunk_steps, self.interrupt.requested
             )
-            self.interrupt.requested |= interrupted
+            # not what is asked for meanwhile: that is agreed on after the next chunk
+            self._all_stop = interrupted
 
     def _is_interrupted(self) -> bool:
-        if self.ranks is not None:
-            return self.ranks.agree_on_chunk(1, self.interrupt.requested)[1]
-        return self.interrupt.requested
+        if self.ranks is None:
+            return self.interrupt.requested
+        self._all_stop = self.ranks.agree_on_chunk(1, self.interrupt.requested)[1]
+        return self._all_stop
 
     def _agree_on_end(self) -> None:
         """After an epoch: what stops one rank stops all."""

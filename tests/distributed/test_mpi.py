@@ -146,6 +146,43 @@ class TestFaults:
         assert "ValueError: my own mistake" in done.stderr
         assert seconds < 25
 
+    def test_ctrl_c_on_one_rank_ends_the_training_of_all(self, tmp_path):
+        body = """
+import threading
+model = make()
+for delay in (0.05, 0.11, 0.17, 0.23):
+    if comm.rank:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+    history = model.fit(x, y, epochs=10**6, batch_size=16, verbose=0, comm=comm)
+    epochs = {int(part[0]) for part in comm.gather(np.array([history.epochs]))}
+    assert history.stopped == "interrupted" and len(epochs) == 1
+    model.evaluate(x, y, comm=comm)
+    comm.barrier()
+    time.sleep(0.05)
+print("alike", flush=True)
+"""
+        done = run_script(2, script(body, 10), tmp_path)
+        assert done.stdout.count("alike") == 2, done.stderr
+
+    def test_a_call_that_is_broken_off_ends_the_communicator(self, tmp_path):
+        body = """
+if comm.rank == 0:
+    import threading
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        comm.barrier()
+    except KeyboardInterrupt:
+        pass
+    try:
+        comm.gather(np.zeros(3))
+    except nn.RankError as error:
+        print(error, flush=True)
+else:
+    time.sleep(1)
+"""
+        done = run_script(2, script(body, 3), tmp_path)
+        assert "an operation between ranks (barrier) was broken off" in done.stdout
+
     def test_after_an_error_the_model_can_be_saved(self, tmp_path):
         body = TROUBLE.replace("BODY", "time.sleep(100)").replace(
             "    raise\n", '    last.save(f"{comm.rank}.safetensors")\n'

@@ -228,6 +228,59 @@ class TestRowsOfTheirOwn:
         for own in together(2, work):
             assert own == pytest.approx(whole, rel=1e-12)
 
+    def test_fewer_rows_in_a_step_than_ranks(self, backend):
+        def work(comm):
+            model = make(divided, backend)
+            rows = slice(5 * comm.rank, 5 * comm.rank + 5)
+            return model.fit(X[rows], Y[rows], batch_size=2, verbose=0, comm=comm, sharded=True)
+
+        first, *others = [history["loss"] for history in together(3, work)]
+        assert all(other == first for other in others)
+
+    def test_what_one_rank_refuses_ends_all(self):
+        def work(comm):
+            model = make(divided, "numpy")
+            x = X.copy()
+            if comm.rank == 1:
+                x[3, 2] = np.nan
+            with pytest.raises(nn.NNBackendError) as error:
+                model.fit(x, Y, verbose=0, comm=comm, sharded=True)
+            return str(error.value)
+
+        first, second = together(2, work)
+        assert "received nan in row 3, column 2" in second
+        assert first == f"rank 1: {second}"
+
+    def test_balanced_weights_need_all_rows(self):
+        with pytest.raises(DataError, match="counts the rows of all ranks"):
+            together(
+                2,
+                lambda comm: make(divided, "numpy").fit(
+                    X, Y, class_weight="balanced", verbose=0, comm=comm, sharded=True
+                ),
+            )
+
+    def test_shared_files_go_with_sharded(self, tmp_path):
+        np.savez(tmp_path / "0.npz", x=X, y=Y)
+
+        def work(comm, sharded, own):
+            shards = nn.datasets.Shards(tmp_path, 32, comm=comm if own else None)
+            return make(divided, "numpy").fit(shards, verbose=0, comm=comm, sharded=sharded)
+
+        for sharded, own in ((True, False), (False, True)):
+            with pytest.raises(DataError, match="Shards whose files the ranks share"):
+                together(2, partial(work, sharded=sharded, own=own))
+
+    def test_a_rank_without_batches_in_evaluation(self, backend):
+        def work(comm):
+            own = [(X[:40], Y[:40])] if comm.rank else []
+            model = make(divided, backend)
+            model.fit(own, verbose=0, comm=comm, sharded=True, validation_data=own)
+            return model.evaluate(own, comm=comm, sharded=True)
+
+        first, second = together(2, work)
+        assert first == second
+
 
 class TestAgreement:
     def test_what_stops_one_rank_stops_all(self):
@@ -283,36 +336,74 @@ class TestAgreement:
         [
             ("seed", {"seed": 4}),
             ("dtype", {"dtype": "float32"}),
-            ("layers", {"width": 13}),
+            ("layer 0", {"width": 13}),
             ("batch_size", {"batch_size": 16}),
             ("optimizer", {"lr": 0.5}),
-            ("layers", {"columns": 6}),
+            ("layer 0", {"columns": 6}),
             ("rows", {"rows": 100}),
             ("data", {"shift": 1.0}),
             ("sample weights", {"weight": WEIGHT}),
             ("nnbackend", {"version": "9.9"}),
+            ("layer 0's weight_l2", {"penalty": 0.5}),
+            ("validation data", {"validation": X[:9] + 1}),
+            ("metrics", {"metrics": ["accuracy"]}),
         ],
     )
     def test_ranks_that_differ_are_named_with_the_difference(self, name, change, monkeypatch):
         def work(comm):
             own = change if comm.rank == 2 else {}
             columns, rows = own.get("columns", WIDTH), own.get("rows", ROWS)
-            layers = [nn.Dense(columns, own.get("width", 12)), nn.Dense(own.get("width", 12), 3)]
+            width, penalty = own.get("width", 12), own.get("penalty", 0.0)
+            layers = [nn.Dense(columns, width, weight_l2=penalty), nn.Dense(width, 3)]
             model = nn.Sequential(
                 layers, seed=own.get("seed", 3), dtype=own.get("dtype", "float64"), backend="numpy"
             )
-            model.compile("softmax_cross_entropy", nn.SGD(own.get("lr", 0.1)))
+            metrics = own.get("metrics", [])
+            model.compile("softmax_cross_entropy", nn.SGD(own.get("lr", 0.1)), metrics)
             weight = own.get("weight")
             if "version" in own:
                 comm = _OtherVersion(comm)
             model.fit(
                 X[:rows, :columns] + own.get("shift", 0.0), Y[:rows], verbose=0, comm=comm,
                 batch_size=own.get("batch_size", 32), sample_weight=weight,
+                validation_data=(own.get("validation", X[:9])[:, :columns], Y[:9]),
             )  # fmt: skip
 
         with pytest.raises(RankError, match=f"rank 2 has {name} ") as error:
             together(3, work)
         assert error.value.ranks == (2,)
+
+    def test_other_weights_or_rows_are_not_mixed(self):
+        def work(comm, call):
+            model = make(divided, "numpy")
+            shift = 0.0 if call == "rows" else float(comm.rank)
+            model.set_flat(model.get_flat() + shift)
+            x = X + comm.rank if call == "rows" else X
+            model.evaluate(x, Y, comm=comm) if call == "evaluate" else model.predict(x, comm)
+
+        for call, name in (("evaluate", "weights"), ("predict", "weights"), ("rows", "x ")):
+            with pytest.raises(RankError, match=f"rank 1 has {name}"):
+                together(2, partial(work, call=call))
+
+    def test_layers_in_python_that_use_the_whole_batch(self):
+        class Centred(nn.Layer):
+            couples_rows = True
+
+            def __init__(self):
+                super().__init__(n_inputs=WIDTH, n_outputs=WIDTH)
+
+            def forward(self, x, training=False):
+                return x - x.mean(axis=0)
+
+            def backward(self, dy):
+                return dy - dy.mean(axis=0)
+
+        def work(comm):
+            model = make(lambda: [Centred(), nn.Dense(WIDTH, CLASSES)], "numpy")
+            model.fit(X, Y, verbose=0, comm=comm)
+
+        with pytest.raises(DataError, match="Centred uses all rows of a batch"):
+            together(2, work)
 
     def test_other_calls_are_named(self):
         def work(comm):
