@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -198,6 +199,14 @@ class OwnRows(BatchSource):
             yield self.source.block(order[first:last])
 
 
+class _OneThread:
+    """How many calls want one thread at this time, and how many threads there were before."""
+
+    lock = threading.Lock()
+    calls = 0
+    before = 0
+
+
 @contextmanager
 def one_thread(exact: bool, backend: Backend) -> Iterator[None]:
     """Inside, kernels use one thread if results must be ``exact``: their bits depend on it."""
@@ -206,9 +215,15 @@ def one_thread(exact: bool, backend: Backend) -> Iterator[None]:
         return
     from nnbackend.backends.numba.runtime import threads
 
-    before = threads().count
-    threads().set(1)
+    with _OneThread.lock:
+        _OneThread.calls += 1
+        if _OneThread.calls == 1:
+            _OneThread.before = threads().count
+            threads().set(1)
     try:
         yield
     finally:
-        threads().set(before)
+        with _OneThread.lock:
+            _OneThread.calls -= 1
+            if not _OneThread.calls:
+                threads().set(_OneThread.before)

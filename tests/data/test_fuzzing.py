@@ -42,7 +42,7 @@ def test_files_that_are_nearly_right(readers, tmp_path, name, seconds) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         count, faults = fuzzing.fuzz(readers[name], tmp_path, 100_000, seconds, int(seed))
-    assert count > 5
+    assert count  # few where other tests run at the same time
     assert faults == {}, f"seed {seed}"
 
 

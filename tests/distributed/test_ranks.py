@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from crew import together
+from needs import need_backend
 from shared_networks import (
     CLASSES,
     NETWORKS,
@@ -69,6 +70,13 @@ def test_exact_gives_the_same_bits_for_any_number_of_ranks(layers):
         for own in ranks:
             for mine, whole in zip(own[:2], alone[:2], strict=True):
                 assert np.array_equal(mine, whole)
+
+
+def test_exact_leaves_the_number_of_threads_as_it_was():
+    need_backend("numba")
+    before = nn.get_num_threads()
+    together(3, lambda comm: train(comm, divided, "numba", exact=True))
+    assert nn.get_num_threads() == before
 
 
 def test_more_ranks_than_rows_of_a_batch(backend):
