@@ -44,6 +44,10 @@ class Communicator(ABC):
     def barrier(self) -> None:
         """Return when every rank has called this."""
 
+    def abort(self, code: int) -> None:
+        """End this process and all other ranks at once, where that can be done."""
+        return
+
     def lose_step(self, reason: str) -> None:
         """This rank has left operations out that the others make; it may refuse all that come."""
         return

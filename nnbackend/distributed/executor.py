@@ -202,8 +202,7 @@ class SharedTraining:
         traces = plan.differentiate(part, rows)
         if self.ranks.exact:
             self._add_in_order(plan.gradients)
-            return traces
-        if not blocks:
+        elif not blocks:
             self._gradients[...] = 0
         return traces
 

@@ -117,7 +117,6 @@ def _end_together(comm: Communicator) -> None:
 
 
 def abort(comm: Communicator, code: int) -> None:
-    """End this process and all other ranks at once, where the communicator can."""
-    end = getattr(comm, "abort", None)
-    if comm.size > 1 and end is not None:
-        end(code)
+    """End this process and all other ranks, if there are any."""
+    if comm.size > 1:
+        comm.abort(code)

@@ -6,7 +6,6 @@ Not run on several GPUs yet: it is checked on the stand-in of the tests.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,10 +64,7 @@ class NcclCommunicator(Communicator):
         self.host.lose_step(reason)
 
     def abort(self, code: int) -> None:
-        """End this process and all other ranks at once."""
-        end: Callable[[int], None] | None = getattr(self.host, "abort", None)
-        if end is not None:
-            end(code)
+        self.host.abort(code)
 
     def _start(self, operation: str, array: Array, choice: int) -> None:
         gpu, name = self.backend.gpu, self.backend.dtype_of(array).name

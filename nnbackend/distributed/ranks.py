@@ -61,11 +61,6 @@ class Ranks:
         """Most blocks that this rank can have."""
         return self._blocks * (self.rank + 1) // self.size - self._blocks * self.rank // self.size
 
-    def all_blocks(self, rows: int) -> list[Block]:
-        """The blocks of all ranks, in their order."""
-        found = (self._block(rows, number) for number in range(self._blocks))
-        return [block for block in found if block[0] < block[1]]
-
     def _block(self, rows: int, number: int) -> Block:
         units = -(-rows // ROW_MULTIPLE)
         first, last = (units * n // self._blocks * ROW_MULTIPLE for n in (number, number + 1))

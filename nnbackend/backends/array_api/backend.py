@@ -107,17 +107,9 @@ class ArrayApiBackend(Backend):
         self.activation_forward(act, z, out)
 
     def dense_backward(
-        self,
-        dy: Array,
-        x: Array,
-        w: Array,
-        act: Activation,
-        saved: Array | None,
-        dw: Array | None,
-        db: Array | None,
-        dx: Array | None,
-        scratch: Array,
-    ) -> None:
+        self, dy: Array, x: Array, w: Array, act: Activation, saved: Array | None,
+        dw: Array | None, db: Array | None, dx: Array | None, scratch: Array,
+    ) -> None:  # fmt: skip
         dz = self._dz(act, dy, saved)
         if dw is not None:
             dw[...] = x.T @ dz
