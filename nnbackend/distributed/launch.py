@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from nnbackend._output import write_note
 from nnbackend.backends import get_backend
 from nnbackend.distributed.communicator import Alone, Communicator
 from nnbackend.distributed.mpi import MpiCommunicator, import_mpi
+from nnbackend.errors import BackendUnavailableError
 
 #: What MPICH, Open MPI, PMIx and Intel MPI tell each process that they start.
 _LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MPI_LOCALRANKID")
@@ -80,12 +82,6 @@ def init(backend: str | None = None, timeout: float | None = 60.0) -> Communicat
 
 def _divide_processors() -> None:
     """Kernels of the ranks on this machine use its processors side by side."""
-    if os.environ.get("NN_NUM_THREADS", "").strip():
-        return
-    try:
-        from nnbackend.backends.numba.runtime import threads
-    except ImportError:
-        return
     MPI = import_mpi()
     here = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
     own = sorted(_processors())
@@ -95,8 +91,12 @@ def _divide_processors() -> None:
     bound = sum(len(processors) for processors in everyone) == len(shared)
     count = len(own) if bound else len(shared) // len(everyone)
     here.Free()
-    most = threads().most
-    threads().set(min(max(1, count), most))
+    if os.environ.get("NN_NUM_THREADS", "").strip():
+        return
+    with suppress(BackendUnavailableError):  # no kernels, no threads of theirs
+        from nnbackend.backends.numba.runtime import threads
+
+        threads().set(min(max(1, count), threads().most))
 
 
 def _processors() -> set[int]:

@@ -46,20 +46,20 @@ class Ranks:
         self.comm, self.exact, self.sharded = comm, exact, sharded
         self.rank, self.size = comm.rank, comm.size
         self._blocks = EXACT_BLOCKS if exact else comm.size
+        first, last = (self._blocks * rank // self.size for rank in (self.rank, self.rank + 1))
+        self._own = range(first, last)
 
     # -- rows ---------------------------------------------------------------------------------
 
     def blocks(self, rows: int) -> list[Block]:
         """This rank's blocks of so many rows; blocks without rows are left out."""
-        first = self._blocks * self.rank // self.size
-        last = self._blocks * (self.rank + 1) // self.size
-        found = (self._block(rows, number) for number in range(first, last))
+        found = (self._block(rows, number) for number in self._own)
         return [block for block in found if block[0] < block[1]]
 
     @property
     def most_blocks(self) -> int:
         """Most blocks that this rank can have."""
-        return self._blocks * (self.rank + 1) // self.size - self._blocks * self.rank // self.size
+        return len(self._own)
 
     def _block(self, rows: int, number: int) -> Block:
         units = -(-rows // ROW_MULTIPLE)

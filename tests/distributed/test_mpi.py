@@ -232,6 +232,16 @@ if comm.rank == 0:
     assert done.stdout.split() == ["1", "1", "True"]
 
 
+def test_ranks_need_no_numba(tmp_path):
+    done = run_script(2, 'import sys\nsys.modules["numba"] = None\n' + script("""
+history = make().fit(x, y, verbose=0, comm=comm)
+losses = {float(part[0]) for part in comm.gather(np.array(history["loss"]))}
+if comm.rank == 0:
+    print(len(losses))
+"""), tmp_path)  # fmt: skip
+    assert done.stdout == "1\n", done.stderr
+
+
 def test_without_an_mpi_the_error_says_how_to_install_one(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.setattr("nnbackend.distributed.launch._made", {})
