@@ -1,4 +1,4 @@
-"""The compiled float32 functions against float64, in units in the last place."""
+"""The compiled functions against a wider type, in units in the last place."""
 
 from collections.abc import Callable
 
@@ -28,30 +28,51 @@ def compiled(function: Callable) -> Callable:
 
 
 def largest_error(received: np.ndarray, exact: np.ndarray) -> float:
-    rounded = exact.astype(np.float32)
-    return float((np.abs(received - exact) / np.spacing(np.abs(rounded)).astype("float64")).max())
+    rounded = exact.astype(received.dtype)
+    return float((np.abs(received - exact) / np.spacing(np.abs(rounded)).astype(exact.dtype)).max())
 
 
-# the bounds are those that cpu_math states; ranges within float32's normal results
-@pytest.mark.parametrize(
-    ("name", "exact", "draw", "bound"),
-    [
-        ("exp", np.exp, lambda r, n: r.uniform(-87.0, 88.7, n), 2.0),
-        ("exp", np.exp, lambda r, n: r.uniform(-1.0, 1.0, n), 2.0),
-        ("expm1", np.expm1, lambda r, n: r.uniform(-20.0, 2.0, n), 3.0),
-        ("expm1", np.expm1, lambda r, n: -np.exp(r.uniform(-30.0, 0.0, n)), 3.0),
-        ("log", np.log, lambda r, n: np.exp(r.uniform(-87.0, 88.0, n)), 1.0),
-        ("log", np.log, lambda r, n: r.uniform(0.5, 2.0, n), 1.0),
-        ("log1p", np.log1p, lambda r, n: np.exp(r.uniform(-60.0, 20.0, n)), 2.0),
-        ("tanh", np.tanh, lambda r, n: r.uniform(-10.0, 10.0, n), 2.0),
-        ("tanh", np.tanh, lambda r, n: r.uniform(-1.0, 1.0, n), 2.0),
-        ("erfc", special.erfc, lambda r, n: r.uniform(-6.0, 9.0, n), 5.0),
-    ],
-)
+# the bounds are those that cpu_math states; ranges within a type's normal results
+FLOAT32 = [
+    ("exp", np.exp, lambda r, n: r.uniform(-87.0, 88.7, n), 2.0),
+    ("exp", np.exp, lambda r, n: r.uniform(-1.0, 1.0, n), 2.0),
+    ("expm1", np.expm1, lambda r, n: r.uniform(-20.0, 2.0, n), 3.0),
+    ("expm1", np.expm1, lambda r, n: -np.exp(r.uniform(-30.0, 0.0, n)), 3.0),
+    ("log", np.log, lambda r, n: np.exp(r.uniform(-87.0, 88.0, n)), 1.0),
+    ("log", np.log, lambda r, n: r.uniform(0.5, 2.0, n), 1.0),
+    ("log1p", np.log1p, lambda r, n: np.exp(r.uniform(-60.0, 20.0, n)), 2.0),
+    ("tanh", np.tanh, lambda r, n: r.uniform(-10.0, 10.0, n), 2.0),
+    ("tanh", np.tanh, lambda r, n: r.uniform(-1.0, 1.0, n), 2.0),
+    ("erfc", special.erfc, lambda r, n: r.uniform(-6.0, 9.0, n), 5.0),
+]
+FLOAT64 = [
+    ("exp", np.exp, lambda r, n: r.uniform(-708.0, 709.7, n), 2.0),
+    ("exp", np.exp, lambda r, n: r.uniform(-1.0, 1.0, n), 2.0),
+    ("expm1", np.expm1, lambda r, n: r.uniform(-50.0, 2.0, n), 3.0),
+    ("expm1", np.expm1, lambda r, n: r.uniform(-1.0, 1.0, n), 3.0),
+    ("expm1", np.expm1, lambda r, n: -np.exp(r.uniform(-60.0, 0.0, n)), 3.0),
+    ("log", np.log, lambda r, n: np.exp(r.uniform(-700.0, 700.0, n)), 1.0),
+    ("log", np.log, lambda r, n: r.uniform(0.5, 2.0, n), 1.0),
+    ("log1p", np.log1p, lambda r, n: np.exp(r.uniform(-60.0, 20.0, n)), 2.0),
+    ("tanh", np.tanh, lambda r, n: r.uniform(-20.0, 20.0, n), 3.0),
+    ("tanh", np.tanh, lambda r, n: r.uniform(-1.0, 1.0, n), 3.0),
+    ("tanh", np.tanh, lambda r, n: np.exp(r.uniform(-60.0, 0.0, n)), 3.0),
+]
+
+
+@pytest.mark.parametrize(("name", "exact", "draw", "bound"), FLOAT32)
 def test_float32_errors_stay_below_their_bounds(rng, name, exact, draw, bound) -> None:
     x = draw(rng, 200_000).astype(np.float32)
     received = compiled(getattr(cpu_math, name))(x)
     assert largest_error(received, exact(x.astype(np.float64))) <= bound
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no type here is wider than float64")
+@pytest.mark.parametrize(("name", "exact", "draw", "bound"), FLOAT64)
+def test_float64_errors_stay_below_their_bounds(rng, name, exact, draw, bound) -> None:
+    x = draw(rng, 200_000)
+    received = compiled(getattr(cpu_math, name))(x)
+    assert largest_error(received, exact(x.astype(np.longdouble))) <= bound
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -65,8 +86,15 @@ def test_limits_and_nan(dtype) -> None:
         np.testing.assert_array_equal(compiled(cpu_math.log)(x), np.log(x))
 
 
-def test_float64_is_the_c_librarys(rng) -> None:
+def test_float64_agrees_with_the_c_librarys(rng) -> None:
     x = rng.uniform(0.1, 3.0, 1000)
     for name in ("exp", "expm1", "log", "log1p", "tanh"):
         expected = getattr(np, name)(x)
         np.testing.assert_allclose(compiled(getattr(cpu_math, name))(x), expected, rtol=1e-15)
+
+
+def test_float64_results_below_the_normal_ones_are_rounded_once_too() -> None:
+    x = np.array([-708.5, -720.0, -744.9, -745.2, -800.0])
+    np.testing.assert_allclose(compiled(cpu_math.exp)(x), np.exp(x), rtol=0, atol=5e-324)
+    tiny = np.array([5e-324, 1e-310, 2.2e-308])
+    np.testing.assert_allclose(compiled(cpu_math.log)(tiny), np.log(tiny), rtol=1e-15)

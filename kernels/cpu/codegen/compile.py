@@ -187,3 +187,12 @@ loop = _decorator(fastmath=FAST, **_OPTIONS)
 formula = _decorator(fastmath=FAST, forceinline=True, **_OPTIONS)
 #: The same, operations in the order in which they stand.
 exact_formula = _decorator(fastmath=EXACT, forceinline=True, **_OPTIONS)
+
+
+@exact_formula
+def horner(coefficients: Any, x: Any) -> Any:
+    """A polynomial, the coefficient of its highest power first."""
+    value = coefficients[0]
+    for c in coefficients[1:]:
+        value = value * x + c
+    return value

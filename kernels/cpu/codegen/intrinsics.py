@@ -202,24 +202,24 @@ def let_others_run(typing_context: Any) -> Any:
     return types.none(), codegen
 
 
-@intrinsic
-def float32_of_bits(typing_context: Any, bits: Any) -> Any:
-    """The float32 whose bits are this int32."""
+def _same_bits(source: Any, result: Any, llvm_result: Any) -> Any:
+    """A function that takes the bits of one type as a number of another; its argument is first
+    converted to the type, as Numba makes int64 of a sum of int32."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
+    @intrinsic
+    def convert(typing_context: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], llvm_result)
 
-    return types.float32(types.int32), codegen
+        return result(source), codegen
+
+    return convert
 
 
-@intrinsic
-def bits_of_float32(typing_context: Any, x: Any) -> Any:
-    """The bits of a float32 as int32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], _I32)
-
-    return types.int32(types.float32), codegen
+float32_of_bits = _same_bits(types.int32, types.float32, ir.FloatType())
+bits_of_float32 = _same_bits(types.float32, types.int32, _I32)
+float64_of_bits = _same_bits(types.int64, types.float64, ir.DoubleType())
+bits_of_float64 = _same_bits(types.float64, types.int64, _I64)
 
 
 @intrinsic
