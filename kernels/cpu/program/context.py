@@ -30,7 +30,7 @@ from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 74
+N_FIELDS = 77
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
@@ -39,6 +39,9 @@ N_FIELDS = 74
     # scratch memory for products
     WORKSPACE, WORKSPACE_SIZE, DELTAS, DELTAS_SIZE, CAPACITY,
     NORMS, NORMS_WIDTH, SUMS, SUMS_WIDTH, SCRATCH,
+    # gradients of weights from each part's own rows, and where the table's rows have theirs in a
+    # part's area, -1 for those that have none
+    PARTIALS, PARTIALS_WIDTH, PARTIAL_STARTS,
     # the data: addresses, 0 for what is not there; LABELS_64 is a caller's own int64 array
     X, N_INPUTS, TARGET, LABELS, LABELS_64, WEIGHT, N_DATA, N_OUTPUTS, OUT,
     ORDER, ORDER_ROWS, X_GATHERED, TARGET_GATHERED, LABELS_GATHERED, WEIGHT_GATHERED,

@@ -68,6 +68,20 @@ def gradients(f: Any, start: int, n: int, like: Any) -> Any:
     return vector(f[c.GRADIENTS], f[c.N_PARAMETERS], start, n, like)
 
 
+@compiled
+def partial_start(f: Any, r: int) -> int:
+    """Where row r of the table has its gradient in a part's area of partial ones; -1 if it has
+    none there."""
+    return vector_at(f[c.PARTIAL_STARTS], r, 1, c.INT64)[0]
+
+
+@view
+def partial(f: Any, part: int, start: int, n: int, like: Any) -> Any:
+    """(n,) of a part's partial gradients."""
+    width = f[c.PARTIALS_WIDTH]
+    return vector(f[c.PARTIALS], f[c.N_PARTS] * width, part * width + start, n, like)
+
+
 @view
 def state(f: Any, start: int, n: int, like: Any) -> Any:
     """(n,) of the flat state."""

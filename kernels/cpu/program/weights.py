@@ -43,13 +43,14 @@ from nnbackend.kernels.cpu.ops.updates import (
     square_sum,
     update_step,
 )
-from nnbackend.kernels.cpu.ops.vectors import scale
+from nnbackend.kernels.cpu.ops.vectors import add_to, copy, scale
 from nnbackend.kernels.cpu.program import context as c
 from nnbackend.kernels.cpu.program.context import matrix, numbers_of, share, vector
 from nnbackend.kernels.cpu.program.views import (
     DENSE,
     EMBEDDING,
     LAYER_NORM,
+    ROW_MULTIPLE,
     WEIGHT_MULTIPLE,
     delta,
     floats_of,
@@ -57,6 +58,8 @@ from nnbackend.kernels.cpu.program.views import (
     input_rows,
     layer_norm_saved,
     parameters,
+    partial,
+    partial_start,
     scratch_of,
     sums_of,
     table_of,
@@ -73,9 +76,11 @@ linked_update = linked("update")
 
 @compiled
 def run_update(address: int, phase: int, part: int, like: Any) -> None:
-    """A phase after those that go forward and back, for one part."""
+    """A phase after those that go forward and back, or the end of their last, for one part."""
     f = c.open_context(address)
-    if phase > 2 * f[c.LAST_FORWARD] + 1:
+    if phase <= 2 * f[c.LAST_FORWARD]:
+        run_partials(f, part, like)
+    elif phase > 2 * f[c.LAST_FORWARD] + 1:
         run_clipped_update(f, part, like)
     elif f[c.MODE] == c.APPLY:
         look_at_gradient(f, part, like)
@@ -111,7 +116,9 @@ def run_weights(f: Any, part: int, like: Any) -> None:
         return
     for r in range(table.shape[0]):
         op, width = table[r, c.OP], table[r, c.OUTPUTS]
-        if op == DENSE:
+        if partial_start(f, r) >= 0:
+            join_partials(f, table, floats, r, part, like)
+        elif op == DENSE:
             first, last = share(table[r, c.INPUTS], part, parts, WEIGHT_MULTIPLE)
             size = (last - first) * width
             lanes = lanes_of(like)
@@ -139,6 +146,58 @@ def run_weights(f: Any, part: int, like: Any) -> None:
                 finish(f, start_0, gradients(f, start_0, last - first, like), part, like)
             if table[r, c.PARAMETER_1] >= 0:
                 finish(f, start_1, gradients(f, start_1, last - first, like), part, like)
+
+
+@compiled
+def run_partials(f: Any, part: int, like: Any) -> None:
+    """Gradients of small weight matrices from this part's own rows, while they are in the cache of
+    its processor: it would take longer to read all rows of a few columns from other caches."""
+    table = table_of(f)
+    first, last = share(f[c.ROWS], part, f[c.N_PARTS], ROW_MULTIPLE)
+    for r in range(table.shape[0]):
+        start = partial_start(f, r)
+        if start < 0:
+            continue
+        inputs, width = table[r, c.INPUTS], table[r, c.OUTPUTS]
+        dw = partial(f, part, start, inputs * width, like)
+        db = partial(f, part, start + dw.size, width, like)
+        if last > first:
+            x = input_rows(f, table, r, first, last, like)
+            dz = delta(f, table[r, c.DELTA], width, first, last, like)
+            transposed_product(x, FIRST, dz, dw.reshape(inputs, width), scratch_of(f, part))
+            column_sums(dz, FIRST, db)
+        else:
+            dw[:] = cast(0.0, like)
+            db[:] = cast(0.0, like)
+
+
+@compiled
+def join_partials(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) -> None:
+    """This part's share of weights and biases whose gradients the parts have from their rows."""
+    start, width = partial_start(f, r), table[r, c.OUTPUTS]
+    size = table[r, c.INPUTS] * width
+    join_partial(f, start, size, table[r, c.PARAMETER_0], floats[r, 1], floats[r, 2], part, like)
+    if table[r, c.PARAMETER_1] >= 0:
+        join_partial(
+            f, start + size, width, table[r, c.PARAMETER_1], floats[r, 3], floats[r, 4], part, like
+        )
+
+
+@compiled
+def join_partial(
+    f: Any, start: int, size: int, parameter: int, l1: float, l2: float, part: int, like: Any
+) -> None:
+    """This part's share of ``size`` parameters from ``parameter`` on: the sum of their partial
+    gradients, from ``start`` on in each part's area, then what follows from it."""
+    first, last = share(size, part, f[c.N_PARTS], WEIGHT_MULTIPLE)
+    n = last - first
+    if n <= 0:
+        return
+    g = gradients(f, parameter + first, n, like)
+    copy(partial(f, FIRST, start + first, n, like), g)
+    for other in range(1, f[c.N_PARTS]):
+        add_to(g, partial(f, other, start + first, n, like))
+    use(f, ONE, parameter + first, g, l1, l2, part, like)
 
 
 @compiled

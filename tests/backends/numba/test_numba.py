@@ -113,6 +113,40 @@ class TestThreads:
                 np.testing.assert_array_equal(array, again[name], err_msg=name)
 
     @TWO
+    @pytest.mark.parametrize("batch", [16, 64], ids=["by columns", "by rows"])
+    @pytest.mark.parametrize("clip_norm", [None, 0.3])
+    def test_weight_gradients_by_rows_or_columns_are_those_of_one_thread(
+        self, many_parts, rng, batch, clip_norm
+    ) -> None:
+        # the last batch has two rows, so that the second part has none
+        x = rng.normal(size=(2 * batch + 2, 48))
+        y, weight = rng.integers(0, 5, len(x)), rng.uniform(0.5, 2.0, len(x))
+        results = []
+        for threads in (1, 2):
+            nn.set_num_threads(threads)
+            layers = [
+                nn.Dense(48, 33, "tanh", weight_l1=1e-3, weight_l2=1e-2, bias_l2=1e-2),
+                nn.Dense(33, 33, "relu", trainable=False),
+                nn.Dense(33, 5, bias=False, weight_l2=1e-3),
+            ]
+            model = nn.Sequential(layers, seed=0, dtype="float64", backend="numba")
+            model.compile("softmax_cross_entropy", nn.Adam(lr=0.01, clip_norm=clip_norm))
+            history = model.fit(
+                x, y, epochs=3, batch_size=batch, sample_weight=weight, shuffle=False, verbose=0
+            )
+            starts, _ = model.executor.compiled.partial_starts(batch, threads)
+            by_rows = threads == 2 and batch == 64
+            assert (starts >= 0).tolist() == [by_rows, False, threads == 2]
+            model.gradient(x[:batch], y[:batch])
+            one_batch = model.flat_gradient.copy()
+            model.forward(x[:batch])
+            model.backward(np.ones((batch, 5)))
+            driven = model.flat_gradient
+            results.append([history["loss"], one_batch, driven, model.get_flat()])
+        for one, two in zip(*results, strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-11, atol=1e-13)
+
+    @TWO
     def test_two_python_threads_train_two_models(self, many_parts, rows) -> None:
         alone = deep_model()
         alone.fit(rows[0], rows[1], epochs=20, batch_size=50, verbose=0)

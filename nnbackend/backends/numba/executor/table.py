@@ -12,6 +12,7 @@ import numpy as np
 
 from nnbackend.backends.numba.backend import NumbaBackend
 from nnbackend.backends.numba.runtime import address_of
+from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import STATISTICS, TRACE_SUMS, Op
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import Program
@@ -28,6 +29,9 @@ BLOCK_BYTES, SMALL_WEIGHTS = 1 << 16, 1 << 15
 #: Rows that inference takes through all layers at a time: few enough for products to read weights
 #: in place, or, if these exceed LARGE_WEIGHTS bytes, enough to pay for a copy of them.
 INFERENCE_ROWS, MANY_ROWS, LARGE_WEIGHTS = 144, 504, 1 << 20
+#: Bytes of the largest weight gradient of which each part computes its rows' own: they stay in the
+#: second-level cache.
+PARTIAL_BYTES = 1 << 19
 
 
 class CompiledTable:
@@ -133,6 +137,23 @@ class CompiledTable:
         """Parts of a step over a batch of so many rows."""
         return self._parts(batch * self.step_work // STEP_GRAIN)
 
+    def partial_starts(self, batch: int, parts: int) -> tuple[Array, int]:
+        """Where in a part's area each row has the gradient from the part's own rows of the batch,
+        -1 where it has none, and how large that area is.
+
+        A part reads what others have written: of all rows of the batch, a share of the inputs and
+        all gradients by outputs; or of all parts' own gradients, a share.
+        """
+        starts, width = np.full(len(self.rows), -1, np.int64), 0
+        for i, row in enumerate(self.rows):
+            weights = row.n_inputs * row.n_outputs
+            read = batch * (row.n_inputs // parts + row.n_outputs)
+            most = min(read, PARTIAL_BYTES // self.dtype.itemsize)
+            if parts > 1 and row.op == Op.DENSE and row.trainable and weights <= most:
+                starts[i] = width
+                width += -(-(weights + row.n_outputs) // 16) * 16  # whole lines of the cache
+        return starts, width
+
     def inference_parts(self, rows: int) -> int:
         """Parts of the inference of so many rows."""
         return self._parts(rows * self.inference_work // INFERENCE_GRAIN)
@@ -171,6 +192,10 @@ class StepContext:
         self._team = np.zeros((parts + 2) * c.TEAM_STRIDE, np.int64)
         f[c.TEAM] = address_of(self._team)
         self.address = address_of(f)
+        self._partial_starts, width = table.partial_starts(batch, parts)
+        self._partials = np.zeros(parts * width, self.dtype)
+        f[c.PARTIALS], f[c.PARTIALS_WIDTH] = address_of(self._partials), width
+        f[c.PARTIAL_STARTS] = address_of(self._partial_starts)
         self.function = table.runtime.entry("phase", str(self.dtype))
         self.unit, self.calls = table.runtime.unit, table.runtime.calls
         self._settings = -1
