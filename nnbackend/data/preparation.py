@@ -7,6 +7,7 @@ value and a mark. Columns that cannot help are left out. The same is then done w
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -31,6 +32,8 @@ FAR = 1000.0
 MOST_CATEGORIES, FEW_CATEGORIES, MOST_VECTORS = 64, 8, 10_000
 #: Text among this share of numbers or more is a mistake in a column of numbers.
 MOSTLY_NUMBERS = 0.9
+#: Rows of a matrix that are put together at a time.
+_BLOCK_ROWS = 1024
 #: Names of columns that number the rows.
 _ROW_NUMBERS = re.compile(r"|unnamed: \d+|id|index|row|row_?id|row_?number|no\.?", re.IGNORECASE)
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?([ T]\d\d?:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?")
@@ -157,9 +160,9 @@ class Preparation:
             DataError: no time where the training had times; numbers that are not finite.
         """
         given = sorted(zip(self.used, values, wrong, strict=True), key=lambda c: not c[0].embedded)
-        parts = [_encoded(*each) for each in given]
         with np.errstate(over="ignore"):
-            return np.concatenate(parts, axis=1).astype(np.float32)
+            parts = [_encoded(*each).astype(np.float32) for each in given]
+        return _side_by_side(parts)
 
     def plain(self) -> dict[str, Any]:
         """As a model file's notes hold it."""
@@ -268,6 +271,18 @@ def _encoded(column: Column, values: HostArray, wrong: Wrong) -> HostArray:
     if len(beyond):
         raise wrong(int(beyond[0]))
     return _with_mark(column, values, lambda x: (x - column.offset)[:, None], wrong)
+
+
+def _side_by_side(parts: Sequence[HostArray]) -> HostArray:
+    """Arrays (N, w) of one dtype as one, some rows at a time: what is written stays in the cache
+    until all of its columns are there."""
+    ends = list(itertools.accumulate(part.shape[1] for part in parts))
+    whole = np.empty((len(parts[0]), ends[-1]), parts[0].dtype)
+    for row in range(0, len(whole), _BLOCK_ROWS):
+        rows = slice(row, row + _BLOCK_ROWS)
+        for part, end in zip(parts, ends, strict=True):
+            whole[rows, end - part.shape[1] : end] = part[rows]
+    return whole
 
 
 def _with_mark(

@@ -55,6 +55,17 @@ class TestColumns:
         )
         assert plans(data)["score"].is_plain
 
+    def test_rows_of_a_long_table_stay_together(self, tmp_path) -> None:
+        numbers = np.arange(2500) % 7
+        rows = "".join(f"{k},{'abc'[k % 3]},{'' if k % 5 == 0 else n},{n}\n"
+                       for k, n in enumerate(numbers))  # fmt: skip
+        data = read(tmp_path, "first,letter,gap,y\n" + rows, task="regression")
+        gap = column_of(data, "gap")
+        np.testing.assert_array_equal(column_of(data, "first")[:, 0], np.arange(2500))
+        np.testing.assert_array_equal(column_of(data, "letter").argmax(axis=1), np.arange(2500) % 3)
+        np.testing.assert_array_equal(gap[:, 1], np.arange(2500) % 5 == 0)
+        np.testing.assert_array_equal(gap[gap[:, 1] == 0, 0], numbers[np.arange(2500) % 5 != 0])
+
     def test_a_date_is_a_number_of_days_and_a_place_in_the_year_and_week(self, tmp_path) -> None:
         data = read(tmp_path, TABLE)
         inputs = column_of(data, "joined").astype(float)

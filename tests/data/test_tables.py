@@ -226,6 +226,18 @@ class TestValues:
         np.testing.assert_array_equal(b, [np.nan, 2, 3])
         assert list(y) == ["x", "y", None]
 
+    @pytest.mark.parametrize("missing", ["NA", "?", "null", "nan", '"NA"', ""])
+    @pytest.mark.parametrize("numbers", [True, False])
+    def test_missing_values_after_many_rows_without_any(self, tmp_path, missing, numbers) -> None:
+        rows = "".join(f"{k},{2 * k},{k % 2}\n" for k in range(1000))
+        last = f"5,{missing},1\n" if numbers else f"5,7,{missing}\n"
+        (tmp_path / "a.csv").write_text("a,b,y\n" + rows + last + "8,9,1\n")
+        with Table(tmp_path / "a.csv", Layout()) as table:
+            a, b, y = table.read(text=[2])
+        assert a.tolist() == [*range(1000), 5, 8]
+        np.testing.assert_array_equal(b[-3:], [1998, np.nan if numbers else 7, 9])
+        assert list(y[-3:]) == ["1", "1" if numbers else None, "1"]
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
