@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend._checks import check_size
+from nnbackend._checks import check_names, check_size, real_array
+from nnbackend._plot_checks import (
+    check_axes,
+    check_class_names,
+    check_curves,
+    check_image_shape,
+    check_labels,
+    check_model,
+    check_rows,
+)
 from nnbackend.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
@@ -44,7 +53,10 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def _axes(ax: Axes | None, width: float = 5.0, height: float = 3.6) -> Axes:
-    return new_figure(width, height).add_subplot() if ax is None else ax
+    if ax is None:
+        return new_figure(width, height).add_subplot()
+    check_axes(ax)
+    return ax
 
 
 def history(
@@ -58,15 +70,14 @@ def history(
         curves: what ``fit`` returned.
         name: "loss", "accuracy", or any other curve's name without "val_".
     """
-    if name not in curves and f"val_{name}" not in curves:
-        raise DataError(f"there is no curve {name!r}; the curves are {', '.join(curves)}")
+    found = check_curves(curves, name)
     ax = _axes(ax)
     for key, label, colour, style in (
         (name, "training", TRAIN_COLOUR, "-"),
         (f"val_{name}", "validation", VALIDATION_COLOUR, "--"),
     ):
-        if key in curves:
-            values = curves[key]
+        if key in found:
+            values = found[key]
             marker = "o" if len(values) < 3 else ""
             epochs = range(1, len(values) + 1)
             ax.plot(epochs, values, style, color=colour, label=label, marker=marker, lw=1.6)
@@ -94,13 +105,11 @@ def decision_regions(
         x: (N, 2).   y: (N,) class labels.
         resolution: points along each side.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y).reshape(-1)
-    if model.n_inputs != 2 or x.ndim != 2 or x.shape[1] != 2:
-        raise ShapeError(
-            f"decision regions are drawn for two inputs; the model has {model.n_inputs}, x has "
-            f"shape {x.shape}"
-        )
-    check_size("resolution", resolution)
+    if check_model(model).n_inputs != 2:
+        raise ShapeError(f"regions are drawn for two inputs; the model has {model.n_inputs}")
+    x = check_rows("x", x, 2).astype(np.float64)
+    y = check_labels("y", y, len(x))
+    resolution = check_size("resolution", resolution, 2)
     ax = _axes(ax, 4.6, 4.2)
     import matplotlib
 
@@ -111,23 +120,31 @@ def decision_regions(
     ]
     grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
     labels = predicted_classes(model, grid).reshape(resolution, resolution)
+    names = check_class_names(class_names, y, int(labels.max()) + 1)
     classes = max(int(labels.max()), int(y.max())) + 1
     colours = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.95, classes))
     levels = np.arange(classes + 1) - 0.5
     ax.contourf(*sides, labels, levels=levels, colors=colours, alpha=0.45)
     for c in range(classes):
         chosen = y == c
-        name = str(c) if class_names is None else class_names[c]
         ax.scatter(
             x[chosen, 0], x[chosen, 1], color=colours[c], marker=MARKERS[c % len(MARKERS)], s=16,
-            edgecolors="black", linewidths=0.4, label=name,
+            edgecolors="black", linewidths=0.4, label=names[c],
         )  # fmt: skip
-    first, second = feature_names or ("$x_1$", "$x_2$")
+    first, second = _feature_names(feature_names)
     ax.set_xlabel(first)
     ax.set_ylabel(second)
     if classes <= 10:
         ax.legend(title="class", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return ax
+
+
+def _feature_names(names: Sequence[str] | None) -> list[str]:
+    """Of two inputs."""
+    found = ["$x_1$", "$x_2$"] if names is None else check_names("feature_names", names)
+    if len(found) != 2:
+        raise ShapeError(f"feature_names must name the two inputs; received {len(found)} names")
+    return found
 
 
 def predicted_classes(model: Sequential, x: Any) -> HostArray:
@@ -152,19 +169,13 @@ def confusion_matrix(
     Args:
         y_true, y_pred: (N,) class labels.
     """
-    y_true, y_pred = (np.asarray(y).reshape(-1).astype(np.int64) for y in (y_true, y_pred))
-    if y_true.shape != y_pred.shape or not len(y_true):
+    y_true, y_pred = check_labels("y_true", y_true), check_labels("y_pred", y_pred)
+    if y_true.shape != y_pred.shape:
         raise ShapeError(
-            f"y_true and y_pred must be equally long, at least 1; received {len(y_true)} and "
-            f"{len(y_pred)}"
+            f"y_true and y_pred must be equally long; received {len(y_true)} and {len(y_pred)}"
         )
-    classes = int(max(y_true.max(), y_pred.max())) + 1
-    if min(y_true.min(), y_pred.min()) < 0 or classes > len(class_names or range(classes)):
-        raise DataError(
-            f"labels must lie in 0 ... {len(class_names or range(classes)) - 1}, with a name for "
-            f"each; received {min(y_true.min(), y_pred.min())} to {classes - 1}"
-        )
-    classes = len(class_names or range(classes))
+    names = check_class_names(class_names, np.concatenate([y_true, y_pred]), 1)
+    classes = len(names)
     ax = _axes(ax, 4.6, 4.4)
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (y_true, y_pred), 1)
@@ -176,7 +187,6 @@ def confusion_matrix(
             colour = "white" if shares[i, j] > 0.6 else "black"
             ax.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=7)
     if classes <= 40:
-        names = [str(c) for c in range(classes)] if class_names is None else list(class_names)
         # long names would leave no room for the matrix; their ends often tell them apart
         names = [name if len(name) <= 12 else f"{name[:5]}…{name[-6:]}" for name in names]
         longest = max(map(len, names))
@@ -205,16 +215,18 @@ def worst_mistakes(
         shape: (height, width); a square if None.
         count: at most this many.
     """
-    x, y = np.asarray(x), np.asarray(y).reshape(-1)
+    x = check_rows("x", x, check_model(model).n_inputs)
+    y = check_labels("y", y, len(x))
     height, width = image_shape(x.shape[1], shape)
+    count = check_size("count", count)
     probabilities = model.predict_proba(x)
     if probabilities.shape[1] == 1:  # yes or no
         probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != y)
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
-    names = class_names or [str(c) for c in range(probabilities.shape[1])]
-    texts = [f"{names[int(y[i])]} > {names[int(predicted[i])]}" for i in worst]
+    names = check_class_names(class_names, y, probabilities.shape[1])
+    texts = [f"{names[y[i]]} > {names[predicted[i]]}" for i in worst]
     ax = _axes(ax, 5.0, 3.6)
     if not len(worst):
         ax.text(0.5, 0.5, "no mistakes", ha="center", va="center", transform=ax.transAxes)
@@ -235,7 +247,8 @@ def first_layer_weights(
         shape: (height, width) of the input; a square if None.
         count: at most this many neurons, those with the largest weights.
     """
-    dense: Any = model.layers[_first_dense(model)]
+    dense: Any = check_model(model).layers[_first_dense(model)]
+    count = check_size("count", count)
     weight = model.backend.to_numpy(dense.weight)
     height, width = image_shape(weight.shape[0], shape)
     strongest = np.argsort(-np.abs(weight).sum(axis=0), kind="stable")[:count]
@@ -263,9 +276,9 @@ def neuron_patterns(
         shape: (height, width) of the input; a square if None.
         count: at most this many neurons, those whose outputs vary most.
     """
-    check_size("count", count)
-    index = _first_dense(model)
-    x = np.asarray(x, np.float64)
+    count = check_size("count", count)
+    index = _first_dense(check_model(model))
+    x = check_rows("x", x, model.n_inputs).astype(np.float64)
     height, width = image_shape(x.shape[1], shape)
     outputs: Any = x
     for layer in model.layers[: index + 1]:
@@ -298,6 +311,7 @@ def image_shape(width: int, shape: tuple[int, int] | None) -> tuple[int, int]:
     if shape is None:
         side = round(width**0.5)
         shape = (side, side)
+    shape = check_image_shape(shape)
     if shape[0] * shape[1] != width:
         raise ShapeError(
             f"rows of {width} values are no pictures of {shape[0]} x {shape[1]}; pass "
@@ -339,8 +353,14 @@ def regression_fit(
     model: Sequential, x: Any, y: Any, names: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
     """Predictions: the curve over x for one input, else predicted against true values."""
-    x = np.asarray(x)
-    y = np.asarray(y).reshape(len(x), -1)
+    x, outputs = check_rows("x", x, check_model(model).n_inputs), model.n_outputs
+    y = real_array("y", y)
+    y = check_rows("y", y[:, None] if y.ndim == 1 else y, outputs)
+    if len(x) != len(y):
+        raise ShapeError(f"x and y must have as many rows; received {len(x)} and {len(y)}")
+    labels = None if names is None else check_names("names", names)
+    if labels is not None and len(labels) < outputs:
+        raise ShapeError(f"names must name all {outputs} outputs; received {len(labels)}")
     predicted = model.predict(x)
     ax = _axes(ax)
     if x.shape[1] == 1 and y.shape[1] == 1:
@@ -354,10 +374,10 @@ def regression_fit(
     limits = [float(min(y.min(), predicted.min())), float(max(y.max(), predicted.max()))]
     ax.plot(limits, limits, "--", color="0.6", lw=1)
     for k in range(y.shape[1]):
-        label = None if names is None else names[k]
+        label = None if labels is None else labels[k]
         marker = MARKERS[k % len(MARKERS)]
         ax.plot(y[:, k], predicted[:, k], marker, ms=3, alpha=0.6, label=label)
-    if names is not None and len(names) > 1:
+    if labels is not None and len(labels) > 1:
         ax.legend(frameon=False)
     ax.set_xlabel("true")
     ax.set_ylabel("predicted")

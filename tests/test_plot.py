@@ -29,6 +29,68 @@ def test_history_draws_training_and_validation(digits_model) -> None:
         nn.plot.history(digits_model.history, "f1")
 
 
+def draw_every_way():
+    """``(name, call, wrong values)`` for each argument."""
+    model = nn.Sequential([nn.Dense(4, 3, "relu"), nn.Dense(3, 2)], seed=0)
+    model.compile("softmax_cross_entropy")
+    plane = nn.Sequential([nn.Dense(2, 2)], seed=0)
+    x, y = np.ones((5, 4)), np.array([0, 1, 0, 1, 1])
+    points, plot = np.ones((5, 2)), nn.plot
+    arrays = [None, 3, "text", [], {}, [[1.0], [1.0, 2.0]], np.full((5, 4), np.nan), x[0], [["a"]]]
+    labels = [None, "ab", [], [0, 1], [-1, 0, 1, 0, 1], [0.5] * 5, [np.nan] * 5, [1e30] * 5, [y, y],
+              [0, 1, 0, 1, "x"], object()]  # fmt: skip
+    names = ["ab", ["a"], [0, 1], 3, {}, object()]
+    sizes = [None, 0, -1, 1.5, "3", np.inf, [3]]
+    shapes = [(3, 3), (4,), 4, "22", (2.0, 2), (-2, -2), (0, 4), [None, 4]]
+    models = [None, 3, "model", nn.Dense(2, 2), nn.Sequential]
+    curves = [None, 3, [1.0], {1: [1.0]}, {"loss": 3}, {"loss": [[1.0]]}, {"loss": ["a"]}, {}]
+    predicted = plane.predict(points)
+    return [
+        ("curves", plot.history, curves),
+        ("name", lambda v: plot.history({"loss": [1.0]}, v), [None, 3, [], "f1"]),
+        ("ax", lambda v: plot.history({"loss": [1.0]}, ax=v), [3, "ax", plot, object()]),
+        ("regions model", lambda v: plot.decision_regions(v, points, y), [*models, model]),
+        ("regions x", lambda v: plot.decision_regions(plane, v, y), [*arrays, x]),
+        ("regions y", lambda v: plot.decision_regions(plane, points, v), labels),
+        ("resolution", lambda v: plot.decision_regions(plane, points, y, None, v), [1, *sizes]),
+        ("regions classes", lambda v: plot.decision_regions(plane, points, y, None, 9, v), names),
+        ("features", lambda v: plot.decision_regions(plane, points, y, None, 9, None, v), names),
+        ("y_true", lambda v: plot.confusion_matrix(v, y), labels),
+        ("y_pred", lambda v: plot.confusion_matrix(y, v), labels),
+        ("classes", lambda v: plot.confusion_matrix(y, y, v), names),
+        ("mistakes model", lambda v: plot.worst_mistakes(v, x, y), models),
+        ("mistakes x", lambda v: plot.worst_mistakes(model, v, y), arrays),
+        ("mistakes y", lambda v: plot.worst_mistakes(model, x, v), labels),
+        ("mistakes shape", lambda v: plot.worst_mistakes(model, x, y, v), shapes),
+        ("mistakes count", lambda v: plot.worst_mistakes(model, x, y, None, v), sizes),
+        ("mistakes classes", lambda v: plot.worst_mistakes(model, x, y, None, 3, v), names),
+        ("weights model", plot.first_layer_weights, models),
+        ("weights shape", lambda v: plot.first_layer_weights(model, v), shapes),
+        ("weights count", lambda v: plot.first_layer_weights(model, None, v), sizes),
+        ("patterns model", lambda v: plot.neuron_patterns(v, x), models),
+        ("patterns x", lambda v: plot.neuron_patterns(model, v), arrays),
+        ("patterns shape", lambda v: plot.neuron_patterns(model, x, v), shapes),
+        ("patterns count", lambda v: plot.neuron_patterns(model, x, None, v), sizes),
+        ("fit model", lambda v: plot.regression_fit(v, x, predicted), models),
+        ("fit x", lambda v: plot.regression_fit(model, v, predicted), arrays),
+        ("fit y", lambda v: plot.regression_fit(model, x, v), [*arrays, y, np.ones((4, 2))]),
+        ("fit names", lambda v: plot.regression_fit(model, x, predicted, v), names),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [
+        pytest.param(call, value, id=f"{name}-{number}")
+        for name, call, values in draw_every_way()
+        for number, value in enumerate(values)
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(call, value) -> None:
+    with pytest.raises(nn.NNBackendError, match="."):
+        call(value)
+
+
 def test_given_axes_are_drawn_into() -> None:
     ax = nn.plot.new_figure(3, 3).add_subplot()
     assert nn.plot.history({"loss": [1.0]}, ax=ax) is ax
