@@ -27,6 +27,7 @@ ROOMS = (
         "_files",
         "_output",
         "_notebook",
+        "_settings",
         "_version",
     ),
     ("kernels",),
@@ -41,6 +42,7 @@ ROOMS = (
     ("distributed",),
     ("training",),
     ("model",),
+    ("_plot_checks",),
     ("plot", "benchmark", "testing", "sklearn", "nnfs", "live"),
     ("cli",),
 )

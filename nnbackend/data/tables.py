@@ -90,7 +90,7 @@ class Table:
             self._decimal, self._thousands = _number_marks(columns, self._sep, layout.decimal)
             self._kinds = [self._looks_numeric(column) for column in columns]
             words = {text.strip() for column in columns for text in column} & _NULLS
-            # where there are none, as among numbers, DuckDB need not look for them
+            # DuckDB need not look for what is not there
             self._nulls = {""} if all(self._kinds) and not words - {""} else _NULLS
             #: distinct values of each column in the first rows
             self.variety = [len(set(column)) for column in columns]
@@ -254,10 +254,9 @@ class Table:
                 column = re.search(r'converting column "c(\d+)"', str(error))
                 if column is None or not numeric[int(column[1])]:
                     raise self._readable(str(error)) from error
-                if self._nulls is not _NULLS:
-                    self._nulls = _NULLS  # from a later line on there are words
-                else:
-                    numeric[int(column[1])] = False  # or there is text
+                if self._nulls is _NULLS:
+                    numeric[int(column[1])] = False  # from a later line on there is text
+                self._nulls = _NULLS
 
     def _columns(self, numeric: list[bool]) -> list[HostArray]:
         kinds = [("DOUBLE" if number else "VARCHAR") for number in numeric]

@@ -41,7 +41,7 @@ class SharedTraining:
         self._updates = Updates(program, program.backend)
         self._penalty = program.backend.zeros((), _FLOAT64)
         self._workspace: Workspace | None = None
-        self._plans: dict[tuple[Block, ...], BlockedPlan] = {}
+        self._plans: dict[tuple[int, tuple[Block, ...]], BlockedPlan] = {}
         #: whether a step goes layer by layer
         self._blocked = ranks.exact or program.couples_rows
         if ranks.exact and program.own_layers:
@@ -218,7 +218,8 @@ class SharedTraining:
 
     def _plan(self, blocks: list[Block], most: int) -> BlockedPlan:
         begin = blocks[0][0] if blocks else 0
-        key = tuple((first - begin, last - begin) for first, last in blocks)
+        own = tuple((first - begin, last - begin) for first, last in blocks)
+        key = self.program.changes, own
         plan = self._plans.get(key)
         if plan is None:
             rows = placed(blocks)[-1][1] if blocks else 0
@@ -228,7 +229,7 @@ class SharedTraining:
                 self._plans.clear()
             if len(self._plans) >= 16:
                 self._plans.pop(next(iter(self._plans)))
-            plan = self._plans[key] = BlockedPlan(self.program, self.ranks, self._workspace, key)
+            plan = self._plans[key] = BlockedPlan(self.program, self.ranks, self._workspace, own)
         return plan
 
     # -- traces -------------------------------------------------------------------------------

@@ -109,6 +109,10 @@ class Executor(ABC):
         """
         return
 
+    @abstractmethod
+    def forget_plans(self) -> None:
+        """Plan anew: numbers of the program, which plans may hold, have changed."""
+
     def use_threads(self, most: int) -> None:
         """Use at most so many of the threads that there are, if it has threads of its own."""
         return

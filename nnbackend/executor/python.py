@@ -154,6 +154,11 @@ class PythonExecutor(Executor):
 
     # -- plans --------------------------------------------------------------------------------
 
+    def forget_plans(self) -> None:
+        self._plans.clear()
+        self._inference.clear()
+        self._driven = None
+
     def plan(self, rows: int, most_rows: int, all_the_way: bool = False) -> TrainingPlan:
         """The plan for batches of ``rows``; all plans share one workspace. One that goes back
         ``all_the_way`` gives the gradient by the model's input."""

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from nnbackend._checks import check_name, check_number
+from nnbackend._settings import Fixed, fix
 from nnbackend.backends.types import LINEAR, Activation, Array
 from nnbackend.errors import DTypeError, shown
 from nnbackend.kernels.codes import ACTIVATIONS, Op
-from nnbackend.layers.native import NativeLayer
+from nnbackend.layers.native import NEW_LAYER, NativeLayer
 
 
 def resolve_activation(spec: Any) -> Activation:
@@ -56,6 +57,7 @@ class ActivationLayer(NativeLayer):
     op = Op.ACTIVATION
     transient = ("_saved",)
     name: ClassVar[str]
+    activation = Fixed[Activation](NEW_LAYER)
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class LeakyReLU(ActivationLayer):
     def __init__(self, slope: float = 0.01) -> None:
         # a negative slope would hide the sign of x in the output
         super().__init__()
-        self.activation = Activation(self.name, check_number("LeakyReLU.slope", slope, 0.0))
+        fix(self, activation=Activation(self.name, check_number("LeakyReLU.slope", slope, 0.0)))
 
     def config(self) -> dict[str, Any]:
         return {"slope": self.activation.parameter}
@@ -116,7 +118,7 @@ class ELU(ActivationLayer):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        self.activation = Activation(self.name, check_number("ELU.alpha", alpha, 0.0))
+        fix(self, activation=Activation(self.name, check_number("ELU.alpha", alpha, 0.0)))
 
     def config(self) -> dict[str, Any]:
         return {"alpha": self.activation.parameter}

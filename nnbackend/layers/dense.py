@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from nnbackend._checks import check_flag, check_number
-from nnbackend.backends.types import LINEAR, Array, DenseCalls
+from nnbackend._checks import check_flag
+from nnbackend._settings import Fixed, Number
+from nnbackend.backends.types import LINEAR, Activation, Array, DenseCalls
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.activations import activation_config, resolve_activation
-from nnbackend.layers.native import NativeLayer
+from nnbackend.layers.native import NEW_LAYER, NativeLayer
 from nnbackend.layers.parameters import Parameter
 
 
@@ -23,6 +24,7 @@ class Dense(NativeLayer):
         weight_init, bias_init: a name from ``nnbackend.initializers``, an array, or a callable
             ``(shape, rng) -> array``.
         weight_l1, weight_l2, bias_l1, bias_l2: penalties; adds l1 sum|w| + l2 sum w^2 to the loss.
+            They may be changed at any time.
         trainable: False keeps w and b as they are.
         seed, dtype: see ``Layer``.
 
@@ -35,6 +37,9 @@ class Dense(NativeLayer):
     transient = ("_x", "_saved", "_calls")
     weight = Parameter()
     bias = Parameter()
+    activation = Fixed[Activation](NEW_LAYER)
+    weight_l1, weight_l2, bias_l1, bias_l2 = (Number(0.0) for _ in range(4))
+    weight_init, bias_init = (Fixed[InitializerLike](NEW_LAYER) for _ in range(2))
     weight_grad: Any
     bias_grad: Any
 
@@ -58,10 +63,8 @@ class Dense(NativeLayer):
         super().__init__(n_inputs, n_outputs, trainable=trainable, seed=seed, dtype=dtype)
         self.activation = resolve_activation(activation)
         self._keeps_z = self.activation.saves == "input"
-        self.weight_l1 = check_number("Dense.weight_l1", weight_l1, 0.0)
-        self.weight_l2 = check_number("Dense.weight_l2", weight_l2, 0.0)
-        self.bias_l1 = check_number("Dense.bias_l1", bias_l1, 0.0)
-        self.bias_l2 = check_number("Dense.bias_l2", bias_l2, 0.0)
+        self.weight_l1, self.weight_l2 = weight_l1, weight_l2
+        self.bias_l1, self.bias_l2 = bias_l1, bias_l2
         self.weight_init, self.bias_init = weight_init, bias_init
         for initializer in (weight_init, bias_init):
             resolve_initializer(initializer)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_number
+from nnbackend._settings import Number
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.native import NativeLayer
@@ -17,16 +17,17 @@ class Dropout(NativeLayer):
     1 / (1 - rate) (Srivastava et al., 2014). The same seed gives the same masks everywhere.
 
     Args:
-        rate: share of elements dropped, in [0, 1).
+        rate: share of elements dropped, in [0, 1). It may be changed at any time.
         seed: for use outside a model; inside one, the model's seed decides.
     """
 
     op = Op.DROPOUT
     transient = ("_mask",)
+    rate = Number(0.0, 1.0, high_open=True)
 
     def __init__(self, rate: float, *, seed: int | None = None) -> None:
         super().__init__(seed=seed)
-        self.rate = check_number("Dropout.rate", rate, 0.0, 1.0, high_open=True)
+        self.rate = rate
         self.calls = 0
         self.key = int(np.random.SeedSequence(self.seed).generate_state(1, np.uint64)[0])
         self._mask: Array | None = None

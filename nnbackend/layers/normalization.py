@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnbackend._checks import check_coupled_rows, check_number, check_size
+from nnbackend._checks import check_coupled_rows, check_size
+from nnbackend._settings import Number
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.native import NativeLayer
@@ -17,13 +18,14 @@ class _Norm(NativeLayer):
     transient = ("_x", "_saved")
     gamma = Parameter()
     beta = Parameter()
+    eps = Number(0.0, low_open=True)
     gamma_grad: Any
     beta_grad: Any
 
     def __init__(self, n: int, eps: float, trainable: bool, dtype: str) -> None:
         n = check_size(f"{type(self).__name__}.n", n)
         super().__init__(n, n, trainable=trainable, dtype=dtype)
-        self.eps = check_number(f"{type(self).__name__}.eps", eps, 0.0, low_open=True)
+        self.eps = eps
         self.add_parameter("gamma", (n,), "ones", "bias")
         self.add_parameter("beta", (n,), "zeros", "bias")
         self._x: Array | None = None
@@ -49,6 +51,7 @@ class BatchNorm(_Norm):
     couples_rows = True
     running_mean = Parameter()
     running_var = Parameter()
+    momentum = Number(0.0, 1.0)
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class BatchNorm(_Norm):
         dtype: str = "float32",
     ) -> None:
         super().__init__(n, eps, trainable, dtype)
-        self.momentum = check_number("BatchNorm.momentum", momentum, 0.0, 1.0)
+        self.momentum = momentum
         self.add_parameter("running_mean", (n,), "zeros", "state")
         self.add_parameter("running_var", (n,), "ones", "state")
 

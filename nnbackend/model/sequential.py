@@ -13,6 +13,7 @@ from nnbackend._checks import check_flag, check_list
 from nnbackend._files import release_pages
 from nnbackend._names import answers_names
 from nnbackend._output import write_line
+from nnbackend._settings import fix
 from nnbackend.data.sources import fingerprint
 from nnbackend.data.validation import (
     check_categories,
@@ -107,14 +108,15 @@ class Sequential(TrainedStack):
         check_ending(self.layers, new_loss)
         new_optimizer = resolve_optimizer(optimizer)
         per_row = check_flag("penalties_per_row", penalties_per_row)
-        before = (self.loss, self._optimizer, self.metrics, self.penalties_per_row)
+        names = ("loss", "_optimizer", "metrics", "penalties_per_row")
+        before = {name: getattr(self, name) for name in names}
+        given = (new_loss, new_optimizer, tuple(new_metrics), per_row)
         with self._training():
-            self.loss, self._optimizer, self.metrics = new_loss, new_optimizer, new_metrics
-            self.penalties_per_row = per_row
+            fix(self, **dict(zip(names, given, strict=True)))
             try:
                 self._lower()
             except Exception:
-                self.loss, self._optimizer, self.metrics, self.penalties_per_row = before
+                fix(self, **before)
                 raise
             self.training.step = 0
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from nnbackend._checks import check_dtype, check_list, check_mapping, check_name, check_seed
 from nnbackend._names import MODEL_ATTRIBUTES, AnswersNames, missing_attribute
+from nnbackend._settings import Fixed, fix
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
-from nnbackend.backends.types import check_precision
+from nnbackend.backends.types import DType, check_precision
 from nnbackend.errors import (
     DataError,
     DeviceError,
@@ -30,7 +31,7 @@ from nnbackend.losses import Loss, LossFunction
 from nnbackend.metrics import AnyMetric, Metric
 from nnbackend.model.busy import held, new_lock
 from nnbackend.optimizers import Optimizer
-from nnbackend.program.lowering import check_widths, lay_out, lower
+from nnbackend.program.lowering import check_widths, lay_out, lower, take_numbers
 from nnbackend.program.table import NO_LOSS
 from nnbackend.training.callback import Callback
 from nnbackend.training.history import History
@@ -38,6 +39,8 @@ from nnbackend.training.orders import Orders
 from nnbackend.training.state import TrainingState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+#: How what was compiled is changed.
+BY_COMPILE = "call model.compile(loss, optimizer, metrics)"
 
 
 class LayerStack(AnswersNames):
@@ -45,6 +48,15 @@ class LayerStack(AnswersNames):
 
     Arguments and attributes: see ``Sequential``, which trains and predicts.
     """
+
+    layers = Fixed[tuple[Layer, ...]]("make a new model of the layers that you want")
+    loss = Fixed[Loss | LossFunction | None](BY_COMPILE)
+    metrics = Fixed[tuple[AnyMetric, ...]](BY_COMPILE)
+    penalties_per_row = Fixed[bool](BY_COMPILE)
+    backend = Fixed[Backend]("move the model with model.to(backend)")
+    precision = Fixed[str]("call model.to(backend, precision=...)")
+    dtype = Fixed[DType]("make a new model with nn.Sequential(layers, dtype=...)")
+    seed = Fixed[int]("make a new model with nn.Sequential(layers, seed=...)")
 
     def __init__(
         self,
@@ -56,7 +68,7 @@ class LayerStack(AnswersNames):
     ) -> None:
         if isinstance(layers, Layer):
             raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
-        self.layers: list[Layer] = check_list("layers", "[nn.Dense(2, 3)]", layers)
+        self.layers = tuple(check_list("layers", "[nn.Dense(2, 3)]", layers))
         for layer in self.layers:
             if not isinstance(layer, Layer):
                 raise DTypeError(
@@ -68,15 +80,13 @@ class LayerStack(AnswersNames):
         self.precision = self._checked_precision(precision)
         self.backend = get_backend(backend).at_precision(precision)
         seed = check_seed(seed)
-        self.seed: int = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
+        self.seed = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
         init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
         #: how far training has come, which a trainer at work moves on
         self.training = TrainingState(Orders.seeded(shuffle))
         self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
-        self.loss: Loss | LossFunction | None = None
-        self.penalties_per_row = False
+        self.loss, self.metrics, self.penalties_per_row = None, (), False
         self._optimizer: Optimizer | None = None
-        self.metrics: list[AnyMetric] = []
         self.info: dict[str, Any] = {}
         self.callbacks: list[Callback] = []
         self.callback_states: list[dict[str, Any]] = []
@@ -110,6 +120,10 @@ class LayerStack(AnswersNames):
         """The optimizer given to ``compile``."""
         self._check_compiled()
         return self._optimizer  # type: ignore[return-value]
+
+    @optimizer.setter
+    def optimizer(self, value: object) -> None:
+        raise AttributeError(f"Sequential.optimizer cannot be assigned: {BY_COMPILE}")
 
     @property
     def step(self) -> int:
@@ -165,7 +179,7 @@ class LayerStack(AnswersNames):
 
     def keep_precision(self, precision: str) -> None:
         """Go on with the precision that the model was saved with."""
-        self.precision = self._checked_precision(precision)
+        fix(self, precision=self._checked_precision(precision))
         backend = self._at_precision(self.backend)
         if backend is not self.backend:
             self._build(backend)
@@ -190,7 +204,7 @@ class LayerStack(AnswersNames):
             rng = np.random.default_rng(0)  # not used: every layer has its values
             values = [layer.initial_values(rng) for layer in self.layers]
         self.storage = lay_out(self.layers, backend, self.dtype, values)
-        self.backend = backend
+        fix(self, backend=backend)
         for layer in self.layers:
             layer.owner = self
         self._adapting = [layer for layer in self.layers if layer.adapts]
@@ -219,16 +233,28 @@ class LayerStack(AnswersNames):
             kept = self.program.slot_views().keys() & slots.keys()
             self.set_optimizer_state({key: slots[key] for key in kept})
 
+    def change_number(self, layer: Layer, name: str, value: float) -> None:
+        """Change a number of a layer's formula, such as a dropout's rate, from the next step on; a
+        callback may do that, too.
+
+        Raises:
+            ModelBusyError: another thread trains this model.
+        """
+        with self.exclusive():
+            vars(layer)[name] = value
+            take_numbers(self.program, self.layers)
+            self.executor.forget_plans()
+
     def to(self, backend: str | Backend, precision: str | None = None) -> Self:
         """Move the model, including optimizer state, and return it. Earlier views of parameters
         stay readable but are no longer linked. The precision stays as it is if none is given."""
         wanted = self.precision if precision is None else self._checked_precision(precision)
         target = get_backend(backend).at_precision(wanted)
         if target is self.backend:
-            self.precision = wanted
+            fix(self, precision=wanted)
             return self
         with self._training():
-            self.precision = wanted
+            fix(self, precision=wanted)
             slots = {} if self._optimizer is None else self.optimizer_state()
             self._build(target)
             self.set_optimizer_state(slots)

@@ -67,8 +67,6 @@ def lower(
     offsets = {(s.layer, s.name): s.offset for s in (*storage.segments, *storage.state_segments)}
     rows: list[Row] = []
     own_layers: dict[int, OwnLayer] = {}
-    penalties: list[Penalty] = []
-    floats = np.zeros((len(layers), N_FLOATS))
     width, workspace, phase = n_inputs, 0, 0
     trained_before = couples_rows = False
     for number, layer in enumerate(layers):
@@ -85,7 +83,6 @@ def lower(
         else:
             op, activation, coupled = declared.op, declared.activation.code, layer.couples_rows
             saved = declared.saved_width(outputs)
-            floats[number, : len(declared.row_floats)] = declared.row_floats
         couples_rows = couples_rows or layer.couples_rows
         phase += coupled
         places = [offsets[number, name] for name in layer.parameter_names]
@@ -110,20 +107,16 @@ def lower(
             phase=phase,
         )
         rows.append(row)
-        for name, (l1, l2) in layer.penalties.items():
-            if (l1 or l2) and name in layer.specs:
-                size = int(np.prod(layer.specs[name].shape))
-                penalties.append(Penalty(offsets[number, name], size, l1, l2, layer.trainable))
         workspace += outputs + saved
         trained_before = trained_before or trains
         width = outputs
     return Program(
         rows=rows,
-        floats=floats,
+        floats=_floats(layers),
         arrays=[_arrays(layer) for layer in layers],
         own_layers=own_layers,
         storage=storage,
-        penalties=penalties,
+        penalties=_penalties(layers, storage),
         couples_rows=couples_rows,
         n_inputs=n_inputs,
         workspace_width=workspace,
@@ -134,6 +127,36 @@ def lower(
         metrics=metrics,
         penalties_per_row=penalties_per_row,
     )
+
+
+def take_numbers(program: Program, layers: Sequence[Layer]) -> None:
+    """Take over numbers of the layers' formulas and rates of their penalties, which have changed.
+    Whoever runs the program has to make new plans."""
+    program.floats[...] = _floats(layers)
+    program.penalties[:] = _penalties(layers, program.storage)
+    program.changes += 1
+
+
+def _floats(layers: Sequence[Layer]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(R, N_FLOATS), zeros where a row has no number or is Python."""
+    floats = np.zeros((len(layers), N_FLOATS))
+    for number, layer in enumerate(layers):
+        declared = layer.declaration
+        if declared is not None:
+            floats[number, : len(declared.row_floats)] = declared.row_floats
+    return floats
+
+
+def _penalties(layers: Sequence[Layer], storage: Storage) -> list[Penalty]:
+    """Terms of the loss whose rates are not 0."""
+    offsets = {(s.layer, s.name): s.offset for s in storage.segments}
+    return [
+        Penalty(offsets[number, name], int(np.prod(layer.specs[name].shape)), l1, l2,
+                layer.trainable)
+        for number, layer in enumerate(layers)
+        for name, (l1, l2) in layer.penalties.items()
+        if (l1 or l2) and name in layer.specs
+    ]  # fmt: skip
 
 
 def _arrays(layer: Layer) -> RowArrays:

@@ -92,7 +92,8 @@ class Program:
 
     Attributes:
         rows: the table, as ``Row``s; ``table`` (R, len(Row._fields)) int64 is the same.
-        floats: (R, N_FLOATS) float64, the rows' numbers.
+        floats: (R, N_FLOATS) float64, the rows' numbers. They and the penalties may change;
+            ``changes`` counts how often they have.
         arrays: of each row.
         own_layers: for rows with ``Op.PYTHON``, by their number.
         storage: flat parameters, gradients and state.
@@ -129,6 +130,7 @@ class Program:
     optimizer: Optimizer | None = None
     metrics: Sequence[Metric] = ()
     penalties_per_row: bool = False
+    changes: int = field(init=False, default=0)
     averages: bool = field(init=False)
     built_in_loss: Loss | None = field(init=False)
     formula: LossFormula | None = field(init=False)

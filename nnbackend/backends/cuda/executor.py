@@ -75,6 +75,13 @@ class GraphExecutor(PythonExecutor):
         self._gone_there: tuple[GraphPasses, Array, int] | None = None
         self._lock = threading.Lock()
 
+    def forget_plans(self) -> None:
+        with self._lock:
+            super().forget_plans()
+            for plans in (self._steps, self._kernels, self._inferences, self._passes):
+                plans.clear()
+            self._gone_there = None
+
     # -- training ---------------------------------------------------------------------------------
 
     def prepare(self, batch_size: int, data: Data | None) -> None:

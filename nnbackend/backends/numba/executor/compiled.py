@@ -39,11 +39,14 @@ class CompiledExecutor(Executor):
         self.threads_changed()
 
     def threads_changed(self) -> None:
-        """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
+        """``set_num_threads`` was called, or this is a forked child."""
+        self.forget_plans()
+
+    def forget_plans(self) -> None:
+        self.compiled.take_numbers()
         self._training = None
         self._inferences.forget()
-        if self._segment is not None:
-            self._segment = None
+        self._segment = None
 
     # -- training -------------------------------------------------------------------------
 

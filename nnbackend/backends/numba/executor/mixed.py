@@ -85,12 +85,15 @@ class MixedExecutor(PythonExecutor):
             first = last
 
     def threads_changed(self) -> None:
-        """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
-        self._plans.clear()
-        self._inference.clear()
-        self._driven = self._quick_plan = None
+        """``set_num_threads`` was called, or this is a forked child."""
+        self.forget_plans()
+
+    def forget_plans(self) -> None:
+        super().forget_plans()
+        self._quick_plan = None
         for part in self._parts:
-            if part.inferences is not None:
+            if part.table is not None and part.inferences is not None:
+                part.table.take_numbers()
                 part.inferences.forget()
 
     def _make_plan(self, rows: int, all_the_way: bool) -> TrainingPlan:

@@ -86,11 +86,16 @@ class CompiledTable:
         self.last_forward = rows[-1].phase - before
         trained = [i for i, row in enumerate(rows) if row.trainable]
         self.first_trained = trained[0] if trained else len(rows)
-        self.floats = np.ascontiguousarray(program.floats[first:last], dtype=np.float64)
+        self.floats = program.floats[first:last]  # a view
         #: the same without penalties
-        self.plain_floats = self.floats.copy()
-        self.plain_floats[[row.op == Op.DENSE for row in rows], 1:5] = 0.0
+        self.plain_floats = np.empty_like(self.floats)
+        self.take_numbers()
         self.statistics, self.trace_width = self._described_statistics()
+
+    def take_numbers(self) -> None:
+        """Numbers of the program may have changed."""
+        self.plain_floats[...] = self.floats
+        self.plain_floats[[row.op == Op.DENSE for row in self.rows], 1:5] = 0.0
 
     def _described_statistics(self) -> tuple[Any, int]:
         program = self.program
