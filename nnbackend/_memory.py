@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from nnbackend.errors import OutOfMemoryError
+
 #: Data that must be copied or mapped are kept whole up to this size, in bytes, whatever else there
 #: is.
 RESIDENT_BYTES = 1 << 28
@@ -34,6 +36,21 @@ def _free_on_machine() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     except (AttributeError, ValueError, OSError):  # Windows
         return None
+
+
+def check_limits(what: str, needed: int, remedy: str) -> None:
+    """Refuse what needs more memory than the limits of this process leave, where to try it would
+    end the process.
+
+    Raises:
+        OutOfMemoryError: with the remedy.
+    """
+    left = min(_free_in_limits(), default=needed)
+    if left < needed:
+        raise OutOfMemoryError(
+            f"{what} takes about {needed >> 20} MB of memory, and the limits of this process leave "
+            f"{max(0, left) >> 20} MB: raise them (ulimit -v, ulimit -d), or {remedy}"
+        )
 
 
 def _free_in_limits() -> list[int]:

@@ -14,11 +14,16 @@ T = TypeVar("T")
 
 
 class Fixed(Generic[T]):
-    """Class attribute for what is set once, by the object itself; ``remedy`` tells whoever assigns
-    it later what to do instead. A layer written in Python may do as it likes."""
+    """Class attribute for what an object sets itself while it is made, with ``fix``. Whoever
+    assigns another value later is told what to do instead; a layer written in Python may do as it
+    likes.
 
-    def __init__(self, remedy: str) -> None:
-        self.remedy = remedy
+    Args:
+        made: an attribute that an object has as soon as it is made.
+    """
+
+    def __init__(self, made: str, remedy: str) -> None:
+        self.made, self.remedy = made, remedy
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -28,12 +33,19 @@ class Fixed(Generic[T]):
         def __get__(self, holder: object, owner: type) -> T: ...
 
     def __set__(self, holder: Any, value: T) -> None:
-        if self.name in vars(holder) and getattr(holder, "declaration", holder) is not None:
+        own = vars(holder)
+        is_made = self.made in own and getattr(holder, "declaration", holder) is not None
+        if is_made and not self._is(own.get(self.name), value):
             raise AttributeError(
                 f"{type(holder).__name__}.{self.name} cannot be assigned: {self.remedy}",
                 name=self.name, obj=holder,
             )  # fmt: skip
-        vars(holder)[self.name] = value
+        own[self.name] = value
+
+    @staticmethod
+    def _is(old: object, new: object) -> bool:
+        """Whether nothing would change."""
+        return old is new or (isinstance(new, int | str | tuple) and old == new)
 
 
 def fix(holder: object, **values: object) -> None:
@@ -65,8 +77,24 @@ class Number:
 
     def __set__(self, layer: Any, value: float) -> None:
         what = f"{type(layer).__name__}.{self.name}"
-        number = check_number(what, value, self.low, self.high, **self.open)
-        if layer.owner is None:
-            vars(layer)[self.name] = number
-        else:
-            layer.owner.change_number(layer, self.name, number)
+        number, own = check_number(what, value, self.low, self.high, **self.open), vars(layer)
+        model = layer.owner if own.get("_owner") is not None else None
+        if model is None:
+            own[self.name] = number
+        elif own[self.name] != number:
+            model.change_number(layer, self.name, number)
+
+
+class FixedList(list[T]):
+    """A list that is read: whoever adds to it is told what to do instead."""
+
+    remedy = ""
+
+    def _refuse(self, *_: object, **__: object) -> Any:
+        raise AttributeError(f"this list stays as it is: {self.remedy}")
+
+    append = extend = insert = remove = pop = clear = sort = reverse = _refuse
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+
+    def __reduce__(self) -> Any:
+        return type(self), (list(self),)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nnbackend import plot
 from nnbackend._checks import check_number
 from nnbackend._notebook import Area, in_notebook
+from nnbackend._plot_checks import check_labels, check_rows
 from nnbackend.errors import DataError
 from nnbackend.training.callback import Callback, Figures
 from nnbackend.training.history import History
@@ -56,6 +57,9 @@ class LiveCurves(Callback):
             raise DataError(
                 f"decision regions need a network with two inputs; this one has {model.n_inputs}"
             )
+        if self.data is not None:  # said now, not after an epoch
+            x, y = self.data
+            check_labels("data's y", y, len(check_rows("data's x", x, 2)))
         self._area, self._shown = Area(), float("-inf")
 
     def on_epoch_end(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend._checks import check_names, check_size, real_array
+from nnbackend._checks import check_size, real_array
 from nnbackend._plot_checks import (
     check_axes,
     check_class_names,
@@ -20,6 +20,7 @@ from nnbackend._plot_checks import (
     check_labels,
     check_model,
     check_rows,
+    names_of,
 )
 from nnbackend.errors import DataError, ShapeError
 
@@ -120,8 +121,8 @@ def decision_regions(
     ]
     grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
     labels = predicted_classes(model, grid).reshape(resolution, resolution)
-    names = check_class_names(class_names, y, int(labels.max()) + 1)
     classes = max(int(labels.max()), int(y.max())) + 1
+    names = check_class_names(class_names, classes)
     colours = matplotlib.colormaps["cividis"](np.linspace(0.1, 0.95, classes))
     levels = np.arange(classes + 1) - 0.5
     ax.contourf(*sides, labels, levels=levels, colors=colours, alpha=0.45)
@@ -141,7 +142,7 @@ def decision_regions(
 
 def _feature_names(names: Sequence[str] | None) -> list[str]:
     """Of two inputs."""
-    found = ["$x_1$", "$x_2$"] if names is None else check_names("feature_names", names)
+    found = names_of("feature_names", names) or ["$x_1$", "$x_2$"]
     if len(found) != 2:
         raise ShapeError(f"feature_names must name the two inputs; received {len(found)} names")
     return found
@@ -174,7 +175,7 @@ def confusion_matrix(
         raise ShapeError(
             f"y_true and y_pred must be equally long; received {len(y_true)} and {len(y_pred)}"
         )
-    names = check_class_names(class_names, np.concatenate([y_true, y_pred]), 1)
+    names = check_class_names(class_names, int(max(y_true.max(), y_pred.max())) + 1)
     classes = len(names)
     ax = _axes(ax, 4.6, 4.4)
     counts = np.zeros((classes, classes), np.int64)
@@ -225,7 +226,7 @@ def worst_mistakes(
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != y)
     worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
-    names = check_class_names(class_names, y, probabilities.shape[1])
+    names = check_class_names(class_names, max(probabilities.shape[1], int(y.max()) + 1))
     texts = [f"{names[y[i]]} > {names[predicted[i]]}" for i in worst]
     ax = _axes(ax, 5.0, 3.6)
     if not len(worst):
@@ -355,10 +356,10 @@ def regression_fit(
     """Predictions: the curve over x for one input, else predicted against true values."""
     x, outputs = check_rows("x", x, check_model(model).n_inputs), model.n_outputs
     y = real_array("y", y)
-    y = check_rows("y", y[:, None] if y.ndim == 1 else y, outputs)
+    y = check_rows("y", y[:, None] if y.ndim == 1 else y, outputs, finite=False)
     if len(x) != len(y):
         raise ShapeError(f"x and y must have as many rows; received {len(x)} and {len(y)}")
-    labels = None if names is None else check_names("names", names)
+    labels = names_of("names", names)
     if labels is not None and len(labels) < outputs:
         raise ShapeError(f"names must name all {outputs} outputs; received {len(labels)}")
     predicted = model.predict(x)
@@ -371,7 +372,7 @@ def regression_fit(
         ax.set_ylabel("y")
         ax.legend(frameon=False)
         return ax
-    limits = [float(min(y.min(), predicted.min())), float(max(y.max(), predicted.max()))]
+    limits = [float(f([y.ravel(), predicted.ravel()])) for f in (np.nanmin, np.nanmax)]
     ax.plot(limits, limits, "--", color="0.6", lw=1)
     for k in range(y.shape[1]):
         label = None if labels is None else labels[k]

@@ -39,11 +39,21 @@ def draw_every_way():
     arrays = [None, 3, "text", [], {}, [[1.0], [1.0, 2.0]], np.full((5, 4), np.nan), x[0], [["a"]]]
     labels = [None, "ab", [], [0, 1], [-1, 0, 1, 0, 1], [0.5] * 5, [np.nan] * 5, [1e30] * 5, [y, y],
               [0, 1, 0, 1, "x"], object()]  # fmt: skip
-    names = ["ab", ["a"], [0, 1], 3, {}, object()]
+    names = ["ab", ["a"], [None, 1], 3, {1: "a"}, object()]
     sizes = [None, 0, -1, 1.5, "3", np.inf, [3]]
     shapes = [(3, 3), (4,), 4, "22", (2.0, 2), (-2, -2), (0, 4), [None, 4]]
     models = [None, 3, "model", nn.Dense(2, 2), nn.Sequential]
-    curves = [None, 3, [1.0], {1: [1.0]}, {"loss": 3}, {"loss": [[1.0]]}, {"loss": ["a"]}, {}]
+    curves = [
+        None,
+        3,
+        [1.0],
+        {1: [1.0]},
+        {"loss": 3},
+        {"loss": None},
+        {"loss": [[1.0]]},
+        {"loss": ["a"]},
+        {},
+    ]
     predicted = plane.predict(points)
     return [
         ("curves", plot.history, curves),
@@ -91,6 +101,31 @@ def test_arguments_of_the_wrong_kind_are_refused(call, value) -> None:
         call(value)
 
 
+def test_names_may_be_numbers_or_go_by_the_number_of_each() -> None:
+    y = np.array([0, 1, 0])
+    numbers, letters = ["0", "1"], ["a", "b"]
+    for names, shown in ((np.unique(y), numbers), ({0: "a", 1: "b"}, letters),
+                         (("a", "b"), letters), ([], numbers), (None, numbers)):  # fmt: skip
+        ax = nn.plot.confusion_matrix(y, y, names)
+        assert [t.get_text() for t in ax.get_xticklabels()] == shown
+
+
+def test_labels_of_any_form_and_type_are_labels() -> None:
+    y = [0, 1, 1]
+    for form in (np.array(y, bool), np.array(y, float), np.array(y, object), np.array([y]),
+                 np.array(y)[:, None], pytest.importorskip("pandas").Series(y)):  # fmt: skip
+        assert sorted(texts(nn.plot.confusion_matrix(form, y))) == ["1", "2"]
+
+
+def test_curves_come_from_anything_with_names_and_only_those_drawn_matter() -> None:
+    frame = pytest.importorskip("pandas").DataFrame({"loss": [3.0, 1.0], "epoch": [1, 2]})
+    others = {"loss": [3.0, 1.0], "seconds": 3.5, "note": [None, None], 0: [1]}
+    for curves in (frame, others, {"loss": (3, 1)}):
+        assert list(nn.plot.history(curves).lines[0].get_ydata()) == [3, 1]
+    gap = nn.plot.history({"loss": [3, 1], "val_loss": [None, 2]}).lines[1].get_ydata()
+    np.testing.assert_array_equal(gap, [np.nan, 2])
+
+
 def test_given_axes_are_drawn_into() -> None:
     ax = nn.plot.new_figure(3, 3).add_subplot()
     assert nn.plot.history({"loss": [1.0]}, ax=ax) is ax
@@ -102,9 +137,10 @@ def test_confusion_matrix_counts(digits_model) -> None:
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "class c"]
     long = nn.plot.confusion_matrix([0, 1], [0, 1], ["a", "a very long class name"])
     assert long.get_yticklabels()[1].get_text() == "a ver…s name"
-    for labels, names in (([-1, 0], None), ([0, 2], ["a", "b"])):
-        with pytest.raises(nn.DataError, match="labels must lie in 0"):
-            nn.plot.confusion_matrix(labels, labels, names)
+    with pytest.raises(nn.DataError, match="class labels, whole numbers from 0.*from -1 to 0"):
+        nn.plot.confusion_matrix([-1, 0], [-1, 0])
+    with pytest.raises(nn.DataError, match=r"a name for each class, 0 ... 2; received 2 names"):
+        nn.plot.confusion_matrix([0, 2], [0, 2], ["a", "b"])
     with pytest.raises(nn.ShapeError, match="received 2 and 1"):
         nn.plot.confusion_matrix([0, 1], [0])
 

@@ -110,8 +110,9 @@ class Executor(ABC):
         return
 
     @abstractmethod
-    def forget_plans(self) -> None:
-        """Plan anew: numbers of the program, which plans may hold, have changed."""
+    def numbers_changed(self) -> None:
+        """Numbers of the program have changed, from the next step on: what holds old ones is made
+        anew."""
 
     def use_threads(self, most: int) -> None:
         """Use at most so many of the threads that there are, if it has threads of its own."""

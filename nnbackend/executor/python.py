@@ -154,10 +154,10 @@ class PythonExecutor(Executor):
 
     # -- plans --------------------------------------------------------------------------------
 
-    def forget_plans(self) -> None:
+    def numbers_changed(self) -> None:
+        # a way there that was gone already keeps its plan for the way back
         self._plans.clear()
         self._inference.clear()
-        self._driven = None
 
     def plan(self, rows: int, most_rows: int, all_the_way: bool = False) -> TrainingPlan:
         """The plan for batches of ``rows``; all plans share one workspace. One that goes back

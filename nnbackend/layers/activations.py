@@ -57,11 +57,11 @@ class ActivationLayer(NativeLayer):
     op = Op.ACTIVATION
     transient = ("_saved",)
     name: ClassVar[str]
-    activation = Fixed[Activation](NEW_LAYER)
+    activation = Fixed[Activation](*NEW_LAYER)
 
     def __init__(self) -> None:
         super().__init__()
-        self.activation = Activation(self.name, ACTIVATIONS[self.name].parameter)
+        fix(self, activation=Activation(self.name, ACTIVATIONS[self.name].parameter))
         self._saved: Array | None = None
 
     @property

@@ -22,6 +22,7 @@ from nnbackend._checks import (
     check_values,
 )
 from nnbackend._names import LAYER_ATTRIBUTES, AnswersNames, missing_attribute
+from nnbackend._settings import fix
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.conversion import as_device_array
@@ -81,8 +82,11 @@ class Layer(AnswersNames, ABC):
         dtype: str = "float32",
     ) -> None:
         name = type(self).__name__
-        self.n_inputs = None if n_inputs is None else check_size(f"{name}.n_inputs", n_inputs)
-        self.n_outputs = None if n_outputs is None else check_size(f"{name}.n_outputs", n_outputs)
+        fix(
+            self,
+            n_inputs=None if n_inputs is None else check_size(f"{name}.n_inputs", n_inputs),
+            n_outputs=None if n_outputs is None else check_size(f"{name}.n_outputs", n_outputs),
+        )
         if (n_inputs is None) != (n_outputs is None):
             raise ShapeError(
                 f"{name} needs n_inputs and n_outputs, or neither to keep any width; received "

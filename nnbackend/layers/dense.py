@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from nnbackend._checks import check_flag
-from nnbackend._settings import Fixed, Number
+from nnbackend._settings import Fixed, Number, fix
 from nnbackend.backends.types import LINEAR, Activation, Array, DenseCalls
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
@@ -37,9 +37,9 @@ class Dense(NativeLayer):
     transient = ("_x", "_saved", "_calls")
     weight = Parameter()
     bias = Parameter()
-    activation = Fixed[Activation](NEW_LAYER)
+    activation = Fixed[Activation](*NEW_LAYER)
     weight_l1, weight_l2, bias_l1, bias_l2 = (Number(0.0) for _ in range(4))
-    weight_init, bias_init = (Fixed[InitializerLike](NEW_LAYER) for _ in range(2))
+    weight_init, bias_init = (Fixed[InitializerLike](*NEW_LAYER) for _ in range(2))
     weight_grad: Any
     bias_grad: Any
 
@@ -61,11 +61,11 @@ class Dense(NativeLayer):
         dtype: str = "float32",
     ) -> None:
         super().__init__(n_inputs, n_outputs, trainable=trainable, seed=seed, dtype=dtype)
-        self.activation = resolve_activation(activation)
+        fix(self, activation=resolve_activation(activation))
         self._keeps_z = self.activation.saves == "input"
         self.weight_l1, self.weight_l2 = weight_l1, weight_l2
         self.bias_l1, self.bias_l2 = bias_l1, bias_l2
-        self.weight_init, self.bias_init = weight_init, bias_init
+        fix(self, weight_init=weight_init, bias_init=bias_init)
         for initializer in (weight_init, bias_init):
             resolve_initializer(initializer)
         self.add_parameter("weight", (n_inputs, n_outputs), weight_init)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nnbackend._checks import check_size
-from nnbackend._settings import Fixed
+from nnbackend._settings import Fixed, fix
 from nnbackend.backends.types import Array
 from nnbackend.errors import ShapeError
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
@@ -39,8 +39,8 @@ class Embedding(NativeLayer):
     transient = ("_x", "_y")
     weight = Parameter()
     weight_grad: Any
-    n_categories, width = (Fixed[int](NEW_LAYER) for _ in range(2))
-    weight_init = Fixed[InitializerLike](NEW_LAYER)
+    n_categories, width = (Fixed[int](*NEW_LAYER) for _ in range(2))
+    weight_init = Fixed[InitializerLike](*NEW_LAYER)
 
     def __init__(
         self,
@@ -53,8 +53,12 @@ class Embedding(NativeLayer):
         seed: int | None = None,
         dtype: str = "float32",
     ) -> None:
-        self.n_categories = check_size("Embedding.n_categories", n_categories)
-        self.width = check_size("Embedding.width", width)
+        fix(
+            self,
+            n_categories=check_size("Embedding.n_categories", n_categories),
+            width=check_size("Embedding.width", width),
+            weight_init=weight_init,
+        )
         if self.n_categories > 1 << 23:
             raise ShapeError(
                 f"Embedding.n_categories must be at most {1 << 23:,}, up to which float32 can be "
@@ -64,7 +68,6 @@ class Embedding(NativeLayer):
         super().__init__(
             inputs, inputs - 1 + self.width, trainable=trainable, seed=seed, dtype=dtype
         )
-        self.weight_init = weight_init
         resolve_initializer(weight_init)
         self.add_parameter("weight", (self.n_categories, self.width), weight_init)
         self._x: Array | None = None

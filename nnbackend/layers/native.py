@@ -11,8 +11,8 @@ from nnbackend.backends.types import LINEAR, Activation
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.base import Layer
 
-#: What to do instead of changing a layer's shape or formula.
-NEW_LAYER = "make a new layer, and give it the parameters, as in new.weight = old.weight"
+#: What a layer has that is made, and what to do instead of changing its shape or formula.
+NEW_LAYER = "specs", "make a new layer, and give it the parameters, as in new.weight = old.weight"
 
 
 class NativeLayer(Layer):
@@ -25,8 +25,8 @@ class NativeLayer(Layer):
 
     op: ClassVar[Op]
     activation: Activation = LINEAR
-    n_inputs = Fixed[int | None](NEW_LAYER)
-    n_outputs = Fixed[int | None](NEW_LAYER)
+    n_inputs = Fixed[int | None](*NEW_LAYER)
+    n_outputs = Fixed[int | None](*NEW_LAYER)
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name not in LAYER_ATTRIBUTES]

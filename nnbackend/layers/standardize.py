@@ -8,7 +8,7 @@ import numpy as np
 
 from nnbackend._checks import check_real, check_size, real_array
 from nnbackend._files import read_rows
-from nnbackend._settings import Fixed
+from nnbackend._settings import Fixed, fix
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.kernels.codes import Op
@@ -34,12 +34,12 @@ class Standardize(NativeLayer):
     transient = ("_x",)
     mean = Parameter()
     scale = Parameter()
-    skip = Fixed[int](NEW_LAYER)
+    skip = Fixed[int](*NEW_LAYER)
 
     def __init__(self, n: int, skip: int = 0, *, dtype: str = "float32") -> None:
         n = check_size("Standardize.n", n)
         super().__init__(n, n, dtype=dtype)
-        self.skip = check_size("Standardize.skip", skip, 0)
+        fix(self, skip=check_size("Standardize.skip", skip, 0))
         if self.skip > n:
             raise ShapeError(f"Standardize.skip must be at most n, {n}; received {skip}")
         self.adapted = False

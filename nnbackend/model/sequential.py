@@ -32,6 +32,7 @@ from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_pro
 from nnbackend.metrics import AnyMetric, Metric, resolve_metric
 from nnbackend.model import serialization
 from nnbackend.model.ending import check_ending, check_no_layers
+from nnbackend.model.stack import Metrics
 from nnbackend.model.summary import summary_html, summary_text
 from nnbackend.model.trained import TrainedStack
 from nnbackend.optimizers import Optimizer, resolve_optimizer
@@ -110,7 +111,7 @@ class Sequential(TrainedStack):
         per_row = check_flag("penalties_per_row", penalties_per_row)
         names = ("loss", "_optimizer", "metrics", "penalties_per_row")
         before = {name: getattr(self, name) for name in names}
-        given = (new_loss, new_optimizer, tuple(new_metrics), per_row)
+        given = (new_loss, new_optimizer, Metrics(new_metrics), per_row)
         with self._training():
             fix(self, **dict(zip(names, given, strict=True)))
             try:

@@ -6,14 +6,14 @@ import copy
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import numpy as np
 
 from nnbackend._checks import check_dtype, check_list, check_mapping, check_name, check_seed
 from nnbackend._names import MODEL_ATTRIBUTES, AnswersNames, missing_attribute
-from nnbackend._settings import Fixed, fix
+from nnbackend._settings import Fixed, FixedList, fix
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import DType, check_precision
@@ -39,8 +39,21 @@ from nnbackend.training.orders import Orders
 from nnbackend.training.state import TrainingState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-#: How what was compiled is changed.
-BY_COMPILE = "call model.compile(loss, optimizer, metrics)"
+#: What a model has that is made, and how what was compiled is changed, and what it is made of.
+BY_COMPILE = "executor", "call model.compile(loss, optimizer, metrics)"
+NEW_MODEL = "executor", "make a new model of the layers that you want, nn.Sequential([...])"
+
+
+class Layers(FixedList[Layer]):
+    """A model's layers."""
+
+    remedy = NEW_MODEL[1]
+
+
+class Metrics(FixedList[AnyMetric]):
+    """A model's metrics."""
+
+    remedy = BY_COMPILE[1]
 
 
 class LayerStack(AnswersNames):
@@ -49,14 +62,14 @@ class LayerStack(AnswersNames):
     Arguments and attributes: see ``Sequential``, which trains and predicts.
     """
 
-    layers = Fixed[tuple[Layer, ...]]("make a new model of the layers that you want")
-    loss = Fixed[Loss | LossFunction | None](BY_COMPILE)
-    metrics = Fixed[tuple[AnyMetric, ...]](BY_COMPILE)
-    penalties_per_row = Fixed[bool](BY_COMPILE)
-    backend = Fixed[Backend]("move the model with model.to(backend)")
-    precision = Fixed[str]("call model.to(backend, precision=...)")
-    dtype = Fixed[DType]("make a new model with nn.Sequential(layers, dtype=...)")
-    seed = Fixed[int]("make a new model with nn.Sequential(layers, seed=...)")
+    layers = Fixed[list[Layer]](*NEW_MODEL)
+    loss = Fixed[Loss | LossFunction | None](*BY_COMPILE)
+    metrics = Fixed[list[AnyMetric]](*BY_COMPILE)
+    penalties_per_row = Fixed[bool](*BY_COMPILE)
+    backend = Fixed[Backend]("executor", "move the model with model.to(backend)")
+    precision = Fixed[str]("executor", "call model.to(backend, precision=...)")
+    dtype = Fixed[DType]("executor", "make a new model with nn.Sequential(layers, dtype=...)")
+    seed = Fixed[int]("executor", "make a new model with nn.Sequential(layers, seed=...)")
 
     def __init__(
         self,
@@ -68,7 +81,7 @@ class LayerStack(AnswersNames):
     ) -> None:
         if isinstance(layers, Layer):
             raise DTypeError("layers come in a list: nn.Sequential([nn.Dense(2, 3), ...])")
-        self.layers = tuple(check_list("layers", "[nn.Dense(2, 3)]", layers))
+        fix(self, layers=Layers(check_list("layers", "[nn.Dense(2, 3)]", layers)))
         for layer in self.layers:
             if not isinstance(layer, Layer):
                 raise DTypeError(
@@ -76,16 +89,16 @@ class LayerStack(AnswersNames):
                     f"{shown(layer)}"
                 )
         self.n_inputs = check_widths(self.layers)
-        self.dtype = check_dtype(dtype)
-        self.precision = self._checked_precision(precision)
-        self.backend = get_backend(backend).at_precision(precision)
+        fix(self, dtype=check_dtype(dtype))
+        fix(self, precision=self._checked_precision(precision))
+        fix(self, backend=get_backend(backend).at_precision(precision))
         seed = check_seed(seed)
-        self.seed = int(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
+        fix(self, seed=np.random.SeedSequence().entropy if seed is None else seed)
         init, shuffle, dropout = np.random.SeedSequence(self.seed).spawn(3)
         #: how far training has come, which a trainer at work moves on
         self.training = TrainingState(Orders.seeded(shuffle))
         self.dropout_key = int(dropout.generate_state(1, np.uint64)[0])
-        self.loss, self.metrics, self.penalties_per_row = None, (), False
+        fix(self, loss=None, metrics=Metrics(), penalties_per_row=False)
         self._optimizer: Optimizer | None = None
         self.info: dict[str, Any] = {}
         self.callbacks: list[Callback] = []
@@ -123,7 +136,7 @@ class LayerStack(AnswersNames):
 
     @optimizer.setter
     def optimizer(self, value: object) -> None:
-        raise AttributeError(f"Sequential.optimizer cannot be assigned: {BY_COMPILE}")
+        raise AttributeError(f"Sequential.optimizer cannot be assigned: {BY_COMPILE[1]}")
 
     @property
     def step(self) -> int:
@@ -234,16 +247,17 @@ class LayerStack(AnswersNames):
             self.set_optimizer_state({key: slots[key] for key in kept})
 
     def change_number(self, layer: Layer, name: str, value: float) -> None:
-        """Change a number of a layer's formula, such as a dropout's rate, from the next step on; a
-        callback may do that, too.
+        """Change a number of a layer's formula, such as a dropout's rate, from the next step on.
 
         Raises:
             ModelBusyError: another thread trains this model.
         """
-        with self.exclusive():
+        # the thread that works on the model may do that, in a callback or a layer of its own
+        with nullcontext() if self._busy._is_owned() else held(self._busy):
             vars(layer)[name] = value
             take_numbers(self.program, self.layers)
-            self.executor.forget_plans()
+            if layer.declaration is not None:
+                self.executor.numbers_changed()
 
     def to(self, backend: str | Backend, precision: str | None = None) -> Self:
         """Move the model, including optimizer state, and return it. Earlier views of parameters
@@ -335,6 +349,9 @@ class LayerStack(AnswersNames):
         self.callbacks = []
         self._build(self._at_precision(get_backend(backend)))
         self.set_optimizer_state(slots)
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # a layer belongs to one model only
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         with self.exclusive():

@@ -134,6 +134,7 @@ def take_numbers(program: Program, layers: Sequence[Layer]) -> None:
     Whoever runs the program has to make new plans."""
     program.floats[...] = _floats(layers)
     program.penalties[:] = _penalties(layers, program.storage)
+    program.has_penalties = program.has_penalties or bool(program.penalties)
     program.changes += 1
 
 

@@ -94,6 +94,7 @@ class Program:
         rows: the table, as ``Row``s; ``table`` (R, len(Row._fields)) int64 is the same.
         floats: (R, N_FLOATS) float64, the rows' numbers. They and the penalties may change;
             ``changes`` counts how often they have.
+        has_penalties: whether there are penalties, or were.
         arrays: of each row.
         own_layers: for rows with ``Op.PYTHON``, by their number.
         storage: flat parameters, gradients and state.
@@ -131,6 +132,7 @@ class Program:
     metrics: Sequence[Metric] = ()
     penalties_per_row: bool = False
     changes: int = field(init=False, default=0)
+    has_penalties: bool = field(init=False)
     averages: bool = field(init=False)
     built_in_loss: Loss | None = field(init=False)
     formula: LossFormula | None = field(init=False)
@@ -138,6 +140,7 @@ class Program:
     statistics: list[Statistic] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.has_penalties = bool(self.penalties)
         self.backend: Backend = self.storage.backend
         self.dtype: DType = self.storage.dtype
         self.table = np.array(self.rows, dtype=np.int64)

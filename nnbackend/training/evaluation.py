@@ -34,7 +34,7 @@ def figures_of(
     """Named figures from summed trace columns; "data_loss" only if there are penalties."""
     value = data_loss(program, loss_sum, weight_sum)
     figures = {"loss": value + penalty}
-    if program.penalties:
+    if program.has_penalties:
         figures["data_loss"] = value
     if program.metrics:
         figures |= program.metric_values(sums, weight_sum)

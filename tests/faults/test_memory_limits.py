@@ -68,3 +68,56 @@ def test_without_memory_calls_fail_and_work_again_when_there_is_some(name) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     failed = json.loads(done.stdout)
     assert min(failed["fit"], failed["predict"]) > 0
+
+
+COMPILING = """
+import resource
+import numpy as np
+import nnbackend as nn
+
+model = nn.Sequential([nn.Dense(4, 3)], seed=0, backend="numba")
+model.compile("softmax_cross_entropy", "adam")
+x, y = np.ones((8, 4), "float32"), np.arange(8) % 3
+steps = BEFORE
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, -1))
+try:
+    model.train_step(x, y)
+except nn.OutOfMemoryError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+model.train_step(x, y)
+print(model.step)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spare", [60, 150, 290])
+def test_too_little_memory_to_compile_is_said_before_llvm_ends_the_process(tmp_path, spare) -> None:
+    need_backend("numba")
+    source = COMPILING.replace("SPARE", str(spare << 20)).replace("BEFORE", "0")
+    done = run_python(source, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    refused, steps = done.stdout.splitlines()
+    assert "compiling the kernels takes about 300 MB of memory" in refused
+    assert "nnbackend warmup" in refused
+    assert steps == "1"
+
+
+@pytest.mark.parametrize("spare", [1, 20, 60, 100, 140])
+def test_so_is_too_little_for_an_entry_to_the_kernels(tmp_path, spare) -> None:
+    need_backend("numba")
+    # the first step comes from the checked way, the second through an entry
+    source = COMPILING.replace("SPARE", str(spare << 20)).replace(
+        "BEFORE", "model.train_step(x, y)"
+    )
+    forget = (
+        "from nnbackend.kernels.cpu.codegen.store import Store\n"
+        "read = Store.read\n"
+        "Store.read = lambda self, name: None if name.endswith('.driver') else read(self, name)\n"
+    )
+    done = run_python(forget + source)
+    assert done.returncode == 0, done.stderr[-3000:]
+    refused, steps = done.stdout.splitlines()
+    assert "compiling an entry to the kernels takes about 150 MB of memory" in refused
+    assert steps == "2"

@@ -1,6 +1,7 @@
 """Numbers of a layer's formula may be changed at any time; what cannot be changed says so."""
 
 import copy
+import operator
 import pickle
 import threading
 
@@ -67,7 +68,8 @@ def passes(model: nn.Sequential, x: np.ndarray, y: np.ndarray) -> object:
 
 def inference(model: nn.Sequential, x: np.ndarray, y: np.ndarray) -> object:
     one = model.backend.to_numpy(model(x[:2]))
-    return [model.predict(x), one, *model.evaluate(x, y).values()]
+    figures = model.evaluate(x, y)
+    return [model.predict(x), one, figures["loss"], figures["accuracy"]]
 
 
 WAYS = {f.__name__: f for f in (fit, steps, gradients, passes, inference)}
@@ -225,10 +227,99 @@ def test_what_cannot_be_assigned_says_what_to_do_instead(holder, name, value, re
     assert getattr(it, name) is before
 
 
-def test_layers_and_metrics_are_no_lists_to_add_to() -> None:
+def test_layers_and_metrics_are_lists_that_stay_as_they_are() -> None:
     model = make()
-    assert isinstance(model.layers, tuple)
-    assert isinstance(model.metrics, tuple)
+    for change in (lambda a: a.append(None), lambda a: a.extend([None]), lambda a: a.pop(),
+                   lambda a: a.insert(0, None), lambda a: a.clear(), lambda a: a.remove(a[0]),
+                   lambda a: a.__setitem__(0, None), lambda a: a.__delitem__(0)):  # fmt: skip
+        with pytest.raises(AttributeError, match="stays as it is: make a new model"):
+            change(model.layers)
+        with pytest.raises(AttributeError, match=r"stays as it is: call model\.compile\("):
+            change(model.metrics)
+    assert len(model.layers) == 5
+    other = nn.Sequential(operator.add(copy.deepcopy(model.layers[:-1]), [nn.Dense(8, 2)]))
+    assert other.n_outputs == 2
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.copy(model)):
+        assert len(again.layers) == 5
+        assert model.layers[0].owner is model
+        assert again.layers[0].owner is again
+        with pytest.raises(AttributeError, match="stays as it is"):
+            again.layers.append(None)
+
+
+def test_what_would_change_nothing_may_be_assigned() -> None:
+    model = make()
+    model.loss, model.layers, model.seed = model.loss, model.layers, 3
+    model.layers[0].n_inputs, model.layers[0].activation = 4, model.layers[0].activation
+
+
+def test_a_subclass_may_set_its_attributes_before_it_is_made() -> None:
+    class Net(nn.Sequential):
+        def __init__(self, hidden: int) -> None:
+            self.seed = 7
+            self.layers = [nn.Dense(2, hidden), nn.Dense(hidden, 1)]
+            super().__init__(self.layers, seed=self.seed)
+
+    class Wide(nn.Dense):
+        def __init__(self, n_inputs: int) -> None:
+            self.n_inputs, self.n_outputs, self.activation = n_inputs, 2 * n_inputs, None
+            super().__init__(n_inputs, 2 * n_inputs, "tanh")
+
+    class Gentle(nn.Dropout):
+        def __init__(self, rate: float = 0.1) -> None:
+            self.rate = rate
+            super().__init__(rate)
+
+    assert len(Net(3).layers) == 2
+    assert Net(3).seed == 7
+    assert Wide(3).activation.name == "tanh"
+    model = nn.Sequential([Wide(3), Gentle(0.2)], seed=0)
+    model.layers[1].rate = 0.4
+    assert model.program.floats[1][0] == 0.4
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_layer_written_in_python_may_change_its_own_number(backend, rng, way) -> None:
+    class Anneal(nn.Dropout):
+        def forward(self, x, training=False):
+            if training:
+                self.rate = max(0.0, self.rate - 0.01)
+            return super().forward(x, training)
+
+    x, y = rows(rng)
+    model = nn.Sequential([nn.Dense(4, 8), Anneal(0.5), nn.Dense(8, 3)], seed=0)
+    model.compile("softmax_cross_entropy", "adam", ["accuracy"])
+    WAYS[way](model, x, y)
+    assert (model.layers[1].rate < 0.5) == (way != "inference")
+
+
+def test_the_way_back_belongs_to_the_way_there_that_was_gone(backend, rng) -> None:
+    x, y = rows(rng)
+    dy = np.eye(3, dtype="float32")[y]
+    changed, other = make(), make()
+    for model in (changed, other):
+        model.forward(x)
+    changed.layers[1].rate = 0.1
+    for model in (changed, other):
+        model.backward(model.backend.asarray(dy, model.dtype))
+        model.apply_gradients()
+    for key, array in other.arrays().items():
+        np.testing.assert_allclose(changed.arrays()[key], array, rtol=1e-6, atol=1e-7)
+
+
+def test_penalties_that_end_do_not_end_the_curve_that_is_watched(backend, rng) -> None:
+    class Release(nn.Callback):
+        def on_epoch_end(self, model, epoch, figures, history) -> None:
+            model.layers[0].weight_l2 = 0.0
+            model.layers[4].bias_l2 = 0.0
+
+    x, y = rows(rng)
+    model, stop = make(l2=0.1), nn.EarlyStopping("val_data_loss", patience=9)
+    history = model.fit(
+        x, y, epochs=4, validation_split=0.25, callbacks=[Release(), stop], verbose=0
+    )
+    assert np.isfinite(history["data_loss"]).all()
+    np.testing.assert_allclose(history["val_data_loss"][1:], history["val_loss"][1:], rtol=1e-6)
 
 
 def test_a_layer_of_ones_own_may_assign_what_it_likes(rng) -> None:

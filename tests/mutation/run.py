@@ -74,6 +74,10 @@ GROUPS = {
          "kernels/cpu/ops/updates.py", "kernels/cpu/ops/embedding.py"),
         [CONFORMANCE], "numba",
     ),
+    "cpu functions": Group(
+        ("kernels/cpu/codegen/math_float32.py", "kernels/cpu/codegen/math_float64.py"),
+        ["tests/kernels/test_cpu_math.py"], "numba",
+    ),
     "cuda kernels": Group(
         ("kernels/cuda/activations.cu", "kernels/cuda/losses.cu", "kernels/cuda/norms.cu",
          "kernels/cuda/updates.cu", "kernels/cuda/embedding.cu", "kernels/cuda/metrics.cu"),

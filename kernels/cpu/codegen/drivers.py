@@ -16,6 +16,8 @@ from numba.core import serialize
 from numba.core.caching import CompileResultCacheImpl, _Cache
 from numba.core.compiler import CompileResult
 
+from nnbackend._memory import check_limits
+from nnbackend.kernels.cpu.codegen.objects import BEFOREHAND, DRIVER_BYTES
 from nnbackend.kernels.cpu.codegen.store import Store
 
 
@@ -34,6 +36,7 @@ class DriverCache(_Cache):  # type: ignore[misc]
         """The compiled function, or None."""
         content = self._store.read(self._file(sig))
         if content is None:
+            check_limits("compiling an entry to the kernels", DRIVER_BYTES, BEFOREHAND)
             return None
         target_context.refresh()
         # the digest and the folder say that this process's user wrote it

@@ -7,7 +7,7 @@ tests/kernels/test_cpu_math.py holds them, in units in the last place:
     float32  exp 2, expm1 3, log 1, log1p 2, tanh 2, erfc 5
     float64  exp 2, expm1 3, log 1, log1p 2, tanh 3
 
-NaN stays NaN; infinities give the limits.
+NaN stays NaN; infinities give the limits, but for log1p, which takes finite numbers.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ _LOG = (
 #: Next to it, float64 are whole numbers.
 _WHOLE = 1.5 * 2.0**52
 _SQRT_HALF_BITS, _MANTISSA_BITS = np.int64(0x3FE6A09E667F3BCD), np.int64(52)
-_BIAS, _TWO_52, _SMALLEST_NORMAL = np.int64(1023), 2.0**52, 2.0**-1022
+_BIAS, _TWO_52 = np.int64(1023), 2.0**52
+_SMALLEST_NORMAL, _LARGEST = 2.0**-1022, 1.7976931348623157e308
 _TWO_52_BITS = np.int64(0x4330000000000000)
 
 
@@ -68,7 +69,8 @@ def expm1(x: Any) -> Any:
     n, rest = _reduce(min(max(x, -60.0), _EXP_HIGH))
     half = (n * 0.5 + _WHOLE) - _WHOLE
     first, second = _power_of_two(half), _power_of_two(n - half)
-    value = rest * first * second + (first * second - 1.0)
+    # 2^n - 1 in two factors: 2^n itself may be no float64
+    value = (rest * first + (first - _power_of_two(half - n))) * second
     return value if x == x else x
 
 
@@ -88,7 +90,7 @@ def _log_normal(x: Any) -> Any:
 @exact_formula
 def log(x: Any) -> Any:
     small = x < _SMALLEST_NORMAL
-    value = _log_normal(min(max(x * _TWO_52 if small else x, _SMALLEST_NORMAL), 1.7e308))
+    value = _log_normal(min(max(x * _TWO_52 if small else x, _SMALLEST_NORMAL), _LARGEST))
     value = value - 36.04365338911715 if small else value
     value = np.inf if x == np.inf else value
     value = -np.inf if x == 0.0 else value

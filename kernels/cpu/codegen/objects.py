@@ -13,9 +13,14 @@ from llvmlite import binding
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 
+from nnbackend._memory import check_limits
 from nnbackend.kernels.cpu.codegen.compile import compile_object
 from nnbackend.kernels.cpu.codegen.store import Store
 
+#: Address space that LLVM takes for a file, or for a driver: it ends the process if there is less
+#: (measured: 250 MB and 80 MB are too little, 280 MB and 120 MB are enough).
+COMPILE_BYTES, DRIVER_BYTES = 300 << 20, 150 << 20
+BEFOREHAND = "compile beforehand, with nnbackend warmup"
 #: Engines and functions: addresses stay good as long as the process lives.
 _KEPT: list[Any] = []
 
@@ -24,7 +29,7 @@ class Objects:
     """Object files in a store, whose folders' name stands for whatever decides about the code."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self._has_compiled = store, False
 
     def has(self, name: str) -> bool:
         return self._store.has(f"{name}.o")
@@ -47,7 +52,14 @@ class Objects:
 
     def compile(self, name: str, functions: dict[str, tuple[Any, Any]]) -> None:
         """Compile Python functions with Numba signatures, by the names they shall have, and keep
-        the file."""
+        the file.
+
+        Raises:
+            OutOfMemoryError: the process's limits leave too little.
+        """
+        if not self._has_compiled:  # LLVM keeps the memory for the next file
+            check_limits("compiling the kernels", COMPILE_BYTES, BEFOREHAND)
+        self._has_compiled = True
         content = " ".join(functions).encode() + b"\n" + compile_object(functions)
         self._store.write(f"{name}.o", content)
 

@@ -75,12 +75,11 @@ class GraphExecutor(PythonExecutor):
         self._gone_there: tuple[GraphPasses, Array, int] | None = None
         self._lock = threading.Lock()
 
-    def forget_plans(self) -> None:
+    def numbers_changed(self) -> None:
         with self._lock:
-            super().forget_plans()
+            super().numbers_changed()
             for plans in (self._steps, self._kernels, self._inferences, self._passes):
                 plans.clear()
-            self._gone_there = None
 
     # -- training ---------------------------------------------------------------------------------
 

@@ -39,14 +39,13 @@ class CompiledExecutor(Executor):
         self.threads_changed()
 
     def threads_changed(self) -> None:
-        """``set_num_threads`` was called, or this is a forked child."""
-        self.forget_plans()
-
-    def forget_plans(self) -> None:
-        self.compiled.take_numbers()
+        """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
         self._training = None
         self._inferences.forget()
         self._segment = None
+
+    def numbers_changed(self) -> None:
+        self.compiled.take_numbers()  # compiled code reads them each time
 
     # -- training -------------------------------------------------------------------------
 

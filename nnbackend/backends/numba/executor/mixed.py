@@ -85,16 +85,21 @@ class MixedExecutor(PythonExecutor):
             first = last
 
     def threads_changed(self) -> None:
-        """``set_num_threads`` was called, or this is a forked child."""
-        self.forget_plans()
-
-    def forget_plans(self) -> None:
-        super().forget_plans()
-        self._quick_plan = None
+        """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
+        self._plans.clear()
+        self._inference.clear()
+        self._driven = self._quick_plan = None
         for part in self._parts:
-            if part.table is not None and part.inferences is not None:
-                part.table.take_numbers()
+            if part.inferences is not None:
                 part.inferences.forget()
+
+    def numbers_changed(self) -> None:
+        rows = self.program.rows
+        if any(part.table is None and rows[part.first].op != Op.PYTHON for part in self._parts):
+            super().numbers_changed()  # a row that compiled code does not know
+        for part in self._parts:
+            if part.table is not None:
+                part.table.take_numbers()
 
     def _make_plan(self, rows: int, all_the_way: bool) -> TrainingPlan:
         return _MixedPlan(self.program, self._workspace, rows, self._parts)
