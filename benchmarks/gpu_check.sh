@@ -32,6 +32,7 @@ case "${1:-}" in
 import nnbackend.backends
 nnbackend.backends.registry._registry["cuda"] = "cuda_stand_in:StandInAsCuda"
 END
+    set -- --patience 6 "$@"  # its time costs nothing, and the machine may be busy
     ;;
 -h | --help | --list)
     python=${PYTHON:-python3}
