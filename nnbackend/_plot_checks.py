@@ -100,6 +100,14 @@ def check_class_names(names: Any, classes: int) -> list[str]:
     return found
 
 
+def check_feature_names(names: Any) -> list[str]:
+    """Of two inputs."""
+    found = names_of("feature_names", names) or ["$x_1$", "$x_2$"]
+    if len(found) != 2:
+        raise ShapeError(f"feature_names must name the two inputs; received {len(found)} names")
+    return found
+
+
 def names_of(what: str, names: Any) -> list[str] | None:
     """Names, or numbers that stand for them, in a list or by the number of each; None where there
     are none."""

@@ -6,7 +6,7 @@ None has a ``__get__``: what is read lies in the object's own dict, as quick as 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from nnbackend._checks import check_number
 
@@ -18,12 +18,14 @@ class Fixed(Generic[T]):
     assigns another value later is told what to do instead; a layer written in Python may do as it
     likes.
 
-    Args:
+    Attributes:
         made: an attribute that an object has as soon as it is made.
     """
 
-    def __init__(self, made: str, remedy: str) -> None:
-        self.made, self.remedy = made, remedy
+    made: ClassVar[str]
+
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

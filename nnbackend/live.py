@@ -53,11 +53,12 @@ class LiveCurves(Callback):
                 "LiveCurves draws in a notebook. Elsewhere, give it a function that is passed each "
                 "figure: LiveCurves(show=lambda figure: figure.savefig('curves.png'))"
             )
-        if self.data is not None and model.n_inputs != 2:
-            raise DataError(
-                f"decision regions need a network with two inputs; this one has {model.n_inputs}"
-            )
         if self.data is not None:  # said now, not after an epoch
+            if model.n_inputs != 2:
+                raise DataError(
+                    f"decision regions need a network with two inputs; this one has "
+                    f"{model.n_inputs}"
+                )
             x, y = self.data
             check_labels("data's y", y, len(check_rows("data's x", x, 2)))
         self._area, self._shown = Area(), float("-inf")

@@ -16,6 +16,7 @@ from nnbackend._plot_checks import (
     check_axes,
     check_class_names,
     check_curves,
+    check_feature_names,
     check_image_shape,
     check_labels,
     check_model,
@@ -132,20 +133,12 @@ def decision_regions(
             x[chosen, 0], x[chosen, 1], color=colours[c], marker=MARKERS[c % len(MARKERS)], s=16,
             edgecolors="black", linewidths=0.4, label=names[c],
         )  # fmt: skip
-    first, second = _feature_names(feature_names)
+    first, second = check_feature_names(feature_names)
     ax.set_xlabel(first)
     ax.set_ylabel(second)
     if classes <= 10:
         ax.legend(title="class", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return ax
-
-
-def _feature_names(names: Sequence[str] | None) -> list[str]:
-    """Of two inputs."""
-    found = names_of("feature_names", names) or ["$x_1$", "$x_2$"]
-    if len(found) != 2:
-        raise ShapeError(f"feature_names must name the two inputs; received {len(found)} names")
-    return found
 
 
 def predicted_classes(model: Sequential, x: Any) -> HostArray:

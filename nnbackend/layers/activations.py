@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from nnbackend._checks import check_name, check_number
-from nnbackend._settings import Fixed, fix
+from nnbackend._settings import fix
 from nnbackend.backends.types import LINEAR, Activation, Array
 from nnbackend.errors import DTypeError, shown
 from nnbackend.kernels.codes import ACTIVATIONS, Op
-from nnbackend.layers.native import NEW_LAYER, NativeLayer
+from nnbackend.layers.native import FixedInLayer, NativeLayer
 
 
 def resolve_activation(spec: Any) -> Activation:
@@ -57,7 +57,7 @@ class ActivationLayer(NativeLayer):
     op = Op.ACTIVATION
     transient = ("_saved",)
     name: ClassVar[str]
-    activation = Fixed[Activation](*NEW_LAYER)
+    activation = FixedInLayer[Activation]()
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from nnbackend._checks import check_flag
-from nnbackend._settings import Fixed, Number, fix
+from nnbackend._settings import Number, fix
 from nnbackend.backends.types import LINEAR, Activation, Array, DenseCalls
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.activations import activation_config, resolve_activation
-from nnbackend.layers.native import NEW_LAYER, NativeLayer
+from nnbackend.layers.native import FixedInLayer, NativeLayer
 from nnbackend.layers.parameters import Parameter
 
 
@@ -37,9 +37,9 @@ class Dense(NativeLayer):
     transient = ("_x", "_saved", "_calls")
     weight = Parameter()
     bias = Parameter()
-    activation = Fixed[Activation](*NEW_LAYER)
+    activation = FixedInLayer[Activation]()
     weight_l1, weight_l2, bias_l1, bias_l2 = (Number(0.0) for _ in range(4))
-    weight_init, bias_init = (Fixed[InitializerLike](*NEW_LAYER) for _ in range(2))
+    weight_init, bias_init = (FixedInLayer[InitializerLike]() for _ in range(2))
     weight_grad: Any
     bias_grad: Any
 

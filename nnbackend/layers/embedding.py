@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from nnbackend._checks import check_size
-from nnbackend._settings import Fixed, fix
+from nnbackend._settings import fix
 from nnbackend.backends.types import Array
 from nnbackend.errors import ShapeError
 from nnbackend.initializers import InitializerLike, initializer_config, resolve_initializer
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.native import NEW_LAYER, NativeLayer
+from nnbackend.layers.native import FixedInLayer, NativeLayer
 from nnbackend.layers.parameters import Parameter
 
 
@@ -39,8 +39,8 @@ class Embedding(NativeLayer):
     transient = ("_x", "_y")
     weight = Parameter()
     weight_grad: Any
-    n_categories, width = (Fixed[int](*NEW_LAYER) for _ in range(2))
-    weight_init = Fixed[InitializerLike](*NEW_LAYER)
+    n_categories, width = (FixedInLayer[int]() for _ in range(2))
+    weight_init = FixedInLayer[InitializerLike]()
 
     def __init__(
         self,

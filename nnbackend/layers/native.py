@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from nnbackend._checks import declares_all
 from nnbackend._names import LAYER_ATTRIBUTES, NameOfOthers
@@ -11,8 +11,18 @@ from nnbackend.backends.types import LINEAR, Activation
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.base import Layer
 
-#: What a layer has that is made, and what to do instead of changing its shape or formula.
-NEW_LAYER = "specs", "make a new layer, and give it the parameters, as in new.weight = old.weight"
+T = TypeVar("T")
+
+
+class FixedInLayer(Fixed[T]):
+    """What a layer's shape and formula are made of."""
+
+    made = "specs"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "make a new layer, and give it the parameters, as in new.weight = old.weight"
+        )
 
 
 class NativeLayer(Layer):
@@ -25,8 +35,8 @@ class NativeLayer(Layer):
 
     op: ClassVar[Op]
     activation: Activation = LINEAR
-    n_inputs = Fixed[int | None](*NEW_LAYER)
-    n_outputs = Fixed[int | None](*NEW_LAYER)
+    n_inputs = FixedInLayer[int | None]()
+    n_outputs = FixedInLayer[int | None]()
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name not in LAYER_ATTRIBUTES]

@@ -8,11 +8,11 @@ import numpy as np
 
 from nnbackend._checks import check_real, check_size, real_array
 from nnbackend._files import read_rows
-from nnbackend._settings import Fixed, fix
+from nnbackend._settings import fix
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.kernels.codes import Op
-from nnbackend.layers.native import NEW_LAYER, NativeLayer
+from nnbackend.layers.native import FixedInLayer, NativeLayer
 from nnbackend.layers.parameters import Parameter
 
 HostArray = np.ndarray[Any, Any]
@@ -34,7 +34,7 @@ class Standardize(NativeLayer):
     transient = ("_x",)
     mean = Parameter()
     scale = Parameter()
-    skip = Fixed[int](*NEW_LAYER)
+    skip = FixedInLayer[int]()
 
     def __init__(self, n: int, skip: int = 0, *, dtype: str = "float32") -> None:
         n = check_size("Standardize.n", n)

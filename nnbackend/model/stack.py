@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -39,21 +39,28 @@ from nnbackend.training.orders import Orders
 from nnbackend.training.state import TrainingState
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-#: What a model has that is made, and how what was compiled is changed, and what it is made of.
-BY_COMPILE = "executor", "call model.compile(loss, optimizer, metrics)"
-NEW_MODEL = "executor", "make a new model of the layers that you want, nn.Sequential([...])"
+#: How what was compiled is changed, and what a model is made of.
+BY_COMPILE = "call model.compile(loss, optimizer, metrics)"
+NEW_MODEL = "make a new model of the layers that you want, nn.Sequential([...])"
+T = TypeVar("T")
+
+
+class FixedInModel(Fixed[T]):
+    """What a model is made of, or was told by its methods."""
+
+    made = "executor"
 
 
 class Layers(FixedList[Layer]):
     """A model's layers."""
 
-    remedy = NEW_MODEL[1]
+    remedy = NEW_MODEL
 
 
 class Metrics(FixedList[AnyMetric]):
     """A model's metrics."""
 
-    remedy = BY_COMPILE[1]
+    remedy = BY_COMPILE
 
 
 class LayerStack(AnswersNames):
@@ -62,14 +69,14 @@ class LayerStack(AnswersNames):
     Arguments and attributes: see ``Sequential``, which trains and predicts.
     """
 
-    layers = Fixed[list[Layer]](*NEW_MODEL)
-    loss = Fixed[Loss | LossFunction | None](*BY_COMPILE)
-    metrics = Fixed[list[AnyMetric]](*BY_COMPILE)
-    penalties_per_row = Fixed[bool](*BY_COMPILE)
-    backend = Fixed[Backend]("executor", "move the model with model.to(backend)")
-    precision = Fixed[str]("executor", "call model.to(backend, precision=...)")
-    dtype = Fixed[DType]("executor", "make a new model with nn.Sequential(layers, dtype=...)")
-    seed = Fixed[int]("executor", "make a new model with nn.Sequential(layers, seed=...)")
+    layers = FixedInModel[list[Layer]](NEW_MODEL)
+    loss = FixedInModel[Loss | LossFunction | None](BY_COMPILE)
+    metrics = FixedInModel[list[AnyMetric]](BY_COMPILE)
+    penalties_per_row = FixedInModel[bool](BY_COMPILE)
+    backend = FixedInModel[Backend]("move the model with model.to(backend)")
+    precision = FixedInModel[str]("call model.to(backend, precision=...)")
+    dtype = FixedInModel[DType]("make a new model with nn.Sequential(layers, dtype=...)")
+    seed = FixedInModel[int]("make a new model with nn.Sequential(layers, seed=...)")
 
     def __init__(
         self,
@@ -136,7 +143,7 @@ class LayerStack(AnswersNames):
 
     @optimizer.setter
     def optimizer(self, value: object) -> None:
-        raise AttributeError(f"Sequential.optimizer cannot be assigned: {BY_COMPILE[1]}")
+        raise AttributeError(f"Sequential.optimizer cannot be assigned: {BY_COMPILE}")
 
     @property
     def step(self) -> int:

@@ -31,7 +31,8 @@ def figures_of(
     weight_sum: float,
     sums: np.ndarray[Any, Any],
 ) -> dict[str, float]:
-    """Named figures from summed trace columns; "data_loss" only if there are penalties."""
+    """Named figures from summed trace columns; "data_loss" only if there are penalties, or
+    were: a callback may watch it."""
     value = data_loss(program, loss_sum, weight_sum)
     figures = {"loss": value + penalty}
     if program.has_penalties:

@@ -165,7 +165,8 @@ def run_partials(f: Any, part: int, like: Any) -> None:
             x = input_rows(f, table, r, first, last, like)
             dz = delta(f, table[r, c.DELTA], width, first, last, like)
             transposed_product(x, FIRST, dz, dw.reshape(inputs, width), scratch_of(f, part))
-            column_sums(dz, FIRST, db)
+            if table[r, c.PARAMETER_1] >= 0:
+                column_sums(dz, FIRST, db)
         else:
             dw[:] = cast(0.0, like)
             db[:] = cast(0.0, like)
