@@ -71,6 +71,8 @@ def compare(name: str, seconds: float, *arguments: str) -> Part:
     return script(name, seconds, "benchmarks/compare.py", *options)
 
 
+#: Of the files of a checkout, not of a backend.
+PACKAGE_TESTS = "tests/test_package.py"
 GPU_TESTS, GOLDEN_TESTS = "tests/backends/cuda/test_gpu.py", "tests/model/test_golden.py"
 ESTIMATOR_TESTS = "tests/estimators"
 CONTRACT_TESTS = ("tests/backends/test_conformance.py", "tests/layers/test_gradients.py")
@@ -82,13 +84,14 @@ STAGES: dict[str, tuple[Part, ...]] = {
         suite("products", 20, f"{GPU_TESTS}::TestProducts"),
         suite("graphs", 20, f"{GPU_TESTS}::TestGraphs"),
         suite("training", 30, f"{GPU_TESTS}::TestTraining"),
+        suite("ranks", 30, f"{GPU_TESTS}::TestRanks"),
     ),
     "right": (
         suite("contract", 90, *CONTRACT_TESTS),
         suite("golden", 100, GOLDEN_TESTS),
         suite("estimators", 120, ESTIMATOR_TESTS),
         suite("models", 120, "tests", *(f"--ignore={path}" for path in
-              (GPU_TESTS, GOLDEN_TESTS, ESTIMATOR_TESTS, *CONTRACT_TESTS))),
+              (GPU_TESTS, GOLDEN_TESTS, ESTIMATOR_TESTS, PACKAGE_TESTS, *CONTRACT_TESTS))),
         suite("data", 60, f"{GPU_TESTS}::TestData"),
     ),
     "memory": (

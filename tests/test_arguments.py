@@ -65,7 +65,7 @@ SETTINGS = each(
     ("SGD.momentum", lambda v: nn.SGD(momentum=v), [nn.CosineDecay(0.1), *NO_NUMBER]),
     ("Uniform", nn.initializers.Uniform, [1e308, *NO_NUMBER]),
     ("Constant", nn.initializers.Constant, [1e308, *NO_NUMBER]),
-    ("seed", lambda v: nn.Sequential([nn.Dense(1, 1)], v), [np.timedelta64(1), "x", -1]),
+    ("seed", lambda v: nn.Sequential([nn.Dense(1, 1)], v), [np.timedelta64(1, "s"), "x", -1]),
     ("History", nn.History, [5, "x", [1]]),
     ("register_backend", lambda v: nn.register_backend("some_name", v), [None, 3, int, object]),
     ("spiral.samples", nn.datasets.spiral, [*NO_SIZE, 1 << 62]),

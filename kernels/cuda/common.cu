@@ -20,11 +20,14 @@ union Bits {
 #else
 #define KERNEL extern "C" __global__ void
 #endif
-// For a kernel that waits for memory: the compiler is to leave registers for more threads at once.
+// For a kernel that waits for memory: the compiler is to leave registers for more threads at once;
+// and for one that has the next numbers on their way while it works: for fewer.
 #if defined(ONE_KERNEL) || defined(ON_HOST)
 #define MANY_AT_ONCE
+#define KEEPS_A_LOT
 #else
 #define MANY_AT_ONCE __launch_bounds__(THREADS, sizeof(Real) == 4 ? 3 : 2)
+#define KEEPS_A_LOT __launch_bounds__(THREADS, sizeof(Real) == 4 ? 2 : 1)
 #endif
 #define WARP 32
 #define EVERY_LANE 0xffffffffu
@@ -39,6 +42,7 @@ struct StepState {
     double keep;            // what a decay leaves of a weight
     Wide step;              // updates made before
     Size index;             // of the step in the run: its row of the trace
+    Size first_row;         // place of the first row in the batch; other ranks have those before
     Size stopped;           // 1 from the first loss on that is no finite number: nothing is updated
     Size guarded;           // 1 where nobody looks through what a step is given
 };
@@ -53,6 +57,12 @@ __device__ inline int lane() { return threadIdx.x % WARP; }
 __device__ inline Real not_a_number() {
     Bits bits;
     bits.word = 0x7FC00000u;
+    return (Real)bits.number;
+}
+
+__device__ inline Real minus_infinity() {
+    Bits bits;
+    bits.word = 0xFF800000u;
     return (Real)bits.number;
 }
 

@@ -207,23 +207,27 @@ __device__ inline double row_loss(
     return output_row<LANES>(code, pred, target, outputs, parameter, own, dpred);
 }
 
-// row_loss(row, prediction, target, label, own weight, place of the gradient) for each row, and what
-// it adds up to: see loss_rows.
-template <typename RowLoss>
+// loss.of(prediction, target, label, own weight, place of the gradient, the warp's next row or null)
+// for each row, and what it adds up to: see loss_rows. A mean is one over ``batch_rows``, or their
+// weights.
+template <typename Loss>
 __device__ inline void each_row(
-    int code, const Real* pred, const int* labels, const Real* target, const Real* weight,
-    const double* weight_sum, Size rows, Size outputs, Real* dpred, Bf16* rounded, double* hits,
-    double* partial, RowLoss row_loss
+    Loss loss, int code, const Real* pred, const int* labels, const Real* target,
+    const Real* weight, const double* weight_sum, Size rows, Size batch_rows, Size outputs,
+    Real* dpred, Bf16* rounded, double* hits, double* partial
 ) {
     SHARED_SUMS;
-    double scale = loss_scale(code != SUM_SQUARED_ERROR, rows, weight_sum), total = 0, right = 0;
+    double scale = loss_scale(code != SUM_SQUARED_ERROR, batch_rows, weight_sum);
+    double total = 0, right = 0;
+    if (first_warp() < rows) loss.fetch(pred + first_warp() * outputs);
     for (Size row = first_warp(); row < rows; row += warp_step()) {
         const Real* p = pred + row * outputs;
         const Real* t = target ? target + row * outputs : 0;
+        const Real* next = row + warp_step() < rows ? p + warp_step() * outputs : 0;
         Gradient d = {dpred ? dpred + row * outputs : 0, rounded ? rounded + row * outputs : 0};
         Size label = labels ? labels[row] : -1;
         double w = weight ? (double)weight[row] : 1;
-        double value = row_loss(p, t, label, w * scale, d);
+        double value = loss.of(p, t, label, w * scale, d, next);
         if (hits) {
             bool hit = row_argmax(p, outputs) == (labels ? label : row_argmax(t, outputs));
             if (lane() == 0 && hit) right += w;
@@ -237,83 +241,143 @@ __device__ inline void each_row(
     if (threadIdx.x == 0) hits[blockIdx.x] = right;
 }
 
+// Any loss, of rows that are read when their turn comes.
+struct AnyLoss {
+    int code;
+    Real parameter;
+    bool by_label;
+    Size outputs;
+
+    __device__ inline void fetch(const Real*) {}
+    __device__ inline double of(
+        const Real* pred, const Real* target, Size label, double own, Gradient d, const Real*
+    ) {
+        return row_loss<WARP>(code, parameter, pred, target, by_label, label, outputs, own, d);
+    }
+};
+
 // partial[block] = sum of w_i l_i over the block's rows, hits[block] = sum of w_i over those whose
 // class is guessed right; dpred the loss's gradient, also rounded. All but partial if wanted.
 KERNEL MANY_AT_ONCE loss_rows(
     int code, Real parameter, const Real* pred, const int* labels, const Real* target,
-    const Real* weight, const double* weight_sum, Size rows, Size outputs, Real* dpred,
-    Bf16* rounded, double* hits, double* partial
+    const Real* weight, const double* weight_sum, Size rows, Size batch_rows, Size outputs,
+    Real* dpred, Bf16* rounded, double* hits, double* partial
 ) {
     each_row(
-        code, pred, labels, target, weight, weight_sum, rows, outputs, dpred, rounded, hits, partial,
-        [=](const Real* p, const Real* t, Size label, double own, Gradient d) {
-            return row_loss<WARP>(code, parameter, p, t, labels, label, outputs, own, d);
-        }
+        AnyLoss{code, parameter, labels != 0, outputs}, code, pred, labels, target, weight,
+        weight_sum, rows, batch_rows, outputs, dpred, rounded, hits, partial
     );
 }
 
-// softmax_row for a warp whose lanes keep up to KEPT numbers of the row each, which are read once.
-template <int KEPT>
-__device__ inline double softmax_row_kept(
-    const Real* pred, const Real* target, int label, int outputs, double own, Gradient dpred
-) {
-    Real kept[KEPT], largest = pred[0], total = 0, shifted = 0, target_sum = 1;
-    for (int k = 0; k < KEPT; k++) {
-        const int j = lane() + k * WARP;
-        kept[k] = j < outputs ? pred[j] : pred[0];
+// softmax_row, by lanes that keep up to KEPT numbers of the row each, which are read once, and have
+// those of the warp's next row on their way meanwhile; in fours where rows can be read so.
+template <int KEPT, bool IN_FOURS>
+struct KeptSoftmax {
+    static const int ROUNDS = KEPT / 4;
+    bool by_label;
+    int outputs;
+    Four ahead[ROUNDS];
+
+    // The place of a round's k-th number.
+    __device__ inline static int place(int round, int k) {
+        return IN_FOURS ? 4 * (lane() + round * WARP) + k : lane() + (4 * round + k) * WARP;
     }
-    // a NaN that is passed over here is one in the sum
-    for (int k = 0; k < KEPT; k++) largest = kept[k] > largest ? kept[k] : largest;
-    largest = warp_largest(largest);
-    if (label < 0) {
-        target_sum = 0;
-        for (int k = 0; k < KEPT; k++) {
-            const int j = lane() + k * WARP;
-            if (j >= outputs) break;
-            target_sum += target[j];
-            shifted += target[j] * (kept[k] - largest);
+    // What lies beyond the row adds nothing to any sum.
+    __device__ inline void fetch(const Real* pred) {
+        for (int round = 0; round < ROUNDS; round++)
+            if (IN_FOURS && place(round, 0) < outputs)
+                ahead[round] = ((const Four*)pred)[lane() + round * WARP];
+            else
+                for (int k = 0; k < 4; k++) {
+                    const int j = place(round, k);
+                    ahead[round].at[k] = j < outputs ? pred[j] : minus_infinity();
+                }
+    }
+    __device__ inline double of(
+        const Real* pred, const Real* target, Size label, double own, Gradient d, const Real* next
+    ) {
+        Four kept[ROUNDS];
+        for (int round = 0; round < ROUNDS; round++) kept[round] = ahead[round];
+        if (next) fetch(next);
+        if (by_label && (label < 0 || label >= outputs))
+            return row_loss<WARP>(
+                SOFTMAX_CROSS_ENTROPY, 0, pred, target, true, label, outputs, own, d
+            );
+        return of_row(kept, pred, target, (int)label, own, d);
+    }
+    __device__ inline double of_row(
+        Four* kept, const Real* pred, const Real* target, int label, double own, Gradient d
+    ) const {
+        Real largest = minus_infinity(), total = 0, shifted = 0, target_sum = 1;
+        // a NaN that is passed over here is one in the sum
+        for (int round = 0; round < ROUNDS; round++)
+            for (int k = 0; k < 4; k++) largest = fmax(largest, kept[round].at[k]);
+        largest = warp_largest(largest);
+        if (label < 0) {
+            target_sum = 0;
+            for (int round = 0; round < ROUNDS; round++)
+                for (int k = 0; k < 4; k++) {
+                    const int j = place(round, k);
+                    if (j >= outputs) break;
+                    target_sum += target[j];
+                    shifted += target[j] * (kept[round].at[k] - largest);
+                }
+            target_sum = warp_sum(target_sum);
+            shifted = warp_sum(shifted);
+        } else {
+            shifted = pred[label] - largest;
         }
-        target_sum = warp_sum(target_sum);
-        shifted = warp_sum(shifted);
-    } else {
-        shifted = pred[label] - largest;
+        for (int round = 0; round < ROUNDS; round++)
+            for (int k = 0; k < 4; k++) {
+                kept[round].at[k] = exp(kept[round].at[k] - largest);
+                total += kept[round].at[k];
+            }
+        total = warp_sum(total);
+        const Real factor = (Real)own, share = target_sum / total * factor;
+        for (int round = 0; round < ROUNDS && d.wanted(); round++) {
+            if (place(round, 0) >= outputs) break;
+            Four values;
+            for (int k = 0; k < 4; k++) {
+                const int j = place(round, k);
+                Real value = kept[round].at[k] * share;
+                if (label < 0 && j < outputs) value -= target[j] * factor;
+                values.at[k] = j == label ? value - factor : value;
+            }
+            if (IN_FOURS)
+                d.put(place(round, 0), values);
+            else
+                for (int k = 0; k < 4 && place(round, k) < outputs; k++)
+                    d.put(place(round, k), values.at[k]);
+        }
+        return target_sum * log(total) - shifted;
     }
-    for (int k = 0; k < KEPT; k++) {
-        kept[k] = exp(kept[k] - largest);
-        total += lane() + k * WARP < outputs ? kept[k] : 0;
-    }
-    total = warp_sum(total);
-    const Real factor = (Real)own, share = target_sum / total * factor;
-    for (int k = 0; k < KEPT && dpred.wanted(); k++) {
-        const int j = lane() + k * WARP;
-        if (j >= outputs) break;
-        Real value = kept[k] * share;
-        if (label < 0) value -= target[j] * factor;
-        dpred.put(j, j == label ? value - factor : value);
-    }
-    return target_sum * log(total) - shifted;
-}
+};
 
 // loss_rows for softmax_cross_entropy and rows of WARP to 32 WARP outputs: a kernel of its own, since
 // what a thread keeps would leave room for fewer threads in the other one.
-KERNEL MANY_AT_ONCE softmax_loss_rows(
+KERNEL KEEPS_A_LOT softmax_loss_rows(
     const Real* pred, const int* labels, const Real* target, const Real* weight,
-    const double* weight_sum, Size rows, Size outputs, Real* dpred, Bf16* rounded, double* hits,
-    double* partial
+    const double* weight_sum, Size rows, Size batch_rows, Size outputs, Real* dpred, Bf16* rounded,
+    double* hits, double* partial
 ) {
-    each_row(
-        SOFTMAX_CROSS_ENTROPY, pred, labels, target, weight, weight_sum, rows, outputs, dpred,
-        rounded, hits, partial,
-        [=](const Real* p, const Real* t, Size label, double own, Gradient d) {
-            if (labels && (label < 0 || label >= outputs))
-                return row_loss<WARP>(
-                    SOFTMAX_CROSS_ENTROPY, 0, p, t, labels, label, outputs, own, d
-                );
-            const int row_label = (int)label, width = (int)outputs;
-            if (width <= 8 * WARP) return softmax_row_kept<8>(p, t, row_label, width, own, d);
-            return softmax_row_kept<32>(p, t, row_label, width, own, d);
-        }
-    );
+    // doubles fill the lines of memory one by one as well
+    constexpr bool FLOATS = sizeof(Real) == sizeof(float);
+    const bool fours = FLOATS && outputs % 4 == 0 && in_fours(pred, dpred, 0, 0, rounded);
+#define UP_TO(kept, in_fours)                                                                    \
+    if (outputs <= kept * WARP && fours == in_fours) {                                           \
+        each_row(                                                                                \
+            KeptSoftmax<kept, in_fours>{labels != 0, (int)outputs, {}}, SOFTMAX_CROSS_ENTROPY,   \
+            pred, labels, target, weight, weight_sum, rows, batch_rows, outputs, dpred, rounded, \
+            hits, partial                                                                        \
+        );                                                                                       \
+        return;                                                                                  \
+    }
+    UP_TO(8, false)
+    UP_TO(32, false)
+    if constexpr (FLOATS) {
+        UP_TO(8, true)
+        UP_TO(32, true)
+    }
 }
 
 // loss = scale times the sum of the blocks' sums: one block.

@@ -39,12 +39,15 @@ KERNEL random_bits(
 }
 
 // saved = 1 / (1 - rate) or 0, out = x saved. The stream's lower words are the step, which a
-// captured launch reads from the state.
+// captured launch reads from the state, and so it does the place of the first row, of ``width``.
 KERNEL dropout_forward(
     const Real* x, Word key_0, Word key_1, Wide step, Word layer, const StepState* state,
-    Word threshold, Real scale, Word first_block, Size n, Real* out, Real* saved
+    Word threshold, Real scale, Word first_block, Size n, Size width, Real* out, Real* saved
 ) {
-    if (state) step = state->step;
+    if (state) {
+        step = state->step;
+        first_block = (Word)(state->first_row * width / 4);
+    }
     Stream stream = {{key_0, key_1}, {(Word)step, (Word)(step >> 32), layer}};
     for (Size block = first_index(); 4 * block < n; block += index_step()) {
         Word words[4];
@@ -68,6 +71,7 @@ struct Following {
     Word threshold;
     Real scale;
     Real* slopes;  // by which the gradient is multiplied, where they are wanted
+    Size first;    // place of the first number in the batch
 
     __device__ inline Real of(Real z, Size i) const {
         const Real y = activate(code, z, parameter), factor = kept(i) ? scale : 0;
@@ -77,22 +81,24 @@ struct Following {
     __device__ inline bool kept(Size i) const {
         if (!threshold) return true;
         Word words[4];
-        philox((Word)(i / 4), stream, words);
+        philox((Word)((first + i) / 4), stream, words);
         const Word low = i % 2 ? words[1] : words[0], high = i % 2 ? words[3] : words[2];
         return (i % 4 < 2 ? low : high) >= threshold;
     }
 };
 #define FOLLOWING                                                                                 \
     {code, by_input, parameter, {{key_0, key_1}, {(Word)step, (Word)(step >> 32), layer}},        \
-     threshold, scale, slopes}
+     threshold, scale, slopes, 0}
 
 // An activation, then dropout.
 KERNEL activation_and_dropout(
     const Real* x, int code, int by_input, Real parameter, Word key_0, Word key_1, Wide step,
-    Word layer, const StepState* state, Word threshold, Real scale, Size n, Real* out, Real* slopes
+    Word layer, const StepState* state, Word threshold, Real scale, Size n, Size width, Real* out,
+    Real* slopes
 ) {
     if (state) step = state->step;
-    const Following following = FOLLOWING;
+    Following following = FOLLOWING;
+    if (state) following.first = state->first_row * width;
     for (Size i = first_index(); i < n; i += index_step()) out[i] = following.of(x[i], i);
 }
 

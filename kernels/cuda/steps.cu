@@ -20,7 +20,8 @@ KERNEL take_rows(const Word* x, const Size* idx, Size rows, Size words, Word* ou
 // them to arrive.
 KERNEL begin_run(
     Size x, Size target, Size weight, Size order, Size rates, Size trace, Size loss,
-    Size first_step, Size rows, Size batch, double rate, Size* run, StepState* state
+    Size first_step, Size rows, Size batch, Size first_row, double rate, Size* run,
+    StepState* state
 ) {
     if (threadIdx.x) return;
     run[RUN_X] = x;
@@ -35,6 +36,7 @@ KERNEL begin_run(
     run[RUN_ROWS] = rows;
     run[RUN_BATCH] = batch;
     ((double*)run)[RUN_RATE] = rate;
+    state->first_row = first_row;
     state->stopped = 0;
     state->guarded = !trace;
 }

@@ -17,7 +17,7 @@ from nnbackend.executor.base import Data, Executor, Rates, Run, Trace
 from nnbackend.executor.python import add_penalties
 from nnbackend.executor.updates import Updates
 from nnbackend.executor.workspace import Workspace
-from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS, Op
+from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS
 from nnbackend.program.table import Program
 
 _FLOAT64 = np.dtype(np.float64)
@@ -63,11 +63,11 @@ class SharedTraining:
         captured = self._captures()
         index = 0
         while index < len(parts):
-            same = list(takewhile(self._are_equal, parts[index:])) if captured else []
-            if same:
-                some = slice(index, index + len(same))
-                traces[0, some], penalties[some] = self._run_averaged(same)
-                index += len(same)
+            together = list(takewhile(self._all_have_rows, parts[index:])) if captured else []
+            if together:
+                some = slice(index, index + len(together))
+                traces[0, some], penalties[some] = self._run_captured(together)
+                index += len(together)
                 continue
             part, blocks, rows = parts[index]
             # of many steps, whoever reads the trace looks at the parameters
@@ -104,26 +104,22 @@ class SharedTraining:
             yield part, blocks, rows
 
     def _captures(self) -> bool:
-        """Whether the model's steps are such as a GPU captures whole, the mean over ranks within
+        """Whether the model's steps are such as a GPU captures whole, the sum over ranks within
         them."""
-        program = self.program
-        if self._blocked or not program.averages or program.penalties_per_row:
+        if self._blocked or self.program.optimizer is None:
             return False
-        if not hasattr(self.ranks.comm, "average") or not hasattr(self.executor, "run_averaged"):
-            return False
-        drops = any(row.op == Op.DROPOUT for row in program.rows)
-        return not drops and program.optimizer is not None
+        comm = self.ranks.comm
+        return hasattr(comm, "add_in_order_of_stream") and hasattr(self.executor, "run_shared")
 
-    def _are_equal(self, step: tuple[Run, list[Block], int]) -> bool:
-        """Whether the batch's gradient is the mean of the ranks', which have as many rows each."""
-        part, _, rows = step
-        return part.data.weight is None and part.n_rows * self.ranks.size == rows
+    def _all_have_rows(self, step: tuple[Run, list[Block], int]) -> bool:
+        return self.ranks.all_have_rows(step[2])
 
-    def _run_averaged(self, steps: list[tuple[Run, list[Block], int]]) -> tuple[Any, Any]:
+    def _run_captured(self, steps: list[tuple[Run, list[Block], int]]) -> tuple[Any, Any]:
         """Traces (S, T) of this rank's rows, and the penalties."""
         comm: Any = self.ranks.comm
         executor: Any = self.executor
-        trace = executor.run_averaged((part for part, _, _ in steps), comm.average)
+        parts = [(part, rows) for part, _, rows in steps]
+        trace = executor.run_shared(parts, comm.add_in_order_of_stream)
         comm.barrier()  # all ranks have started theirs: the GPU does not wait for ever
         traces = self.backend.to_numpy(trace)
         penalties = traces[:, TRACE_PENALTY].copy()

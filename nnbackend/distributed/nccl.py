@@ -35,20 +35,17 @@ class NcclCommunicator(Communicator):
         self.host, self.backend = host, backend
         self.rank, self.size = host.rank, host.size
         self._nccl = import_nccl() if library is None else library
-        own = list(self._nccl.get_unique_id()) if self.rank == 0 else []
-        identity = host.gather(np.array(own, np.int64))[0]
-        self._comm = self._nccl.NcclCommunicator(
-            self.size, tuple(int(n) for n in identity), self.rank
-        )
+        own = self._nccl.get_unique_id() if self.rank == 0 else b""
+        identity = host.gather(np.frombuffer(own, np.uint8))[0].tobytes()
+        self._comm = self._nccl.NcclCommunicator(self.size, identity, self.rank)
 
     def all_reduce(self, array: Array) -> None:
         self.host.barrier()
         self._start("allReduce", array, self._nccl.NCCL_SUM)
 
-    def average(self, array: Array) -> None:
-        """array (n,) = the mean of every rank's, in place, on the device's stream, in which it may
-        be captured: nobody is waited for here."""
-        self._start("allReduce", array, self._nccl.NCCL_AVG)
+    def add_in_order_of_stream(self, array: Array) -> None:
+        """As ``all_reduce``, but nobody is waited for on the host: it may be captured."""
+        self._start("allReduce", array, self._nccl.NCCL_SUM)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         self.host.barrier()

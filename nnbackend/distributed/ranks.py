@@ -56,6 +56,10 @@ class Ranks:
         found = (self._block(rows, number) for number in self._own)
         return [block for block in found if block[0] < block[1]]
 
+    def all_have_rows(self, rows: int) -> bool:
+        """Whether every block of so many rows has some."""
+        return -(-rows // ROW_MULTIPLE) >= self._blocks
+
     @property
     def most_blocks(self) -> int:
         """Most blocks that this rank can have."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from crew import together
 from cuda_stand_in import StandInBackend, compiler
-from shared_networks import NETWORKS, WEIGHT, X, Y, coupled, divided, make, row_by_row
+from shared_networks import NETWORKS, WEIGHT, X, Y, coupled, divided, make, plain, row_by_row
 
 import nnbackend as nn
 from nnbackend.distributed.nccl import NcclCommunicator
@@ -39,17 +39,40 @@ def test_two_devices_train_what_one_process_does(layers, weight):
     assert np.array_equal(ranks[0][1], ranks[1][1])
 
 
-@pytest.mark.parametrize("layers", [divided, row_by_row])
-def test_the_sum_over_ranks_is_part_of_the_captured_step(layers):
+def unequal() -> list[nn.Layer]:
+    return [nn.Dense(7, 12), nn.SiLU(), nn.Dropout(0.3), nn.Dense(12, 3)]
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT[:200]], ids=["equal", "weighted"])
+@pytest.mark.parametrize("layers", [divided, row_by_row, plain, unequal])
+@pytest.mark.parametrize("batch_size", [40, 84])
+def test_the_sum_over_ranks_is_part_of_the_captured_step(layers, weight, batch_size):
+    """Of batches of 84 one rank has 44 rows, the other 40, and 12 and 20 of the last one."""
+    curves, parameters = train(layers, None, "numpy", weight, batch_size)
+
     def work(comm):
         backend = StandInBackend()
         ranks = NcclCommunicator(comm, backend, fake_nccl)
-        train(layers, ranks, backend)
-        return backend.gpu.replays, ranks._comm.operations
+        found = train(layers, ranks, backend, weight, batch_size)
+        return *found, backend.gpu.replays
 
-    for replays, operations in together(2, work):
-        assert replays >= 14  # 15 steps, of which the first one is launched
-        assert operations >= 15
+    for own_curves, own_parameters, replays in together(2, work):
+        np.testing.assert_allclose(own_curves, curves, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(own_parameters, parameters, rtol=0, atol=1e-10)
+        # all steps but the first of each size
+        assert replays == (14 if batch_size == 40 else 7)
+
+
+def test_a_batch_of_which_a_rank_has_no_row():
+    curves, parameters = train(plain, None, "numpy", batch_size=66)  # the last batch has two rows
+
+    def work(comm):
+        backend = StandInBackend()
+        return train(plain, NcclCommunicator(comm, backend, fake_nccl), backend, batch_size=66)
+
+    for own_curves, own_parameters in together(2, work):
+        np.testing.assert_allclose(own_curves, curves, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(own_parameters, parameters, rtol=0, atol=1e-10)
 
 
 def test_an_array_that_is_elsewhere():

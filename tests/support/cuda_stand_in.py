@@ -13,7 +13,6 @@ import hashlib
 import math
 import mmap
 import os
-import re
 import subprocess
 import tempfile
 import threading
@@ -29,7 +28,7 @@ import numpy as np
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import Epilogue, Product
-from nnbackend.backends.cuda.kernels import THREADS, Launch, signatures, source
+from nnbackend.backends.cuda.kernels import KERNEL, THREADS, Launch, signatures, source
 from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.backends.types import Availability, is_on_gpu
 from nnbackend.backends.uploads import Uploads
@@ -351,7 +350,7 @@ def build(extra: str, real: str, path: Path, definitions: str = "") -> ctypes.CD
     """The kernels, or the last one of a program that has definitions, and more source of the same
     kind, as a library at ``path``."""
     text = f"{source(definitions)}\n{extra}"
-    names = re.findall(r"^KERNEL (?:MANY_AT_ONCE )?(\w+)\(", text, re.MULTILINE)
+    names = [name for name, _ in KERNEL.findall(text)]
     if definitions:
         names = names[-1:]
     registered = "\n".join(f"REGISTER({name})" for name in names)

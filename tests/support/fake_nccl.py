@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 NCCL_FLOAT32, NCCL_FLOAT64 = 7, 8
-NCCL_SUM, NCCL_AVG = 0, 4
+NCCL_SUM = 0
 _NUMBERS = {NCCL_FLOAT32: (ctypes.c_float, 4), NCCL_FLOAT64: (ctypes.c_double, 8)}
 
 
@@ -19,7 +19,7 @@ class _Meeting:
         self.barrier = threading.Barrier(size)
 
 
-_meetings: dict[tuple[int, ...], _Meeting] = {}
+_meetings: dict[bytes, _Meeting] = {}
 _lock = threading.Lock()
 _made = 0
 
@@ -28,17 +28,19 @@ def get_version() -> int:
     return 22700
 
 
-def get_unique_id() -> tuple[int, ...]:
+def get_unique_id() -> bytes:
     global _made
     with _lock:
         _made += 1
-        return (_made, *(0 for _ in range(127)))
+        return _made.to_bytes(128, "big")
 
 
 class NcclCommunicator:
     """A rank; operations meet those of the other ranks with the same id."""
 
-    def __init__(self, size: int, identity: tuple[int, ...], rank: int) -> None:
+    def __init__(self, size: int, identity: bytes, rank: int) -> None:
+        if not isinstance(identity, bytes):  # as CuPy 14 does
+            raise TypeError(f"commId has incorrect type (expected bytes, got {type(identity)})")
         assert len(identity) == 128
         with _lock:
             self._meeting = _meetings.setdefault(identity, _Meeting(size))
@@ -56,8 +58,8 @@ class NcclCommunicator:
     ) -> None:
         self.operations += 1
         everyone = self._exchange(_numbers(send, count, kind).copy())
-        total = sum(everyone)
-        _numbers(receive, count, kind)[:] = total / len(everyone) if operation else total
+        assert operation == NCCL_SUM
+        _numbers(receive, count, kind)[:] = sum(everyone)
 
     def broadcast(
         self, send: int, receive: int, count: int, kind: int, root: int, stream: int

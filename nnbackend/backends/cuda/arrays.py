@@ -53,7 +53,7 @@ class CudaArrays(Backend):
         self.lock = device.lock
         self._partial = device.zeros(device.most_blocks, FLOAT64)
         self._hits = device.zeros(device.most_blocks, FLOAT64)
-        self._weight_sum = device.zeros(1, FLOAT64)
+        self._weight_sum, self._batch_weight = (device.zeros(1, FLOAT64) for _ in range(2))
         self._flag = device.zeros(1, INT32)
         self._scratch: dict[str, list[Array]] = {}
         self._local = threading.local()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,6 +19,18 @@ from nnbackend.backends.types import Activation, Array, LossFormula, UpdateRule
 
 #: Widths of rows whose softmax a warp keeps in registers.
 _KEPT_OUTPUTS = range(33, 1025)
+
+
+class SharedBatch(NamedTuple):
+    """A batch that ranks share.
+
+    Attributes:
+        rows: of all ranks.
+        add: array (n,) = the sum of every rank's, in place, as a part of a captured step.
+    """
+
+    rows: int
+    add: Callable[[Array], None]
 
 
 class LossSums(NamedTuple):
@@ -222,14 +234,14 @@ class CudaBackend(CudaArrays):
         self.run(
             "dropout_forward", x.dtype, self.blocks(x.size, 4 * THREADS), x,
             *stream_words(seed, stream), self._state(), *threshold_and_scale(rate), first // 4,
-            x.size, out, saved,
+            x.size, x.shape[-1], out, saved,
         )  # fmt: skip
 
     def activation_and_dropout(self, following: Following, x: Array, out: Array) -> None:
         """out = what follows x."""
         self.by_element(
             "activation_and_dropout", out, x, *following.activation, *following.stream,
-            self._state(), *following.kept, x.size, out, following.slopes,
+            self._state(), *following.kept, x.size, x.shape[1], out, following.slopes,
         )  # fmt: skip
 
     def dropout_backward(self, dy: Array, saved: Array, out: Array) -> None:
@@ -268,24 +280,31 @@ class CudaBackend(CudaArrays):
         dpred: Array | None,
         rounded: Array | None = None,
         count_hits: bool = False,
+        shared: SharedBatch | None = None,
     ) -> LossSums:
-        """The loss's gradient, which may be wanted in bfloat16, too, and its sum over the rows."""
-        rows, total = len(pred), None
+        """The loss's gradient, which may be wanted in bfloat16, too, and its sum over the rows,
+        which may be a part of a batch: then it is the gradient of the batch's loss."""
+        rows, own, total = len(pred), None, None
+        batch_rows = rows if shared is None else shared.rows
         hits = self._hits if count_hits else None
         blocks = self.blocks(rows, WARPS)
         if weight is not None:
-            total = self._weight_sum
-            self.run("sum_weights", pred.dtype, 1, weight, rows, total)
+            own = total = self._weight_sum
+            self.run("sum_weights", pred.dtype, 1, weight, rows, own)
+            if shared is not None:
+                total = self._batch_weight
+                self.run("sum_weights", pred.dtype, 1, weight, rows, total)
+                shared.add(total)
         kernel: tuple[Any, ...] = (
             "loss_rows", pred.dtype, blocks, formula.code, formula.parameter,
         )  # fmt: skip
         if formula.name == "softmax_cross_entropy" and pred.shape[1] in _KEPT_OUTPUTS:
             kernel = ("softmax_loss_rows", pred.dtype, blocks)
         self.run(
-            *kernel, pred, *_labels_or_rows(target), weight, total, *pred.shape, dpred, rounded,
-            hits, self._partial,
+            *kernel, pred, *_labels_or_rows(target), weight, total, rows, batch_rows,
+            pred.shape[1], dpred, rounded, hits, self._partial,
         )  # fmt: skip
-        return LossSums(self._partial, hits, blocks, total)
+        return LossSums(self._partial, hits, blocks, own)
 
     # -- statistics for metrics -----------------------------------------------------------
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.backend import CudaBackend, SharedBatch
 from nnbackend.backends.cuda.batches import batch_sizes, example_rows
 from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
 from nnbackend.backends.cuda.kernels import bind, source_version
@@ -113,37 +113,25 @@ class GraphExecutor(PythonExecutor):
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
 
-    def run_averaged(self, parts: Iterable[Run], average: Callable[[Array], None]) -> Array:
-        """Steps whose flat gradient is ``average``d over ranks, as part of the captured step,
-        before its update: see nnbackend.distributed.
+    def run_shared(self, parts: Sequence[tuple[Run, int]], add: Callable[[Array], None]) -> Array:
+        """Steps whose batches ranks share; what they ``add`` up is part of the captured step: see
+        nnbackend.distributed.
 
         Args:
-            parts: this rank's rows of each batch.
+            parts: this rank's rows of each batch, and how many the batch has.
 
         Returns:
             (steps, TRACE_SUMS + n_sums) on the device, of this rank's rows.
         """
-        parts = list(parts)
         trace = self.backend.zeros((len(parts), TRACE_SUMS + self.program.n_sums), _FLOAT64)
-
-        updates = self._updates  # not self, which holds the steps
-
-        def update(rate: float, number: int) -> None:
-            average(updates.gradients)
-            updates.update(rate, number)
-
         with self._lock:
-            for index, part in enumerate(parts):
+            for index, (part, batch_rows) in enumerate(parts):
                 rows, rate = part.n_rows, float(part.rates[0])
                 self._begin(
                     part.data, part.order, None, rate, trace[index], None, part.first_step, rows,
-                    rows,
+                    rows, part.first_row,
                 )  # fmt: skip
-                make = partial(
-                    GraphSteps, self.program, self.backend, self.place, update, rows, part.data
-                )
-                key = (average, *self._key(rows, part.data))
-                self._kept(self._steps, key, make, KEPT).advance(1)
+                self._steps_of(rows, part.data, SharedBatch(batch_rows, add)).advance(1)
         return trace
 
     def train_on(self, data: Data, rate: float, number: int) -> Array:
@@ -229,12 +217,13 @@ class GraphExecutor(PythonExecutor):
         first_step: int,
         rows: int,
         batch: int,
+        first_row: int = 0,
     ) -> None:
         """Say on the device what the steps to come are to work on."""
         gpu = self.backend.gpu
         arrays = (data.x, data.target, data.weight, order, rates, trace, loss)
         numbers = [0 if array is None else gpu.address(array) for array in arrays]
-        numbers += [first_step, rows, batch]
+        numbers += [first_step, rows, batch, first_row]
         with self.backend.lock:
             if self._begin_run is None:
                 nothing = np.zeros(len(numbers), np.int64)
@@ -255,15 +244,12 @@ class GraphExecutor(PythonExecutor):
         if self.place.rounded is not None:
             self.backend.round_to_bf16(self.program.storage.parameters, self.place.rounded)
 
-    def _steps_of(self, size: int, data: Data) -> GraphSteps:
-        return self._kept(
-            self._steps,
-            self._key(size, data),
-            partial(
-                GraphSteps, self.program, self.backend, self.place, self._updates.update, size, data
-            ),
-            KEPT,
-        )
+    def _steps_of(self, size: int, data: Data, shared: SharedBatch | None = None) -> GraphSteps:
+        make = partial(
+            GraphSteps, self.program, self.backend, self.place, self._updates.update, size, data,
+            shared,
+        )  # fmt: skip
+        return self._kept(self._steps, (*self._key(size, data), shared), make, KEPT)
 
     def _key(self, size: int, data: Data) -> tuple[Any, ...]:
         return size, data.target.shape[1:], data.weight is None, self._settings()

@@ -8,7 +8,7 @@ from weakref import WeakMethod
 import numpy as np
 
 from nnbackend.backends.cuda.arrays import BF16
-from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.backend import CudaBackend, SharedBatch
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS
 from nnbackend.backends.cuda.known import counts_hits, formulas_of
@@ -175,13 +175,15 @@ class GraphSteps:
         update: Callable[[float, int], None],
         rows: int,
         data: Data,
+        shared: SharedBatch | None = None,
     ) -> None:
         """
         Args:
             update: changes the parameters by the flat gradient; see PythonExecutor.
+            shared: what the rows are a part of.
         """
         self.program, self.backend, self.place = program, backend, place
-        self._update = update
+        self._update, self._shared = update, shared
         zeros, dtype = backend.zeros, program.dtype
         self.plan = GraphPlan(program, backend, rows, True, place.rounded)
         self.target = zeros((rows, *data.target.shape[1:]), data.target.dtype)
@@ -198,8 +200,12 @@ class GraphSteps:
             self._measure()
             plan.backward()
             self.backend.gpu.join()
+            rows = plan.rows
+            if self._shared is not None:
+                storage, rows = program.storage, self._shared.rows
+                self._shared.add(storage.gradients[: storage.trained])
             if program.penalties:
-                add_penalties(program, plan.rows, True, place.penalty)
+                add_penalties(program, rows, True, place.penalty)
                 self.backend.run(
                     "finish_penalty_of_step", None, 1, place.record, place.state,
                     place.penalty, program.n_sums,
@@ -235,8 +241,9 @@ class GraphSteps:
         formula, rule = formulas_of(self.program)
         dpred, rounded = plan.dpred
         sums = backend.sum_loss(
-            formula, plan.pred, self.target, self.weight, dpred, rounded, hits_place >= 0
-        )
+            formula, plan.pred, self.target, self.weight, dpred, rounded, hits_place >= 0,
+            self._shared,
+        )  # fmt: skip
         with backend.gpu.side_stream():
             backend.run(
                 "finish_loss_of_step", self.program.dtype, 1, place.record,

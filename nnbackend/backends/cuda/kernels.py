@@ -76,13 +76,14 @@ MOST_TASKS, MOST_PHASES, MOST_STEPS, STEP_WORDS, LOSS_LANES = 72, 32, 256, 32, 8
 #: Columns of a trace, as kernels/codes.py has them.
 TRACE = ("loss", "penalty", "weight", "sums")
 #: Bytes of the StepState of kernels/cuda/common.cu.
-STATE_BYTES = 64
+STATE_BYTES = 72
 #: Threads of a block, in every launch, its warps, and the columns that it takes where it sums over
 #: the batch; the source is told.
 THREADS, COLUMNS = 256, 8
 WARPS = THREADS // 32
 
-_KERNEL = re.compile(r"^KERNEL (?:MANY_AT_ONCE )?(\w+)\(([^)]*)\)", re.MULTILINE)
+#: A kernel's name, behind what the compiler is told of its registers, and its arguments.
+KERNEL = re.compile(r"^KERNEL (?:[A-Z_]+ )?(\w+)\(([^)]*)\)", re.MULTILINE)
 _ARGUMENT = re.compile(r"(?:const )?(\w+)(\*?) (\w+)")
 _KINDS: dict[str, Any] = {
     "Size": np.int64,
@@ -171,7 +172,7 @@ def signatures() -> dict[str, tuple[Argument, ...]]:
     """The arguments of each kernel, by its name."""
     found = {}
     texts = (source(), *(_text(program.files[-1]) for name, program in PROGRAMS.items() if name))
-    for name, text in (kernel for own in texts for kernel in _KERNEL.findall(own)):
+    for name, text in (kernel for own in texts for kernel in KERNEL.findall(own)):
         arguments = [_ARGUMENT.fullmatch(part.strip()) for part in text.split(",")]
         found[name] = tuple(Argument(a[1], bool(a[2]), a[3]) for a in arguments if a is not None)
         if len(found[name]) != len(arguments):

@@ -476,19 +476,19 @@ def test_compiling_says_so_once(cupy, device, capsys) -> None:
 
 
 def test_a_prepared_launch_takes_other_numbers_and_keeps_its_arrays(cupy, device) -> None:
-    record, state = fake(np.zeros(12, np.int64)), fake(np.zeros(64, np.uint8))
-    launch = bind("begin_run", None, 1, (*np.zeros(10, np.int64), 0.0, record, state))
+    record, state = fake(np.zeros(12, np.int64)), fake(np.zeros(72, np.uint8))
+    launch = bind("begin_run", None, 1, (*np.zeros(11, np.int64), 0.0, record, state))
     run = device.prepare(launch)
-    for numbers in (range(1, 11), range(-10, 0)):
+    for numbers in (range(1, 12), range(-11, 0)):
         run(*numbers, 0.25)
         name, *sizes, shared, stream, place, extra = cupy.log[-1]
         assert (name, sizes, shared, stream, extra) == (
             "begin_run", [1, 1, 1, THREADS, 1, 1], 0, 9, 0,
         )  # fmt: skip
-        addresses = (ctypes.c_void_p * 13).from_address(place)
-        assert [ctypes.c_int64.from_address(a).value for a in addresses[:10]] == [*numbers]
-        assert ctypes.c_double.from_address(addresses[10]).value == 0.25
-        arrays = [ctypes.c_uint64.from_address(a).value for a in addresses[11:]]
+        addresses = (ctypes.c_void_p * 14).from_address(place)
+        assert [ctypes.c_int64.from_address(a).value for a in addresses[:11]] == [*numbers]
+        assert ctypes.c_double.from_address(addresses[11]).value == 0.25
+        arrays = [ctypes.c_uint64.from_address(a).value for a in addresses[12:]]
         assert arrays == [record.ctypes.data, state.ctypes.data]
 
 

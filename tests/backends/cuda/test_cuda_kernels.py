@@ -31,6 +31,7 @@ import nnbackend as nn
 from nnbackend.backends.cuda.kernels import Launch, bind, signatures, source
 from nnbackend.backends.cuda.phased import definitions_of
 from nnbackend.backends.cuda.resident import layout_of
+from nnbackend.backends.types import LossFormula
 from nnbackend.data.sources import make_source
 from nnbackend.executor.base import Run
 from nnbackend.testing.conformance import CHECKS, run_check
@@ -336,6 +337,37 @@ class TestStandIn:
         out = device.zeros((2, 3), FLOAT32)
         with pytest.raises(AssertionError, match="standardize"):
             device.standardize_backward(np.ones((2, 3), np.float32), np.ones(3, np.float32), out)
+
+
+@BUILDS
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "rows"])
+@pytest.mark.parametrize("width", [33, 100, 127, 130, 256, 300, 516, 1000, 1024, 1027])
+@pytest.mark.parametrize("shift", [0, 1], ids=["in fours", "one by one"])
+def test_softmax_of_rows_that_lanes_keep(rng, width: int, shift: int, labels: bool) -> None:
+    """Of each width that has code of its own, and from addresses of both kinds."""
+    rows = 5 * rng.normal(size=(8, width)).astype(np.float32)
+    rows[3, :] = -1e30
+    rows[4, width // 2] = 1e30
+    target = rng.uniform(size=rows.shape).astype(np.float32)
+    if labels:
+        target = rng.integers(0, width, len(rows)).astype(np.int32)
+    not_finite = rows.copy()
+    not_finite[5:, [0, 1, width - 1]] = np.diag([np.nan, np.inf, np.nan])
+
+    def loss_of(backend: nn.Backend, pred: np.ndarray) -> list[np.ndarray]:
+        given, dpred = (backend.zeros(pred.size + shift, FLOAT32)[shift:] for _ in range(2))
+        given[...] = backend.asarray(pred.reshape(-1), FLOAT32)
+        given, dpred = (flat.reshape(pred.shape) for flat in (given, dpred))
+        value = backend.zeros((), np.dtype(np.float64))
+        formula = LossFormula("softmax_cross_entropy")
+        with np.errstate(all="ignore"):
+            backend.loss(formula, given, backend.asarray(target, target.dtype), None, dpred, value)
+        return [backend.to_numpy(array) for array in (dpred, value)]
+
+    for pred in (rows, not_finite):
+        found, expected = (loss_of(b, pred) for b in (StandInBackend(), nn.get_backend("numpy")))
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
 
 
 @BUILDS

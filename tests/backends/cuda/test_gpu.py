@@ -4,6 +4,7 @@ That runs the contract, gradients, goldens and all other tests of a backend on i
 conftest.py); ``benchmarks/gpu_check.sh`` runs them in parts.
 """
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,11 @@ from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.backends.cuda.phased import PhasedSteps
 from nnbackend.backends.cuda.resident import ResidentSteps
 from nnbackend.data import sources
+from nnbackend.distributed.communicator import Alone
+from nnbackend.distributed.executor import SharedTraining
+from nnbackend.distributed.nccl import NcclCommunicator, import_nccl
+from nnbackend.distributed.ranks import Ranks
+from nnbackend.executor.base import Run
 from nnbackend.executor.python import PythonExecutor
 from nnbackend.training import trainer
 
@@ -354,6 +360,46 @@ class TestData:
         done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
         said = [line for line in done.stderr.splitlines() if "compiling" not in line]
         assert (done.returncode, said) == (0, [])
+
+
+class TestRanks:
+    """NCCL with one rank: two of them need two GPUs."""
+
+    @pytest.fixture
+    def ranks(self, cuda) -> NcclCommunicator:
+        try:
+            import_nccl()
+        except ImportError as error:
+            pytest.skip(str(error))
+        return NcclCommunicator(Alone(), cuda)
+
+    def test_arrays_come_back_from_the_only_rank(self, cuda, ranks, rng, dtype) -> None:
+        values = rng.normal(size=1001).astype(dtype)
+        array = cuda.asarray(values, np.dtype(dtype))
+        for move in (ranks.all_reduce, ranks.add_in_order_of_stream, ranks.broadcast):
+            move(array)
+            np.testing.assert_array_equal(cuda.to_numpy(array), values)
+
+    @pytest.mark.parametrize("weighted", [False, True], ids=["equal", "weighted"])
+    def test_the_sum_over_ranks_is_part_of_a_captured_step(
+        self, cuda, ranks, rows, rng, weighted
+    ) -> None:
+        """Its trace and its parameters are those of a step that is nobody's part."""
+        x, y = rows
+        weight = rng.uniform(0.5, 2, len(x)) if weighted else None
+        layers = [nn.Dense(20, 70, "gelu"), nn.Dropout(0.2), nn.Dense(70, 5, weight_l2=1e-3)]
+        found = []
+        for shares in (False, True):
+            model = nn.Sequential(copy.deepcopy(layers), seed=1, dtype="float64", backend=cuda)
+            model.compile("softmax_cross_entropy", nn.Adam(0.01), ["accuracy"])
+            data = sources.make_source(model.program, x, y, weight).data
+            run = Run(data, None, 96, model.program.rates(0, 33), 0)
+            training = model.executor
+            if shares:
+                training = SharedTraining(model.program, training, Ranks(ranks))
+            found.append((training.run(run), numbers(cuda, model.get_flat())))
+        for own, shared in zip(*found, strict=True):
+            np.testing.assert_allclose(shared, own, rtol=1e-10, atol=1e-12)
 
 
 class TestMemory:
