@@ -1,6 +1,6 @@
 """A communicator over NCCL, for arrays on GPUs, one for each rank; MPI brings the ranks together.
 
-Not run on several GPUs yet: it is checked on the stand-in of the tests.
+Not run on several GPUs yet: it is checked on the stand-in of the tests, and on one GPU alone.
 """
 
 from __future__ import annotations
