@@ -9,22 +9,9 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 from needs import need_backend
+from worker_jobs import network, trained, trained_further
 
 import nnbackend as nn
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    model = nn.Sequential(
-        [nn.Dense(4, 64, "tanh"), nn.LayerNorm(64), nn.Dropout(0.1), nn.Dense(64, 3)], seed=seed
-    )
-    model.compile("softmax_cross_entropy", nn.Adam(0.01))
-    return model
-
-
-def trained(seed: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    model = network(seed)
-    model.fit(x, y, epochs=2, batch_size=32, verbose=0)
-    return model.predict(x)
 
 
 @pytest.fixture
@@ -54,7 +41,7 @@ def test_worker_processes_train_and_predict(rows, method, name) -> None:
             futures = [pool.submit(trained, seed, x, y) for seed in range(3)]
             found = [future.result(timeout=120) for future in futures]
             there = pool.submit(model.predict, x).result(timeout=120)
-            back = pool.submit(_trained_further, model, x, y).result(timeout=120)
+            back = pool.submit(trained_further, model, x, y).result(timeout=120)
     # a forked worker has one thread, whose sums are added in another order
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
@@ -62,11 +49,6 @@ def test_worker_processes_train_and_predict(rows, method, name) -> None:
     assert back.epoch == 2
     model.fit(x, y, epochs=1, verbose=0)
     np.testing.assert_allclose(back.predict(x), model.predict(x), rtol=1e-3, atol=1e-4)
-
-
-def _trained_further(model: nn.Sequential, x: np.ndarray, y: np.ndarray) -> nn.Sequential:
-    model.fit(x, y, epochs=1, verbose=0)
-    return model
 
 
 @pytest.mark.slow_on_stand_in

@@ -28,7 +28,7 @@ import numpy as np
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import Epilogue, Product
-from nnbackend.backends.cuda.kernels import KERNEL, THREADS, Launch, signatures, source
+from nnbackend.backends.cuda.kernels import FILES, KERNEL, THREADS, Launch, signatures, source
 from nnbackend.backends.cuda.tuning import TuningCache
 from nnbackend.backends.types import Availability, is_on_gpu
 from nnbackend.backends.uploads import Uploads
@@ -346,10 +346,14 @@ def compiler() -> str:
     return os.environ.get("CXX", "g++")
 
 
-def build(extra: str, real: str, path: Path, definitions: str = "") -> ctypes.CDLL:
-    """The kernels, or the last one of a program that has definitions, and more source of the same
-    kind, as a library at ``path``."""
-    text = f"{source(definitions)}\n{extra}"
+def helpers() -> str:
+    """The source up to the kernels: types, and what all of them use."""
+    return source().partition(f'#line 1 "cuda/{FILES[1]}.cu"')[0]
+
+
+def build(text: str, real: str, path: Path, definitions: str = "") -> ctypes.CDLL:
+    """The kernels of a source, or the last one of a program that has definitions, as a library at
+    ``path``."""
     names = [name for name, _ in KERNEL.findall(text)]
     if definitions:
         names = names[-1:]
@@ -376,7 +380,11 @@ def program(dtype: np.dtype[Any], definitions: str = "") -> ctypes.CDLL:
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{real}-{key}.so"
     with _building:  # devices of several threads
-        return ctypes.CDLL(str(path)) if path.exists() else build("", real, path, definitions)
+        return (
+            ctypes.CDLL(str(path))
+            if path.exists()
+            else build(source(definitions), real, path, definitions)
+        )
 
 
 _building = threading.Lock()

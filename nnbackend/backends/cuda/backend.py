@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,38 +15,11 @@ from nnbackend.backends.cuda.following import (
     threshold_and_scale,
 )
 from nnbackend.backends.cuda.kernels import THREADS, WARPS
+from nnbackend.backends.cuda.loss_sums import LossSums, SharedBatch
 from nnbackend.backends.types import Activation, Array, LossFormula, UpdateRule
 
 #: Widths of rows whose softmax a warp keeps in registers.
 _KEPT_OUTPUTS = range(33, 1025)
-
-
-class SharedBatch(NamedTuple):
-    """A batch that ranks share.
-
-    Attributes:
-        rows: of all ranks.
-        add: array (n,) = the sum of every rank's, in place, as a part of a captured step.
-    """
-
-    rows: int
-    add: Callable[[Array], None]
-
-
-class LossSums(NamedTuple):
-    """Sums over a batch in parts, one of each block. Valid until the next operation.
-
-    Attributes:
-        loss: of the weighted losses of rows.
-        hits: of the weights of rows whose class is guessed right; None if they were not wanted.
-        blocks: number of parts.
-        weight: (1,) sum of the weights; None for ones.
-    """
-
-    loss: Array
-    hits: Array | None
-    blocks: int
-    weight: Array | None
 
 
 class CudaBackend(CudaArrays):

@@ -8,10 +8,11 @@ from weakref import WeakMethod
 import numpy as np
 
 from nnbackend.backends.cuda.arrays import BF16
-from nnbackend.backends.cuda.backend import CudaBackend, SharedBatch
+from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS
 from nnbackend.backends.cuda.known import counts_hits, formulas_of
+from nnbackend.backends.cuda.loss_sums import SharedBatch
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
 from nnbackend.executor.python import add_penalties

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cuda_stand_in import ASCENDING, RANDOM, StandInBackend, build, compiler
+from cuda_stand_in import ASCENDING, RANDOM, StandInBackend, build, compiler, helpers
 
 import nnbackend as nn
 from nnbackend.backends.cuda.executor import KEPT, KEPT_SIZES, GraphExecutor, padded
@@ -231,7 +231,7 @@ def test_the_state_is_as_large_as_the_kernels_say(tmp_path) -> None:
     import ctypes
 
     extra = "KERNEL measure_state(Size* out) { out[0] = sizeof(StepState); }"
-    library = build(extra, "float", tmp_path / "state.so")
+    library = build(helpers() + extra, "float", tmp_path / "state.so")
     out = np.zeros(1, np.int64)
     values = (ctypes.c_void_p * 1)()
     pointer = ctypes.c_void_p(out.ctypes.data)

@@ -23,6 +23,7 @@ from cuda_stand_in import (
     StandInBackend,
     build,
     compiler,
+    helpers,
     letters,
     program,
 )
@@ -262,7 +263,7 @@ KERNEL beyond_shared_memory(double* out) {
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
     """Launch one of the planted kernels; what the stand-in has to say of it."""
-    library = build(PLANTED, "float", tmp_path_factory.mktemp("planted") / "planted.so")
+    library = build(helpers() + PLANTED, "float", tmp_path_factory.mktemp("planted") / "planted.so")
 
     def run(
         kernel: str, out: np.ndarray, order: int = ASCENDING, n: int = 0, blocks: int = 1,

@@ -1,0 +1,36 @@
+"""What a loss is summed over, and what the sum leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nnbackend.backends.types import Array
+
+
+class SharedBatch(NamedTuple):
+    """A batch that ranks share.
+
+    Attributes:
+        rows: of all ranks.
+        add: array (n,) = the sum of every rank's, in place, as a part of a captured step.
+    """
+
+    rows: int
+    add: Callable[[Array], None]
+
+
+class LossSums(NamedTuple):
+    """Sums over a batch in parts, one of each block. Valid until the next operation.
+
+    Attributes:
+        loss: of the weighted losses of rows.
+        hits: of the weights of rows whose class is guessed right; None if they were not wanted.
+        blocks: number of parts.
+        weight: (1,) sum of the weights; None for ones.
+    """
+
+    loss: Array
+    hits: Array | None
+    blocks: int
+    weight: Array | None
