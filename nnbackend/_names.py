@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, ParamSpec, Self, TypeVar
 
 from nnbackend.errors import UnknownArgumentError, closest
@@ -131,7 +131,14 @@ def answers_names(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def missing_attribute(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
-    """The error for an attribute that there is not, with what is used instead."""
+    """The error for an attribute that there is not, with what is used instead; or the one that came
+    from a property, which Python takes for a sign that there is none."""
+    found = inspect.getattr_static(type(owner), name, None)
+    if isinstance(found, property | cached_property):
+        try:
+            found.__get__(owner)
+        except AttributeError as error:
+            return error
     hint = f"; {hints[name]}" if name in hints else ""
     return AttributeError(f"{type(owner).__name__} has no attribute {name!r}{hint}", name=name,
                           obj=owner)  # fmt: skip

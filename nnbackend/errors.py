@@ -39,6 +39,11 @@ class DataError(NNBackendError, ValueError):
     """Values are not usable: NaN, labels outside the classes, rates outside their range."""
 
 
+class NotCompiledError(DataError, AttributeError):
+    """What a model has from ``compile`` on is asked for before. As an AttributeError it is what
+    ``hasattr`` and ``inspect.getmembers`` expect."""
+
+
 class CheckpointError(NNBackendError, ValueError):
     """A model file cannot be read, or does not belong to this model."""
 

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -220,3 +221,46 @@ class TestTransposedWeights:
     def test_other_shapes_have_no_such_hint(self) -> None:
         with pytest.raises(nn.ShapeError, match=r"received \(3, 3\)$"):
             model().layers[0].weight = np.ones((3, 3))
+
+
+class TestLookingThrough:
+    """What debuggers, notebooks and ``hasattr`` do: ask for every attribute that there is."""
+
+    @pytest.mark.parametrize(
+        "made",
+        [
+            lambda: nn.Sequential([nn.Dense(2, 3), nn.BatchNorm(3), nn.Dropout(0.1)], seed=0),
+            lambda: nn.Adam(),
+            lambda: nn.History(),
+            lambda: nn.EarlyStopping(patience=3),
+            lambda: nn.Dense(2, 3),
+            lambda: nn.Standardize(3),
+        ],
+    )
+    def test_no_attribute_fails_in_a_way_of_its_own(self, made) -> None:
+        assert inspect.getmembers(made())
+
+    def test_a_model_has_no_optimizer_before_compile(self) -> None:
+        model = nn.Sequential([nn.Dense(2, 3)], seed=0)
+        assert not hasattr(model, "optimizer")
+        assert getattr(model, "optimizer", None) is None
+        with pytest.raises(nn.NotCompiledError, match=r"call model\.compile"):
+            _ = model.optimizer
+        with pytest.raises(nn.DataError, match=r"call model\.compile"):
+            model.fit(np.ones((4, 2)), np.ones((4, 3)))
+
+    @pytest.mark.parametrize("kind", [property, cached_property])
+    @pytest.mark.parametrize(
+        ("base", "arguments"),
+        [(nn.Sequential, ([nn.Dense(2, 3)], 0)), (nn.Dense, (2, 3)), (nn.Adam, ())],
+    )
+    def test_the_fault_within_a_property_of_an_own_class_is_said(
+        self, base, arguments, kind
+    ) -> None:
+        class Own(base):
+            @kind
+            def longest(self) -> int:
+                return self.nowhere
+
+        with pytest.raises(AttributeError, match="has no attribute 'nowhere'"):
+            _ = Own(*arguments).longest

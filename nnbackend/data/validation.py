@@ -11,7 +11,7 @@ from nnbackend._checks import check_number, check_real, is_masked, real_array
 from nnbackend._files import release_pages
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, DType, is_on_gpu
-from nnbackend.errors import DataError, DTypeError, ShapeError, shown
+from nnbackend.errors import DataError, DTypeError, NotCompiledError, ShapeError, shown
 from nnbackend.losses import Loss, LossFunction, function_target
 from nnbackend.program.table import NO_LOSS, Program
 
@@ -77,7 +77,7 @@ def check_target(
 ) -> HostArray:
     """Targets in the form that backends take; see ``Loss.target``."""
     if loss is None:
-        raise DataError(NO_LOSS)
+        raise NotCompiledError(NO_LOSS)
     if isinstance(loss, Loss):
         return loss.target(y, n_outputs, dtype)
     return function_target(y, n_outputs, dtype)

@@ -10,7 +10,14 @@ import numpy as np
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
-from nnbackend.errors import DataError, DTypeError, ModelBusyError, ShapeError, shown
+from nnbackend.errors import (
+    DataError,
+    DTypeError,
+    ModelBusyError,
+    NotCompiledError,
+    ShapeError,
+    shown,
+)
 from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, total_loss
 from nnbackend.executor.rows import (
     Backward,
@@ -264,7 +271,7 @@ def call_loss(program: Program, target: Array, pred: Array) -> tuple[Any, Array]
     """Call a custom loss function and check its result."""
     loss = program.loss
     if loss is None:
-        raise DataError(NO_LOSS)
+        raise NotCompiledError(NO_LOSS)
     answer: Any = loss(target, pred)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")

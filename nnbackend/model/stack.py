@@ -21,6 +21,7 @@ from nnbackend.errors import (
     DataError,
     DeviceError,
     DTypeError,
+    NotCompiledError,
     memory_errors,
     shown,
 )
@@ -162,7 +163,7 @@ class LayerStack(AnswersNames):
 
     def _check_compiled(self) -> None:
         if self._optimizer is None:
-            raise DataError(NO_LOSS)
+            raise NotCompiledError(NO_LOSS)
 
     @contextmanager
     def _training(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ import numpy as np
 from nnbackend._checks import check_coupled_rows, check_mapping, check_values
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, DType, LossFormula
-from nnbackend.errors import DataError, shown
+from nnbackend.errors import DataError, NotCompiledError, shown
 from nnbackend.kernels.codes import Op
 from nnbackend.losses import Loss, LossFunction
 from nnbackend.metrics import Metric, Statistic
@@ -188,7 +188,7 @@ class Program:
     def rates(self, first_step: int, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Learning rates of ``count`` updates from number ``first_step`` on."""
         if self.optimizer is None:
-            raise DataError(NO_LOSS)
+            raise NotCompiledError(NO_LOSS)
         if len(self.optimizer.slots) != len(self.slots):
             raise DataError(
                 "the optimizer's momentum was switched on or off after compile; call "
