@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nnbackend.data.dataset import HostArray, PathLike
-from nnbackend.data.tables import HEAD_ROWS, column_values, connection, duckdb_module, is_number
+from nnbackend.data.duck import connection, duckdb_module
+from nnbackend.data.tables import HEAD_ROWS, column_values, is_number
 from nnbackend.data.tables import literal as in_sql
 from nnbackend.data.unpacking import plain_file
 from nnbackend.errors import DataError

@@ -17,11 +17,11 @@ import numpy as np
 
 from nnbackend._checks import check_path
 from nnbackend.data.dataset import HostArray, PathLike
+from nnbackend.data.duck import connection, duckdb_module
 from nnbackend.data.layout import Layout
 from nnbackend.data.unpacking import OPENERS, copied_text, plain_file, readable
 from nnbackend.errors import DataError
 
-INSTALL = 'pip install "nnbackend[tables]"'
 #: Rows that the layout is found out from, and bytes of them at most.
 HEAD_ROWS, HEAD_BYTES = 300, 1 << 20
 #: Characters of a line at most, as DuckDB has it.
@@ -383,18 +383,3 @@ def column_values(found: Mapping[str, Any], numeric: Sequence[bool]) -> list[Hos
 def literal(text: object) -> str:
     """In SQL."""
     return "'" + str(text).replace("'", "''") + "'"
-
-
-def duckdb_module() -> Any:
-    try:
-        import duckdb
-    except ImportError as error:
-        raise ImportError(
-            f"reading tables needs DuckDB, which is not installed: {INSTALL}"
-        ) from error
-    return duckdb
-
-
-def connection() -> Any:
-    """A connection of this call's own, to no database."""
-    return duckdb_module().connect()

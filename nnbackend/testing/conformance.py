@@ -173,7 +173,7 @@ def check_dense(
 
 def losses(case: Case) -> None:
     for formula in oracle.LOSSES:
-        for rows, outputs in ((6, 4), (1, 2), (700, 33), (7, 264)):  # fours of a vector
+        for rows, outputs in ((6, 4), (1, 2), (700, 33), (7, 264), (3, 131)):  # fours of a vector
             for weights in (None, "some", "zero"):
                 for labels in (False, True):
                     _loss(case, formula, rows, outputs, weights, labels)

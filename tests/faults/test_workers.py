@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,3 +97,64 @@ def test_two_threads_train_two_models_while_ten_predict_on_a_third(backend, rows
         assert all(answer.result() for answer in answers)
     for seed, wanted in enumerate(expected):
         np.testing.assert_array_equal(found[seed], wanted)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, since 3.12
+def test_tables_are_read_before_and_after_a_fork_and_beside_it(tmp_path) -> None:
+    pytest.importorskip("duckdb")
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(2000)))
+    expected = nn.datasets.read_csv(path, "y").x
+    stop, wrong = threading.Event(), []
+
+    def read_again_and_again() -> None:
+        while not stop.is_set():
+            if not np.array_equal(nn.datasets.read_csv(path, "y").x, expected):
+                wrong.append("rows")
+
+    reader = threading.Thread(target=read_again_and_again)
+    reader.start()
+    try:
+        for _ in range(4):
+            child = multiprocessing.get_context("fork").Process(
+                target=_reads, args=(path, expected)
+            )
+            child.start()
+            child.join(60)
+            assert child.exitcode == 0
+            np.testing.assert_array_equal(nn.datasets.read_csv(path, "y").x, expected)
+    finally:
+        stop.set()
+        reader.join()
+    assert not wrong
+
+
+def _reads(path: Path, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(nn.datasets.read_csv(path, "y").x, expected)
+
+
+FORKS = """
+import os, sys
+import nnbackend as nn
+def rows():
+    return nn.datasets.read_csv(sys.argv[1], "y").x.sum()
+expected = rows()
+child = os.fork()
+assert rows() == expected
+if child:
+    print("child", os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_that_reads_tables_comes_to_its_end(tmp_path) -> None:
+    """As any does, which a database without its threads could not."""
+    pytest.importorskip("duckdb")
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(2000)))
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "child 0\n", done.stderr

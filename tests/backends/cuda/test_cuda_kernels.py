@@ -372,6 +372,26 @@ def test_softmax_of_rows_that_lanes_keep(rng, width: int, shift: int, labels: bo
 
 
 @BUILDS
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "categorical_cross_entropy"])
+@pytest.mark.parametrize("width", [5, 100, 1027])
+@pytest.mark.parametrize("past", ["before", "behind"])
+def test_a_label_that_is_no_class_makes_nan_of_its_row_and_of_the_loss(
+    rng, name: str, width: int, past: str
+) -> None:
+    """Where nobody has looked through the labels, as with arrays that lie on the device."""
+    device = StandInBackend()
+    label = rng.integers(0, width, 6).astype(np.int32)
+    label[2] = {"before": -1, "behind": width}[past]
+    pred = device.asarray(rng.uniform(0.1, 0.9, (6, width)), FLOAT32)
+    dpred, value = device.zeros(pred.shape, FLOAT32), device.zeros((), np.dtype(np.float64))
+    device.loss(LossFormula(name), pred, device.asarray(label, label.dtype), None, dpred, value)
+    assert np.isnan(device.to_numpy(value))
+    of_rows = np.isnan(device.to_numpy(dpred))
+    assert of_rows[2].all()
+    assert not np.delete(of_rows, 2, axis=0).any()
+
+
+@BUILDS
 def test_memory_that_is_not_there(rng) -> None:
     device = StandInBackend(memory=100_000)
     with pytest.raises(nn.OutOfMemoryError, match="1,000,000 bytes"):
