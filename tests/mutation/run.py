@@ -93,9 +93,17 @@ class Mutant(NamedTuple):
 
     def diff(self) -> str:
         """The changed lines."""
+        return "\n".join(line for line in self._diff() if line[:3] not in ("---", "+++", "@@ "))
+
+    @property
+    def line(self) -> int:
+        """Number of the first changed line."""
+        place = next(line for line in self._diff() if line.startswith("@@ "))
+        return int(place.split()[1].strip("-").partition(",")[0])
+
+    def _diff(self) -> list[str]:
         before = (ROOT / self.path).read_text().splitlines()
-        lines = difflib.unified_diff(before, self.code.splitlines(), lineterm="", n=0)
-        return "\n".join(line for line in lines if line[:3] not in ("---", "+++", "@@ "))
+        return list(difflib.unified_diff(before, self.code.splitlines(), lineterm="", n=0))
 
 
 # -- mutants ------------------------------------------------------------------------------------
@@ -205,8 +213,12 @@ def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
 
 def survivors_of(mutants: list[Mutant], before: dict[str, Any]) -> list[Mutant]:
     """Those that survived when they were tried last."""
-    left = [(s["file"], s["operator"], s["change"]) for s in before["survivors"]]
-    return [m for m in mutants if (m.path, m.operator, m.diff()) in left]
+    left = [(s["file"], s.get("line"), s["operator"], s["change"]) for s in before["survivors"]]
+    return [
+        m
+        for m in mutants
+        if any((m.path, line, m.operator, m.diff()) in left for line in (m.line, None))
+    ]
 
 
 def run(name: str, group: Group, chosen: list[Mutant], workers: int) -> list[Mutant]:
@@ -271,7 +283,8 @@ def main() -> None:
         left = run(name, group, chosen, options.workers)
         result["killed"] = result["tried"] - len(left)
         result["survivors"] = [
-            {"file": m.path, "operator": m.operator, "change": m.diff()} for m in left
+            {"file": m.path, "line": m.line, "operator": m.operator, "change": m.diff()}
+            for m in left
         ]
         share = result["killed"] / result["tried"]
         print(f"{name}: {result['killed']} of {result['tried']} killed, {share:.1%}")
