@@ -54,17 +54,15 @@ __device__ inline Size first_warp() { return first_index() / WARP; }
 __device__ inline Size warp_step() { return index_step() / WARP; }
 __device__ inline int lane() { return threadIdx.x % WARP; }
 
-__device__ inline Real not_a_number() {
+// The float that has these bits.
+__device__ inline Real number_of(Word word) {
     Bits bits;
-    bits.word = 0x7FC00000u;
+    bits.word = word;
     return (Real)bits.number;
 }
 
-__device__ inline Real minus_infinity() {
-    Bits bits;
-    bits.word = 0xFF800000u;
-    return (Real)bits.number;
-}
+__device__ inline Real not_a_number() { return number_of(0x7FC00000u); }
+__device__ inline Real minus_infinity() { return number_of(0xFF800000u); }
 
 // i % n, by the short division where that serves.
 __device__ inline Size remainder_of(Size i, Size n) {
@@ -88,11 +86,7 @@ __device__ inline Bf16 rounded_to_bf16(Real x) {
     return (Bf16)(x != x ? 0x7FC0u : rounded >> 16);
 }
 
-__device__ inline Real from_bf16(Bf16 x) {
-    Bits number;
-    number.word = (Word)x << 16;
-    return (Real)number.number;
-}
+__device__ inline Real from_bf16(Bf16 x) { return number_of((Word)x << 16); }
 
 // Four numbers at a time, where all vectors lie on whole fours: memory delivers them in one go.
 struct alignas(4 * sizeof(Real)) Four {

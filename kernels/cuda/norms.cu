@@ -70,7 +70,7 @@ KERNEL batch_norm_forward(
 ) {
     SHARED_COLUMNS;
     if (state) step = state->step;
-    const Following following = FOLLOWING;
+    const Following following = FOLLOWING(0);  // a batch norm has all rows of the batch
     Size j = own_column();
     double value = 0, square = 0;
     if (j < width)

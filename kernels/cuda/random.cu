@@ -86,9 +86,9 @@ struct Following {
         return (i % 4 < 2 ? low : high) >= threshold;
     }
 };
-#define FOLLOWING                                                                                 \
+#define FOLLOWING(first)                                                                          \
     {code, by_input, parameter, {{key_0, key_1}, {(Word)step, (Word)(step >> 32), layer}},        \
-     threshold, scale, slopes, 0}
+     threshold, scale, slopes, first}
 
 // An activation, then dropout.
 KERNEL activation_and_dropout(
@@ -97,8 +97,7 @@ KERNEL activation_and_dropout(
     Real* slopes
 ) {
     if (state) step = state->step;
-    Following following = FOLLOWING;
-    if (state) following.first = state->first_row * width;
+    const Following following = FOLLOWING(state ? state->first_row * width : 0);
     for (Size i = first_index(); i < n; i += index_step()) out[i] = following.of(x[i], i);
 }
 

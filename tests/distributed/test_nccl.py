@@ -54,13 +54,14 @@ def test_the_sum_over_ranks_is_part_of_the_captured_step(layers, weight, batch_s
         backend = StandInBackend()
         ranks = NcclCommunicator(comm, backend, fake_nccl)
         found = train(layers, ranks, backend, weight, batch_size)
-        return *found, backend.gpu.replays
+        return *found, backend.gpu.replays, ranks._comm.operations
 
-    for own_curves, own_parameters, replays in together(2, work):
+    for own_curves, own_parameters, replays, operations in together(2, work):
         np.testing.assert_allclose(own_curves, curves, rtol=0, atol=1e-12)
         np.testing.assert_allclose(own_parameters, parameters, rtol=0, atol=1e-10)
         # all steps but the first of each size
         assert replays == (14 if batch_size == 40 else 7)
+        assert operations >= (15 if batch_size == 40 else 9)
 
 
 def test_a_batch_of_which_a_rank_has_no_row():

@@ -99,18 +99,23 @@ def test_two_threads_train_two_models_while_ten_predict_on_a_third(backend, rows
         np.testing.assert_array_equal(found[seed], wanted)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, since 3.12
-def test_tables_are_read_before_and_after_a_fork_and_beside_it(tmp_path) -> None:
+@pytest.fixture
+def table(tmp_path) -> Path:
     pytest.importorskip("duckdb")
     path = tmp_path / "rows.csv"
     path.write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(2000)))
-    expected = nn.datasets.read_csv(path, "y").x
+    return path
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, since 3.12
+def test_tables_are_read_before_and_after_a_fork_and_beside_it(table) -> None:
+    expected = nn.datasets.read_csv(table, "y").x
     stop, wrong = threading.Event(), []
 
     def read_again_and_again() -> None:
         while not stop.is_set():
-            if not np.array_equal(nn.datasets.read_csv(path, "y").x, expected):
+            if not np.array_equal(nn.datasets.read_csv(table, "y").x, expected):
                 wrong.append("rows")
 
     reader = threading.Thread(target=read_again_and_again)
@@ -118,12 +123,12 @@ def test_tables_are_read_before_and_after_a_fork_and_beside_it(tmp_path) -> None
     try:
         for _ in range(4):
             child = multiprocessing.get_context("fork").Process(
-                target=_reads, args=(path, expected)
+                target=_reads, args=(table, expected)
             )
             child.start()
             child.join(60)
             assert child.exitcode == 0
-            np.testing.assert_array_equal(nn.datasets.read_csv(path, "y").x, expected)
+            np.testing.assert_array_equal(nn.datasets.read_csv(table, "y").x, expected)
     finally:
         stop.set()
         reader.join()
@@ -148,13 +153,10 @@ if child:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_process_that_reads_tables_comes_to_its_end(tmp_path) -> None:
+def test_a_forked_process_that_reads_tables_comes_to_its_end(table) -> None:
     """As any does, which a database without its threads could not."""
-    pytest.importorskip("duckdb")
-    path = tmp_path / "rows.csv"
-    path.write_text("a,b,y\n" + "".join(f"{k},{k % 7},{k % 2}\n" for k in range(2000)))
     done = subprocess.run(
-        [sys.executable, "-c", FORKS, str(path)],
+        [sys.executable, "-c", FORKS, str(table)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout == "child 0\n", done.stderr

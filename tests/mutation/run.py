@@ -213,12 +213,15 @@ def sampled(mutants: list[Mutant], size: int, seed: int) -> list[Mutant]:
 
 def survivors_of(mutants: list[Mutant], before: dict[str, Any]) -> list[Mutant]:
     """Those that survived when they were tried last."""
-    left = [(s["file"], s.get("line"), s["operator"], s["change"]) for s in before["survivors"]]
-    return [
-        m
-        for m in mutants
-        if any((m.path, line, m.operator, m.diff()) in left for line in (m.line, None))
-    ]
+
+    def is_same(mutant: Mutant, survivor: dict[str, Any]) -> bool:
+        return (
+            (mutant.path, mutant.operator) == (survivor["file"], survivor["operator"])
+            and mutant.diff() == survivor["change"]
+            and mutant.line == survivor.get("line", mutant.line)  # older results have no lines
+        )
+
+    return [m for m in mutants if any(is_same(m, survivor) for survivor in before["survivors"])]
 
 
 def run(name: str, group: Group, chosen: list[Mutant], workers: int) -> list[Mutant]:

@@ -380,11 +380,9 @@ def program(dtype: np.dtype[Any], definitions: str = "") -> ctypes.CDLL:
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{real}-{key}.so"
     with _building:  # devices of several threads
-        return (
-            ctypes.CDLL(str(path))
-            if path.exists()
-            else build(source(definitions), real, path, definitions)
-        )
+        if path.exists():
+            return ctypes.CDLL(str(path))
+        return build(source(definitions), real, path, definitions)
 
 
 _building = threading.Lock()

@@ -266,7 +266,7 @@ class CudaBackend(CudaArrays):
             self.run("sum_weights", pred.dtype, 1, weight, rows, own)
             if shared is not None:
                 total = self._batch_weight
-                self.run("sum_weights", pred.dtype, 1, weight, rows, total)
+                self.run("sum_partials", None, 1, own, 1, 1.0, False, total)  # a copy
                 shared.add(total)
         kernel: tuple[Any, ...] = (
             "loss_rows", pred.dtype, blocks, formula.code, formula.parameter,
