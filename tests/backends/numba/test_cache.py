@@ -145,7 +145,13 @@ class TestStore:
         store.write("some", b"code")
         assert Store([tmp_path], None).read("some") == b"code"
         stored = (tmp_path / "some").read_bytes()
-        for damaged in (b"", stored[:-1], stored[:10], b"x" + stored[1:], stored + b"x"):
+        for damaged in (
+            b"",
+            stored[:-1],
+            stored[:10],
+            bytes([stored[0] ^ 1]) + stored[1:],
+            stored + b"x",
+        ):
             (tmp_path / "some").write_bytes(damaged)
             assert Store([tmp_path], None).read("some") is None
 
