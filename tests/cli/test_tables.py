@@ -58,7 +58,7 @@ def test_all_kinds_of_columns_from_training_to_predictions(tmp_path: Path) -> No
     lines = ["id,when,city,age,pay"]
     for k in range(400):
         city, age = rng.integers(3), rng.integers(20, 60)
-        day = np.datetime64("2024-01-01") + int(rng.integers(700))
+        day = np.datetime64("2024-01-01") + np.timedelta64(int(rng.integers(700)), "D")
         pay = 1.7e9 + 10 * city + 0.2 * age + 0.01 * (day - np.datetime64("2024-01-01")).astype(int)
         shown = "" if k % 9 == 0 else age
         lines.append(f"u{k},{day},{('rome', 'oslo', 'bern')[city]},{shown},{pay:.3f}")

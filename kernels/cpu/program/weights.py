@@ -69,6 +69,9 @@ from nnbackend.kernels.processor import USES_BLAS
 #: Weights of a block whose gradient is used while it is in the cache, together with the
 #: optimizer's averages: 4 x 128 KiB in float32. From FUSED weights on that is worth it.
 BLOCK, FUSED = RESULT_BYTES // 8, 1 << 14
+#: Parameters that several loops go over one after the other: with their gradient and averages they
+#: stay in the first-level cache.
+AT_A_TIME = 1 << 10
 
 #: ``run_update`` from code outside the object file that it belongs to.
 linked_update = linked("update")
@@ -194,11 +197,13 @@ def join_partial(
     n = last - first
     if n <= 0:
         return
-    g = gradients(f, parameter + first, n, like)
-    copy(partial(f, FIRST, start + first, n, like), g)
-    for other in range(1, f[c.N_PARTS]):
-        add_to(g, partial(f, other, start + first, n, like))
-    use(f, ONE, parameter + first, g, l1, l2, part, like)
+    for low in range(first, last, AT_A_TIME):
+        some = min(AT_A_TIME, last - low)
+        g = gradients(f, parameter + low, some, like)
+        copy(partial(f, FIRST, start + low, some, like), g)
+        for other in range(1, f[c.N_PARTS]):
+            add_to(g, partial(f, other, start + low, some, like))
+        use_some(f, ONE, parameter + low, g, l1, l2, part, like)
 
 
 @compiled
@@ -326,8 +331,18 @@ def dense_bias(f: Any, table: Any, floats: Any, r: int, part: int, like: Any) ->
 def use(
     f: Any, trains: int, start: int, g: Any, l1: float, l2: float, part: int, like: Any
 ) -> None:
-    """Add an L1 and L2 term to the part's sums and, where the parameters are trained, to their
-    gradient, which is then complete."""
+    """What follows from the gradient of some parameters, which is there but for their penalties."""
+    for low in range(0, g.size, AT_A_TIME):
+        some = g[low : min(low + AT_A_TIME, g.size)]
+        use_some(f, trains, start + low, some, l1, l2, part, like)
+
+
+@compiled
+def use_some(
+    f: Any, trains: int, start: int, g: Any, l1: float, l2: float, part: int, like: Any
+) -> None:
+    """Add an L1 and L2 term of a few parameters to the part's sums and, where they are trained, to
+    their gradient, which is then complete."""
     if l1 != 0.0 or l2 != 0.0:
         if f[c.PENALTIES_PER_ROW]:
             l1, l2 = l1 / f[c.ROWS], l2 / f[c.ROWS]
