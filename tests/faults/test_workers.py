@@ -99,6 +99,39 @@ def test_two_threads_train_two_models_while_ten_predict_on_a_third(backend, rows
         np.testing.assert_array_equal(found[seed], wanted)
 
 
+AT_ONCE = """
+import threading, sys
+import numpy as np
+import nnbackend as nn
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(200, 8)), rng.integers(0, 3, 200)
+start, found = threading.Barrier(8), []
+def train():
+    start.wait()
+    layers = nn.Dense(8, 16, activation="relu"), nn.Dropout(0.1), nn.BatchNorm(16), nn.Dense(16, 3)
+    model = nn.Sequential(layers, seed=1, backend=sys.argv[1])
+    model.compile("softmax_cross_entropy")
+    model.fit(x, y, epochs=3, batch_size=50, verbose=0)
+    found.append(model.predict(x).tobytes())
+threads = [threading.Thread(target=train) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(found), len(set(found)))
+"""
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_threads_may_be_the_first_to_use_the_library_all_at_once(name) -> None:
+    """Each finds or makes what is made once in a process: backends, kernels, their threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, name],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout == "8 1\n", done.stderr
+
+
 @pytest.fixture
 def table(tmp_path) -> Path:
     pytest.importorskip("duckdb")
