@@ -131,7 +131,11 @@ def set_backend(spec: str | Backend | None) -> Backend:
 
 @contextmanager
 def use_backend(spec: str | Backend) -> Iterator[Backend]:
-    """Choose the backend inside a ``with`` block, for this thread or task only."""
+    """Choose the backend inside a ``with`` block, for this thread or task only.
+
+    As with all context variables, threads that are started in the block choose it too where
+    Python hands them the context: free-threaded Python does (``sys.flags.thread_inherit_context``).
+    """
     backend = get_backend(spec)
     token = _scoped.set(backend)
     try:
