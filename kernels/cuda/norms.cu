@@ -60,34 +60,60 @@ KERNEL column_sums(const Real* x, const Bf16* rounded, Size rows, Size width, Re
     if (j < width && first_row() == 0) out[j] = (Real)value;
 }
 
+// For a batch that ranks share: out[j] = sum of x[:, j] over this rank's rows; or, where the batch's
+// sums are known, of the squares of how far they are from its mean.
+KERNEL batch_norm_sums(
+    const Real* x, const double* sums, Size rows, Size batch_rows, Size width, double* out
+) {
+    SHARED_COLUMNS;
+    Size j = own_column();
+    double value = 0;
+    if (j < width) {
+        Real mean = sums ? (Real)(sums[j] / (double)batch_rows) : 0;
+        value = sum_over_rows<double>(rows, [=](Size i) {
+            double centred = x[i * width + j] - mean;
+            return sums ? centred * centred : centred;
+        });
+    }
+    value = column_sum(value, parts);
+    if (j < width && first_row() == 0) out[j] = value;
+}
+
 // Batch norm with the batch's own statistics, and what follows it; saved (2, N) receives mean and
-// 1 / deviation. In a guarded step what is not finite does not reach the running statistics.
+// 1 / deviation. In a guarded step what is not finite does not reach the running statistics. If the
+// rows are a part of a batch, sums (2, N) has what batch_norm_sums gives, of all of it.
 KERNEL batch_norm_forward(
     const Real* x, const Real* gamma, const Real* beta, Real* running_mean, Real* running_var,
-    double momentum, double eps, const StepState* state, Size rows, Size width, int code,
-    int by_input, Real parameter, Word key_0, Word key_1, Wide step, Word layer, Word threshold,
-    Real scale, Real* out, Real* saved, Real* slopes
+    double momentum, double eps, const StepState* state, const double* sums, Size rows,
+    Size batch_rows, Size width, int code, int by_input, Real parameter, Word key_0, Word key_1,
+    Wide step, Word layer, Word threshold, Real scale, Real* out, Real* saved, Real* slopes
 ) {
     SHARED_COLUMNS;
     if (state) step = state->step;
-    const Following following = FOLLOWING(0);  // a batch norm has all rows of the batch
+    const Following following = FOLLOWING(state ? state->first_row * width : 0);
     Size j = own_column();
     double value = 0, square = 0;
-    if (j < width)
+    if (j < width && sums)
+        value = sums[j];
+    else if (j < width)
         value = sum_over_rows<double>(rows, [=](Size i) { return (double)x[i * width + j]; });
-    Real mean = (Real)(column_sum(value, parts) / (double)rows);
-    if (j < width)
+    if (!sums) value = column_sum(value, parts);
+    Real mean = (Real)(value / (double)batch_rows);
+    if (j < width && sums)
+        square = sums[width + j];
+    else if (j < width)
         square = sum_over_rows<double>(rows, [=](Size i) {
             double centred = x[i * width + j] - mean;
             return centred * centred;
         });
-    double variance = column_sum(square, parts) / (double)rows;
+    if (!sums) square = column_sum(square, parts);
+    double variance = square / (double)batch_rows;
     if (j >= width) return;
     Real inv_std = (Real)(1 / sqrt(variance + eps));
     if (first_row() == 0) {
         saved[j] = mean;
         saved[width + j] = inv_std;
-        double unbiased = variance * ((double)rows / (double)(rows - 1));
+        double unbiased = variance * ((double)batch_rows / (double)(batch_rows - 1));
         Real new_mean = running_mean[j] + (Real)(momentum * (mean - running_mean[j]));
         Real new_var = running_var[j] + (Real)(momentum * (unbiased - running_var[j]));
         if (!state || !state->guarded || (new_mean - new_mean == 0 && new_var - new_var == 0)) {
@@ -111,29 +137,43 @@ KERNEL batch_norm_inference(
 }
 
 // dgamma = sum dy n, dbeta = sum dy, and dx if it is wanted; dy is multiplied by the slopes of what
-// follows, where there are any.
+// follows, where there are any. If the rows are a part of a batch: first both sums of this rank's
+// rows, in float64 too; then dx from those of all of it.
 KERNEL batch_norm_backward(
     const Real* dy, const Real* slopes, const Real* x, const Real* gamma, const Real* saved,
-    Size rows, Size width, Real* dgamma, Real* dbeta, Real* dx
+    const double* sums, Size rows, Size batch_rows, Size width, Real* dgamma, Real* dbeta,
+    double* own_sums, Real* dx
 ) {
     SHARED_COLUMNS;
     auto gradient = [=](Size i) { return slopes ? dy[i] * slopes[i] : dy[i]; };
     Size j = own_column();
     Real mean = j < width ? saved[j] : 0, inv_std = j < width ? saved[width + j] : 0;
-    Pair own_sums = {0, 0};
-    if (j < width)
-        own_sums = sum_over_rows<Pair>(rows, [=](Size i) {
-            Real g = gradient(i * width + j);
-            return Pair{g, g * ((x[i * width + j] - mean) * inv_std)};
-        });
-    double sum = column_sum(own_sums.first, parts), sum_n = column_sum(own_sums.second, parts);
-    if (j >= width) return;
-    if (first_row() == 0) {
-        dgamma[j] = (Real)sum_n;
-        dbeta[j] = (Real)sum;
+    double sum, sum_n;
+    if (sums) {
+        if (j >= width) return;
+        sum = sums[j];
+        sum_n = sums[width + j];
+    } else {
+        Pair found = {0, 0};
+        if (j < width)
+            found = sum_over_rows<Pair>(rows, [=](Size i) {
+                Real g = gradient(i * width + j);
+                return Pair{g, g * ((x[i * width + j] - mean) * inv_std)};
+            });
+        sum = column_sum(found.first, parts);
+        sum_n = column_sum(found.second, parts);
+        if (j >= width) return;
+        if (first_row() == 0) {
+            dgamma[j] = (Real)sum_n;
+            dbeta[j] = (Real)sum;
+            if (own_sums) {
+                own_sums[j] = sum;
+                own_sums[width + j] = sum_n;
+            }
+        }
     }
     if (!dx) return;
-    Real own = (Real)(sum / (double)rows), own_n = (Real)(sum_n / (double)rows);
+    Real own = (Real)(sum / (double)batch_rows), own_n = (Real)(sum_n / (double)batch_rows);
     for (Size i = j + first_row() * width; i < rows * width; i += row_step() * width) {
         Real n = (x[i] - mean) * inv_std;
         dx[i] = gamma[j] * inv_std * (gradient(i) - own - n * own_n);

@@ -23,6 +23,8 @@ from nnbackend.program.table import Program
 _FLOAT64 = np.dtype(np.float64)
 #: Numbers of a block's gradient that are gathered at a time.
 GATHERED = 1 << 20
+#: Batches whose rows are remembered, at most.
+SEEN = 64
 
 
 class SharedTraining:
@@ -42,7 +44,9 @@ class SharedTraining:
         self._penalty = program.backend.zeros((), _FLOAT64)
         self._workspace: Workspace | None = None
         self._plans: dict[tuple[int, tuple[Block, ...]], BlockedPlan] = {}
-        #: whether a step goes layer by layer
+        #: how many rows each rank had in batches before
+        self._seen: set[tuple[int, ...]] = set()
+        #: whether a step that is not captured goes layer by layer
         self._blocked = ranks.exact or program.couples_rows
         if ranks.exact and program.own_layers:
             raise DataError(
@@ -52,7 +56,7 @@ class SharedTraining:
 
     def prepare(self, batch_size: int, data: Data | None) -> None:
         """Compile what the training needs."""
-        if not self._blocked:
+        if not (self._blocked or self._captures()):
             self.executor.prepare(max(1, _rows_in(self.ranks.blocks(batch_size))), data)
 
     def run(self, run: Run) -> Trace:
@@ -106,13 +110,24 @@ class SharedTraining:
     def _captures(self) -> bool:
         """Whether the model's steps are such as a GPU captures whole, the sum over ranks within
         them."""
-        if self._blocked or self.program.optimizer is None:
+        if self.ranks.exact or self.program.optimizer is None:
             return False
         comm = self.ranks.comm
         return hasattr(comm, "add_in_order_of_stream") and hasattr(self.executor, "run_shared")
 
     def _all_have_rows(self, step: tuple[Run, list[Block], int]) -> bool:
         return self.ranks.all_have_rows(step[2])
+
+    def _comes_again(self, batch: SharedBatch) -> bool:
+        """Whether every rank has rows, and each as many as in a batch before: to capture a step
+        takes longer than the step."""
+        if batch.counts in self._seen:
+            return True
+        if len(self._seen) >= SEEN:
+            self._seen.clear()
+        if all(batch.counts):
+            self._seen.add(batch.counts)
+        return False
 
     def _run_captured(self, steps: list[tuple[Run, list[Block], int]]) -> tuple[Any, Any]:
         """Traces (S, T) of this rank's rows, and the penalties."""
@@ -132,6 +147,9 @@ class SharedTraining:
         blocks = [(batch.place, batch.place + own)] if own else []
         part = Run(batch.data, None, max(1, own), rates, number, first_row=batch.place)
         traces, penalties = self._new_traces(1), np.zeros(1)
+        if self._captures() and self._comes_again(batch):
+            traces[0], penalties = self._run_captured([(part, blocks, batch.rows)])
+            return self._joined(traces, penalties)
         goes_on, penalties[0] = self._step(part, blocks, batch.rows, traces[:, 0], True)
         if not goes_on:
             traces[:] = np.nan

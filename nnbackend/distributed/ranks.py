@@ -26,11 +26,16 @@ Block = tuple[int, int]
 
 
 class SharedBatch(NamedTuple):
-    """This rank's rows of a batch, the place of the first one in it, and all ranks' number."""
+    """This rank's rows of a batch, the place of the first one in it, and how many each rank has."""
 
     data: Data
     place: int
-    rows: int
+    counts: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Of all ranks."""
+        return sum(self.counts)
 
 
 class Ranks:
@@ -93,7 +98,7 @@ class Ranks:
             own = 0 if data is None else len(data.x)
             weighted = data is not None and data.weight is not None
             parts = self.comm.gather(np.array([own, int(weighted), int(data is not None)]))
-            counts = [int(part[0]) for part in parts]
+            counts = tuple(int(part[0]) for part in parts)
             if not any(part[2] for part in parts):
                 break
             if not any(counts):
@@ -101,7 +106,7 @@ class Ranks:
             rows += sum(counts)
             place = sum(-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in counts[: self.rank])
             data = _with_weights(program, data, any(part[1] for part in parts))
-            yield SharedBatch(data, place, sum(counts))
+            yield SharedBatch(data, place, counts)
         if not rows:
             raise DataError("no rank has a batch; the iterables must give at least one (x, y)")
 

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 from crew import together
 from cuda_stand_in import StandInBackend, compiler
-from shared_networks import NETWORKS, WEIGHT, X, Y, coupled, divided, make, plain, row_by_row
+from shared_networks import (
+    NETWORKS,
+    WEIGHT,
+    X,
+    Y,
+    coupled,
+    divided,
+    make,
+    normalised,
+    plain,
+    row_by_row,
+)
 
 import nnbackend as nn
 from nnbackend.distributed.nccl import NcclCommunicator
@@ -44,7 +55,7 @@ def unequal() -> list[nn.Layer]:
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT[:200]], ids=["equal", "weighted"])
-@pytest.mark.parametrize("layers", [divided, row_by_row, plain, unequal])
+@pytest.mark.parametrize("layers", [*NETWORKS, unequal, coupled])
 @pytest.mark.parametrize("batch_size", [40, 84])
 def test_the_sum_over_ranks_is_part_of_the_captured_step(layers, weight, batch_size):
     """Of batches of 84 one rank has 44 rows, the other 40, and 12 and 20 of the last one."""
@@ -64,12 +75,54 @@ def test_the_sum_over_ranks_is_part_of_the_captured_step(layers, weight, batch_s
         assert operations >= (15 if batch_size == 40 else 9)
 
 
-def test_a_batch_of_which_a_rank_has_no_row():
-    curves, parameters = train(plain, None, "numpy", batch_size=66)  # the last batch has two rows
+def batches_of(first, last, size, weight=None):
+    """Batches of rows first ... last of every ``size`` rows."""
+    arrays = [X[:200], Y[:200]] if weight is None else [X[:200], Y[:200], weight]
+    starts = range(0, 200, size)
+    return [tuple(a[start : start + size][first:last] for a in arrays) for start in starts]
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT[:200]], ids=["equal", "weighted"])
+@pytest.mark.parametrize("layers", [divided, plain, row_by_row, coupled, unequal])
+def test_steps_over_each_ranks_own_rows_are_captured_when_they_come_again(layers, weight):
+    def trained(batches, backend, **settings):
+        model = make(layers, backend)
+        history = model.fit(batches, epochs=3, verbose=0, **settings)
+        return np.array(history["loss"]), model.backend.to_numpy(model.get_flat())
+
+    curves, parameters = trained(batches_of(0, 44, 44, weight), "numpy")
 
     def work(comm):
         backend = StandInBackend()
-        return train(plain, NcclCommunicator(comm, backend, fake_nccl), backend, batch_size=66)
+        ranks = NcclCommunicator(comm, backend, fake_nccl)
+        own = batches_of(*((0, 16), (16, 44))[comm.rank], 44, weight)
+        return *trained(own, backend, comm=ranks, sharded=True), backend.gpu.replays
+
+    for own_curves, own_parameters, replays in together(2, work):
+        np.testing.assert_allclose(own_curves, curves, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(own_parameters, parameters, rtol=0, atol=1e-10)
+        # of batches of 44 rows, and of 24, all but the first two
+        assert replays == 10 + 1
+
+
+def test_steps_of_ever_new_sizes_are_not_captured():
+    def work(comm):
+        backend = StandInBackend()
+        model, ranks = make(plain, backend), NcclCommunicator(comm, backend, fake_nccl)
+        own = [(X[:size], Y[:size]) for size in range(8, 20)]
+        model.fit(own, verbose=0, comm=ranks, sharded=True)
+        return backend.gpu.replays, len(model.executor._steps)
+
+    assert together(2, work) == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("layers", [plain, normalised])
+def test_a_batch_of_which_a_rank_has_no_row(layers):
+    curves, parameters = train(layers, None, "numpy", batch_size=66)  # the last batch has two rows
+
+    def work(comm):
+        backend = StandInBackend()
+        return train(layers, NcclCommunicator(comm, backend, fake_nccl), backend, batch_size=66)
 
     for own_curves, own_parameters in together(2, work):
         np.testing.assert_allclose(own_curves, curves, rtol=0, atol=1e-12)
@@ -83,16 +136,6 @@ def test_an_array_that_is_elsewhere():
             ranks.all_reduce(np.zeros(3))
 
     together(2, work)
-
-
-def test_batch_norms_meet_on_the_host():
-    def work(comm):
-        backend = StandInBackend()
-        ranks = NcclCommunicator(comm, backend, fake_nccl)
-        return train(coupled, ranks, backend)[0]
-
-    first, second = together(2, work)
-    assert np.array_equal(first, second)
 
 
 def test_models_on_cpu_and_gpu_are_told_apart():

@@ -15,7 +15,7 @@ from nnbackend.backends.cuda.following import (
     threshold_and_scale,
 )
 from nnbackend.backends.cuda.kernels import THREADS, WARPS
-from nnbackend.backends.cuda.loss_sums import LossSums, SharedBatch
+from nnbackend.backends.cuda.sums import LossSums, SharedBatch, SharedNorm
 from nnbackend.backends.types import Activation, Array, LossFormula, UpdateRule
 
 #: Widths of rows whose softmax a warp keeps in registers.
@@ -125,12 +125,22 @@ class CudaBackend(CudaArrays):
         out: Array,
         saved: Array,
         following: Following = NOTHING_FOLLOWS,
+        shared: SharedNorm | None = None,
     ) -> None:
-        """As the contract says, then what follows."""
+        """As the contract says, then what follows; of rows that may be a part of a batch."""
+        (rows, width), sums = x.shape, None
+        batch_rows = rows
+        if shared is not None:
+            sums, (batch_rows, add) = shared.sums, shared.batch
+            for known, found in ((None, sums[0]), (sums[0], sums[1])):
+                self.by_column(
+                    "batch_norm_sums", x, width, x, known, rows, batch_rows, width, found
+                )
+                add(found)
         self.by_column(
-            "batch_norm_forward", x, x.shape[1], x, gamma, beta, running_mean, running_var,
-            momentum, eps, self._state(), *x.shape, *following.activation, *following.stream,
-            *following.kept, out, saved, following.slopes,
+            "batch_norm_forward", x, width, x, gamma, beta, running_mean, running_var, momentum,
+            eps, self._state(), sums, rows, batch_rows, width, *following.activation,
+            *following.stream, *following.kept, out, saved, following.slopes,
         )  # fmt: skip
 
     def batch_norm_inference(
@@ -158,12 +168,22 @@ class CudaBackend(CudaArrays):
         dbeta: Array,
         dx: Array | None,
         slopes: Array | None = None,
+        shared: SharedNorm | None = None,
     ) -> None:
-        """As the contract says, of dy times the slopes of what follows, if there are any."""
-        self.by_column(
-            "batch_norm_backward", x, x.shape[1], dy, slopes, x, gamma, saved, *x.shape, dgamma,
-            dbeta, dx,
-        )  # fmt: skip
+        """As the contract says, of dy times the slopes of what follows, if there are any; of rows
+        that may be a part of a batch, whose part of dgamma and dbeta is then given."""
+        (rows, width), sums = x.shape, None
+        given = (dy, slopes, x, gamma, saved)
+        name, results = "batch_norm_backward", (dgamma, dbeta)
+        if shared is None:
+            self.by_column(name, x, width, *given, sums, rows, rows, width, *results, None, dx)
+            return
+        sums, (batch_rows, add) = shared.sums, shared.batch
+        sizes = (rows, batch_rows, width)
+        self.by_column(name, x, width, *given, None, *sizes, *results, sums, None)
+        if dx is not None:
+            add(sums)
+            self.by_column(name, x, width, *given, sums, *sizes, *results, None, dx)
 
     def layer_norm_forward(
         self, x: Array, gamma: Array, beta: Array, eps: float, out: Array, saved: Array | None

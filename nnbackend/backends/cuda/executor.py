@@ -22,9 +22,9 @@ from nnbackend.backends.cuda.batches import batch_sizes, example_rows
 from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
 from nnbackend.backends.cuda.kernels import bind, source_version
 from nnbackend.backends.cuda.known import formulas_of
-from nnbackend.backends.cuda.loss_sums import SharedBatch
 from nnbackend.backends.cuda.phased import PhasedSteps, can_take_phases, definitions_of
 from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, layout_of, padded
+from nnbackend.backends.cuda.sums import SharedBatch
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, OutOfMemoryError
 from nnbackend.executor.base import NO_FORWARD, Data, Run, Trace

@@ -14,6 +14,7 @@ from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.gemm import Epilogue, Product
 from nnbackend.backends.cuda.row_groups import bind_group, groups_of
+from nnbackend.backends.cuda.sums import SharedBatch
 from nnbackend.backends.types import LINEAR, Activation, Array
 from nnbackend.executor.rows import (
     activation_of,
@@ -60,11 +61,14 @@ class GraphPlan:
         rows: int,
         training: bool,
         rounded: Array | None,
+        batch: SharedBatch | None = None,
     ) -> None:
         """
         Args:
             rounded: the flat parameters as bfloat16; None for products of numbers as they are.
+            batch: what the rows are a part of, if they are.
         """
+        self._batch = batch
         self.program, self.backend, self.gpu = program, backend, backend.gpu
         self.rows, self.training, self.rounded = rows, training, rounded
         self.table = [row for row in program.rows if training or row.op != Op.DROPOUT]
@@ -357,10 +361,10 @@ class GraphPlan:
             return self._then_round(run, out), _nothing
         # what a dense row below needs before its own kernel
         dx = self.dy[i - 1].real if i > self.lowest else None
-        if last > i:
-            slopes = None if last < self.lowest else self._zeros(row.n_outputs)
-            rows = self.table[i : last + 1]
-            run, down = bind_group(program, backend, rows, x, out.real, slopes, dy, dx)
+        if last > i or (self._batch is not None and row.op == Op.BATCH_NORM):
+            slopes = None if last == i or last < self.lowest else self._zeros(row.n_outputs)
+            group = (self.table[i : last + 1], x, out.real, slopes, dy, dx)
+            run, down = bind_group(program, backend, *group, self._batch)
         else:
             saved = None
             if row.saved != ABSENT:

@@ -12,7 +12,7 @@ from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.graph_plan import GraphPlan
 from nnbackend.backends.cuda.kernels import RUN, STATE_BYTES, WARPS
 from nnbackend.backends.cuda.known import counts_hits, formulas_of
-from nnbackend.backends.cuda.loss_sums import SharedBatch
+from nnbackend.backends.cuda.sums import SharedBatch
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
 from nnbackend.executor.python import add_penalties
@@ -186,7 +186,7 @@ class GraphSteps:
         self.program, self.backend, self.place = program, backend, place
         self._update, self._shared = update, shared
         zeros, dtype = backend.zeros, program.dtype
-        self.plan = GraphPlan(program, backend, rows, True, place.rounded)
+        self.plan = GraphPlan(program, backend, rows, True, place.rounded, shared)
         self.target = zeros((rows, *data.target.shape[1:]), data.target.dtype)
         self.weight = None if data.weight is None else zeros(rows, dtype)
         self.advance = Graphs(self.backend, self._launch).run

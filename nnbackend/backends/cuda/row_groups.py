@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.following import Following
+from nnbackend.backends.cuda.sums import SharedBatch, SharedNorm
 from nnbackend.backends.types import LINEAR, Array
 from nnbackend.executor.rows import activation_of, saved_shape
 from nnbackend.kernels.codes import Op
@@ -44,12 +47,14 @@ def bind_group(
     slopes: Array | None,
     dy: Array | None,
     dx: Array | None,
+    batch: SharedBatch | None = None,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward, from x to out, both (B, N), and backward, from dy to dx.
 
     Args:
         slopes: (B, N), to be filled; None if there is no way back.
         dx: None if it is not wanted.
+        batch: what the rows of x are a part of, if they are.
     """
     row, last, rate, layer = rows[0], rows[-1], 0.0, 0
     if last.op == Op.DROPOUT:
@@ -65,11 +70,16 @@ def bind_group(
     (gamma, beta), gradients, state = program.arrays[row.layer]
     momentum, eps = (float(number) for number in program.floats[row.layer][:2])
     saved = backend.zeros(saved_shape(row, len(x)), program.dtype)
+    shared = None
+    if batch is not None:
+        shared = SharedNorm(batch, backend.zeros((2, row.n_outputs), np.dtype(np.float64)))
 
     def forward() -> None:
-        backend.batch_norm_forward(x, gamma, beta, *state, momentum, eps, out, saved, following)
+        backend.batch_norm_forward(
+            x, gamma, beta, *state, momentum, eps, out, saved, following, shared
+        )
 
     def backward() -> None:
-        backend.batch_norm_backward(dy, x, gamma, saved, *gradients, dx, slopes)
+        backend.batch_norm_backward(dy, x, gamma, saved, *gradients, dx, slopes, shared)
 
     return forward, backward

@@ -192,6 +192,8 @@ def train(device: StandInBackend, precision: str) -> None:
     model.layers[0].adapt(x)
     data = make_source(model.program, x, y, weight).data
     model.executor.run(Run(data, None, 32, model.program.rates(model.step, 6), 0))
+    part = Run(data.rows(0, 32), None, 32, model.program.rates(6, 1), 6)
+    model.executor.run_shared([(part, 32)] * 3, lambda array: None)  # with no other rank
     model.predict(x)
 
 

@@ -387,7 +387,10 @@ class TestRanks:
         """Its trace and its parameters are those of a step that is nobody's part."""
         x, y = rows
         weight = rng.uniform(0.5, 2, len(x)) if weighted else None
-        layers = [nn.Dense(20, 70, "gelu"), nn.Dropout(0.2), nn.Dense(70, 5, weight_l2=1e-3)]
+        layers = [
+            nn.Dense(20, 70, "gelu"), nn.Dropout(0.2), nn.Dense(70, 33, bias=False),
+            nn.BatchNorm(33), nn.ReLU(), nn.Dropout(0.1), nn.Dense(33, 5, weight_l2=1e-3),
+        ]  # fmt: skip
         found = []
         for shares in (False, True):
             model = nn.Sequential(copy.deepcopy(layers), seed=1, dtype="float64", backend=cuda)

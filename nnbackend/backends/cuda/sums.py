@@ -1,4 +1,4 @@
-"""What a loss is summed over, and what the sum leaves."""
+"""What is summed over the rows of a batch: all of them, or those of one rank of many."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ class SharedBatch(NamedTuple):
 
     rows: int
     add: Callable[[Array], None]
+
+
+class SharedNorm(NamedTuple):
+    """A batch norm over a batch that ranks share.
+
+    Attributes:
+        batch: that batch.
+        sums: (2, N) float64, of all ranks' rows while the norm goes forward, or back.
+    """
+
+    batch: SharedBatch
+    sums: Array
 
 
 class LossSums(NamedTuple):
