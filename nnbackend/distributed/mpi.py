@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,25 +60,25 @@ class MpiCommunicator(Communicator):
 
     def all_reduce(self, array: Array) -> None:
         self._check_host(array)
-        self._complete(lambda: self._comm.Iallreduce(self._in_place, array), "all_reduce")
+        self._complete("all_reduce", self._comm.Iallreduce, self._in_place, array)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         self._check_host(array)
-        self._complete(lambda: self._comm.Ibcast(array, root), "broadcast")
+        self._complete("broadcast", self._comm.Ibcast, array, root)
 
     def gather(self, array: HostArray) -> list[HostArray]:
         counts = np.empty(self.size, np.int64)
         own = np.array([array.size])
-        self._complete(lambda: self._comm.Iallgather(own, counts), "gather")
+        self._complete("gather", self._comm.Iallgather, own, counts)
         everything = np.empty(int(counts.sum()), array.dtype)
         sizes, data = counts * array.itemsize, everything.view(np.uint8)
         sent = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         if len(data):
-            self._complete(lambda: self._comm.Iallgatherv(sent, (data, sizes)), "gather")
+            self._complete("gather", self._comm.Iallgatherv, sent, (data, sizes))
         return np.split(everything, np.cumsum(counts)[:-1])
 
     def barrier(self) -> None:
-        self._complete(self._comm.Ibarrier, "barrier")
+        self._complete("barrier", self._comm.Ibarrier)
 
     def lose_step(self, reason: str) -> None:
         if self._broken is None:
@@ -92,13 +93,14 @@ class MpiCommunicator(Communicator):
 
     # -- waiting ------------------------------------------------------------------------------
 
-    def _complete(self, start: Any, what: str) -> None:
+    def _complete(self, what: str, start: Callable[..., Any], *arguments: Any) -> None:
         """Start an operation and wait until every rank has joined it."""
         if self._broken is not None:
             raise RankError(self._broken)
-        request = start()
+        request = start(*arguments)
         try:
-            self._wait(request, what)
+            if not request.Test():
+                self._wait(request, what)
         except BaseException as error:
             # others have joined it, or will: what comes next would be taken for it
             self.lose_step(

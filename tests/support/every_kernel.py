@@ -20,6 +20,7 @@ import nnbackend as nn
 from nnbackend.backends.cuda import executor as cuda_executor
 from nnbackend.backends.cuda.arrays import BF16
 from nnbackend.backends.cuda.kernels import signatures
+from nnbackend.backends.cuda.sums import SharedBatch, SharedNorm
 from nnbackend.testing.conformance import CHECKS, run_check
 
 
@@ -79,6 +80,49 @@ def steps_equal_those_of_numpy(backend, dtype: str) -> None:
             np.testing.assert_allclose(curves[0][name], curves[1][name], rtol=tolerance)
 
 
+def a_part_of_a_batch_is_normalised_as_the_batch_is(backend, dtype: str) -> None:
+    """Where other ranks have the rest of it, whose sums are added."""
+    rows, width, real = 50, 37, np.dtype(dtype)
+    rng, numpy = np.random.default_rng(7), nn.get_backend("numpy")
+    x, dy = rng.normal(1.0, 2.0, size=(2, rows, width)).astype(real)
+    gamma, beta = rng.normal(size=(2, width)).astype(real)
+    wanted = {name: np.empty_like(x) for name in ("out", "dx")}
+    moved, saved, sums = np.ones((2, width), real), np.empty((2, width), real), np.empty((2, width))
+    numpy.batch_norm_forward(x, gamma, beta, *moved, 0.1, 1e-5, wanted["out"], saved)
+    numpy.batch_norm_backward(dy, x, gamma, saved, sums[0], sums[1], wanted["dx"])
+    tolerance = 1e-4 if dtype == "float32" else 1e-10
+    given = [backend.asarray(array, real) for array in (gamma, beta)]
+    for own in (slice(0, 20), slice(20, rows)):
+        rest = np.delete(np.arange(rows), own)
+        normal = (x[rest] - saved[0]) * saved[1]
+        others = iter([
+            x[rest].sum(axis=0), ((x[rest] - x.mean(axis=0)) ** 2).sum(axis=0),
+            np.stack([dy[rest].sum(axis=0), (dy[rest] * normal).sum(axis=0)]),
+        ])  # fmt: skip
+
+        def add(array, others=others) -> None:
+            total = backend.to_numpy(array) + next(others)
+            array[...] = backend.asarray(total, np.dtype(np.float64))
+
+        shared = SharedNorm(SharedBatch(rows, add), backend.zeros((2, width), np.dtype(np.float64)))
+        own_x, own_dy = (backend.asarray(array[own], real) for array in (x, dy))
+        out, dx = (backend.zeros(own_x.shape, real) for _ in range(2))
+        running, kept, gradients = (backend.zeros((2, width), real) for _ in range(3))
+        running[...] = backend.asarray(np.ones((2, width)), real)
+        backend.batch_norm_forward(
+            own_x, *given, running[0], running[1], 0.1, 1e-5, out, kept, shared=shared
+        )
+        backend.batch_norm_backward(
+            own_dy, own_x, given[0], kept, gradients[0], gradients[1], dx, shared=shared
+        )
+        for found, expected in (
+            (out, wanted["out"][own]), (dx, wanted["dx"][own]), (kept, saved), (running, moved),
+            (gradients[1], dy[own].sum(axis=0)),
+        ):  # fmt: skip
+            found = backend.to_numpy(found)
+            np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
 def numbers_round_to_even(backend, dtype: str) -> None:
     """To bfloat16, whose seven bits of mantissa leave sixteen bits of a float32 out."""
     x = np.random.default_rng(6).normal(size=3001).astype(np.float32)
@@ -94,7 +138,11 @@ def numbers_round_to_even(backend, dtype: str) -> None:
 def failures(backend, dtype: str) -> list[str]:
     """What is wrong with the kernels of a dtype, one line for each check that fails."""
     found = []
-    extra = {f.__name__: f for f in (steps_equal_those_of_numpy, numbers_round_to_even)}
+    checks = (
+        steps_equal_those_of_numpy, a_part_of_a_batch_is_normalised_as_the_batch_is,
+        numbers_round_to_even,
+    )  # fmt: skip
+    extra = {check.__name__: check for check in checks}
     with recorded(backend.gpu) as launches:
         for name in (*CHECKS, *extra):
             try:

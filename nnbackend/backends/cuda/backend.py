@@ -172,11 +172,11 @@ class CudaBackend(CudaArrays):
     ) -> None:
         """As the contract says, of dy times the slopes of what follows, if there are any; of rows
         that may be a part of a batch, whose part of dgamma and dbeta is then given."""
-        (rows, width), sums = x.shape, None
+        rows, width = x.shape
         given = (dy, slopes, x, gamma, saved)
         name, results = "batch_norm_backward", (dgamma, dbeta)
         if shared is None:
-            self.by_column(name, x, width, *given, sums, rows, rows, width, *results, None, dx)
+            self.by_column(name, x, width, *given, None, rows, rows, width, *results, None, dx)
             return
         sums, (batch_rows, add) = shared.sums, shared.batch
         sizes = (rows, batch_rows, width)
