@@ -70,7 +70,8 @@ class SharedTraining:
             together = list(takewhile(self._all_have_rows, parts[index:])) if captured else []
             if together:
                 some = slice(index, index + len(together))
-                traces[0, some], penalties[some] = self._run_captured(together)
+                captured_steps = [(part, rows) for part, _, rows in together]
+                traces[0, some], penalties[some] = self._run_captured(captured_steps)
                 index += len(together)
                 continue
             part, blocks, rows = parts[index]
@@ -121,20 +122,18 @@ class SharedTraining:
     def _comes_again(self, batch: SharedBatch) -> bool:
         """Whether every rank has rows, and each as many as in a batch before: to capture a step
         takes longer than the step."""
-        if batch.counts in self._seen:
-            return True
-        if len(self._seen) >= SEEN:
-            self._seen.clear()
-        if all(batch.counts):
+        again = batch.counts in self._seen
+        if not again and all(batch.counts):
+            if len(self._seen) >= SEEN:
+                self._seen.clear()
             self._seen.add(batch.counts)
-        return False
+        return again
 
-    def _run_captured(self, steps: list[tuple[Run, list[Block], int]]) -> tuple[Any, Any]:
-        """Traces (S, T) of this rank's rows, and the penalties."""
+    def _run_captured(self, steps: list[tuple[Run, int]]) -> tuple[Any, Any]:
+        """Traces (S, T) of this rank's rows, and the penalties; each step with its batch's rows."""
         comm: Any = self.ranks.comm
         executor: Any = self.executor
-        parts = [(part, rows) for part, _, rows in steps]
-        trace = executor.run_shared(parts, comm.add_in_order_of_stream)
+        trace = executor.run_shared(steps, comm.add_in_order_of_stream)
         comm.barrier()  # all ranks have started theirs: the GPU does not wait for ever
         traces = self.backend.to_numpy(trace)
         penalties = traces[:, TRACE_PENALTY].copy()
@@ -148,7 +147,7 @@ class SharedTraining:
         part = Run(batch.data, None, max(1, own), rates, number, first_row=batch.place)
         traces, penalties = self._new_traces(1), np.zeros(1)
         if self._captures() and self._comes_again(batch):
-            traces[0], penalties = self._run_captured([(part, blocks, batch.rows)])
+            traces[0], penalties = self._run_captured([(part, batch.rows)])
             return self._joined(traces, penalties)
         goes_on, penalties[0] = self._step(part, blocks, batch.rows, traces[:, 0], True)
         if not goes_on:

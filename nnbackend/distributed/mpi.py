@@ -99,8 +99,7 @@ class MpiCommunicator(Communicator):
             raise RankError(self._broken)
         request = start(*arguments)
         try:
-            if not request.Test():
-                self._wait(request, what)
+            self._wait(request, what)
         except BaseException as error:
             # others have joined it, or will: what comes next would be taken for it
             self.lose_step(

@@ -67,7 +67,9 @@ def test_the_sum_over_ranks_is_part_of_the_captured_step(layers, weight, batch_s
         found = train(layers, ranks, backend, weight, batch_size)
         return *found, backend.gpu.replays, ranks._comm.operations
 
-    for own_curves, own_parameters, replays, operations in together(2, work):
+    ranks = together(2, work)
+    assert np.array_equal(ranks[0][0], ranks[1][0])
+    for own_curves, own_parameters, replays, operations in ranks:
         np.testing.assert_allclose(own_curves, curves, rtol=0, atol=1e-12)
         np.testing.assert_allclose(own_parameters, parameters, rtol=0, atol=1e-10)
         # all steps but the first of each size

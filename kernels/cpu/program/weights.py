@@ -172,9 +172,6 @@ def join_partial(
     """This part's share of ``size`` parameters from ``parameter`` on: the sum of their partial
     gradients, from ``start`` on in each part's area, then what follows from it."""
     first, last = share(size, part, f[c.N_PARTS], WEIGHT_MULTIPLE)
-    n = last - first
-    if n <= 0:
-        return
     for low in range(first, last, AT_A_TIME):
         some = min(AT_A_TIME, last - low)
         g = gradients(f, parameter + low, some, like)

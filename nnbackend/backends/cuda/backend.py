@@ -128,10 +128,10 @@ class CudaBackend(CudaArrays):
         shared: SharedNorm | None = None,
     ) -> None:
         """As the contract says, then what follows; of rows that may be a part of a batch."""
-        (rows, width), sums = x.shape, None
-        batch_rows = rows
+        rows, width = x.shape
+        batch_rows, sums = rows, None
         if shared is not None:
-            sums, (batch_rows, add) = shared.sums, shared.batch
+            (batch_rows, add), sums = shared
             for known, found in ((None, sums[0]), (sums[0], sums[1])):
                 self.by_column(
                     "batch_norm_sums", x, width, x, known, rows, batch_rows, width, found
@@ -178,7 +178,7 @@ class CudaBackend(CudaArrays):
         if shared is None:
             self.by_column(name, x, width, *given, None, rows, rows, width, *results, None, dx)
             return
-        sums, (batch_rows, add) = shared.sums, shared.batch
+        (batch_rows, add), sums = shared
         sizes = (rows, batch_rows, width)
         self.by_column(name, x, width, *given, None, *sizes, *results, sums, None)
         if dx is not None:

@@ -361,7 +361,7 @@ class GraphPlan:
             return self._then_round(run, out), _nothing
         # what a dense row below needs before its own kernel
         dx = self.dy[i - 1].real if i > self.lowest else None
-        if last > i or (self._batch is not None and row.op == Op.BATCH_NORM):
+        if last > i or row.op == Op.BATCH_NORM:
             slopes = None if last == i or last < self.lowest else self._zeros(row.n_outputs)
             group = (self.table[i : last + 1], x, out.real, slopes, dy, dx)
             run, down = bind_group(program, backend, *group, self._batch)
