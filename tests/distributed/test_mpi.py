@@ -95,6 +95,39 @@ if comm.rank == 0:
     assert np.array_equal(one, more)
 
 
+@pytest.mark.parametrize("change", ["", "MPI.Get_version = lambda: (3, 1)"], ids=["MPI 4", "MPI 3"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_sums_of_all_sizes(tmp_path, ranks, change):
+    """Often enough, and of enough sizes, for operations to be begun again, and to be forgotten."""
+    body = """
+import sys
+import numpy as np
+from mpi4py import MPI
+import nnbackend as nn
+from nnbackend.distributed.mpi import MpiCommunicator, SMALL_BYTES, SMALL_SUMS
+
+CHANGE
+comm = MpiCommunicator()
+limit = SMALL_BYTES // 8
+sizes = [*range(SMALL_SUMS + 4), limit // 2, limit, limit + 1, 2 * limit + 1, 50_000]
+rng = np.random.default_rng(comm.rank)
+for size in 3 * sizes:
+    for dtype in (np.float32, np.float64):
+        array = rng.standard_normal(size).astype(dtype)
+        parts = comm.gather(array)
+        comm.all_reduce(array)
+        sums = comm.gather(array)
+        assert all(np.array_equal(sums[0], other) for other in sums), size
+        tolerance = 8 * np.finfo(dtype).eps
+        np.testing.assert_allclose(array, sum(parts), rtol=0, atol=tolerance)
+print("right", flush=True)
+"""
+    done = run_script(ranks, body.replace("CHANGE", change), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("right") == ranks
+    assert not done.stderr
+
+
 TROUBLE = """
 class Trouble(nn.Callback):
     def on_epoch_end(self, model, epoch, figures, history):
