@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ SMALL_BYTES = 16384
 #: Sizes of such arrays that are remembered, at most.
 SMALL_SUMS = 32
 _ROLL_CALL = 1
+
+#: Give the processor to another process that is ready.
+_let_others_run: Callable[[], None] = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 
 class MpiCommunicator(Communicator):
@@ -68,6 +72,8 @@ class MpiCommunicator(Communicator):
 
     def all_reduce(self, array: Array) -> None:
         self._check_host(array)
+        if self.size == 1:
+            return
         small = self._small_sums.get((array.size, array.dtype)) or self._new_small_sum(array)
         if small is None or self._broken is not None:
             self._complete("all_reduce", self._comm.Iallreduce, self._in_place, array)
@@ -152,11 +158,12 @@ class MpiCommunicator(Communicator):
 
     def _wait(self, what: str, request: Any) -> None:
         looks, begun, looked = 0, 0.0, 0.0
-        while not request.Test():
+        is_done, let_others_run = request.Test, _let_others_run
+        while not is_done():
             looks += 1
             if looks <= self._patience:
                 continue
-            _let_others_run()
+            let_others_run()
             if looks % LOOKS == 0:
                 now = time.monotonic()
                 begun = begun or now
@@ -234,13 +241,6 @@ def import_mpi() -> Any:
     except (ImportError, RuntimeError) as error:
         raise ImportError(f"ranks need mpi4py and an MPI: {INSTALL} ({error})") from error
     return MPI
-
-
-def _let_others_run() -> None:
-    if hasattr(os, "sched_yield"):
-        os.sched_yield()
-    else:
-        time.sleep(0)
 
 
 def _is_running(process: int) -> bool:
