@@ -51,7 +51,15 @@ class CompiledStep(Learner):
     """Everything in one compiled function."""
 
     def make_step(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return compiled(super().make_step(), next(self.network.parameters()).device)
+        function = compiled(super().make_step(), next(self.network.parameters()).device)
+
+        def step(x: Tensor, y: Tensor) -> Tensor:
+            # what the last step's graph has returned may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()
+            loss: Tensor = function(x, y)
+            return loss
+
+        return step
 
 
 class CompiledDriven(DrivenLearner):

@@ -77,9 +77,9 @@ class Recovery:
         self.epochs: list[Epoch] = []
         self._time = 0.0
 
-    def keep(self, looked_on: bool) -> None:
+    def keep(self, looked_on: bool) -> Snapshot:
         """At the start of an epoch: save the state if the last snapshot is old, or if something
-        runs between epochs."""
+        runs between epochs. The last snapshot, new or not."""
         now = time.perf_counter()
         if self.snapshot is None or looked_on or now - self._time > SNAPSHOT_SECONDS:
             state = self.state
@@ -88,6 +88,7 @@ class Recovery:
             )
             self._time = now
             self.epochs = []
+        return self.snapshot
 
     def forget(self, runner: ChunkRunner, unfinished: Epoch, chunk_steps: int) -> None:
         """Undo an interrupted epoch, so that the model is where its history ends and training

@@ -28,7 +28,6 @@ from nnbackend.training.progress import Progress
 from nnbackend.training.recovery import (
     Fault,
     Recovery,
-    Snapshot,
     is_finite,
     parameters_finite,
 )
@@ -145,7 +144,7 @@ class Trainer:
         if unfinished is None:
             return
         if not isinstance(self.source, ArraySource):
-            self.before_batches.restore(self.program, self.state)
+            self.recovery.restore()
             return
         try:
             self.recovery.forget(self.runner, unfinished, self.chunk_steps)
@@ -303,9 +302,7 @@ class Trainer:
     def _train_batches(self, source: BatchSource) -> None:
         """One epoch over an iterable: a step for each batch, whatever its size."""
         program, state = self.program, self.state
-        self.before_batches = snapshot = Snapshot.take(
-            program, state.step, state.epoch, state.orders.block
-        )
+        snapshot = self.recovery.keep(looked_on=True)
         self.unfinished = epoch = Epoch(state.epoch, None, state.orders.block, state.step)
         for rows, step in self._steps(source):
             program.check_batch(rows)
