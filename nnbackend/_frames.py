@@ -47,6 +47,14 @@ def opened_frame(what: str, value: object) -> Any:
         raise DataError(f"{what} must have columns of different names: {error}") from error
 
 
+def dense(series: Any) -> Any:
+    """A column that pandas keeps sparse as one of numbers, which narwhals knows."""
+    native = series.to_native()
+    if not hasattr(native, "sparse"):
+        return series
+    return narwhals_module("a DataFrame").from_native(native.sparse.to_dense(), series_only=True)
+
+
 def frame_numbers(what: str, value: object) -> np.ndarray[Any, Any] | None:
     """A DataFrame (N, columns) or a Series (N,) in float64, NaN where a value is missing; None if
     it is none of those.

@@ -12,10 +12,11 @@ import numpy as np
 from nnbackend.cli.settings import Settings
 from nnbackend.cli.trained import preparation_of
 from nnbackend.data import datasets
-from nnbackend.data.csv import MissingTargetError, is_table
+from nnbackend.data.csv import is_table
 from nnbackend.data.dataset import Dataset, Task, align_classes
 from nnbackend.data.idx import find_images, holds_idx
 from nnbackend.data.readers import read
+from nnbackend.data.table_target import MissingTargetError
 from nnbackend.errors import DataError, ShapeError, unknown_name
 from nnbackend.losses import Loss
 from nnbackend.model.sequential import Sequential

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_flag, check_names, check_path
+from nnbackend._checks import check_flag, check_names, check_path, is_whole
 from nnbackend.data.dataset import (
-    MOST_CLASSES,
     Dataset,
     HostArray,
     PathLike,
@@ -22,19 +21,21 @@ from nnbackend.data.dataset import (
 )
 from nnbackend.data.frames import FrameTable
 from nnbackend.data.layout import Layout
+from nnbackend.data.number_text import is_number, is_padded
 from nnbackend.data.parquet import ParquetTable
 from nnbackend.data.preparation import MOSTLY_NUMBERS, Preparation, offset_of
-from nnbackend.data.tables import Table, is_number, is_padded
-from nnbackend.errors import DataError, DTypeError, shown, unknown_name
+from nnbackend.data.table_target import (
+    AnyTable,
+    is_quantity,
+    target_column,
+    target_values,
+)
+from nnbackend.data.tables import Table
+from nnbackend.errors import DataError, DTypeError, shown
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
-AnyTable = Table | ParquetTable | FrameTable
 LearnFrom = Callable[..., HostArray]
 _INFINITE = re.compile(r"\s*[+-]?inf(inity)?\s*", re.IGNORECASE)
-
-
-class MissingTargetError(DataError):
-    """A CSV has no column of the target's name."""
 
 
 def is_table(name: str) -> bool:
@@ -45,8 +46,11 @@ def is_table(name: str) -> bool:
     return name == "-" or name.endswith((*CSV_SUFFIXES, ".parquet"))
 
 
-def _opened(path: PathLike, layout: Layout) -> AnyTable:
+def _opened(path: PathLike, layout: Layout, decimal: str | None) -> AnyTable:
+    """``decimal``: the mark that another file of the kind showed, which a few rows may not."""
     if not str(path).lower().endswith(".parquet"):
+        if layout.decimal is None:
+            layout = layout._replace(decimal=decimal)
         return Table(path, layout)
     given = [name for name, value in layout._asdict().items() if value is not None]
     if given:
@@ -109,7 +113,9 @@ def read_csv(
             column, none to learn from; the message names the line (from 1) and column.
     """
     check_task(task)
-    with _opened(check_path("path", path), Layout(sep, decimal, encoding, header)) as table:
+    found = preparation.decimal if isinstance(preparation, Preparation) else None
+    layout = Layout(sep, decimal, encoding, header)
+    with _opened(check_path("path", path), layout, found) as table:
         return _dataset(table, target, task, features, preparation, learn_from, embed, drop, keep)
 
 
@@ -146,8 +152,8 @@ def read_frame(
     """
     check_task(task)
     with FrameTable(frame) as table:
-        if isinstance(target, int) and target in table.numbered:  # its name, not its place
-            target = table.numbered[target]
+        if is_whole(target) and target in table.numbered:  # its name, not its place
+            target = table.numbered[int(target)]
         # of a DataFrame, columns may have numbers for names
         features, drop, keep = _as_text(features), _as_text(drop), _as_text(keep)
         return _dataset(table, target, task, features, preparation, learn_from, embed, drop, keep)
@@ -179,19 +185,21 @@ def _dataset(
         )
     if learn_from is not None and not callable(learn_from):
         raise DTypeError(f"learn_from must be a function; received {shown(learn_from)}")
-    left_out = _columns_named(table, drop, "is to be left out")
+    if preparation is not None and (features is not None or drop):
+        given = "drop" if features is None else "features"
+        raise DataError(f"preparation says which columns are read: pass it without {given}")
+    left_out = set(_columns_named(table, drop, "is to be left out"))
     kept = _columns_named(table, keep, "is to be kept")
     index = None
     if target is not None or (features is None and preparation is None):
-        index = _target_column(table, target)
+        index = target_column(table, target)
     if index in left_out:
         raise DataError(f"{table.names[index]!r} is the target, so it cannot be left out")
     if preparation is None and features is not None and target is None:
         preparation = Preparation.of_numbers(features)
     if preparation is not None:
         features = [column.name for column in preparation.used]
-    others = [k for k in range(len(table.names)) if k != index and k not in left_out]
-    columns = others
+    columns = [k for k in range(len(table.names)) if k != index and k not in left_out]
     if features is not None:
         columns = _columns_named(table, features, "the model was trained on")
     if index is not None and index in columns:
@@ -200,14 +208,20 @@ def _dataset(
         )
     if not columns:
         raise DataError(f"{table.shown} has one column only; a target needs columns to learn from")
-    as_text = kept if index is None or _is_quantity(table, index, task) else [index, *kept]
+    asked = [*kept, *([] if features is None else columns), *([] if index is None else [index])]
+    for k in asked:
+        if k in table.unusable:
+            raise DataError(
+                f"{table.shown}: column {table.names[k]!r} cannot be read: {table.unusable[k]}"
+            )
+    as_text = kept if index is None or is_quantity(table, index, task) else [index, *kept]
     if preparation is not None:
         kinds = zip(columns, preparation.used, strict=True)
         as_text = [*as_text, *(k for k, plan in kinds if plan.kind in ("category", "time"))]
     values = table.read(text=as_text)
     y, names, found, rows = None, None, None, None
     if index is not None:
-        found = _target_values(table, values[index], index, task)
+        found = target_values(table, values[index], index, task)
         y, names = as_targets(found, task, table.shown)
         if learn_from is not None:
             rows = learn_from(len(y), labels=None if names is None else y)
@@ -241,18 +255,18 @@ def _inputs(
 ) -> tuple[HostArray, Preparation]:
     """The columns as (N, width) float32, prepared as is said or, first, learnt from some rows."""
     if preparation is None:
-        wrong = [partial(_wrong_value, table, k, "number") for k in columns]
+        wrong = [partial(_wrong_value, table, k) for k in columns]
         found = [_numbers_or_text(table, values, k) for k in columns]
         names = [table.names[k] for k in columns]
-        preparation = Preparation.learnt(names, found, wrong, rows, embeds)
+        given = [table.unusable.get(k, column) for k, column in zip(columns, found, strict=True)]
+        preparation = Preparation.learnt(names, given, wrong, rows, embeds)
+        preparation = replace(preparation, decimal=table.decimal)
         used = [k for k, plan in enumerate(preparation.columns) if plan.kind != "left out"]
         x = preparation.encoded([found[k] for k in used], [wrong[k] for k in used])
     else:
-        kinds = [plan.kind for plan in preparation.used]
-        wrong = [partial(_wrong_value, table, k, "date or time" if kind == "time" else "number")
-                 for k, kind in zip(columns, kinds, strict=True)]  # fmt: skip
-        found = [_numbers(table, values, k) if kind == "number" else values[k]
-                 for k, kind in zip(columns, kinds, strict=True)]  # fmt: skip
+        wrong = [partial(_wrong_value, table, k) for k in columns]
+        found = [_numbers(table, values, k) if plan.kind == "number" else values[k]
+                 for k, plan in zip(columns, preparation.used, strict=True)]  # fmt: skip
         x = preparation.encoded(found, wrong)
     beyond = np.argwhere(~np.isfinite(x))
     if len(beyond):
@@ -300,35 +314,15 @@ def _kept(
     return dict(zip(names, texts, strict=True))
 
 
-def _target_column(table: AnyTable, target: object) -> int:
-    names = table.names
-    if target is None:
-        return len(names) - 1
-    if isinstance(target, str):
-        if target in names:
-            return names.index(target)
-        if target.isdecimal() and len(target) < 10 and int(target) < len(names):
-            return int(target)
-        raise MissingTargetError(f"{table.shown}: {unknown_name('target column', target, names)}")
-    if isinstance(target, bool) or not isinstance(target, int | np.integer):
-        raise DTypeError(
-            f"the target column must be a name or a number from 0; received {shown(target)}"
-        )
-    if not 0 <= target < len(names):
-        raise DataError(
-            f"{table.shown}: the target column must be in 0 ... {len(names) - 1}; received {target}"
-        )
-    return int(target)
-
-
 def _columns_named(table: AnyTable, names: Sequence[str], why: str) -> list[int]:
+    places = {name: k for k, name in enumerate(table.names)}
     for name in names:
-        if name not in table.names:
+        if name not in places:
             raise DataError(
                 f"{table.shown} has no column {name!r}, which {why}; its columns are "
                 f"{', '.join(table.names)}"
             )
-    return [table.names.index(name) for name in names]
+    return [places[name] for name in names]
 
 
 def _wrong_value(table: AnyTable, column: int, what: str, row: int) -> DataError:
@@ -342,56 +336,3 @@ def _wrong_value(table: AnyTable, column: int, what: str, row: int) -> DataError
     if not text:
         remedy = "Fill the missing value or remove the row"
     return DataError(f"{where}: a {what} belongs here; found {text!r}. {remedy}")
-
-
-def _is_quantity(table: AnyTable, index: int, task: Task) -> bool:
-    """Whether the target can be read as numbers at once, without a look at how they are written."""
-    varied = task == "auto" and table.variety[index] > MOST_CLASSES
-    return table.is_numeric(index) and (task == "regression" or varied)
-
-
-def _target_values(table: AnyTable, values: HostArray, index: int, task: Task) -> HostArray:
-    """Text, or numbers where they are meant as such."""
-    name = table.names[index]
-    if values.dtype.kind == "f":
-        missing = np.flatnonzero(np.isnan(values))
-        if len(missing):
-            raise _no_target(table, int(missing[0]), index)
-        return values
-    numbers: dict[str | None, str | None] = {}
-    for text in dict.fromkeys(values):
-        if text is None or not text.strip():
-            raise _no_target(table, list(values).index(text), index)
-        numbers[text] = table.plain_number(text)
-    other = next((text for text, number in numbers.items() if number is None), None)
-    if other is not None and task == "regression":
-        line = table.line(list(values).index(other))[0]
-        raise DataError(
-            f"{table.shown}, {table.unit} {line}, column {name!r}: regression needs numbers; found "
-            f"{other!r}"
-        )
-    # 036 is a name: as a number it would lose its zero
-    padded = task != "regression" and any(is_padded(text or "") for text in numbers.values())
-    if other is not None or padded:
-        return np.array([text.strip() for text in values])
-    return _as_numbers(numbers, values)
-
-
-def _no_target(table: AnyTable, row: int, index: int) -> DataError:
-    line, fields = table.line(row)
-    found = fields[index].strip()
-    what = f"is missing; found {found!r}" if found else "is empty"
-    return DataError(
-        f"{table.shown}, {table.unit} {line}: the target {table.names[index]!r} {what}"
-    )
-
-
-def _as_numbers(numbers: Mapping[str | None, str | None], values: HostArray) -> HostArray:
-    """In int64 if they are whole numbers, which do not all fit into float64."""
-    texts = {given: text or "" for given, text in numbers.items()}
-    if all(text.lstrip("+-").isdecimal() and len(text) < 40 for text in texts.values()):
-        whole = {given: int(text) for given, text in texts.items()}
-        if max(map(abs, whole.values())) < 1 << 63:
-            return np.array([whole[given] for given in values], np.int64)
-    parsed = {given: float(text) for given, text in texts.items()}
-    return np.array([parsed[given] for given in values])

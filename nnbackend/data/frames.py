@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import numbers
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nnbackend._frames import narwhals_module, opened_frame
+from nnbackend._frames import dense, narwhals_module, opened_frame
 from nnbackend.data.dataset import HostArray
-from nnbackend.data.tables import HEAD_ROWS, is_number
+from nnbackend.data.number_text import is_number
+from nnbackend.data.tables import HEAD_ROWS
 from nnbackend.errors import DataError, DTypeError, shown
 
 
@@ -19,6 +21,8 @@ class FrameTable:
     """The same as ``Table`` for a DataFrame."""
 
     unit, shown = "row", "the DataFrame"
+    decimal: str | None = None
+    unusable: Mapping[int, str] = {}
 
     def __init__(self, frame: object) -> None:
         found = opened_frame(self.shown, frame)
@@ -27,15 +31,15 @@ class FrameTable:
                 f"a table must be a DataFrame of pandas, polars or another library that narwhals "
                 f"knows; received {shown(frame)}. nn.datasets.read_csv reads files"
             )
-        self._columns = list(found.iter_columns())
+        self._columns = list(map(dense, found.iter_columns()))
         self.names = [str(column.name) for column in self._columns]
         #: columns that are numbered by whole numbers, by these
         self.numbered = {
             int(column.name): k for k, column in enumerate(self._columns)
             if isinstance(column.name, numbers.Integral)
         }  # fmt: skip
-        doubled = next((name for name in self.names if self.names.count(name) > 1), None)
-        if doubled is not None:
+        doubled, times = Counter(self.names).most_common(1)[0] if self.names else ("", 0)
+        if times > 1:
             raise DataError(f"{self.shown} must have columns of different names: two are {doubled}")
         if not self._columns or not len(found):
             raise DataError(f"{self.shown} is empty; it must hold at least one row and column")
@@ -62,8 +66,9 @@ class FrameTable:
 
     def read(self, text: Sequence[int] = ()) -> list[HostArray]:
         """See ``Table.read``."""
+        as_text = {*text}
         return [
-            self._numbers(k) if self.is_numeric(k) and k not in text else self._text(k)
+            self._numbers(k) if self.is_numeric(k) and k not in as_text else self._text(k)
             for k in range(len(self.names))
         ]
 

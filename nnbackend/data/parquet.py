@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,20 +10,22 @@ from typing import Any
 
 from nnbackend.data.dataset import HostArray, PathLike
 from nnbackend.data.duck import connection, duckdb_module
-from nnbackend.data.tables import HEAD_ROWS, column_values, is_number
+from nnbackend.data.number_text import is_number
+from nnbackend.data.tables import HEAD_ROWS, column_values
 from nnbackend.data.tables import literal as in_sql
 from nnbackend.data.unpacking import plain_file
 from nnbackend.errors import DataError
 
-#: Types that are numbers; others become text, those that hold several values are refused.
-_NUMBERS = ("INT", "FLOAT", "DOUBLE", "DECIMAL", "REAL")
-_SEVERAL = ("[]", "STRUCT", "MAP", "BLOB", "UNION", "]")
+#: Types that are numbers; others become text, but for those that hold several values.
+_NUMBERS = re.compile(r"U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|REAL|DECIMAL(\(.*\))?")
+_SEVERAL = re.compile(r".*\]|(STRUCT|MAP|UNION)\(.*|BLOB|BIT", re.DOTALL)
 
 
 class ParquetTable:
     """The same as ``Table`` for a Parquet file."""
 
     unit = "row"
+    decimal: str | None = None
 
     def __init__(self, path: PathLike) -> None:
         self.shown, self._duckdb = str(path), connection()
@@ -31,6 +34,10 @@ class ParquetTable:
             described = self._query(f"describe from {self._source}").fetchall()
             self.names = [row[0] for row in described]
             self._types = [str(row[1]) for row in described]
+            self.unusable = {
+                k: f"a row has several values, of type {kind}"
+                for k, kind in enumerate(self._types) if _SEVERAL.fullmatch(kind)
+            }  # fmt: skip
             head = self._query(f"from {self._source} limit {HEAD_ROWS}").fetchall()
             if not head:
                 raise DataError(f"{self.shown} is empty; it must hold at least one row")
@@ -55,7 +62,7 @@ class ParquetTable:
         return f'"{name}"'
 
     def is_numeric(self, column: int) -> bool:
-        return any(kind in self._types[column] for kind in _NUMBERS)
+        return _NUMBERS.fullmatch(self._types[column]) is not None
 
     def is_text(self, column: int) -> bool:
         """Whether a column is text even if all of it looks like numbers."""
@@ -66,11 +73,12 @@ class ParquetTable:
 
     def read(self, text: Sequence[int] = ()) -> list[HostArray]:
         """See ``Table.read``."""
-        numeric = [self.is_numeric(k) and k not in text for k in range(len(self.names))]
+        as_text = {*text}
+        numeric = [self.is_numeric(k) and k not in as_text for k in range(len(self.names))]
         parts = []
-        for k, (kind, number) in enumerate(zip(self._types, numeric, strict=True)):
-            if any(mark in kind for mark in _SEVERAL):
-                parts.append(f"null::varchar as c{k}")  # it is looked at if it is asked for
+        for k, number in enumerate(numeric):
+            if k in self.unusable:
+                parts.append(f"null::varchar as c{k}")  # nobody looks at it
             else:
                 parts.append(f"{self._quoted(k)}::{'double' if number else 'varchar'} as c{k}")
         found = self._query(f"select {', '.join(parts)} from {self._source}").fetchnumpy()

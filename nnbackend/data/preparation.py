@@ -20,8 +20,8 @@ import numpy as np
 from nnbackend.errors import DataError
 
 HostArray = np.ndarray[Any, Any]
-#: Finds the error for a row of a column.
-Wrong = Callable[[int], DataError]
+#: Finds the error for a row of a column, from what belongs there.
+Wrong = Callable[[str, int], DataError]
 Kind = Literal["number", "category", "time", "left out"]
 KINDS = ("number", "category", "time", "left out")
 
@@ -30,13 +30,17 @@ FAR = 1000.0
 #: Categories of a column that are told apart; rarer ones are alike. Up to so many have an input
 #: each even where others get vectors, of which there may be more.
 MOST_CATEGORIES, FEW_CATEGORIES, MOST_VECTORS = 64, 8, 10_000
-#: Text among this share of numbers or more is a mistake in a column of numbers.
+#: Text among this share of numbers or more is a mistake in a column of numbers, and so is what only
+#: looks like a date among dates.
 MOSTLY_NUMBERS = 0.9
 #: Rows of a matrix that are put together at a time.
 _BLOCK_ROWS = 1024
 #: Names of columns that number the rows.
 _ROW_NUMBERS = re.compile(r"|unnamed: \d+|id|index|row|row_?id|row_?number|no\.?", re.IGNORECASE)
-_DATE = re.compile(r"\d{4}-\d\d?-\d\d?([ T]\d\d?:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?")
+_DATE = re.compile(
+    r"(?P<day>\d{4}-\d\d?-\d\d?)"
+    r"([ T](?P<time>\d\d?:\d\d(:\d\d(\.\d+)?)?))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
+)
 #: Seconds of a day, a week and a mean year, and a Monday's distance from the epoch, 1970-01-01.
 _DAY, _WEEK, _YEAR, _MONDAY = 86400.0, 604800.0, 31556952.0, 4 * 86400.0
 
@@ -106,21 +110,24 @@ class Preparation:
 
     Attributes:
         target_offset: is subtracted from targets that are numbers, in float64.
+        decimal: the mark of decimals in the file, "." or ",", if its numbers showed it.
     """
 
     columns: tuple[Column, ...]
     target_offset: float = 0.0
+    decimal: str | None = None
 
     @classmethod
     def learnt(
         cls,
         names: Sequence[str],
-        values: Sequence[HostArray],
+        values: Sequence[HostArray | str],
         wrong: Sequence[Wrong],
         rows: HostArray | None = None,
         embeds: bool = False,
     ) -> Preparation:
-        """From columns: numbers in float64 with NaN for what is missing, or text with None.
+        """From columns: numbers in float64 with NaN for what is missing, or text with None; or why
+        one cannot be learnt from.
 
         Args:
             rows: numbers of those to learn from, all by default.
@@ -150,7 +157,8 @@ class Preparation:
     @property
     def is_plain(self) -> bool:
         """Whether a row of the table is a row of the network's input."""
-        return not self.target_offset and all(column.is_plain for column in self.columns)
+        numbers = all(column.is_plain for column in self.columns)
+        return numbers and not self.target_offset and self.decimal is None
 
     def encoded(self, values: Sequence[HostArray], wrong: Sequence[Wrong]) -> HostArray:
         """Inputs (N, width) float32 from the columns that are ``used``, in that order, but for
@@ -167,7 +175,9 @@ class Preparation:
     def plain(self) -> dict[str, Any]:
         """As a model file's notes hold it."""
         columns = [{**asdict(column), "values": list(column.values)} for column in self.columns]
-        return {"columns": columns, "target_offset": self.target_offset}
+        return {
+            "columns": columns, "target_offset": self.target_offset, "decimal": self.decimal
+        }  # fmt: skip
 
     @classmethod
     def of_numbers(cls, names: Sequence[str]) -> Preparation:
@@ -193,22 +203,31 @@ class Preparation:
                 raise ValueError(f"a column of another kind: {column}")
             if not all(map(math.isfinite, numbers)):
                 raise ValueError(f"numbers must be finite: {column}")
-        return cls(columns, float(notes["target_offset"]))
+        decimal = notes.get("decimal")
+        if decimal not in (None, ".", ","):
+            raise ValueError(f"a mark of decimals of another kind: {decimal}")
+        return cls(columns, float(notes["target_offset"]), decimal)
 
 
 # -- learning -----------------------------------------------------------------------------------
 
 
 def _learnt(
-    name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice, embeds: bool
+    name: str, values: HostArray | str, wrong: Wrong, rows: HostArray | slice, embeds: bool
 ) -> Column:
+    if isinstance(values, str):
+        return Column(name, "left out", why=values)
     if values.dtype.kind == "f":
         return _number(name, values, wrong, rows)
     present = [text.strip() for text in values if text is not None]
     if not present:
         return Column(name, "left out", why="it is empty")
-    if all(map(_DATE.fullmatch, present)):
-        times = _times(values, wrong)
+    looks_so = all(map(_DATE.fullmatch, present))
+    times, others = _seconds_of(values) if looks_so else (values, [])
+    # part numbers such as 1000-50-60 are no days of a calendar
+    if looks_so and len(others) <= (1.0 - MOSTLY_NUMBERS) * len(present):
+        if others:
+            raise wrong("date or time", others[0])
         column = _number(name, times, wrong, rows)
         if column.kind == "left out":
             return column
@@ -235,7 +254,7 @@ def _learnt(
 def _number(name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice) -> Column:
     beyond = np.flatnonzero(np.isinf(values))
     if len(beyond):
-        raise wrong(int(beyond[0]))
+        raise wrong("number", int(beyond[0]))
     present = values[rows]
     present = present[~np.isnan(present)]
     if not len(present):
@@ -243,8 +262,8 @@ def _number(name: str, values: HostArray, wrong: Wrong, rows: HostArray | slice)
     marks, spread = bool(np.isnan(values).any()), float(present.std())
     if not spread and not marks:
         return Column(name, "left out", why="it is the same in every row")
-    if _ROW_NUMBERS.fullmatch(name.strip()) and not marks and len(present) > 2:
-        steps = np.diff(present)
+    if _ROW_NUMBERS.fullmatch(name.strip()) and not marks and len(values) > 2:
+        steps = np.diff(values)  # of all rows: those that are learnt from may be any
         if steps[0] != 0 and (steps == steps[0]).all():
             return Column(name, "left out", why="it numbers the rows")
     fill = float(np.median(present)) if marks else None
@@ -269,7 +288,7 @@ def _encoded(column: Column, values: HostArray, wrong: Wrong) -> HostArray:
         return _with_mark(column, _times(values, wrong), lambda t: _cycles(column, t), wrong)
     beyond = np.flatnonzero(np.isinf(values))
     if len(beyond):
-        raise wrong(int(beyond[0]))
+        raise wrong("number", int(beyond[0]))
     return _with_mark(column, values, lambda x: (x - column.offset)[:, None], wrong)
 
 
@@ -290,7 +309,8 @@ def _with_mark(
 ) -> HostArray:
     missing = np.isnan(values)
     if column.fill is None and missing.any():
-        raise wrong(int(np.flatnonzero(missing)[0]))
+        what = "date or time" if column.kind == "time" else "number"
+        raise wrong(what, int(np.flatnonzero(missing)[0]))
     parts = [inputs(np.where(missing, 0.0 if column.fill is None else column.fill, values))]
     if column.marks:
         parts.append(missing[:, None].astype(np.float64))
@@ -318,28 +338,33 @@ def _ways(truth: str) -> tuple[str, ...]:
 
 def _times(values: HostArray, wrong: Wrong) -> HostArray:
     """Seconds since 1970 in float64, NaN where there is none."""
-    seconds = np.full(len(values), np.nan)
-    for row, text in enumerate(values):
-        if text is None:
-            continue
-        match = _DATE.fullmatch(text.strip())
-        try:
-            seconds[row] = _seconds(text.strip()) if match else np.nan
-        except ValueError:
-            match = None
-        if match is None:
-            raise wrong(row)
+    seconds, others = _seconds_of(values)
+    if others:
+        raise wrong("date or time", others[0])
     return seconds
 
 
-def _seconds(text: str) -> float:
+def _seconds_of(values: HostArray) -> tuple[HostArray, list[int]]:
+    """Seconds since 1970, NaN where there is none, and the rows of what is no date or time."""
+    found = [math.nan if text is None else _seconds(text.strip()) for text in values]
+    others = [row for row, seconds in enumerate(found) if seconds is None]
+    return np.array(found, np.float64), others
+
+
+def _seconds(text: str) -> float | None:
+    """Seconds since 1970; None if it is no date or time."""
     from datetime import UTC, datetime
 
-    day, _, time = text.replace("T", " ").partition(" ")
-    padded = "-".join(part.zfill(2) for part in day.split("-"))
-    hour, colon, rest = time.partition(":")
-    moment = datetime.fromisoformat(f"{padded} {hour.zfill(2)}{colon}{rest}" if time else padded)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return None
+    day = "-".join(part.zfill(2) for part in match["day"].split("-"))
+    hour, _, rest = (match["time"] or "0:00").partition(":")
+    try:
+        moment = datetime.fromisoformat(f"{day} {hour.zfill(2)}:{rest}{match['zone'] or ''}")
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _cycles(column: Column, seconds: HostArray) -> HostArray:

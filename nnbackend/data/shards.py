@@ -89,7 +89,12 @@ class Shards:
         if self.example.y is None:
             raise DataError(f"{paths[0]} has no targets to learn")
         names = self.example.class_names
-        if class_names is not None and names is not None:
+        if class_names is not None and names is None:
+            raise DataError(
+                f"class_names are for classes; the targets of {paths[0]} are numbers to be "
+                f"predicted. task='classification' makes classes of them"
+            )
+        if class_names is not None:
             names = tuple(map(str, class_names))
             self.example = align_classes(self.example, names)
         self._layout = layout

@@ -235,9 +235,13 @@ def make_source(
             )
         return BatchSource(program, x, class_weight)
     x, target, weight = checked(program, x, y, sample_weight)
+    _check_some(weight)
+    return ArraySource(program.backend, program.dtype, x, target, weight)
+
+
+def _check_some(weight: HostArray | None) -> None:
     if weight is not None and not weight.any():
         raise DataError("weights must not all be 0")
-    return ArraySource(program.backend, program.dtype, x, target, weight)
 
 
 def training_sources(
@@ -265,6 +269,7 @@ def training_sources(
         if class_weight is not None:
             # for training alone: validation figures are those of evaluate
             source.multiply_weights(class_factors(program, class_weight, source.target))
+            _check_some(source.weight)
     elif split is not None:
         raise DataError("validation_split goes with arrays; for an iterable pass validation_data")
     return source, validation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import itertools
 import re
@@ -10,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import numpy as np
 from nnbackend._checks import check_path
 from nnbackend.data.dataset import HostArray, PathLike
 from nnbackend.data.duck import connection, duckdb_module
+from nnbackend.data.encodings import looked_through, old_encoding
 from nnbackend.data.layout import Layout
+from nnbackend.data.number_text import MISSING, is_number, is_padded, number_marks, plain_number
 from nnbackend.data.unpacking import OPENERS, copied_text, plain_file, readable
 from nnbackend.errors import DataError
 
@@ -28,13 +30,7 @@ HEAD_ROWS, HEAD_BYTES = 300, 1 << 20
 MOST_LINE = 2_000_000
 #: Lines before the table itself, at most.
 MOST_PREAMBLE = 20
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
-_COMMA_DECIMAL = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+)?(,\d+)?([eE][+-]?\d+)?")
-_COMMA_THOUSANDS = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")
-_PADDED = re.compile(r"[+-]?0\d.*")
-#: What stands for a missing value, in these and in upper case.
-_MISSING = ("", "?", "-", "na", "n/a", "nan", "null", "none")
-_NULLS = {*_MISSING, *map(str.upper, _MISSING), *map(str.capitalize, _MISSING), "NaN"}
+_NULLS = {*MISSING, *map(str.upper, MISSING), *map(str.capitalize, MISSING), "NaN"}
 
 
 class Table:
@@ -43,9 +39,12 @@ class Table:
     Attributes:
         names: of the columns; numbers from 0 where the file has no header.
         unit: what ``line`` counts.
+        decimal: the mark of decimals, if the numbers leave no doubt about it.
     """
 
     unit = "line"
+    #: columns that cannot be learnt from, and why
+    unusable: Mapping[int, str] = {}
 
     def __init__(self, path: PathLike, layout: Layout) -> None:
         path, layout = Path(check_path("path", path)), layout.check()
@@ -55,9 +54,12 @@ class Table:
             self._path = plain_file(path, stack)
             self._compressed = OPENERS.get(self._path.suffix.lower(), open)
             try:
-                self._encoding = layout.encoding or self._found_encoding()
-                if self._encoding not in ("utf-8", "latin-1"):  # those that DuckDB reads quickly
-                    self._use_copy(copied_text(self._text(), stack))
+                opened = partial(self._compressed, self._path, "rb")
+                found, mixed = looked_through(opened)
+                self._encoding = layout.encoding or found or old_encoding(opened, self.shown)
+                # those that DuckDB reads quickly, or at all
+                if mixed or self._encoding not in ("utf-8", "latin-1"):
+                    self._use_copy(copied_text(map(_with_feed, self._text()), stack))
             except (UnicodeError, EOFError, OSError, LookupError) as error:
                 raise DataError(f"{self.shown} cannot be read: {error}") from error
             head = self._head()
@@ -87,8 +89,15 @@ class Table:
                 raise DataError(f"{self.shown} has two columns named {twice!r}; names must differ")
             columns = list(itertools.zip_longest(names, *body, fillvalue=""))[:width]
             columns = [column[1:] for column in columns]  # also of rows that are too short
-            self._decimal, self._thousands = _number_marks(columns, self._sep, layout.decimal)
+            self._decimal, self._thousands, self.decimal = number_marks(
+                columns, self._sep, layout.decimal
+            )
             self._kinds = [self._looks_numeric(column) for column in columns]
+            # which DuckDB would take out wherever they stand, of 1,5 too
+            self._marked = {
+                k for k, column in enumerate(columns)
+                if self._thousands and any(self._thousands in text for text in column)
+            }  # fmt: skip
             words = {text.strip() for column in columns for text in column} & _NULLS
             # DuckDB need not look for what is not there
             self._nulls = {""} if all(self._kinds) and not words - {""} else _NULLS
@@ -107,24 +116,6 @@ class Table:
         self._path, self._compressed, self._encoding = path, open, "utf-8"
 
     # -- the layout -----------------------------------------------------------------------------
-
-    def _found_encoding(self) -> str:
-        """By a byte order mark, or by whether all of it is UTF-8."""
-        with self._compressed(self._path, "rb") as file:
-            start = file.read(4)
-            if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                return "utf-16"
-            file.seek(0)
-            decoder, plain = codecs.getincrementaldecoder("utf-8")(), True
-            try:
-                while block := file.read(1 << 22):
-                    plain = plain and block.isascii()  # ten times as fast
-                    if not plain:
-                        decoder.decode(block)
-                decoder.decode(b"", True)
-            except UnicodeDecodeError:
-                return "latin-1"
-        return "utf-8"
 
     def _text(self) -> Iterator[str]:
         name = {"utf-8": "utf-8-sig"}.get(self._encoding, self._encoding)
@@ -159,10 +150,15 @@ class Table:
         if sep is None:
             sep, quote, mark = self._sniffed(lines)
         notes = [k for k, line in enumerate(head) if line.startswith("#")]
-        last = head[notes[-1]] if notes else ""
-        if re.match(r"#\w", last) and lines and last.count(sep) == lines[0].count(sep) > 0:
-            return notes[-1], sep, quote, ""  # it names the columns
+        width = lines[0].count(sep) if lines else 0
+        as_wide = [k for k in notes if head[k].count(sep) == width > 0]
+        first = head.index(lines[0]) if lines else len(head)
+        before = [k for k in notes if k < first]
+        if before and before[-1] in as_wide and re.match(r"#\w", head[before[-1]]):
+            return before[-1], sep, quote, ""  # it names the columns
         comment = "#" if notes else mark
+        if notes == as_wide and not before and not _is_number_first(lines[1:], sep):
+            comment = ""  # rows whose text begins so, such as colours
         return 0 if layout.sep else self._preamble(head, sep, comment), sep, quote, comment
 
     def _sniffed(self, lines: list[str]) -> tuple[str, str, str]:
@@ -176,6 +172,9 @@ class Table:
         sep, quote, _, _, mark = ("" if part == "(empty)" else part for part in found[:5])
         if 2 * sum(sep in line for line in lines) < len(lines):
             sep = max(",;\t|", key=lambda mark: sum(mark in line for line in lines))
+        everywhere = [mark for mark in ",;\t|" if all(mark in line for line in lines)]
+        if everywhere and sep not in everywhere:  # such as a comma in numbers alone
+            sep = everywhere[0]
         if not any(sep in line for line in lines):
             blanks = [len(line.split()) for line in lines]
             sep = " " if blanks and min(blanks) == max(blanks) > 1 else sep
@@ -211,9 +210,8 @@ class Table:
     def _looks_numeric(self, column: Sequence[str]) -> bool:
         """Whether a column is numbers; 036 is text, which would lose its zero."""
         values = [text.strip() for text in column]
-        return not any(map(_PADDED.fullmatch, values)) and all(
-            _NUMBER.fullmatch(v) or v.lower() in _MISSING or self.plain_number(v) is not None
-            for v in values
+        return not any(map(is_padded, values)) and all(
+            is_number(v) or v.lower() in MISSING or self.plain_number(v) is not None for v in values
         )
 
     def is_text(self, column: int) -> bool:
@@ -222,12 +220,7 @@ class Table:
 
     def plain_number(self, text: str) -> str | None:
         """A number as Python writes it, without marks of thousands; None if it is none."""
-        text = text.strip()
-        if self._thousands:
-            text = text.replace(self._thousands, "")
-        if self._decimal == ",":
-            text = text.replace(",", ".")
-        return text if is_number(text) else None
+        return plain_number(text, self._decimal, self._thousands)
 
     def is_numeric(self, column: int) -> bool:
         """Whether the first rows of a column hold numbers."""
@@ -238,8 +231,9 @@ class Table:
     def read(self, text: Sequence[int] = ()) -> list[HostArray]:
         """All columns: numbers in float64, NaN where there is none, or text, None where there is
         none. Those in ``text`` are text in any case."""
+        as_text = {*text, *self._marked}
         with readable(self.shown):
-            found = self._read([kind and k not in text for k, kind in enumerate(self._kinds)])
+            found = self._read([kind and k not in as_text for k, kind in enumerate(self._kinds)])
         if not len(found[0]):
             raise DataError(f"{self.shown} holds no row that can be read; look at its quotes")
         return found
@@ -276,8 +270,6 @@ class Table:
             "decimal_separator": literal(self._decimal),
             "nullstr": f"[{', '.join(map(literal, sorted(self._nulls)))}]",
         }
-        if self._thousands:
-            settings["thousands"] = literal(self._thousands)
         listed = ", ".join(f"{name}={value}" for name, value in settings.items())
         found = self._duckdb.execute(f"from read_csv({literal(self._path)}, {listed})").fetchnumpy()
         values = column_values(found, numeric)
@@ -322,13 +314,14 @@ class Table:
 # -- helpers ------------------------------------------------------------------------------------
 
 
-def is_number(text: str) -> bool:
-    return _NUMBER.fullmatch(text) is not None
+def _with_feed(line: str) -> str:
+    """The line with the end that Unix has."""
+    return line.rstrip("\r\n") + "\n" if line.endswith(("\r", "\n")) else line
 
 
-def is_padded(text: str) -> bool:
-    """Whether it is a name, as 036 is, though it looks like a number, which would lose its zero."""
-    return _PADDED.fullmatch(text.strip()) is not None
+def _is_number_first(lines: list[str], sep: str) -> bool:
+    """Whether each line begins with a number: a line that begins with a mark is no row then."""
+    return bool(lines) and all(is_number(line.split(sep, 1)[0].strip(' "')) for line in lines)
 
 
 def is_header(first: list[str], others: list[list[str]]) -> bool:
@@ -336,7 +329,7 @@ def is_header(first: list[str], others: list[list[str]]) -> bool:
     number in it at all; or its numbers are a scale, as wavelengths are, beside a name that is not
     one of its column's values."""
     texts = [text.strip() for text in first]
-    named = [k for k, text in enumerate(texts) if text.lower() not in _MISSING
+    named = [k for k, text in enumerate(texts) if text.lower() not in MISSING
              and not is_number(text)]  # fmt: skip
     below = [[row[k].strip() for row in others if k < len(row)] for k in range(len(texts))]
     if any(2 * sum(map(is_number, below[k])) > len(below[k]) for k in named):
@@ -347,23 +340,6 @@ def is_header(first: list[str], others: list[list[str]]) -> bool:
     steps = np.diff(numbers)
     is_scale = len(numbers) > 2 and steps[0] != 0 and np.allclose(steps, steps[0])
     return bool(is_scale and named and all(texts[k] not in below[k] for k in named))
-
-
-def _number_marks(
-    columns: list[tuple[str, ...]], sep: str, decimal: str | None
-) -> tuple[str, str | None]:
-    """The mark of decimals, and that of thousands if there is one."""
-    decimals, thousands = 0, 0
-    for column in columns:
-        values = [v for v in (text.strip() for text in column) if v.lower() not in _MISSING]
-        commas = [v for v in values if "," in v]
-        if commas and all(_COMMA_THOUSANDS.fullmatch(v) for v in values):
-            thousands += 1
-        if commas and all(_COMMA_DECIMAL.fullmatch(v) for v in values):
-            decimals += 1
-    if decimal == "," or (decimal is None and decimals and sep != ","):
-        return ",", "."
-    return ".", "," if thousands else None
 
 
 def column_values(found: Mapping[str, Any], numeric: Sequence[bool]) -> list[HostArray]:

@@ -177,8 +177,6 @@ def class_factors(program: Program, class_weight: ClassWeight, target: HostArray
                 f"class_weight's classes lie in 0 ... {classes - 1}; received {shown(label)}"
             )
         factors[labels == label] = check_number(f"class_weight[{label}]", value, 0.0)
-    if not factors.any():
-        raise DataError("weights must not all be 0")
     return factors
 
 

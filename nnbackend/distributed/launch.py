@@ -18,7 +18,7 @@ from nnbackend.errors import BackendUnavailableError
 #: What MPICH, Open MPI, PMIx and Intel MPI tell each process that they start.
 _LAUNCHERS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MPI_LOCALRANKID")
 
-_made: dict[tuple[bool, float | None], Communicator] = {}
+_made: dict[tuple[str, float | None], Communicator] = {}
 
 
 def is_launched() -> bool:
@@ -46,8 +46,8 @@ def init(backend: str | None = None, timeout: float | None = 60.0) -> Communicat
     ranks, which would wait for the one that has it.
 
     Args:
-        backend: where the models will be: "cuda" makes a communicator over NCCL, others one over
-            MPI. None takes the current backend.
+        backend: where the models will be: "cuda" or "cuda:1" makes a communicator over NCCL on
+            that GPU, others one over MPI. None takes the current backend.
         timeout: seconds after which an operation that some ranks have not joined raises
             ``RankError`` on the others; None waits for ever.
 
@@ -61,11 +61,11 @@ def init(backend: str | None = None, timeout: float | None = 60.0) -> Communicat
             write_note(
                 "nn.distributed: this process was not started by mpiexec, so it is the only rank\n"
             )
-        return _made.setdefault((False, None), Alone())
+        return _made.setdefault(("", None), Alone())
     from nnbackend.backends.cuda.arrays import CudaArrays  # takes a while to load
 
     chosen = get_backend(backend)
-    on_gpu = isinstance(chosen, CudaArrays)
+    on_gpu = chosen.device if isinstance(chosen, CudaArrays) else ""
     if (on_gpu, timeout) not in _made:
         first = not _made
         comm: Communicator = MpiCommunicator(timeout=timeout)

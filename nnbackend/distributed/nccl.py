@@ -37,6 +37,10 @@ class NcclCommunicator(Communicator):
         self._nccl = import_nccl() if library is None else library
         own = self._nccl.get_unique_id() if self.rank == 0 else b""
         identity = host.gather(np.frombuffer(own, np.uint8))[0].tobytes()
+        # on the GPU that is the current one
+        backend.gpu.enqueue(lambda _: self._make(identity))
+
+    def _make(self, identity: bytes) -> None:
         self._comm = self._nccl.NcclCommunicator(self.size, identity, self.rank)
 
     def all_reduce(self, array: Array) -> None:

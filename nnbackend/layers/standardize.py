@@ -65,7 +65,7 @@ class Standardize(NativeLayer):
         Raises:
             ShapeError, DataError: wrong width, no rows, or values that are not finite.
         """
-        if not hasattr(x, "dtype"):
+        if not (self.backend.owns(x) or hasattr(getattr(x, "dtype", None), "kind")):
             x = real_array("Standardize.adapt's x", x)
         shape = tuple(x.shape)
         if len(shape) != 2 or shape[1] != self.n_inputs or shape[0] == 0:

@@ -18,6 +18,10 @@ BUSY = (
     "this model is being trained by another thread; wait for it, or work on a copy that was made "
     "before, copy.deepcopy(model)"
 )
+BUSY_HERE = (
+    "this model is being trained by the call that this comes from, in a callback for example; do "
+    "it after that, or with a copy, copy.deepcopy(model)"
+)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -43,7 +47,7 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
     def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         busy = self._busy
         if busy._is_owned():
-            raise ModelBusyError(BUSY)
+            raise ModelBusyError(BUSY_HERE)
         try:
             if not busy.acquire(False):
                 raise ModelBusyError(BUSY)
@@ -62,7 +66,7 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
 def held(busy: Any) -> Iterator[None]:
     """The same for a block."""
     if busy._is_owned():
-        raise ModelBusyError(BUSY)
+        raise ModelBusyError(BUSY_HERE)
     try:
         if not busy.acquire(False):
             raise ModelBusyError(BUSY)

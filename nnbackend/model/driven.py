@@ -185,7 +185,7 @@ class DrivenStack(LayerStack):
 
         Raises:
             DataError: there is no gradient: ``backward``, ``gradient`` or an assignment to
-                ``flat_gradient`` leaves one, which is used up by this.
+                ``flat_gradient`` leaves one, which is used up by this, ``train_step`` and ``fit``.
             NonFiniteLossError: the gradient is NaN or infinite; nothing is updated.
         """
         self._check_compiled()
@@ -288,7 +288,7 @@ class DrivenStack(LayerStack):
         if not isinstance(other, DrivenStack):
             raise DTypeError(f"copying takes another model; received {type(other).__name__}")
         ours, theirs = self.storage, other.storage
-        if self.backend.device != other.backend.device:
+        if not self.backend.owns(theirs.parameters):
             raise DeviceError(
                 f"both models must be on one device; received {other.backend.device} for "
                 f"{self.backend.device}"

@@ -109,16 +109,10 @@ class Sequential(TrainedStack):
         check_ending(self.layers, new_loss)
         new_optimizer = resolve_optimizer(optimizer)
         per_row = check_flag("penalties_per_row", penalties_per_row)
-        names = ("loss", "_optimizer", "metrics", "penalties_per_row")
-        before = {name: getattr(self, name) for name in names}
-        given = (new_loss, new_optimizer, Metrics(new_metrics), per_row)
-        with self._training():
-            fix(self, **dict(zip(names, given, strict=True)))
-            try:
-                self._lower()
-            except Exception:
-                fix(self, **before)
-                raise
+        with self._training(), self._unchanged_on_error():
+            fix(self, loss=new_loss, _optimizer=new_optimizer, metrics=Metrics(new_metrics))
+            fix(self, penalties_per_row=per_row)
+            self._lower()
             self.training.step = 0
 
     # -- inference ----------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class LayerStack(AnswersNames):
             raise DataError("a model can hold a layer only once; make two layers")
         for layer in self.layers:
             layer.check_free()
-        with memory_errors:
+        with memory_errors, self._unchanged_on_error():
             self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
 
     def __getattr__(self, name: str) -> Any:
@@ -200,10 +200,12 @@ class LayerStack(AnswersNames):
 
     def keep_precision(self, precision: str) -> None:
         """Go on with the precision that the model was saved with."""
-        fix(self, precision=self._checked_precision(precision))
-        backend = self._at_precision(self.backend)
-        if backend is not self.backend:
-            self._build(backend)
+        wanted = self._checked_precision(precision)
+        with self._unchanged_on_error():
+            fix(self, precision=wanted)
+            backend = self._at_precision(self.backend)
+            if backend is not self.backend:
+                self._build(backend)
 
     def _at_precision(self, backend: Backend) -> Backend:
         """``backend`` at the model's precision; in full precision, said so, where it has no other.
@@ -218,9 +220,25 @@ class LayerStack(AnswersNames):
             )
             return backend
 
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """What is laid out and lowered inside is taken back if that fails: arrays are made anew
+        then, never overwritten."""
+        holders = [self, *self.layers]
+        before = [dict(vars(holder)) for holder in holders]
+        try:
+            yield
+        except BaseException:
+            for holder, attributes in zip(holders, before, strict=True):
+                own = vars(holder)
+                own.update(attributes)
+                for name in own.keys() - attributes.keys():
+                    del own[name]
+            raise
+
     def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
         """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
-        kept, or replaced by ``values``. Nothing changes if it fails."""
+        kept, or replaced by ``values``."""
         if values is None:
             rng = np.random.default_rng(0)  # not used: every layer has its values
             values = [layer.initial_values(rng) for layer in self.layers]
@@ -247,7 +265,7 @@ class LayerStack(AnswersNames):
     def change_trainable(self, layer: Layer, value: bool) -> None:
         """Freeze or unfreeze a layer, which decides where its parameters lie in the flat vectors.
         The optimizer's state of other layers is kept."""
-        with self._training():
+        with self._training(), self._unchanged_on_error():
             slots = {} if self._optimizer is None else self.optimizer_state()
             layer._trainable = value
             self._build(self.backend)
@@ -275,7 +293,7 @@ class LayerStack(AnswersNames):
         if target is self.backend:
             fix(self, precision=wanted)
             return self
-        with self._training():
+        with self._training(), self._unchanged_on_error():
             fix(self, precision=wanted)
             slots = {} if self._optimizer is None else self.optimizer_state()
             self._build(target)

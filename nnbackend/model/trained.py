@@ -47,7 +47,7 @@ from nnbackend.model.driven import DrivenStack
 from nnbackend.training.callback import Callback, CallbackList, check_callbacks, restore_states
 from nnbackend.training.evaluation import evaluate_source, function_metrics
 from nnbackend.training.history import History
-from nnbackend.training.progress import make_progress
+from nnbackend.training.progress import check_verbose, make_progress
 from nnbackend.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class TrainedStack(DrivenStack):
         """
         self._check_compiled()
         epochs, batch_size = check_size("epochs", epochs), check_size("batch_size", batch_size)
-        drop_last = check_flag("drop_last", drop_last)
+        drop_last, shuffle = check_flag("drop_last", drop_last), check_flag("shuffle", shuffle)
+        verbose = check_verbose(verbose)
         check_name("validation_rows", validation_rows, HOW)
         split = check_number("validation_split", validation_split, 0.0, 1.0, high_open=True)
         if split and validation_data is not None:
@@ -127,7 +128,7 @@ class TrainedStack(DrivenStack):
         callbacks = check_callbacks(callbacks)
         ranks = join(comm, sharded, exact)
         with self._training():
-            self._rows_forward = 0
+            self._rows_forward, self._has_gradient = 0, False
             functions = self._function_metrics
             with nullcontext() if ranks is None else ranks.together():
                 source, validation = training_sources(
@@ -150,40 +151,44 @@ class TrainedStack(DrivenStack):
             )
             if isinstance(trained_on, OwnRows):
                 rows = trained_on.total
+            last, before = self.epoch + epochs, (self.callbacks, self.callback_states)
             adapted = self._adapt(source, ranks)
-            if ranks is not None:
-                share_start(ranks, self.program)
-            self._begin_callbacks(callbacks)
-            last = self.epoch + epochs
-            trainer = Trainer(
-                self.program,
-                executor,
-                self.training,
-                trained_on,
-                epochs=last,
-                batch_size=batch_size,
-                shuffle=check_flag("shuffle", shuffle),
-                rows_per_epoch=rows,
-                callbacks=CallbackList(
-                    cast("Sequential", self), callbacks, 0 if ranks is None else ranks.rank
-                ),
-                validate=None if validation is None else partial(self._figures, validation, ranks),
-                python_metrics=partial(self._training_figures, source, ranks)
-                if functions
-                else None,
-                progress=make_progress(
-                    verbose if ranks is None or not ranks.rank else 0, self.epoch, last, rows
-                ),
-                history=History(),
-                ranks=ranks,
-            )
-            with one_thread(exact, self.backend):
-                try:
+            try:
+                if ranks is not None:
+                    share_start(ranks, self.program)
+                self._begin_callbacks(callbacks)
+                trainer = Trainer(
+                    self.program,
+                    executor,
+                    self.training,
+                    trained_on,
+                    epochs=last,
+                    batch_size=batch_size,
+                    shuffle=shuffle,
+                    rows_per_epoch=rows,
+                    callbacks=CallbackList(
+                        cast("Sequential", self), callbacks, 0 if ranks is None else ranks.rank
+                    ),
+                    validate=None
+                    if validation is None
+                    else partial(self._figures, validation, ranks),
+                    python_metrics=partial(self._training_figures, source, ranks)
+                    if functions
+                    else None,
+                    progress=make_progress(
+                        verbose if ranks is None or not ranks.rank else 0, self.epoch, last, rows
+                    ),
+                    history=History(),
+                    ranks=ranks,
+                )
+                with one_thread(exact, self.backend):
                     return trainer.run()
-                except BaseException:
-                    if adapted is not None and self.epoch == last - epochs:
-                        adapted.forget()  # what was refused has not been seen
-                    raise
+            except BaseException:
+                if self.epoch == last - epochs:  # nothing was learnt
+                    self.callbacks, self.callback_states = before
+                    if adapted is not None:
+                        adapted.forget()
+                raise
 
     def _rows_of(
         self, source: Source, batch_size: int, drop_last: bool, ranks: Ranks | None
@@ -245,7 +250,7 @@ class TrainedStack(DrivenStack):
                 nothing is updated.
         """
         try:
-            self._rows_forward = 0
+            self._rows_forward, self._has_gradient = 0, False
             state = self.training
             loss = self.executor.step(x, y, state.step, sample_weight)
             if loss is None:
@@ -273,11 +278,15 @@ class TrainedStack(DrivenStack):
         first = None
         if isinstance(source, ArraySource) and not self.layers[0].adapted:
             first = self.layers[0]
-            if ranks is not None and ranks.sharded:
-                adapt_together(ranks, first, source.x)
-            else:
-                first.adapt(source.x)
-        self._check_adapted()
+        for layer in self._adapting:
+            if layer is not first:
+                layer.check_adapted()
+        if first is None or not isinstance(source, ArraySource):
+            return None
+        if ranks is not None and ranks.sharded:
+            adapt_together(ranks, first, source.x)
+        else:
+            first.adapt(source.x)
         return first
 
     @answers_names

@@ -38,6 +38,8 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
 #: Arrays are copied from text, which is copied from text: so many times what the file holds.
 _COPIES, _SPARE = 8, 1 << 20
+#: Of an array, as NumPy has it.
+MOST_AXES = 64
 
 
 class _Name:
@@ -208,7 +210,9 @@ def _build(what: Any, state: Any, take: Callable[[int], None]) -> None:
 
 def _array(content: Any, dtype: np.dtype[Any], shape: Any, is_fortran: bool) -> Any:
     sizes = [_expect(size, int) for size in _expect(shape, tuple)]
-    if len(content) != math.prod(sizes) * dtype.itemsize or min(sizes, default=0) < 0:
+    if len(sizes) > MOST_AXES or any(not 0 <= size < 1 << 63 for size in sizes):
+        raise ValueError("it has an array of a shape that no array has")
+    if len(content) != math.prod(sizes) * dtype.itemsize:
         raise ValueError(f"an array of shape {shape} has {len(content)} bytes")
     flat = np.frombuffer(_expect(content, bytes, bytearray), dtype)
     found = flat.reshape(sizes, order="F" if is_fortran else "C")

@@ -92,6 +92,8 @@ class NetworkMLP(BaseMultilayerPerceptron):
 
     def _weights(self, y: HostArray, sample_weight: HostArray | None) -> HostArray | None:
         """The rows' weights, with those of their classes."""
+        if sample_weight is not None and (sample_weight < 0).any():
+            raise ValueError(f"sample_weight must not be negative; received {sample_weight.min()}")
         if self.class_weight is None:
             return sample_weight
         labels = self._label_binarizer.inverse_transform(y.astype(np.int64))

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from nnbackend.backends import get_backend
+from nnbackend.executor.base import Data
 from nnbackend.optimizers import SGD, Adam, Optimizer
 from nnbackend.sklearn.mlp import NetworkMLP
 from nnbackend.sklearn.network import HostArray, Network
@@ -70,10 +71,18 @@ class StochasticMLP(NetworkMLP):
         callbacks = CallbackList(network.model, check_callbacks(self.callbacks))
         for callback in callbacks.callbacks:
             callback.attach(network.model)
+        callbacks.fit_begins()
+        data, history = network.data(x, target, weight), History()
         try:
-            self._train(network, x, target, weight, held_out, batch_size, callbacks, incremental)
+            self._train(network, data, target, weight, held_out, batch_size, callbacks, history,
+                        incremental)  # fmt: skip
         except KeyboardInterrupt:
+            history.stopped = "interrupted"
             warnings.warn("Training interrupted by user.", stacklevel=4)
+        except BaseException as error:
+            callbacks.fit_failed(error)
+            raise
+        callbacks.fit_ends(history)
         if self.early_stopping:
             network.write(self._best_coefs, self._best_intercepts)
         self._take_weights(network)
@@ -81,24 +90,23 @@ class StochasticMLP(NetworkMLP):
     def _train(
         self,
         network: Network,
-        x: Any,
+        data: Data,
         target: HostArray,
         weight: HostArray | None,
         held_out: tuple[Any, Any, Any],
         batch_size: int,
         callbacks: CallbackList,
+        history: History,
         incremental: bool,
     ) -> None:
         """Epochs until one of scikit-learn's rules, or a callback, says stop."""
-        rows, history = len(target), History()
-        data = network.data(x, target, weight)
+        rows = len(target)
         batches = np.full(-(-rows // batch_size), batch_size)
         batches[-1] = rows - batch_size * (len(batches) - 1)
         order = np.arange(rows)
         constants = self._constants(target)
         seconds = CHUNK_SECONDS
         self.n_iter_, stopped = 0, False
-        callbacks.fit_begins()
         while not stopped:
             start = time.perf_counter()
             ahead = self._epochs_ahead(len(callbacks) > 0 or incremental, seconds)
@@ -128,7 +136,6 @@ class StochasticMLP(NetworkMLP):
                     ConvergenceWarning,
                     stacklevel=5,
                 )
-        callbacks.fit_ends(history)
 
     def _epochs_ahead(self, one: bool, seconds: float) -> int:
         """How many epochs there will be before anything can stop the training or change its rate,
@@ -234,6 +241,8 @@ class StochasticMLP(NetworkMLP):
         pred = self._forward_pass_fast(X, check_input=False)
         if not np.isfinite(pred).all():
             return float("nan")
+        if len(self.classes_) == 1:
+            return 1.0
         chosen = pred.argmax(axis=1) if pred.shape[1] > 1 else pred[:, 0] > 0.5
         return float(np.average(chosen == y, weights=sample_weight))
 

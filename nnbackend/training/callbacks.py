@@ -38,9 +38,9 @@ class EarlyStopping(Callback):
             a metric of your own needs one of the others.
         restore_best: put the best epoch's parameters back at the end of ``fit``.
 
-    Used for another model, it starts afresh. A model that is trained further continues with the
-    patience that was left, also from a file; to start afresh there, set
-    ``model.callback_states = []`` after ``nn.load``.
+    Used for another model, or with a file's state of another curve, it starts afresh. A model that
+    is trained further continues with the patience that was left, also from a file; to start afresh
+    there, set ``model.callback_states = []`` after ``nn.load``.
     """
 
     def __init__(
@@ -81,13 +81,15 @@ class EarlyStopping(Callback):
         return {
             "waited": self.waited,
             "best_epoch": self.best_epoch,
-            "best": self.monitor.state(),
+            **self.monitor.state(),
             **arrays,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        if not self.monitor.follows(state):
+            return
         self.waited, self.best_epoch = int(state["waited"]), int(state["best_epoch"])
-        self.monitor.set_state(state["best"])
+        self.monitor.set_state(state)
         self.best = {k.removeprefix("best."): v for k, v in state.items() if k[:5] == "best."}
 
 
@@ -174,11 +176,12 @@ class ReduceLROnPlateau(Callback):
         return None
 
     def state(self) -> dict[str, Any]:
-        return {"waited": self.waited, "best": self.monitor.state()}
+        return {"waited": self.waited, **self.monitor.state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self.waited = int(state["waited"])
-        self.monitor.set_state(state["best"])
+        if self.monitor.follows(state):
+            self.waited = int(state["waited"])
+            self.monitor.set_state(state)
 
 
 class TimeLimit(Callback):

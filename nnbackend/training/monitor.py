@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from nnbackend._checks import check_name, check_number
 from nnbackend.errors import DataError, DTypeError, closest, shown, unknown_name
@@ -30,14 +31,22 @@ class Monitor:
         self.name = name
         self.sign = -1.0 if mode == "max" or (mode == "auto" and _more_is_better(name)) else 1.0
         self.min_delta = check_number("min_delta", min_delta, 0.0)
-        self.best = math.inf  # of sign * value: lower is better
+        #: of sign * value: lower is better; None before the first
+        self.best: float | None = None
 
-    def state(self) -> float | None:
-        """The best value so far, for a model file; None before the first."""
-        return None if self.best == math.inf else self.best
+    def state(self) -> dict[str, Any]:
+        """The best value so far, and of what, for a model file."""
+        return {"best": self.best, "curve": self.name, "sign": self.sign}
 
-    def set_state(self, best: float | None) -> None:
-        self.best = math.inf if best is None else float(best)
+    def follows(self, state: Mapping[str, Any]) -> bool:
+        """Whether this is the state of the same curve, watched for the same."""
+        return bool(
+            state.get("curve", self.name) == self.name and state.get("sign", self.sign) == self.sign
+        )
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        best = state["best"]
+        self.best = None if best is None else float(best)
 
     def value(self, figures: Figures) -> float:
         """The watched curve's value, if there is such a curve."""
@@ -55,10 +64,10 @@ class Monitor:
     def improved(self, figures: Figures) -> bool:
         """Whether this epoch is the best so far, by more than ``min_delta``."""
         value = self.sign * self.value(figures)
-        if value < self.best - self.min_delta or (self.best == math.inf and value == value):
-            self.best = value
-            return True
-        return False
+        if math.isnan(value) or not (self.best is None or value < self.best - self.min_delta):
+            return False
+        self.best = value
+        return True
 
 
 def _more_is_better(name: str) -> bool:

@@ -225,16 +225,20 @@ def _speed_text(rate: float, left: float | None) -> str:
     return f"{clock} left, {speed}"
 
 
+def check_verbose(verbose: object) -> int:
+    if not (isinstance(verbose, bool) or is_whole(verbose)) or verbose not in (0, 1, 2):
+        raise DataError(f"verbose must be 0, 1 or 2; received {shown(verbose)}")
+    return int(verbose)
+
+
 def make_progress(
-    verbose: object, first_epoch: int, epochs: int, rows_per_epoch: int | None
+    verbose: int, first_epoch: int, epochs: int, rows_per_epoch: int | None
 ) -> Progress:
     """0: silent. 1: a bar on a terminal and in a notebook, lines elsewhere. 2: lines everywhere.
 
     Args:
         first_epoch, epochs: total epochs before and after this training.
     """
-    if not (isinstance(verbose, bool) or is_whole(verbose)) or verbose not in (0, 1, 2):
-        raise DataError(f"verbose must be 0, 1 or 2; received {shown(verbose)}")
     if not verbose:
         return Progress()
     if verbose == 1 and in_notebook():

@@ -104,10 +104,14 @@ class MLflow(Callback):
         self._own_run = None
         if mlflow.active_run() is None:
             self._own_run = mlflow.start_run(run_name=self.run_name).info.run_id
-        known = mlflow.get_run(mlflow.active_run().info.run_id).data.params
-        for name, value in settings_of(model).items():
-            if name not in known:  # a setting is said once
-                mlflow.log_param(name, str(value)[:MOST_CHARACTERS])
+        try:
+            known = mlflow.get_run(mlflow.active_run().info.run_id).data.params
+            for name, value in settings_of(model).items():
+                if name not in known:  # a setting is said once
+                    mlflow.log_param(name, str(value)[:MOST_CHARACTERS])
+        except BaseException:
+            self._end("FAILED")
+            raise
 
     def on_epoch_end(
         self, model: Sequential, epoch: int, figures: Figures, history: History

@@ -80,11 +80,11 @@ class ModelCheckpoint(Callback):
             raise DataError(f"the checkpoint's path {self.path!r}: {error}") from error
 
     def state(self) -> dict[str, Any]:
-        return {} if self.monitor is None else {"best": self.monitor.state()}
+        return {} if self.monitor is None else self.monitor.state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        if self.monitor is not None and "best" in state:
-            self.monitor.set_state(state["best"])
+        if self.monitor is not None and "best" in state and self.monitor.follows(state):
+            self.monitor.set_state(state)
 
 
 def _fields(path: str) -> list[str]:
@@ -127,6 +127,7 @@ class CSVLogger(Callback):
             check_writable(self.path)
         except OSError as error:
             raise DataError(f"the log cannot be written: {error}") from error
+        self._lines(model.epoch + 1)
 
     def on_epoch_end(
         self, model: Sequential, epoch: int, figures: Figures, history: History
@@ -149,10 +150,13 @@ class CSVLogger(Callback):
         """Columns and lines of the epochs before this one, from the file."""
         if epoch == 1 or not self.path.is_file():
             return [], []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            lines = list(reader)
-            columns = list(reader.fieldnames or ())
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                lines = list(reader)
+                columns = list(reader.fieldnames or ())
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{self.path} is no log of CSVLogger: {error}") from error
         if columns[:1] != ["epoch"]:
             raise DataError(f"{self.path} is no log of CSVLogger: its first column must be epoch")
         kept = [line for line in lines if _before(line["epoch"], epoch)]

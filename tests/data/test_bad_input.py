@@ -309,6 +309,35 @@ def test_momentum_switched_on_after_compile_is_an_error(backend) -> None:
         model.fit(GOOD_X, GOOD_Y, verbose=0)
 
 
+def test_a_batch_whose_classes_all_weigh_nothing_is_a_batch(backend, rng) -> None:
+    x, y = rng.normal(size=(12, 4)), np.repeat([0, 1], 6)
+    losses = []
+    for data in ((x, y), ([(x[:6], y[:6]), (x[6:], y[6:])],)):
+        model = nn.Sequential([nn.Dense(4, 2)], seed=0, dtype="float64")
+        model.compile("softmax_cross_entropy", nn.SGD(0.1))
+        history = model.fit(
+            *data, batch_size=6, shuffle=False, class_weight={0: 0, 1: 1}, verbose=0
+        )
+        losses.append(history["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_weights_that_leave_nothing_are_refused(backend, rng) -> None:
+    x, y = rng.normal(size=(12, 4)), np.repeat([0, 1], 6)
+    model = nn.Sequential([nn.Dense(4, 2)], seed=0)
+    model.compile("softmax_cross_entropy")
+    with pytest.raises(nn.DataError, match="must not all be 0"):
+        model.fit(x, y, sample_weight=1.0 - y, class_weight={0: 0, 1: 1}, verbose=0)
+
+
+def test_rows_that_are_not_there_have_no_outputs(backend) -> None:
+    for dtype in ("float32", "float64"):
+        model = nn.Sequential([nn.Dense(4, 2)], seed=0, dtype=dtype)
+        for call in (model, model.predict):
+            with pytest.raises(nn.DataError, match="at least one row"):
+                call(np.zeros((0, 4), dtype))
+
+
 def test_class_weights_need_classes(backend) -> None:
     for outputs, loss, y in (
         (1, "huber", np.ones(10)),

@@ -226,9 +226,26 @@ def test_columns_named_by_numbers_are_asked_for_by_them() -> None:
     frame = pandas.DataFrame(np.arange(24.0).reshape(6, 4) ** 2, columns=[3, 2, 1, 0])
     data = nn.datasets.read_frame(frame, target=3, task="regression", drop=[1])
     assert (data.target_name, data.feature_names) == ("3", ("2", "0"))
+    for kind in (np.int64, np.uint8):
+        assert nn.datasets.read_frame(frame, target=kind(3)).target_name == "3"
     np.testing.assert_allclose(data.y[:, 0] + data.preparation.target_offset, frame[3])
     with pytest.raises(nn.DataError, match="different names"):
         nn.datasets.read_frame(frame.rename(columns={3: "2"}), target=1)
+
+
+def test_columns_that_pandas_keeps_sparse_are_numbers(rng) -> None:
+    values = np.where(rng.random(90) < 0.7, 0.0, rng.normal(size=90))
+    columns = {"a": values, "b": pandas.arrays.SparseArray(values), "y": [0, 1, 2] * 30}
+    data = nn.datasets.read_frame(pandas.DataFrame(columns), "y")
+    np.testing.assert_array_equal(data.x[:, 0], data.x[:, 1])
+
+
+@pytest.mark.parametrize("also", [{"features": ["a"]}, {"drop": ["a"]}])
+def test_a_preparation_says_which_columns_are_read(rng, also) -> None:
+    frame = pandas.DataFrame({"a": rng.normal(size=9), "b": rng.normal(size=9), "y": [0, 1, 2] * 3})
+    preparation = nn.datasets.read_frame(frame, "y").preparation
+    with pytest.raises(nn.DataError, match=f"pass it without {next(iter(also))}"):
+        nn.datasets.read_frame(frame, preparation=preparation, **also)
 
 
 def test_lists_in_cells_are_text_that_differs() -> None:

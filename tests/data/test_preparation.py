@@ -101,6 +101,28 @@ class TestColumns:
         data = read(tmp_path, "Unnamed: 0,id,time,y\n" + rows)
         assert data.feature_names == ("time",)
 
+    def test_so_they_are_where_some_rows_are_learnt_from(self, tmp_path) -> None:
+        """Rows chosen at random are in no steps."""
+        rows = "".join(f"{k + 1},{k % 7},{k // 20}\n" for k in range(60))
+        some = np.random.default_rng(0).permutation(60)[:48]
+        data = read(tmp_path, "Id,a,y\n" + rows, learn_from=lambda rows, labels: some)
+        assert data.feature_names == ("a",)
+
+    def test_text_that_only_looks_like_dates_is_text(self, tmp_path) -> None:
+        rows = "".join(f"1000-50-{60 + k % 3},{k % 2}\n" for k in range(9))
+        assert plans(read(tmp_path, "part,y\n" + rows))["part"].kind == "category"
+
+    def test_a_day_that_is_none_among_days_is_a_mistake(self, tmp_path) -> None:
+        rows = "".join(f"2024-02-{k + 1:02},{k % 2}\n" for k in range(20))
+        message = "line 22, column 'day': a date or time belongs here; found '2024-02-30'"
+        with pytest.raises(nn.DataError, match=message):
+            read(tmp_path, "day,y\n" + rows + "2024-02-30,1\n")
+
+    def test_days_may_have_a_zone(self, tmp_path) -> None:
+        rows = "2024-01-05Z,0\n2024-01-07+00:00,1\n2024-01-06,0\n"
+        days = column_of(read(tmp_path, "day,y\n" + rows), "day")[:, 0]
+        np.testing.assert_allclose(days, [-1, 1, 0])
+
     def test_the_rarest_of_many_categories_are_alike(self, tmp_path) -> None:
         rows = "".join(f"c{k % 100},{k % 3}\n" for k in range(150))
         data = read(tmp_path, "code,y\n" + rows)

@@ -13,6 +13,7 @@ import pytest
 import nnbackend as nn
 from nnbackend import datasets
 from nnbackend.data.layout import Layout
+from nnbackend.data.preparation import Preparation
 from nnbackend.data.tables import Table, is_header
 
 NUMBERS = [[1.5, 2.0], [-2.5, 3.25], [10.0, 4.0]]
@@ -124,6 +125,122 @@ class TestLayouts:
             read(tmp_path, "a,b\n1,2\n")
 
 
+class TestMarks:
+    """One file may show what another leaves open: whether 1,200 is more than a thousand."""
+
+    def table(self, sep: str, *columns: list[str]) -> str:
+        names = [chr(97 + k) for k in range(len(columns))]
+        rows = zip(*columns, ["x", "y"] * (len(columns[0]) // 2), strict=True)
+        return "\n".join(sep.join(row) for row in [(*names, "kind"), *rows]) + "\n"
+
+    @pytest.mark.parametrize(
+        ("sep", "columns", "first"),
+        [
+            ("\t", (["0.5", "0.25"], ["20,000", "20,997"]), [0.5, 20000]),
+            ("|", (["950", "1,200"], ["7", "8"]), [950, 7]),
+            ("\t", (["1,234,567", "2,000,000"],), [1234567]),
+            ("\t", (["1,234.5", "2,000.5"],), [1234.5]),
+            (";", (["0,5", "1,5"], ["1.234", "2.345"]), [0.5, 1234]),
+            (";", (["0,950", "1,200"],), [0.95]),
+            (";", (["1.234,5", "2"],), [1234.5]),
+        ],
+        ids=lambda value: str(value)[:30],
+    )
+    def test_are_found_from_all_columns(self, tmp_path, sep, columns, first) -> None:
+        text = self.table(sep, *(10 * column for column in columns))
+        np.testing.assert_allclose(read(tmp_path, text).x[0], first, rtol=1e-6)
+
+    @pytest.mark.parametrize("other", ["10.0.1.1", "1.5"])
+    def test_text_with_dots_is_no_number_beside_commas(self, tmp_path, other) -> None:
+        text = self.table(";", 10 * ["0,5", "1,5"], 10 * [other, "2" + other[1:]])
+        data = read(tmp_path, text)
+        assert [column.kind for column in data.preparation.columns] == ["number", "category"]
+
+    def test_what_only_seems_to_be_marked_is_named(self, tmp_path) -> None:
+        text = self.table(",", ['"1,200"', '"2,300"'] * 20, [str(k) for k in range(40)])
+        with pytest.raises(nn.DataError, match="line 42, column 'b': a number .* found '1,5'"):
+            read(tmp_path, text + '"1,000","1,5",x\n')
+
+    @pytest.mark.parametrize(
+        ("sep", "columns", "row", "expected"),
+        [
+            ("\t", (["900,000", "909,973"], ["0.1", "0.2"]), "900,500\t0.5", [900500, 0.5]),
+            (";", (["0,5", "1,5"], ["45.678", "46.678"]), "2;45.678", [2, 45678]),
+        ],
+    )
+    def test_are_remembered_for_files_that_do_not_show_them(
+        self, tmp_path, sep, columns, row, expected
+    ) -> None:
+        data = read(tmp_path, self.table(sep, *(10 * column for column in columns)))
+        again = Preparation.from_plain(data.preparation.plain())
+        found = read(tmp_path, f"a{sep}b\n{row}\n", preparation=again)
+        np.testing.assert_allclose(found.x, [expected], rtol=1e-6)
+
+
+class TestHashes:
+    """A line that begins with # is a comment before and among rows of numbers."""
+
+    def rows(self, first: list[str]) -> str:
+        return "a,b,kind\n" + "".join(
+            f"{value},{k % 7},{'xy'[k % 2]}\n" for k, value in enumerate(first)
+        )
+
+    @pytest.mark.parametrize("at", [0, 1, 25, 49])
+    def test_a_row_that_is_commented_out_takes_no_other_with_it(self, tmp_path, at) -> None:
+        first = [str(k % 11) for k in range(50)]
+        first[at] = "#" + first[at]
+        data = read(tmp_path, self.rows(first))
+        assert data.x.shape == (49, 2)
+        assert data.feature_names == ("a", "b")
+
+    @pytest.mark.parametrize("first", [["#ff00aa", "#00ff00"] * 20, ["other", "#sale"] * 20])
+    def test_text_may_begin_with_one(self, tmp_path, first) -> None:
+        data = read(tmp_path, self.rows(first))
+        assert len(data.x) == 40
+        assert data.preparation.columns[0].values == tuple(sorted({*first}))
+
+
+class TestLines:
+    ROWS = "a,b,kind\n" + "".join(f"{k % 7},{k % 5},{'xy'[k % 2]}\n" for k in range(60))
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            ROWS[:-1] + "\r\n",
+            ROWS.replace("\n", "\r\n", 30),
+            ROWS.replace("\n", "\r", 30),
+            ROWS.replace("\n", "\r"),
+            ROWS.replace("\n", "\r\n"),
+        ],
+        ids=["last", "half CRLF", "half CR", "all CR", "all CRLF"],
+    )
+    def test_may_end_in_several_ways(self, tmp_path, content) -> None:
+        expected = read(tmp_path, self.ROWS, "plain.csv")
+        for settings in ({}, {"encoding": "utf-8"}):
+            np.testing.assert_array_equal(read(tmp_path, content, **settings).x, expected.x)
+
+    def test_within_quotes_are_text(self, tmp_path) -> None:
+        rows = "".join(f'"x\ny{k % 3}",{"uv"[k % 2]}\r\n' for k in range(30))
+        data = read(tmp_path, "a,kind\r\n" + rows)
+        assert data.preparation.columns[0].values == ("x\ny0", "x\ny1", "x\ny2")
+
+
+class TestOldEncodings:
+    TEXT = "a,kind\n" + "".join(f"{'é ü'[k % 3]}n{k % 2},{'xy'[k % 2]}\n" for k in range(60))
+
+    def test_a_single_wrong_byte_is_named(self, tmp_path) -> None:
+        broken = self.TEXT.encode().replace(b"n1", b"n\xff", 1)
+        with pytest.raises(nn.DataError, match="line 3 is not UTF-8, though other lines are"):
+            read(tmp_path, broken)
+        assert len(read(tmp_path, broken, encoding="latin-1").x) == 60
+
+    @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+    def test_are_found_out(self, tmp_path, encoding) -> None:
+        text = self.TEXT.replace("n1", "€") if encoding == "cp1252" else self.TEXT
+        expected = read(tmp_path, text.encode(), "utf8.csv").preparation
+        assert read(tmp_path, text.encode(encoding)).preparation == expected
+
+
 class TestParquet:
     def write(self, tmp_path, **columns):
         import duckdb
@@ -163,6 +280,19 @@ class TestParquet:
         (tmp_path / "bad.parquet").write_bytes(b"no table")
         with pytest.raises(nn.DataError, match="bad.parquet cannot be read"):
             datasets.read(tmp_path / "bad.parquet")
+
+    @pytest.mark.parametrize("asked", [{"keep": ["l"]}, {"features": ["l"]}, {"target": "l"}])
+    def test_columns_of_lists_cannot_be_asked_for(self, tmp_path, asked) -> None:
+        path = self.write(tmp_path, l="unnest([[1], [2], [4]])", b="unnest([1, 2, 4])",
+                          y="unnest(['x', 'x', 'y'])")  # fmt: skip
+        with pytest.raises(nn.DataError, match="column 'l' cannot be read: a row has several"):
+            datasets.read(path, **{"target": "y", **asked})
+
+    def test_lengths_of_time_are_no_numbers(self, tmp_path) -> None:
+        path = self.write(tmp_path, a="unnest([1, 2, 4, 5])", y="unnest(['x', 'x', 'y', 'x'])",
+                          d="interval (unnest([1, 2, 1, 2])) day")  # fmt: skip
+        columns = datasets.read(path, target="y").preparation.columns
+        assert [column.kind for column in columns] == ["number", "category"]
 
     def test_columns_of_lists_are_left_out(self, tmp_path) -> None:
         path = self.write(tmp_path, a="unnest([[1], [2], [4]])", b="unnest([1, 2, 4])",

@@ -308,6 +308,50 @@ class TestBesides:
         assert model.n_iter_ == 3
         assert model.predict(digits(100)[0]).shape == (100,)
 
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (None, ["begin", "end"]),
+            (KeyboardInterrupt, ["begin", "end interrupted"]),
+            (ZeroDivisionError, ["begin", "failed ZeroDivisionError"]),
+        ],
+    )
+    def test_callbacks_are_told_how_it_ended(self, error, expected) -> None:
+        class Listens(nn.Callback):
+            def on_fit_begin(self, model):
+                seen.append("begin")
+
+            def on_epoch_end(self, model, epoch, figures, history):
+                if epoch == 2 and error is not None:
+                    raise error
+
+            def on_fit_end(self, model, history):
+                seen.append(f"end {history.stopped or ''}".strip())
+
+            def on_fit_failed(self, model, error):
+                seen.append(f"failed {type(error).__name__}")
+
+        seen: list[str] = []
+        model = ours.MLPClassifier(callbacks=[Listens()], max_iter=3)
+        other = error is not None and not issubclass(error, KeyboardInterrupt)
+        with pytest.raises(error) if other else warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(*digits(100))
+        assert seen == expected
+
+    def test_one_class_is_always_right(self, rng) -> None:
+        x, y = rng.normal(size=(80, 4)), np.full(80, "only")
+        settings = {"early_stopping": True, "random_state": 0, "max_iter": 30}
+        fitted = [module.MLPClassifier(**settings).fit(x, y) for module in (theirs, ours)]
+        assert fitted[0].validation_scores_ == fitted[1].validation_scores_
+        assert (fitted[1].predict(x) == "only").all()
+
+    @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+    def test_negative_weights_are_refused(self, rng, solver) -> None:
+        x, y = rng.normal(size=(20, 4)), rng.normal(size=20)
+        with pytest.raises(ValueError, match=r"must not be negative; received -1\.0"):
+            ours.MLPRegressor(solver=solver).fit(x, y, sample_weight=np.r_[-1.0, np.ones(19)])
+
 
 class TestCompany:
     """Other parts of scikit-learn take the estimators for what they are."""

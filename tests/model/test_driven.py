@@ -1,6 +1,7 @@
 """Models driven from outside: forward, backward, apply_gradients; the parameters as one vector."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -219,6 +220,10 @@ class TestBadInput:
         self.check(model, model.apply_gradients, nn.DataError, message)
         step(model, *xy)
         self.check(model, model.apply_gradients, nn.DataError, message)
+        for trains in (model.train_step, partial(model.fit, verbose=0)):
+            model.gradient(*xy)
+            trains(*xy)
+            self.check(model, model.apply_gradients, nn.DataError, message)
         model.forward(xy[0])
         with pytest.raises(nn.DataError, match="there is none yet"):
             model.backward(xy[1], accumulate=True)
@@ -349,11 +354,14 @@ class TestFlat:
                 model.copy_from(other)
         with pytest.raises(nn.DataError, match=r"tau must be in \[0, 1\]"):
             model.soft_update(make(), 1.5)
-        if backend.name != "numpy":
-            with nn.use_backend("numpy"):
-                there = make()
+        with nn.use_backend("numpy"):
+            there = make()
+        if isinstance(backend, CudaBackend):
             with pytest.raises(DeviceError, match="on one device"):
                 model.copy_from(there)
+        else:
+            model.copy_from(there)
+            assert np.array_equal(model.get_flat(), there.get_flat())
 
 
 class TestOwnLoss:

@@ -420,7 +420,7 @@ def test_compile_inside_fit_is_refused(backend, rng) -> None:
         def on_epoch_end(self, model, epoch, figures, history):
             model.compile("softmax_cross_entropy")
 
-    with pytest.raises(nn.ModelBusyError):
+    with pytest.raises(nn.ModelBusyError, match="by the call that this comes from"):
         small().fit(*data(rng), callbacks=[Compiles()], verbose=0)
 
 

@@ -215,6 +215,20 @@ def test_forged_files_are_refused_and_change_nothing(tmp_path, content: bytes) -
     np.testing.assert_array_equal(np.random.get_state()[1], state)
 
 
+def test_large_numbers_of_a_shape_are_not_multiplied(tmp_path) -> None:
+    """A hundred thousand bits each, a thousand times."""
+    number = b"\x8b" + (12500).to_bytes(4, "little") + b"\x7f" * 12500 + b"q\x00"
+    shape = b"(" + b"h\x00" * 1000 + b"t"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tC\x01btR"
+    kind = b"cnumpy\ndtype\n(X\x02\0\0\0f8I00\nI01\ntR"
+    path = tmp_path / "forged.model"
+    path.write_bytes(
+        b"\x80\x03" + number + b"0" + array + b"(K\x01" + shape + kind + b"I00\nC\0tb."
+    )
+    with pytest.raises(nn.CheckpointError, match="a shape that no array has"):
+        Model.load(path)
+
+
 def test_a_large_number_in_a_small_file_takes_no_memory(tmp_path) -> None:
     path = tmp_path / "memo.model"
     path.write_bytes(b"\x80\x02Nr\xff\xff\xff\xff0cx\nModel\n)\x81}X\x06\0\0\0layers]sb.")

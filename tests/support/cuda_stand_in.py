@@ -44,6 +44,8 @@ _POISON = 0xFF
 _LIBC = ctypes.CDLL(None, use_errno=True)
 #: The shim has one device.
 _RUNNING = threading.Lock()
+#: ``device``: where another library's work goes, as with CUDA's current device.
+CURRENT = threading.local()
 _LETTERS = {
     "Size": "l",
     "Word": "u",
@@ -168,7 +170,14 @@ class CpuDevice(Device):
         return int(x.ctypes.data)
 
     def enqueue(self, call: Callable[[int], object]) -> None:
-        self._do(call, 0)
+        self._do(self._on, call)
+
+    def _on(self, call: Callable[[int], object]) -> None:
+        CURRENT.device = self
+        try:
+            call(0)
+        finally:
+            CURRENT.device = None
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         with self.lock:

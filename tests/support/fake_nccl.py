@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import numpy as np
+from cuda_stand_in import CURRENT
 
 NCCL_FLOAT32, NCCL_FLOAT64 = 7, 8
 NCCL_SUM = 0
@@ -42,11 +43,14 @@ class NcclCommunicator:
         if not isinstance(identity, bytes):  # as CuPy 14 does
             raise TypeError(f"commId has incorrect type (expected bytes, got {type(identity)})")
         assert len(identity) == 128
+        self.device = getattr(CURRENT, "device", None)
+        assert self.device is not None, "it would be made on whatever device is the current one"
         with _lock:
             self._meeting = _meetings.setdefault(identity, _Meeting(size))
         self.rank, self.operations = rank, 0
 
     def _exchange(self, value: Any) -> list[Any]:
+        assert CURRENT.device is self.device
         self._meeting.places[self.rank] = value
         self._meeting.barrier.wait(60)
         everyone = list(self._meeting.places)

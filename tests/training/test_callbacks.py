@@ -257,6 +257,36 @@ class TestResume:
         assert again.best_epoch in (1, 2, 3)
         assert again.monitor.best <= stop.monitor.best
 
+    @pytest.mark.parametrize("kind", ["stopping", "reduce", "checkpoint"])
+    @pytest.mark.parametrize("mode", ["auto", "max"])
+    def test_the_state_of_another_curve_is_not_this_ones(
+        self, backend, data, tmp_path, kind, mode
+    ) -> None:
+        """A loss cannot be less than minus an accuracy."""
+
+        def watch(curve: str, mode: str = "auto") -> nn.Callback:
+            if kind == "checkpoint":
+                return nn.ModelCheckpoint(tmp_path / f"best {curve}", curve, mode=mode)
+            make_one = nn.EarlyStopping if kind == "stopping" else nn.ReduceLROnPlateau
+            return make_one(curve, patience=2, mode=mode)
+
+        model = make()
+        model.fit(*data, epochs=2, callbacks=watch("accuracy"), verbose=0)
+        model.save(tmp_path / "a")
+        again = watch("accuracy" if mode == "max" else "loss", mode)
+        loaded = nn.load(tmp_path / "a")
+        loaded.fit(*data, epochs=1, callbacks=again, verbose=0)
+        if mode == "max":  # the same curve and direction goes on
+            best = max(loaded.history["accuracy"])
+            assert again.monitor.best == -best
+        else:
+            assert again.monitor.best == loaded.history["loss"][-1]
+
+    def test_states_without_the_name_of_a_curve_are_taken_for_this_ones(self) -> None:
+        stopping = nn.EarlyStopping("loss")
+        stopping.set_state({"waited": 2, "best_epoch": 1, "best": 0.5})
+        assert (stopping.waited, stopping.monitor.best) == (2, 0.5)
+
 
 class TestOneCallbackForTwoModels:
     """A model that a callback has not seen starts afresh; the same model resumes."""
@@ -354,6 +384,13 @@ class TestMonitors:
             make(name)
         assert make(name, mode="max").monitor.sign == -1
         assert make(name, mode="min").monitor.sign == 1
+
+    @pytest.mark.parametrize("value", [np.inf, -np.inf])
+    def test_what_stays_infinite_does_not_improve(self, value) -> None:
+        monitor = nn.EarlyStopping("loss").monitor
+        assert [monitor.improved({"loss": value}) for _ in range(3)] == [True, False, False]
+        assert monitor.improved({"loss": 1.0}) is (value > 0)
+        assert not monitor.improved({"loss": np.nan})
 
     @pytest.mark.parametrize("name", ["val_acuracy", "val_acc", "val_Accuracy"])
     def test_a_misspelt_name_gets_a_hint(self, name) -> None:
@@ -458,6 +495,10 @@ class TestCSVLogger:
         with pytest.raises(nn.DataError, match="log.csv is no log of CSVLogger"):
             model.fit(*data, verbose=0, callbacks=nn.CSVLogger(tmp_path / "log.csv"))
         assert (tmp_path / "log.csv").read_text() == "a,b\n1,2\n"
+        (tmp_path / "log.csv").write_bytes(b"epoch,loss\n1,\xff\n")
+        with pytest.raises(nn.DataError, match="log.csv is no log of CSVLogger"):
+            model.fit(*data, verbose=0, callbacks=nn.CSVLogger(tmp_path / "log.csv"))
+        assert model.epoch == 1  # found before anything is trained
 
     def test_where_it_cannot_be_written_is_found_before_training(
         self, backend, data, tmp_path

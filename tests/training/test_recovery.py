@@ -129,15 +129,31 @@ class TestExceptions:
         assert state_of(model)[0] in (start[0], state_of(other)[0])
         assert model.epoch == model.history.epochs
 
-    @pytest.mark.parametrize("why", ["callback", "nan"])
-    def test_a_refused_fit_leaves_standardize_as_it_was(self, backend, rng, why, tmp_path) -> None:
+    @pytest.mark.parametrize(
+        "why", ["callback", "attached", "nan", "verbose", "shuffle", "a later layer"]
+    )
+    def test_a_refused_fit_leaves_the_model_as_it_was(self, backend, rng, why, tmp_path) -> None:
+        class Refuses(nn.Callback):
+            def attach(self, model) -> None:
+                raise nn.DataError("not with me")
+
         x, y = data(rng)
-        model = nn.Sequential([nn.Standardize(4), nn.Dense(4, 3)], seed=0)
-        model.compile("mean_squared_error", nn.SGD(1e-3 if why == "callback" else 1e30))
+        more = [nn.Standardize(4)] if why == "a later layer" else []
+        model = nn.Sequential([nn.Standardize(4), *more, nn.Dense(4, 3)], seed=0)
+        model.compile("mean_squared_error", nn.SGD(1e30 if why == "nan" else 1e-3))
+        model.callback_states = states = [{"type": "EarlyStopping"}]
         gone = nn.ModelCheckpoint(tmp_path / "gone" / "m.safetensors")
+        settings = {
+            "callback": {"callbacks": gone, "verbose": 0},
+            "attached": {"callbacks": Refuses(), "verbose": 0},
+            "verbose": {"verbose": 7},
+            "shuffle": {"shuffle": "no", "verbose": 0},
+        }
         with pytest.raises(nn.NNBackendError):
-            model.fit(x, np.eye(3)[y], verbose=0, callbacks=[gone] if why == "callback" else [])
+            model.fit(x, np.eye(3)[y], **settings.get(why, {"verbose": 0}))
         assert not model.layers[0].adapted
+        assert model.callback_states is states
+        assert not model.callbacks
         with pytest.raises(nn.DataError, match="has not seen data"):
             model.predict(x)
 

@@ -118,15 +118,37 @@ class LtProducts:
     def _find(self, product: Product) -> _Plan | None:
         """The fastest of the algorithms that the library offers and that add up in a fixed
         order."""
+        made: list[tuple[str, ctypes.c_void_p]] = []
+        plan = None
+        try:
+            plan = self._search(product, made)
+            return plan
+        finally:
+            kept = () if plan is None else (plan.descriptor, *plan.layouts)
+            for kind, created in made:
+                if not any(created is one for one in kept):
+                    self._check(f"{kind}Destroy", created)
+
+    def _search(self, product: Product, made: list[tuple[str, ctypes.c_void_p]]) -> _Plan | None:
+        """``made``: the library's objects that there are then."""
+
+        def new(kind: str, *arguments: Any) -> ctypes.c_void_p:
+            created = ctypes.c_void_p()
+            self._check(f"{kind}Create", ctypes.byref(created), *arguments)
+            made.append((kind, created))
+            return created
+
         kind, compute, *scalars = arithmetic(product)
-        descriptor = self._new("cublasLtMatmulDesc", compute, kind)
+        descriptor = new("cublasLtMatmulDesc", compute, kind)
         for attribute, transposed in ((TRANSPOSED_A, product.b_t), (TRANSPOSED_B, product.a_t)):
             self._set("MatmulDesc", descriptor, attribute, ctypes.c_int32(transposed))
         epilogue = ctypes.c_uint32(EPILOGUES[product.epilogue])
         self._set("MatmulDesc", descriptor, EPILOGUE, epilogue)
         self._point(descriptor, product)  # the search looks at how the addresses are aligned
-        a, b, c = (self._layout(x) for x in (product.b, product.a, product.out))
-        preference = self._new("cublasLtMatmulPreference")
+        a, b, c = (
+            new("cublasLtMatrixLayout", *_layout(x)) for x in (product.b, product.a, product.out)
+        )
+        preference = new("cublasLtMatmulPreference")
         self._set("MatmulPreference", preference, MOST_WORKSPACE, ctypes.c_uint64(WORKSPACE))
         self._set("MatmulPreference", preference, REDUCTIONS, ctypes.c_uint32(IN_ORDER))
         arrays = (product.b, product.a, product.out, product.out)
@@ -138,7 +160,6 @@ class LtProducts:
             self._handle, descriptor, a, b, c, c, preference, WANTED, results,
             ctypes.byref(count),
         )  # fmt: skip
-        self._check("cublasLtMatmulPreferenceDestroy", preference)
         if status:
             return None
         plans = [
@@ -154,20 +175,6 @@ class LtProducts:
         if product.vector is not None:
             address = ctypes.c_void_p(product.vector.data.ptr)
             self._set("MatmulDesc", descriptor, VECTOR, address)
-
-    def _layout(self, x: Array) -> ctypes.c_void_p:
-        """A row-major matrix is a column-major one with its sides exchanged."""
-        rows, columns = x.shape
-        size = ctypes.c_uint64
-        return self._new(
-            "cublasLtMatrixLayout", KINDS[x.dtype.name], size(columns), size(rows),
-            ctypes.c_int64(columns),
-        )  # fmt: skip
-
-    def _new(self, kind: str, *arguments: Any) -> ctypes.c_void_p:
-        created = ctypes.c_void_p()
-        self._check(f"{kind}Create", ctypes.byref(created), *arguments)
-        return created
 
     def _set(self, kind: str, what: ctypes.c_void_p, attribute: int, value: Any) -> None:
         self._check(
@@ -191,6 +198,13 @@ def _aligned(x: Array) -> int:
     """The largest power of two that divides the address, as far as it makes a difference."""
     address = int(x.data.ptr)
     return min(address & -address, ALIGNMENT)
+
+
+def _layout(x: Array) -> tuple[Any, ...]:
+    """A row-major matrix is a column-major one with its sides exchanged."""
+    rows, columns = x.shape
+    size = ctypes.c_uint64
+    return KINDS[x.dtype.name], size(columns), size(rows), ctypes.c_int64(columns)
 
 
 def _form(product: Product) -> tuple[Any, ...]:

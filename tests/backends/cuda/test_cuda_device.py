@@ -146,11 +146,12 @@ class FakeCublasLt:
     }
 
     def __init__(self, finds: int = 1) -> None:
-        self.finds, self.objects, self.searches = finds, {}, 0
+        self.finds, self.objects, self.searches, self.made = finds, {}, 0, 0
         self.matmuls: list[tuple] = []
 
     def _create(self, out, **content) -> int:
-        key = len(self.objects) + 1
+        self.made += 1
+        key = self.made
         self.objects[key] = content
         ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = key
         return 0
@@ -165,9 +166,12 @@ class FakeCublasLt:
     def cublasLtMatmulPreferenceCreate(self, out) -> int:  # noqa: N802
         return self._create(out)
 
-    def cublasLtMatmulPreferenceDestroy(self, what) -> int:  # noqa: N802
+    def _destroy(self, what) -> int:
         del self.objects[what.value]
         return 0
+
+    cublasLtMatmulPreferenceDestroy = _destroy  # noqa: N815
+    cublasLtMatmulDescDestroy = cublasLtMatrixLayoutDestroy = _destroy  # noqa: N815
 
     def _set(self, kind: str, what, attribute, buffer, size) -> int:
         assert size.value == self.SIZES[kind][attribute]

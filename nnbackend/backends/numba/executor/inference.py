@@ -56,7 +56,9 @@ class Inferences:
 
     def call(self, x: Any) -> Array | None:
         """Outputs for a few rows straight from a caller's array; None if that is not possible."""
-        if type(x) is not np.ndarray or x.dtype is not self.table.dtype or len(x) > FEW_ROWS:
+        if type(x) is not np.ndarray or x.dtype is not self.table.dtype:
+            return None
+        if not 0 < len(x) <= FEW_ROWS:
             return None
         if self._is_wide and x.shape == (1, self.table.n_inputs):
             row: Array = np.empty((1, self.table.n_outputs), x.dtype)
