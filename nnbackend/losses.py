@@ -270,6 +270,26 @@ def to_probabilities(loss: Loss | LossFunction | None, outputs: HostArray) -> Ho
     return outputs
 
 
+def to_scores(loss: Loss | LossFunction | None, outputs: HostArray) -> HostArray:
+    """What ranks rows (N, O) as the probabilities of outputs do, without their rounding near 1: of
+    logits, log p - log(1 - p)."""
+    if not isinstance(loss, Loss) or loss.link != "softmax" or outputs.shape[1] < 2:
+        return outputs
+    z = outputs.astype(np.float64)
+    top = z.argmax(axis=1)[:, None]
+    largest = np.take_along_axis(z, top, 1)
+    # the sum of all others, of which the largest logit is one unless it is the class's own
+    parts = np.exp(z - largest)
+    with np.errstate(divide="ignore"):
+        rest = np.log(np.maximum(parts.sum(axis=1, keepdims=True) - parts, 0.0)) + largest
+    others = z.copy()
+    np.put_along_axis(others, top, -np.inf, 1)
+    second = others.max(axis=1, keepdims=True)
+    beside = np.log(np.exp(others - second).sum(axis=1, keepdims=True)) + second
+    np.put_along_axis(rest, top, beside, 1)
+    return np.asarray(z - rest)
+
+
 def loss_name(loss: Loss | LossFunction | None) -> str:
     """The built-in loss's name, or the function's."""
     if isinstance(loss, Loss):

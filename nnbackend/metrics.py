@@ -248,7 +248,8 @@ class ScoreMetric(AnswersNames, ABC):
 
     @abstractmethod
     def __call__(self, y_true: Any, y_pred: Any, weight: Any = None) -> float:
-        """The metric of targets (N,) or (N, O) and probabilities (N, O), weighted by (N,)."""
+        """The metric of targets (N,) or (N, O) and scores (N, O), which rank rows as their
+        probabilities do, weighted by (N,)."""
 
     def config(self) -> dict[str, Any]:
         return {"name": self.name}

@@ -77,6 +77,25 @@ class TestAUC:
         history = model.fit(x, y, sample_weight=w, validation_data=(x, y, w), verbose=0)
         assert history["auc"][-1] == history["val_auc"][-1] == pytest.approx(expected, rel=1e-9)
 
+    @pytest.mark.parametrize("outputs", [1, 2, 4])
+    @pytest.mark.parametrize("offset", [0.0, 60.0])
+    def test_rows_whose_probabilities_round_to_1_have_an_order(
+        self, backend, rng, outputs, offset
+    ) -> None:
+        z, y = rng.normal(size=(300, outputs)), rng.integers(0, max(2, outputs), 300)
+        z[:, 0] += offset  # of the first class, or of the only output
+        model = nn.Sequential([nn.Dense(outputs, outputs, weight_init=np.eye(outputs))])
+        loss = "sigmoid_cross_entropy" if outputs == 1 else "softmax_cross_entropy"
+        model.compile(loss, metrics=["auc"])
+        logits, areas = model.predict(z).astype(float), []
+        for k in range(outputs):
+            others = np.delete(logits, k, axis=1)
+            score = logits[:, k] - (np.logaddexp.reduce(others, axis=1) if outputs > 1 else 0.0)
+            areas.append(pairs_area(y == (1 if outputs == 1 else k), score, np.ones(300)))
+        expected = areas[1] if outputs == 2 else np.mean(areas)
+        found = model.evaluate(z, y[:, None].astype(float) if outputs == 1 else y)["auc"]
+        assert found == pytest.approx(expected, rel=1e-12)
+
     def test_it_is_known_by_name_and_as_better_when_higher(self, rng, tmp_path) -> None:
         x, y = rng.normal(size=(60, 3)), rng.integers(0, 2, 60)
         model = nn.Sequential([nn.Dense(3, 2)], seed=1)

@@ -196,7 +196,8 @@ class Backend(LayerOperations):
         dpred: Array | None,
         value: Array,
     ) -> None:
-        """value = sum_i w_i l_i / sum_i w_i (0 where all weights are 0), dpred its gradient.
+        """value = sum_i w_i l_i / sum_i w_i (0 where all weights are 0), dpred its gradient, where
+        a prediction was clipped that of the formula at the clipped value.
 
         l_i is the mean over the row's outputs, p = pred and t = target, of
 

@@ -70,7 +70,10 @@ class Updates:
                 return True
         optimizer = self.program.optimizer
         limit = np.inf
-        if optimizer is not None and optimizer.rule is not None and optimizer.clip_norm is None:
+        if optimizer is not None and optimizer.clip_norm is not None:
+            with np.errstate(all="ignore"):  # the norm must be a number
+                loss = loss + np.square(gradients, dtype=np.float64).sum()
+        elif optimizer is not None and optimizer.rule is not None:
             limit = optimizer.rule.gradient_limit(self.program.dtype)
         return bool(abs(gradients).max(initial=0.0) < limit and np.isfinite(loss))
 

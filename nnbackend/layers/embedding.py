@@ -20,8 +20,8 @@ class Embedding(NativeLayer):
 
     A layer for each column of categories, one after the other, takes the columns in their order;
     what they learn stands in that order behind the columns of numbers. It is what a dense layer
-    does with a column for each category, without making them. A number that is none of a category
-    (below 0, ``n_categories`` or more) gives NaN; others are rounded.
+    does with a column for each category, without making them. Numbers are rounded; one that
+    is no category then (below 0, ``n_categories`` or more) gives NaN.
 
     Args:
         n_inputs: I, the column of categories included.

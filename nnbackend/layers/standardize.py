@@ -22,7 +22,8 @@ class Standardize(NativeLayer):
     """y = (x - mean) scale, learnt once from data: zero mean and unit variance per column.
 
     As a model's first layer it learns from the data of the first ``fit``; elsewhere call
-    ``adapt(x)``. Constant columns get scale 1. Mean and scale are saved with the model.
+    ``adapt(x)``. Constant columns, whose spread is below 1e-7 of their mean (1e-14 in float64), get
+    scale 1. Mean and scale are saved with the model.
 
     Args:
         n: width.
@@ -97,8 +98,9 @@ class Standardize(NativeLayer):
         std = np.sqrt(square / count)
         if not np.isfinite(std).all():
             raise DataError("Standardize.adapt needs finite values; x holds NaN or infinity")
-        # rounding leaves a constant column a spread of this size; 1 / std must not overflow
-        constant = std <= np.maximum(1e-7 * np.abs(mean), np.finfo(self.dtype).tiny)
+        # of a smaller spread the dtype has no digits; 1 / std must not overflow
+        digits = 1e-7 if self.dtype == np.float32 else 1e-14
+        constant = std <= np.maximum(digits * np.abs(mean), np.finfo(self.dtype).tiny)
         mean[: self.skip] = 0.0
         constant[: self.skip] = True
         self.assign("mean", mean)

@@ -186,7 +186,8 @@ class DrivenStack(LayerStack):
         Raises:
             DataError: there is no gradient: ``backward``, ``gradient`` or an assignment to
                 ``flat_gradient`` leaves one, which is used up by this, ``train_step`` and ``fit``.
-            NonFiniteLossError: the gradient is NaN or infinite; nothing is updated.
+            NonFiniteLossError: the gradient is not finite, or the optimizer's state would not
+                be; nothing is updated.
         """
         self._check_compiled()
         if not self._has_gradient:
@@ -199,8 +200,8 @@ class DrivenStack(LayerStack):
         with memory_errors:
             if not self.executor.apply(rate, state.step):
                 raise NonFiniteLossError(
-                    f"the gradient of step {state.step + 1} is NaN or infinite; nothing was "
-                    f"updated. Try smaller outputs or clip dy",
+                    f"the gradient of step {state.step + 1} is NaN or infinite, or so large that "
+                    f"its square is; nothing was updated. Try smaller outputs or clip dy",
                     step=state.step + 1,
                 )
         state.step += 1

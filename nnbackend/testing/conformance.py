@@ -101,8 +101,9 @@ def activations(case: Case) -> None:
 def activation_extremes(case: Case) -> None:
     """Large, infinite and NaN inputs: limits where they exist, NaN only where NaN went in; the
     same for derivatives."""
-    big = 3e4 if case.dtype == np.float64 else 300.0
-    z = np.array([[np.nan, -np.inf, -big, -30.0, -0.0, 0.0, 30.0, big, np.inf]], case.dtype)
+    big, huge = (3e4, 1e100) if case.dtype == np.float64 else (300.0, 1e38)
+    some = (np.inf, huge, big, 30.0, 0.0)
+    z = np.array([[np.nan, *some, *(-v for v in some)]], case.dtype)
     for act in _activations():
         if act.name == "softmax":
             continue

@@ -12,8 +12,8 @@ from nnbackend.data.sources import ArraySource, Source
 from nnbackend.distributed.ranks import Ranks
 from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.executor.base import Data, Executor, Trace, data_loss
-from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS
-from nnbackend.losses import Loss, LossFunction, to_probabilities
+from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS, TRACE_WEIGHT
+from nnbackend.losses import Loss, LossFunction, to_scores
 from nnbackend.metrics import AnyMetric, MetricFunction, ScoreMetric, metric_name
 from nnbackend.program.table import Program
 
@@ -44,7 +44,12 @@ def figures_of(
 
 def epoch_figures(program: Program, traces: Trace) -> list[dict[str, float]]:
     """Loss and metrics of each epoch, for traces (epochs, steps, TRACE_SUMS + n_sums)."""
-    totals, penalties = traces.sum(axis=1), traces[:, :, TRACE_PENALTY].mean(axis=1).tolist()
+    totals, penalties = traces.sum(axis=1), traces[:, :, TRACE_PENALTY]
+    if program.penalties_per_row:  # a smaller batch has a larger one, and counts less
+        weights = np.maximum(traces[:, :, TRACE_WEIGHT], np.finfo(np.float64).tiny)
+        penalties = np.average(penalties, axis=1, weights=weights).tolist()
+    else:
+        penalties = penalties.mean(axis=1).tolist()
     loss_sums, _, weight_sums = totals[:, :TRACE_SUMS].T.tolist()
     return [
         figures_of(program, *sums)
@@ -146,7 +151,7 @@ def _function_values(
     values: dict[str, float] = {}
     for f in functions:
         if isinstance(f, ScoreMetric):
-            value = f(y_true, to_probabilities(program.loss, y_pred.copy()), weight)
+            value = f(y_true, to_scores(program.loss, y_pred), weight)
         else:
             value = f(y_true, y_pred)
         try:

@@ -155,6 +155,17 @@ def test_standardize_learns_mean_and_scale(backend: nn.Backend, rng: np.random.G
         layer.adapt(np.full((5, 3), np.nan))
 
 
+@pytest.mark.parametrize(("dtype", "spread"), [("float64", 1e-11), ("float32", 1e-5)])
+def test_standardize_tells_a_small_spread_from_none(backend, rng, dtype, spread) -> None:
+    x = 1e3 * (1 + spread * rng.normal(size=(500, 1))) * np.ones(2)
+    x[:, 1] = 1e3 / 3
+    layer = nn.Standardize(2, dtype=dtype)
+    layer.adapt(x)
+    scale = backend.to_numpy(layer.scale)
+    assert scale[0] * x[:, 0].std() == pytest.approx(1, rel=1e-2)
+    assert scale[1] == 1
+
+
 @pytest.mark.parametrize("factory", ALL)
 def test_layers_can_be_copied_and_pickled(
     factory, backend: nn.Backend, rng: np.random.Generator

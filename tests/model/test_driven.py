@@ -238,6 +238,19 @@ class TestBadInput:
         self.check(model, model.apply_gradients, nn.NonFiniteLossError, "nothing was updated")
         assert model.step == 0
 
+    @pytest.mark.parametrize("optimizer", [nn.SGD(1.0, clip_norm=1.0), nn.Adam(1e-3)])
+    def test_a_gradient_whose_square_is_no_number_is_not_applied(
+        self, backend, xy, optimizer
+    ) -> None:
+        if isinstance(backend, CudaBackend):
+            pytest.skip("a GPU is not waited for")
+        model = make(optimizer=optimizer)
+        model.forward(xy[0])
+        model.backward(np.full((21, 3), 1e160))
+        assert np.isfinite(backend.to_numpy(model.flat_gradient)).all()
+        message = "infinite, or so large that its square is; nothing was updated"
+        self.check(model, model.apply_gradients, nn.NonFiniteLossError, message)
+
     def test_wrong_inputs(self, backend, xy) -> None:
         model = make("norms")
         with pytest.raises(nn.ShapeError):

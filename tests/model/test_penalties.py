@@ -27,17 +27,19 @@ def xy(rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_hand(x: np.ndarray, y: np.ndarray, per_row: bool, weight: np.ndarray):
-    """Weights after an epoch, and the mean of its batches' penalties."""
-    w, b, penalties = np.full((4, 3), 0.5), np.ones(3), []
+    """Weights after an epoch, and the mean of its batches' penalties: what is divided by rows
+    counts as the rows do."""
+    w, b, penalties, counts = np.full((4, 3), 0.5), np.ones(3), [], []
     for start in range(0, len(x), BATCH):
         part = slice(start, start + BATCH)
         rows = len(x[part]) if per_row else 1
         penalties.append(penalty(w, b, rows))
+        counts.append(weight[part].sum() if per_row else 1)
         scale = weight[part, None] / weight[part].sum() / 3
         e = 2 * (x[part] @ w + b - y[part]) * scale
         w, b = (w - 0.1 * (x[part].T @ e + 2 * L2 * w / rows),
                 b - 0.1 * (e.sum(axis=0) + L1 * np.sign(b) / rows))  # fmt: skip
-    return w, b, np.mean(penalties)
+    return w, b, np.average(penalties, weights=counts)
 
 
 @pytest.mark.parametrize("per_row", [False, True])

@@ -121,7 +121,8 @@ def mish_forward(z: Any, _: Any) -> Any:
     two, b = cast(2.0, z), at_least(z, -1e4)
     e = exp(at_most(b, MISH_IS_Z))
     w = e * (e + two)
-    return b * (w / (w + two))
+    near = b * (w / (w + two))  # where b w does not overflow, which may come first
+    return z if z > cast(MISH_IS_Z, z) else near
 
 
 @formula
