@@ -19,6 +19,7 @@ PLAIN_LINES = 20
 PLAIN_SECONDS = 5.0
 #: A bar is drawn anew after this many seconds at the earliest.
 REDRAW_SECONDS = 0.125
+BAR_WIDTH = 12
 
 
 def figures_text(figures: Mapping[str, float]) -> str:
@@ -117,37 +118,22 @@ class _BarProgress(Progress):
 
 
 class LiveProgress(_BarProgress):
-    """A bar on a terminal, with time left, samples/s, loss and metrics."""
+    """A line on a terminal: the epoch, a bar, loss and metrics, time left and samples/s. Where it
+    is too narrow for all of it, the figures stay longest."""
 
     def __init__(self, first_epoch: int, epochs: int, rows_per_epoch: int | None) -> None:
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as RichProgress
-        from rich.table import Column
+        from rich import get_console
+        from rich.live import Live
 
         super().__init__(first_epoch, epochs, rows_per_epoch)
-        counter = f"epoch {epochs}/{epochs}"
-        # on a narrow terminal only the figures, at the end, are cut
-        self.bar: Any = RichProgress(
-            TextColumn(
-                "epoch {task.fields[epoch]}/{task.fields[epochs]}",
-                table_column=Column(no_wrap=True, min_width=len(counter)),
-            ),
-            BarColumn(bar_width=12, table_column=Column(no_wrap=True, min_width=12)),
-            TextColumn(
-                "[dim]{task.fields[speed]}[/dim]",
-                table_column=Column(no_wrap=True, min_width=len(_speed_text(1e5, 60.0))),
-            ),
-            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
-            auto_refresh=False,  # that takes a thread, which cannot be had everywhere
-        )
-        self.shown = self.start
+        self.epoch, self.figures, self.shown = first_epoch, "", self.start
+        self.console = get_console()
+        # to refresh by itself it takes a thread, which cannot be had everywhere
+        self.live = Live(console=self.console, get_renderable=self._line, auto_refresh=False)
 
     def __enter__(self) -> Self:
         self.start = self.shown = time.perf_counter()
-        self.bar.start()
-        self.task = self.bar.add_task(
-            "fit", total=self.total, epoch=0, epochs=self.epochs, figures="", speed=""
-        )
+        self.live.start()
         return self
 
     def __exit__(
@@ -156,21 +142,43 @@ class LiveProgress(_BarProgress):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        self.live.stop()
 
     def advance(self, rows: int) -> None:
         self.rows += rows
-        self._update(advance=rows, speed=self._speed())
+        self._draw()
 
     def epoch_end(self, epoch: int, figures: Mapping[str, float]) -> None:
-        self._update(epoch=epoch, figures=figures_text(figures))
+        self.epoch, self.figures = epoch, figures_text(figures)
+        self._draw()
 
-    def _update(self, **fields: Any) -> None:
-        """Draw the bar anew, unless that was done a moment ago."""
+    def _draw(self) -> None:
+        """Draw the line anew, unless that was done a moment ago."""
         now = time.perf_counter()
-        due = now - self.shown >= REDRAW_SECONDS
-        self.shown = now if due else self.shown
-        self.bar.update(self.task, refresh=due, **fields)
+        if now - self.shown >= REDRAW_SECONDS:
+            self.shown = now
+            self.live.refresh()
+
+    def _line(self) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        count = f"epoch {self.epoch:{len(str(self.epochs))}}/{self.epochs}"
+        bar = ProgressBar(self.total, self.rows, width=BAR_WIDTH, pulse=self.total is None)
+        left = self.console.width - len(count) - len(self.figures) - 1
+        parts: list[Any] = [Text(self.figures)]
+        if left > BAR_WIDTH:
+            parts.insert(0, bar)
+            left -= BAR_WIDTH + 1
+        speed = self._speed()
+        if len(speed) >= left:
+            speed = speed.partition(", ")[0]  # the time left alone
+        if len(speed) < left:
+            parts.append(Text(speed, style="dim"))
+        line = Table.grid(padding=(0, 1), pad_edge=False)
+        line.add_row(Text(count, no_wrap=True), *parts)
+        return line
 
 
 class NotebookProgress(_BarProgress):
