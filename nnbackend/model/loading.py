@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from nnbackend._checks import check_dtype, check_flag, check_mapping
 from nnbackend._files import Path_
 from nnbackend.backends import get_backend
@@ -92,7 +94,7 @@ def _built(
     state.step, state.epoch = (_count(name, metadata[name]) for name in ("step", "epoch"))
     key, block = (metadata["orders"][name] for name in ("key", "block"))
     state.orders = Orders(_count("key", key, 1 << 128), _count("block", block))
-    state.history = _history(metadata["history"])
+    state.history = _history(metadata["history"], tensors)
     model.info = from_json(metadata["info"])
     if not isinstance(model.info, dict):
         raise DTypeError("info must be a dict")
@@ -107,11 +109,18 @@ def _count(name: str, value: Any, end: int = 1 << 62) -> int:
     return value
 
 
-def _history(found: Mapping[str, Any]) -> History:
+def _history(found: Mapping[str, Any], tensors: Tensors) -> History:
     """Curves and seconds, as numbers of one length."""
     curves = {str(name): _numbers(values) for name, values in dict(found["curves"]).items()}
+    long, prefix = {k: v for k, v in tensors.items() if k.startswith("history.")}, "history.curves."
+    for key, values in long.items():
+        if values.dtype != np.float64 or values.ndim != 1:
+            raise DTypeError(f"{key} must hold numbers of float64 in one row")
+        if key.startswith(prefix):
+            curves[key.removeprefix(prefix)] = values.tolist()
     history = History(curves)
-    history.seconds = _numbers(found["seconds"])
+    seconds = long.get("history.seconds")
+    history.seconds = _numbers(found["seconds"]) if seconds is None else seconds.tolist()
     if {len(values) for values in (*curves.values(), history.seconds)} - {history.epochs}:
         raise DataError("the curves of a history must be of one length")
     return history

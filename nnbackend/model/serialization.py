@@ -1,6 +1,7 @@
 """Model files: plain tensors in safetensors, everything else in one JSON metadata entry.
 
-Keys: ``layers.{i}.{name}`` and ``optimizer.{slot}.layers.{i}.{name}``. No pickle, no code.
+Keys: ``layers.{i}.{name}`` and ``optimizer.{slot}.layers.{i}.{name}``; curves of many epochs are
+``history.curves.{name}`` and ``history.seconds``. No pickle, no code.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from nnbackend.metrics import Metric, ScoreMetric, metric_name
 from nnbackend.model.notes import to_json
 from nnbackend.model.stack import LayerStack
 
-FORMAT_VERSION = 1
+#: Files without curves of many epochs have version 1.
+FORMAT_VERSION = 2
+#: Curves of more epochs are tensors: the metadata of a safetensors file may not be large.
+JSON_EPOCHS = 10_000
 METADATA_KEY = "nnbackend"
 
 Tensors = dict[str, np.ndarray[Any, Any]]
@@ -41,18 +45,26 @@ def save_model(model: LayerStack, path: Path_) -> None:
     if model._optimizer is not None:
         for key, value in model.optimizer_state().items():
             tensors[f"optimizer.{key}"] = value
+    history = {"curves": model.history.to_dict(), "seconds": model.history.seconds}
+    is_long = model.history.epochs > JSON_EPOCHS
+    if is_long:
+        for name, curve in model.history.items():
+            tensors[f"history.curves.{name}"] = np.array(curve, np.float64)
+        tensors["history.seconds"] = np.array(model.history.seconds, np.float64)
+        history = {"curves": {name: [] for name in model.history}, "seconds": []}
     metadata = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if is_long else 1,
         "config": _config(model),
         "seed": model.seed,
         "step": model.step,
         "epoch": model.epoch,
         "orders": asdict(model.training.orders),
-        "history": {"curves": model.history.to_dict(), "seconds": model.history.seconds},
+        "history": history,
         "callbacks": _callback_states(model, tensors),
     }
     for key, array in tensors.items():
-        if not key.startswith("callbacks.") and not np.isfinite(array).all():
+        finite = key.startswith(("callbacks.", "history.")) or np.isfinite(array).all()
+        if not finite:
             raise DataError(
                 f"{key} holds NaN or infinity, so the model is not saved: it could not be loaded. "
                 f"Load the last file, or train again from finite numbers"
@@ -66,7 +78,13 @@ def save_model(model: LayerStack, path: Path_) -> None:
         if isinstance(error, DTypeError):
             raise
         raise DataError(f"info cannot be written to a model file as JSON: {error}") from error
-    write_atomically(path, save(tensors, {METADATA_KEY: text}))
+    try:
+        content = save(tensors, {METADATA_KEY: text})
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # its own class is no part of its interface
+        raise DataError(f"the model cannot be written as a safetensors file: {error}") from error
+    write_atomically(path, content)
 
 
 def _plain(value: Any) -> Any:

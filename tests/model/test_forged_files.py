@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import nnbackend as nn
@@ -115,6 +117,21 @@ def test_arrays_of_callbacks_that_are_not_there(tmp_path, name) -> None:
     else:
         with pytest.raises(nn.CheckpointError, match="m.safetensors"):
             nn.load(path, backend="numpy")
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [np.zeros(2, np.float32), np.zeros((1, 2)), np.zeros(3), np.zeros(2, np.int64)],
+    ids=lambda curve: f"{curve.dtype} {curve.shape}",
+)
+@pytest.mark.parametrize("name", ["curves.loss", "seconds"])
+def test_curves_of_another_form(tmp_path, name, curve) -> None:
+    path = write(tmp_path / "m.safetensors")
+    with safe_open(path, framework="np") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file({**tensors, f"history.{name}": curve}, path, metadata)
+    with pytest.raises(nn.CheckpointError, match="m.safetensors"):
+        nn.load(path, backend="numpy")
 
 
 def test_dtypes_that_numpy_lacks(tmp_path) -> None:

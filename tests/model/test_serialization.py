@@ -86,6 +86,35 @@ def test_the_file_is_plain_tensors_and_one_json_entry(backend, xy, tmp_path) -> 
     assert not any(key.startswith("optimizer.m.layers.6") for key in keys)  # frozen
 
 
+@pytest.mark.parametrize("epochs", [10_000, 10_001])
+def test_curves_of_any_length_come_back(backend, xy, tmp_path, epochs) -> None:
+    """The header of a file holds 100 MB at most."""
+    model = model_of_everything()
+    model.fit(*xy, verbose=0)
+    values = [{**model.history.last(), "loss": k / 7, "late": np.nan} for k in range(epochs - 1)]
+    model.history.extend(values, 0.25)
+    model.training.epoch = epochs
+    model.save(tmp_path / "m.safetensors")
+    loaded = nn.load(tmp_path / "m.safetensors")
+    assert list(loaded.history) == list(model.history)
+    for name, curve in model.history.items():
+        np.testing.assert_array_equal(loaded.history[name], curve)
+    assert loaded.history.seconds == model.history.seconds
+    with safe_open(tmp_path / "m.safetensors", framework="np") as file:
+        version = json.loads(file.metadata()["nnbackend"])["format_version"]
+    assert version == (1 if epochs == 10_000 else 2)
+
+
+def test_what_safetensors_refuses_is_said(backend, xy, tmp_path, monkeypatch) -> None:
+    def refuses(*_):
+        raise Exception("header too large")
+
+    monkeypatch.setattr("safetensors.numpy.save", refuses)
+    with pytest.raises(nn.DataError, match="as a safetensors file: header too large"):
+        model_of_everything().save(tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_uncompiled_model_and_one_without_data_can_be_saved(backend, tmp_path) -> None:
     model = nn.Sequential([nn.Standardize(2), nn.Dense(2, 1)], seed=0)
     model.save(tmp_path / "m")
@@ -200,7 +229,7 @@ class TestBrokenFiles:
 
     def test_of_a_newer_version(self, path) -> None:
         self.rewrite(path, lambda m, t: m.update(format_version=99))
-        with pytest.raises(nn.CheckpointError, match="format version 99; .* reads up to 1"):
+        with pytest.raises(nn.CheckpointError, match="format version 99; .* reads up to 2"):
             nn.load(path)
 
     @pytest.mark.parametrize(
