@@ -7,7 +7,16 @@
 >>> history = model.fit(x, y, epochs=5, verbose=0)
 """
 
-from nnbackend import distributed, initializers, losses, metrics, optimizers, plot, schedules
+from nnbackend import (
+    datasets,
+    distributed,
+    initializers,
+    losses,
+    metrics,
+    optimizers,
+    plot,
+    schedules,
+)
 from nnbackend._version import __version__ as __version__
 from nnbackend.backends import (
     Availability,
@@ -19,7 +28,6 @@ from nnbackend.backends import (
     use_backend,
 )
 from nnbackend.backends.numba import get_num_threads, set_num_threads
-from nnbackend.data import datasets
 from nnbackend.errors import (
     BackendUnavailableError,
     CheckpointError,

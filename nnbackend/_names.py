@@ -105,10 +105,66 @@ def check_keywords(what: str, function: Callable[..., object], given: Iterable[s
             raise UnknownArgumentError(f"{what} has no argument {name!r}; {takes}{hint}")
 
 
+#: What those want who pass sizes to it.
+_NO_SIZES = {"Linear": ". nn.Linear is the activation y = x; a layer with weights is nn.Dense"}
+
+
+def _check_count(cls: type, args: tuple[Any, ...]) -> None:
+    """Refuse more arguments without names than a constructor takes."""
+    code = getattr(cls.__init__, "__code__", None)  # type: ignore[misc]
+    if code is None or code.co_flags & inspect.CO_VARARGS or len(args) < code.co_argcount:
+        return
+    most = code.co_argcount - 1
+    takes = f"at most {most}" if most else "none"
+    raise UnknownArgumentError(
+        f"{cls.__name__} was given too many arguments without names, of which it takes {takes}; "
+        f"received {len(args)}{_NO_SIZES.get(cls.__name__, '')}"
+    )
+
+
+def check_signature(cls: type, name: str, *arguments: str, **named: str) -> None:
+    """Refuse a method of a subclass that cannot be called as the library calls it."""
+    method = vars(cls).get(name)
+    if not inspect.isfunction(method):
+        return
+    try:
+        inspect.signature(method).bind("self", *arguments, **named)
+    except TypeError:
+        called = ", ".join(["self", *arguments, *(f"{k}={v}" for k, v in named.items())])
+        raise UnknownArgumentError(
+            f"{cls.__name__}.{name} is called as {name}({called.replace('self, ', '', 1)}): define "
+            f"it as def {name}({called})"
+        ) from None
+
+
+def as_made(what: object, settings: Mapping[str, Any]) -> str:
+    """The call that makes an object with these settings, without those that are as usual."""
+    parts = []
+    for name, parameter in inspect.signature(type(what)).parameters.items():
+        if name not in settings:
+            continue
+        value, default = settings[name], parameter.default
+        if default is parameter.empty:
+            parts.append(_short(value))
+        elif type(value) is not type(default) or value != default:
+            parts.append(f"{name}={_short(value)}")
+    return f"{type(what).__name__}({', '.join(parts)})"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 class AnswersNames:
     """Base of classes whose constructors answer wrong names of arguments."""
 
+    def __repr__(self) -> str:
+        return as_made(self, vars(self))
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if args:
+            _check_count(cls, args)
         if kwargs or (args and cls.__init__ is object.__init__):
             check_keywords(cls.__name__, cls.__init__, kwargs)
             if cls.__init__ is object.__init__:

@@ -40,6 +40,7 @@ ROOMS = (
     ("program",),
     ("executor",),
     ("data",),
+    ("datasets",),
     ("distributed",),
     ("training",),
     ("model",),

@@ -26,6 +26,16 @@ WRONG_ARGUMENTS = [
     (lambda: nn.Adam(beta_2=0.9), "mean beta2"),
     (lambda: nn.RMSprop(epsilon=1e-8), "mean eps"),
     (lambda: nn.AdamW(decay=0.1), "mean weight_decay"),
+    (lambda: nn.Linear(64, 32), "of which it takes none; received 2. nn.Linear is the activation"),
+    (lambda: nn.Dropout(0.5, 3), "too many arguments without names, of which it takes at most 1"),
+    (
+        lambda: type("Own", (nn.Layer,), {"forward": lambda self, x: x}),
+        r"define it as def forward\(self, x, training=False\)",
+    ),
+    (
+        lambda: type("Own", (nn.Callback,), {"on_epoch_end": lambda self, epoch, logs: None}),
+        r"define it as def on_epoch_end\(self, model, epoch, figures, history\)",
+    ),
     (lambda: nn.SGD(clipnorm=1.0), "mean clip_norm"),
     (lambda: nn.Dense(2, units=3), "Dense has no argument 'units'.* mean n_outputs"),
     (lambda: nn.Dense(2, 3, kernel_initializer="zeros"), "mean weight_init"),

@@ -40,7 +40,7 @@ class Backend(LayerOperations):
     name: ClassVar[str]
     #: the class of its arrays, if operations can take a caller's as they are
     array_type: ClassVar[Any] = None
-    #: what runs whole programs here, as "module:class"; see nnbackend.executor
+    #: the class that runs whole programs here, as text, module and class with a colon between
     executor: ClassVar[str] = "nnbackend.executor.python:PythonExecutor"
     #: bytes to which the parts of flat vectors are aligned
     alignment: ClassVar[int] = 64

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 import nnbackend as nn
 from nnbackend._files import check_writable, write_atomically
+from nnbackend._version import __version__
 from nnbackend.cli import ranks
 from nnbackend.errors import DataError, NNBackendError
 from nnbackend.training.interrupt import interrupt_training
@@ -31,8 +32,21 @@ app = typer.Typer(
 PICTURES = (".png", ".pdf", ".svg")
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nnbackend {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Train dense neural networks and use them."""
 
 

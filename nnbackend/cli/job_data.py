@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend import datasets
 from nnbackend.cli.settings import Settings
 from nnbackend.cli.trained import preparation_of
-from nnbackend.data import datasets
 from nnbackend.data.csv import is_table
 from nnbackend.data.dataset import Dataset, Task, align_classes
 from nnbackend.data.idx import find_images, holds_idx

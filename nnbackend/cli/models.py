@@ -38,8 +38,10 @@ DATA_HELP = (
     f"or a folder of images in one folder for each class"
 )
 
-LAYOUT = "of a table, if it is not found out"
-SepOption = Annotated[str | None, typer.Option(help=f"separator {LAYOUT}; a blank for blanks")]
+LAYOUT = "of a table, if it is not detected right"
+SepOption = Annotated[
+    str | None, typer.Option(help=f"separator {LAYOUT}; a space means any number of spaces")
+]
 DecimalOption = Annotated[str | None, typer.Option(help=f"decimal mark {LAYOUT}: . or ,")]
 EncodingOption = Annotated[str | None, typer.Option(help=f"encoding {LAYOUT}, such as latin-1")]
 HeaderOption = Annotated[
@@ -138,7 +140,7 @@ def train(
     patience: Annotated[
         int | None,
         typer.Option(
-            help="stop when so many epochs have not been better on the validation rows",
+            help="stop after this many epochs without improvement on the validation rows",
             show_default="never",
         ),
     ] = None,

@@ -29,6 +29,10 @@ SHARES = ("accuracy", "top_k_accuracy", "largest class")
 MOST_NAMES = 6
 #: Fewer steps than this are hardly enough for any network.
 FEW_STEPS = 1000
+#: Of the rows that were trained on: more steps would learn them by heart.
+LEARNT = 0.98
+#: A class with so many times its even share of the rows is a large one.
+LARGE = 1.3
 #: A loss that fell by this share in the last third of the epochs is still falling.
 FALLING = 0.05
 
@@ -127,11 +131,15 @@ def _hints(
     hints = []
     share = judged.get("largest class")
     if share is not None and judged["accuracy"] < share + 0.2 * (1 - share):
+        is_large = share > LARGE / max(2, model.n_outputs)
+        remedy = "see f1 and auc, and try --class-weight balanced"
+        remedy = remedy if is_large else "the network has not learnt much yet"
         hints.append(
-            f"saying the largest class of every row would be right in {100 * share:.2f} %: see f1 "
-            f"and auc, and try --class-weight balanced"
+            f"always predicting the largest class would be right for {100 * share:.2f} % of the "
+            f"rows: {remedy}"
         )
-    if model.step < FEW_STEPS:
+    learnt = columns["training"].get("accuracy", columns["training"].get("r2", 0.0)) > LEARNT
+    if model.step < FEW_STEPS and not learnt:
         hints.append(
             f"{model.step:,} steps are few for a network; without --epochs there are about "
             f"{STEPS:,}, or try a smaller --batch-size"

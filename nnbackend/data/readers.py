@@ -46,6 +46,6 @@ def read(
     if "idx" in path.name.lower() or suffix == ".gz":
         return read_idx(path, with_targets=with_targets)
     raise DataError(
-        f"{path} is of no known kind: .csv, .tsv, .npz, IDX (idx in its name), or a folder of "
-        f"IDX files or images"
+        f"{path} is of no known kind: a table (.csv, .tsv, .txt, .data, .parquet), .npz, IDX (idx "
+        f"in its name), or a folder of IDX files or images. Save another kind of table as .csv"
     )

@@ -21,7 +21,13 @@ from nnbackend._checks import (
     check_size,
     check_values,
 )
-from nnbackend._names import LAYER_ATTRIBUTES, AnswersNames, missing_attribute
+from nnbackend._names import (
+    LAYER_ATTRIBUTES,
+    AnswersNames,
+    as_made,
+    check_signature,
+    missing_attribute,
+)
 from nnbackend._settings import fix
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
@@ -101,10 +107,15 @@ class Layer(AnswersNames, ABC):
         self._backend: Backend | None = None
         self._owner: ReferenceType[Any] | None = None
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        check_signature(cls, "forward", "x", training="False")
+        check_signature(cls, "backward", "dy")
+
     @property
     def owner(self) -> Any:
-        """The model that the layer is part of. Weak: a model that nobody uses any longer gives its
-        memory back at once, and its layers are free."""
+        """The model that the layer is part of, as long as somebody uses that: its memory is then
+        given back at once, and its layers are free."""
         return None if self._owner is None else self._owner()
 
     @owner.setter
@@ -362,8 +373,15 @@ class Layer(AnswersNames, ABC):
             self.assign(name, value)
 
     def __repr__(self) -> str:
-        widths = [str(w) for w in (self.n_inputs, self.n_outputs) if w is not None]
-        return f"{type(self).__name__}({', '.join(widths)})"
+        try:
+            # initial values are of no meaning once there are others
+            settings = {k: v for k, v in self.config().items() if not k.endswith("_init")}
+            if settings.get("activation") == "linear":
+                del settings["activation"]
+            return as_made(self, settings)
+        except Exception:  # a layer of somebody's own, in a message about its mistakes
+            widths = [str(w) for w in (self.n_inputs, self.n_outputs) if w is not None]
+            return f"{type(self).__name__}({', '.join(widths)})"
 
     def check_free(self) -> None:
         """Refuse a layer that is part of a model: a layer belongs to one model only."""

@@ -306,7 +306,8 @@ class TrainedStack(DrivenStack):
             comm, sharded, exact: processes that share the rows, as in ``fit``.
 
         Returns:
-            {"loss": with penalties, "accuracy": ...}; also "data_loss" where there are penalties.
+            The figures by name, "loss" with penalties and "accuracy" for example; also "data_loss"
+            where there are penalties.
         """
         self._check_compiled()
         self._check_adapted()

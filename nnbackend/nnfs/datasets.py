@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_dtype, check_size
-from nnbackend.data.datasets import spiral_points, vertical_points
+from nnbackend.datasets import spiral_points, vertical_points
 from nnbackend.nnfs import arrays
 from nnbackend.nnfs.arrays import Array
 

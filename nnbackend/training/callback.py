@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nnbackend._checks import check_list
-from nnbackend._names import AnswersNames
+from nnbackend._names import AnswersNames, check_signature
 from nnbackend.errors import CheckpointError, DTypeError, shown, unknown_name
 from nnbackend.training.history import History
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from nnbackend.model.sequential import Sequential
 
 Figures = Mapping[str, float]
+
+
+#: What a callback's methods are called with.
+_CALLED_WITH = {
+    "on_fit_begin": ("model",), "on_epoch_end": ("model", "epoch", "figures", "history"),
+    "on_fit_end": ("model", "history"), "on_fit_failed": ("model", "error"),
+}  # fmt: skip
 
 
 class Callback(AnswersNames):
@@ -41,6 +48,8 @@ class Callback(AnswersNames):
             if name.startswith("on_") and not hasattr(Callback, name):
                 known = [n for n in vars(Callback) if n.startswith("on_")]
                 raise unknown_name(f"a callback's method on_..., in {cls.__name__},", name, known)
+        for name, arguments in _CALLED_WITH.items():
+            check_signature(cls, name, *arguments)
 
     def attach(self, model: Sequential) -> None:
         """Start afresh, unless ``model`` is the one that was trained last."""

@@ -34,6 +34,9 @@ class Monitor:
         #: of sign * value: lower is better; None before the first
         self.best: float | None = None
 
+    def __repr__(self) -> str:
+        return repr(self.name)
+
     def state(self) -> dict[str, Any]:
         """The best value so far, and of what, for a model file."""
         return {"best": self.best, "curve": self.name, "sign": self.sign}

@@ -42,7 +42,8 @@ def test_every_option_is_used(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     model = nn.load(tmp_path / "m")
     assert [repr(layer) for layer in model.layers] == [
-        "Dense(2, 32)", "Dropout()", "Dense(32, 16)", "Dropout()", "Dense(16, 3)"]  # fmt: skip
+        "Dense(2, 32, activation='tanh')", "Dropout(0.1)", "Dense(32, 16, activation='tanh')",
+        "Dropout(0.1)", "Dense(16, 3)"]  # fmt: skip
     assert model.layers[0].activation.name == "tanh"
     assert model.layers[1].rate == 0.1
     assert model.optimizer == nn.RMSprop(lr=0.01)

@@ -84,7 +84,7 @@ class TestFigures:
         assert figure(done.stdout, "accuracy", "validation") > 95
         assert figure(done.stdout, "f1", "validation") < 0.8
         assert 0.5 < figure(done.stdout, "auc", "validation") < 0.999
-        assert f"of every row would be right in {share:.2f} %" in done.stdout
+        assert f"would be right for {share:.2f} %" in done.stdout
 
     def test_they_are_those_of_the_weights_that_are_saved(self, rare) -> None:
         done = run("train", "rare.csv", "--save", "m", "--epochs", "40", cwd=rare.parent)

@@ -351,7 +351,28 @@ def test_summary_shows_layers_parameters_and_backend(backend, capsys) -> None:
     lines: list[str] = []
     model.summary(print_fn=lines.append)
     assert out == lines[0] + "\n"
-    assert repr(model) == "Sequential([Dense(4, 8), Dense(8, 3)])"
+    first = "Dense(4, 8, activation='relu', trainable=False)"
+    assert repr(model) == f"Sequential([{first}, Dense(8, 3)])"
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (lambda: nn.Dense(2, 3, "relu", bias=False, weight_l2=1e-3),
+         "Dense(2, 3, activation='relu', bias=False, weight_l2=0.001)"),
+        (lambda: nn.Dense(2, 3, weight_init=np.ones((2, 3))), "Dense(2, 3)"),
+        (lambda: nn.Dropout(0.5), "Dropout(0.5)"),
+        (lambda: nn.BatchNorm(3), "BatchNorm(3)"),
+        (lambda: nn.LeakyReLU(0.3), "LeakyReLU(slope=0.3)"),
+        (lambda: nn.Embedding(3, 5, 2), "Embedding(3, 5, 2)"),
+        (nn.losses.MeanSquaredError, "MeanSquaredError()"),
+        (nn.metrics.AUC, "AUC()"),
+        (lambda: nn.EarlyStopping("loss", 9), "EarlyStopping(monitor='loss', patience=9)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_objects_are_shown_as_they_are_made(made, text: str) -> None:
+    assert repr(made()) == text
 
 
 def test_program_rows_describe_the_network() -> None:
