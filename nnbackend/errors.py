@@ -40,8 +40,8 @@ class DataError(NNBackendError, ValueError):
 
 
 class NotCompiledError(DataError, AttributeError):
-    """What a model has from ``compile`` on is asked for before. As an AttributeError it is what
-    ``hasattr`` and ``inspect.getmembers`` expect."""
+    """Something that a model has only after ``compile`` was asked for before it. As an
+    AttributeError it is what ``hasattr`` and ``inspect.getmembers`` expect."""
 
 
 class CheckpointError(NNBackendError, ValueError):

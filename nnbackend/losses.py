@@ -90,7 +90,8 @@ class Loss(AnswersNames, ABC):
         return type(self).apply is Loss.apply and self.name in FORMULAS
 
     def __call__(self, y_true: Any, y_pred: Any) -> tuple[float, Array]:
-        """The mean loss and its gradient by ``y_pred`` (B, O), on the current backend."""
+        """The mean loss and its gradient with respect to ``y_pred`` (B, O), on the current
+        backend."""
         backend = get_backend()
         dtype = getattr(y_pred, "dtype", None)
         dtype = np.dtype(np.float64 if dtype == np.float64 else np.float32)

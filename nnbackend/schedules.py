@@ -43,7 +43,7 @@ class Schedule(AnswersNames, ABC):
 
 @dataclass(frozen=True)
 class InverseTimeDecay(Schedule):
-    """lr / (1 + decay t)."""
+    """lr / (1 + decay t), t updates after the first."""
 
     decay: float = 0.0
 
@@ -57,7 +57,7 @@ class InverseTimeDecay(Schedule):
 
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """lr factor^floor(t / every)."""
+    """lr factor^floor(t / every), t updates after the first."""
 
     every: int = 1000
     factor: float = 0.1
@@ -76,7 +76,7 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """lr factor^(t / every)."""
+    """lr factor^(t / every), t updates after the first."""
 
     factor: float = 0.96
     every: int = 1

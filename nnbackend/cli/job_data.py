@@ -69,7 +69,9 @@ def training_data(name: str, settings: Settings, model: Sequential | None = None
     if settings.features and not is_table(name):
         raise DataError(f"features is for tables, such as .csv files; {name} is none")
     if settings.features and settings.target is None:
-        raise DataError("features leave the target out; name it with target, too")
+        raise DataError(
+            "features are the columns to learn from, without the target: name it with target, too"
+        )
     layout = {"drop": settings.drop, **settings.layout}
     if is_table(name):
         layout["embed"] = True

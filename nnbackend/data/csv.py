@@ -82,7 +82,7 @@ def read_csv(
     an input of its own. Columns that are the same, or text that differs, in every row are left
     out. ``Dataset.preparation`` says what was done, and does the same with another file.
 
-    How the file is written is found out, unless it is said. The first line is taken as a header if
+    The file's format is detected unless you state it. The first line is taken as a header if
     it has text above a column of numbers, or no number, or numbers in equal steps beside a name.
     Lines that begin with # before or between the rows are passed over.
 
@@ -96,7 +96,7 @@ def read_csv(
         features: names of the columns to read, in this order. Without ``target`` there is then
             none, as for predictions, and the columns must be numbers.
         preparation: what to do with the columns, as another call found it out
-            (``Dataset.preparation``); which these are is said there.
+            (``Dataset.preparation``); which also says which these are.
         learn_from: function of the number of rows, and of their classes as ``labels``, that returns
             the numbers of those to find it out from, such as the rows that are trained on.
         embed: whether text of more than 8 categories becomes numbers, for a model that begins with

@@ -92,6 +92,8 @@ class Executor(ABC):
     program: Program
     #: rows of a batch, and seconds of a step, of the training that ran last
     pace: tuple[int, float] | None = None
+    #: how it runs a program, for a summary
+    how: ClassVar[str] = "layer by layer"
     #: what runs programs with parts in Python instead; None for the Python executor
     mixed: ClassVar[type[Executor] | None] = None
     #: kinds of rows that it runs; a program with another is interpreted

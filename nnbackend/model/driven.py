@@ -119,7 +119,8 @@ class DrivenStack(LayerStack):
     def backward(
         self, dy: Any, accumulate: bool = False, input_gradient: bool = True
     ) -> Array | None:
-        """Go back from the gradient by the outputs of the last ``forward`` in training mode.
+        """Go back from the gradient with respect to the outputs of the last ``forward`` in training
+        mode.
 
         Leaves the gradient of sum(dy y) and of the layers' penalties in the flat gradient, which
         ``layer.weight_grad`` and the like are views of.
@@ -127,7 +128,7 @@ class DrivenStack(LayerStack):
         Args:
             dy: (N, n_outputs).
             accumulate: add to the gradient that is there, in which the penalties are already.
-            input_gradient: return dx (N, n_inputs), the gradient by x; else None.
+            input_gradient: return dx (N, n_inputs), the gradient with respect to x; else None.
 
         Raises:
             DataError: no forward pass goes before; dy is not finite (a GPU does not look).
@@ -236,7 +237,7 @@ class DrivenStack(LayerStack):
 
     @property
     def flat_gradient(self) -> Array:
-        """The gradient by what ``get_flat`` returns, as the last backward pass left it, a copy on
+        """The gradient of what ``get_flat`` returns, as the last backward pass left it, a copy on
         the backend; 0 for frozen parameters. Assign to it to apply a gradient of your own."""
         return self._gathered(self.storage.gradients)
 

@@ -45,7 +45,7 @@ def _lines(model: LayerStack) -> list[tuple[str, str, str, str]]:
 
 
 def _notes(model: LayerStack) -> list[str]:
-    how = type(model.executor).__name__
+    how = model.executor.how
     if model.program.python_parts:
         how += f" (because of {', '.join(model.program.python_parts)})"
     frozen = sum(layer.n_parameters for layer in model.layers if not layer.trainable)
@@ -53,5 +53,5 @@ def _notes(model: LayerStack) -> list[str]:
     loss = "not compiled" if model.loss is None else loss_name(model.loss)
     return [
         f"{model.n_inputs} inputs, {total}, {model.dtype}, loss: {loss}",
-        f"runs on {model.backend.device} by {how}",
+        f"runs on {model.backend.device}, {how}",
     ]

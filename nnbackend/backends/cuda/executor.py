@@ -58,6 +58,7 @@ class GraphExecutor(PythonExecutor):
     """Trains and predicts by replaying graphs; single gradients are launched one by one."""
 
     backend: CudaBackend
+    how = "by CUDA graphs"
 
     def __init__(self, program: Program, backend: CudaBackend) -> None:
         super().__init__(program, backend)

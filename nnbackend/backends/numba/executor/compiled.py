@@ -22,6 +22,7 @@ from nnbackend.program.table import Program
 class CompiledExecutor(Executor):
     """Runs programs of built-in layers and losses in compiled code, without the GIL."""
 
+    how = "compiled"
     ops = MixedExecutor.ops
     mixed: ClassVar[type[Executor]] = MixedExecutor
 

@@ -41,6 +41,7 @@ class _Part(NamedTuple):
 class MixedExecutor(PythonExecutor):
     """Compiled code for all that is not written in Python."""
 
+    how = "partly compiled"
     #: those that kernels/cpu/program/layers.py has
     ops: ClassVar[frozenset[Op]] = frozenset(
         (
