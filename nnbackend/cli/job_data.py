@@ -168,6 +168,3 @@ def describe(data: Dataset, validation: float = 0.0) -> str:
 
 def _all_numbers(names: tuple[str, ...]) -> bool:
     return all(name.lstrip("-").replace(".", "", 1).isdigit() for name in names)
-
-
-# -- model ------------------------------------------------------------------------------------

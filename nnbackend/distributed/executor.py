@@ -11,7 +11,7 @@ import numpy as np
 
 from nnbackend.backends.types import Array
 from nnbackend.distributed.plan import BlockedPlan, placed
-from nnbackend.distributed.ranks import Block, Ranks, SharedBatch
+from nnbackend.distributed.ranks import BatchOfRanks, Block, Ranks
 from nnbackend.errors import DataError
 from nnbackend.executor.base import Data, Executor, Rates, Run, Trace
 from nnbackend.executor.python import add_penalties
@@ -119,7 +119,7 @@ class SharedTraining:
     def _all_have_rows(self, step: tuple[Run, list[Block], int]) -> bool:
         return self.ranks.all_have_rows(step[2])
 
-    def _comes_again(self, batch: SharedBatch) -> bool:
+    def _comes_again(self, batch: BatchOfRanks) -> bool:
         """Whether every rank has rows, and each as many as in a batch before: to capture a step
         takes longer than the step."""
         again = batch.counts in self._seen
@@ -140,7 +140,7 @@ class SharedTraining:
         traces[:, TRACE_PENALTY] = 0.0
         return traces, penalties
 
-    def run_own(self, batch: SharedBatch, rates: Rates, number: int) -> Trace:
+    def run_own(self, batch: BatchOfRanks, rates: Rates, number: int) -> Trace:
         """One step over a batch of which each rank has any number of rows."""
         own = len(batch.data.x)
         blocks = [(batch.place, batch.place + own)] if own else []

@@ -25,7 +25,7 @@ ROW_MULTIPLE = 4
 Block = tuple[int, int]
 
 
-class SharedBatch(NamedTuple):
+class BatchOfRanks(NamedTuple):
     """This rank's rows of a batch, the place of the first one in it, and how many each rank has."""
 
     data: Data
@@ -89,7 +89,7 @@ class Ranks:
 
     # -- batches of which each rank has a part of its own -----------------------------------------
 
-    def batches(self, program: Program, blocks: Iterable[Data]) -> Iterator[SharedBatch]:
+    def batches(self, program: Program, blocks: Iterable[Data]) -> Iterator[BatchOfRanks]:
         """Batches that are each the next of ``blocks`` on every rank; until all ranks have had
         theirs, those that are through take part without rows."""
         left, rows = iter(blocks), 0
@@ -106,7 +106,7 @@ class Ranks:
             rows += sum(counts)
             place = sum(-(-count // ROW_MULTIPLE) * ROW_MULTIPLE for count in counts[: self.rank])
             data = _with_weights(program, data, any(part[1] for part in parts))
-            yield SharedBatch(data, place, counts)
+            yield BatchOfRanks(data, place, counts)
         if not rows:
             raise DataError("no rank has a batch; the iterables must give at least one (x, y)")
 

@@ -172,17 +172,17 @@ class Trainer:
             return
         (epoch,), _ = self._begin_epochs(source, 1, steps_per_epoch)
         with BlocksAhead.of(source) as blocks:
-            steps = self._next_steps(source, steps_per_epoch)
+            steps = self._next_steps(steps_per_epoch)
             while epoch.steps_done < steps_per_epoch:
                 # decided now, so that its block can be fetched meanwhile
                 left = steps_per_epoch - epoch.steps_done - steps
-                then = self._next_steps(source, left)
+                then = self._next_steps(left)
                 rates = self._rates(steps)
                 epoch.rates.append(rates)
                 start = time.perf_counter()
                 trace = self.runner.run(blocks, epoch, epoch.steps_done, rates, then)
                 self._adapt_chunk(steps, time.perf_counter() - start)
-                self._finish_steps(epoch, trace, source)
+                self._finish_steps(epoch, trace)
                 stops = self.interrupt.requested if self.ranks is None else self._all_stop
                 if stops and epoch.steps_done < steps_per_epoch:
                     self.history.stopped = "interrupted"
@@ -190,10 +190,10 @@ class Trainer:
                         self._undo()
                     return
                 known = blocks.fetches or self.ranks is not None
-                steps = then if known else self._next_steps(source, left)
+                steps = then if known else self._next_steps(left)
         self._end_epoch(epoch, np.concatenate(epoch.trace))
 
-    def _next_steps(self, source: ArraySource, left: int) -> int:
+    def _next_steps(self, left: int) -> int:
         """Number of steps in the next chunk, of those left in an epoch."""
         fitting = -(-self.block_rows // self.batch_size)
         return min(self.chunk_steps, self._most_trace_steps(), fitting, left)
@@ -215,7 +215,7 @@ class Trainer:
             epoch.rates.append(rates[k * steps_per_epoch : (k + 1) * steps_per_epoch])
         if not is_finite(trace):
             for epoch, own in zip(begun, shaped, strict=True):
-                self._finish_steps(epoch, own, source, check_parameters=False)
+                self._finish_steps(epoch, own, check_parameters=False)
                 self._end_epoch(epoch, own, seconds / count)
         if not parameters_finite(self.program):
             self._find_fault(begun[-1])
@@ -251,9 +251,7 @@ class Trainer:
         self.unfinished = epochs[0]
         return epochs, orders
 
-    def _finish_steps(
-        self, epoch: Epoch, trace: Trace, source: ArraySource, check_parameters: bool = True
-    ) -> None:
+    def _finish_steps(self, epoch: Epoch, trace: Trace, check_parameters: bool = True) -> None:
         """Count the steps of a chunk; raise if the loss, or at an epoch's end a parameter, is
         not finite."""
         self.state.step += len(trace)

@@ -21,7 +21,7 @@ FEW_STEPS, PANEL_VECTORS, FEW_COLUMNS = 4, 4 if VECTOR_BYTES == 64 else 2, 4
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
-def _loop(function: ir.Function, code: Code, n: Any) -> tuple[Any, Any, Any]:
+def _loop(function: ir.Function, code: Code) -> tuple[Any, Any, Any]:
     """Begin a loop over 0 ... n - 1, n > 0: the index, the block before and the block itself."""
     before, block = code.builder.block, function.append_basic_block()
     code.builder.branch(block)
@@ -51,7 +51,7 @@ def _few_steps_function(code: Code, steps: int, vectors: int, partial: bool) -> 
     build = code.builder
     b_rows = [code.at(b, build.mul(b_row, _I64(k))) for k in range(steps)]
     panel = [[code.load(code.at(row, offset), m) for offset, m in places] for row in b_rows]
-    i, _, block = _loop(function, code, rows)
+    i, _, block = _loop(function, code)
     build = code.builder
     here, out = code.at(a, build.mul(i, a_row)), code.at(c, build.mul(i, c_row))
     factors = [
@@ -85,7 +85,7 @@ def _any_few_steps_function(code: Code) -> ir.Function:
     wide = _I64(PANEL_VECTORS * code.lanes)
     build = code.builder
     panels = build.sdiv(build.add(columns, build.sub(wide, _I64(1))), wide)
-    p, _, block = _loop(function, code, panels)
+    p, _, block = _loop(function, code)
     build = code.builder
     left = build.mul(p, wide)
     more = build.sub(columns, left)
@@ -139,7 +139,7 @@ def _dots_function(code: Code, columns: int) -> ir.Function:
     whole = build.sdiv(steps, lanes)
     tail_mask = code.mask(build.sub(steps, build.mul(whole, lanes)))
     groups = build.sdiv(build.add(rows, _I64(some - 1)), _I64(some))
-    group, _, group_block = _loop(function, code, groups)
+    group, _, group_block = _loop(function, code)
     build = code.builder
     first = build.mul(group, _I64(some))
     final = build.sub(rows, _I64(1))

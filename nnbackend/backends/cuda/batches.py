@@ -30,3 +30,9 @@ def batch_sizes(rows: int, batch: int, steps: int) -> Iterator[tuple[int, int]]:
         if steps > full:
             yield rest, 1
         steps -= full + 1
+
+
+def padded(rows: int) -> int:
+    """So many rows or at most a quarter more: whoever asks for any number meets few of these."""
+    step = 1 << max(0, (rows - 1).bit_length() - 3)
+    return -(-rows // step) * step

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nnbackend.backends.cuda.backend import CudaBackend
-from nnbackend.backends.cuda.batches import batch_sizes, example_rows
+from nnbackend.backends.cuda.batches import batch_sizes, example_rows, padded
 from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
 from nnbackend.backends.cuda.kernels import bind, source_version
 from nnbackend.backends.cuda.known import formulas_of
 from nnbackend.backends.cuda.phased import PhasedSteps, can_take_phases, definitions_of
-from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, layout_of, padded
+from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, layout_of
 from nnbackend.backends.cuda.sums import SharedBatch
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, OutOfMemoryError

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nnbackend.backends.cuda.backend import CudaBackend
+from nnbackend.backends.cuda.batches import padded
 from nnbackend.backends.cuda.kernels import (
     JOBS,
     LAYER,
@@ -271,12 +272,6 @@ def tiling(rows: int, columns: int, inner: int) -> tuple[bool, int]:
             results = -(-4 * wide // sharing) * 12
             ways[large, shift] = rounds * (sums + exchange + results + 40)
     return min(ways, key=lambda way: ways[way])
-
-
-def padded(rows: int) -> int:
-    """So many rows or at most a quarter more: whoever asks for any number meets few of these."""
-    step = 1 << max(0, (rows - 1).bit_length() - 3)
-    return -(-rows // step) * step
 
 
 def stride(width: int) -> int:
