@@ -88,7 +88,8 @@ def check_alike(
 
 def _described(layer: Layer) -> dict[str, str]:
     """A layer, and each of its settings, where it tells them."""
-    found = {"": repr(layer), "'s trainable": str(layer.trainable)}
+    widths = ", ".join(str(w) for w in (layer.n_inputs, layer.n_outputs) if w is not None)
+    found = {"": f"{type(layer).__name__}({widths})", "'s trainable": str(layer.trainable)}
     if layer.adapts:
         found["'s adapted"] = str(layer.adapted)
     with suppress(DTypeError, DataError):  # what cannot be saved does not say
