@@ -73,5 +73,6 @@ print(f"solved in {update} updates, {time.perf_counter() - began:.1f} s: "
 
 if len(sys.argv) > 1:
     ax = nn.plot.history({"steps": curve}, "steps")
-    ax.set_xlabel("update")
+    ax.set(xlabel="update", ylabel="mean steps that the pole stays up")
+    ax.get_legend().remove()
     ax.figure.savefig(sys.argv[1])
