@@ -262,6 +262,17 @@ def test_a_run_of_a_training_that_failed_is_over(mlflow, xy) -> None:
         assert mlflow.active_run().info.run_id == run.info.run_id
 
 
+def test_a_run_whose_settings_cannot_be_written_is_over(mlflow, xy, monkeypatch) -> None:
+    def no_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(mlflow, "log_param", no_disk)
+    with pytest.raises(OSError, match="no space left"):
+        model_of().fit(*xy, epochs=1, verbose=0, callbacks=[nn.MLflow()])
+    assert mlflow.active_run() is None
+    assert mlflow.last_active_run().info.status == "FAILED"
+
+
 def test_mlflow_goes_on_with_the_run_that_is_active(mlflow, xy) -> None:
     with mlflow.start_run() as run:
         model = model_of()
