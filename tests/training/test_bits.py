@@ -92,7 +92,7 @@ def test_a_short_last_batch_alone_in_its_chunk(cpu, monkeypatch, rng, chunk) -> 
 
     def train(steps: int) -> bytes:
         monkeypatch.setattr(Trainer, "_adapt_chunk", lambda self, *_: None)
-        monkeypatch.setattr(Trainer, "_next_steps", lambda self, source, left: min(steps, left))
+        monkeypatch.setattr(Trainer, "_next_steps", lambda self, left: min(steps, left))
         layers = [nn.Dense(114, 179, "relu"), nn.BatchNorm(179), nn.Dense(179, 7)]
         model = nn.Sequential(layers, seed=0)
         model.compile("softmax_cross_entropy")

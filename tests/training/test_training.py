@@ -51,7 +51,7 @@ def test_it_does_not_matter_where_chunks_end(backend, monkeypatch) -> None:
             cuts = np.random.default_rng(seed)
             monkeypatch.setattr(
                 trainer.Trainer, "_next_steps",
-                lambda self, source, left, cuts=cuts: min(int(cuts.integers(1, 9)), left),
+                lambda self, left, cuts=cuts: min(int(cuts.integers(1, 9)), left),
             )  # fmt: skip
             layers = [nn.Dense(114, 179), nn.BatchNorm(179), nn.ReLU(), nn.Dense(179, 7)]
             model = nn.Sequential(layers, seed=0)
