@@ -145,7 +145,8 @@ class TopKAccuracy(Metric):
 
 class _ConfusionMetric(Metric):
     """From counts per class: averaged over classes with equal weight (macro), or, of two classes,
-    for the second one ("yes"), as scikit-learn has it. A class that never occurs counts as 0."""
+    for the second one ("yes"), as scikit-learn has it. A class that neither occurs nor is predicted
+    does not count."""
 
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
         threshold = _threshold(self.name, loss, n_outputs)
@@ -160,7 +161,7 @@ class Precision(_ConfusionMetric):
 
     def value(self, sums: Sums, weight_sum: float) -> float:
         hits, predicted, _ = sums
-        return float(_ratios(hits, predicted).mean())
+        return _mean_of_seen(_ratios(hits, predicted), sums)
 
 
 class Recall(_ConfusionMetric):
@@ -170,7 +171,7 @@ class Recall(_ConfusionMetric):
 
     def value(self, sums: Sums, weight_sum: float) -> float:
         hits, _, actual = sums
-        return float(_ratios(hits, actual).mean())
+        return _mean_of_seen(_ratios(hits, actual), sums)
 
 
 class F1(_ConfusionMetric):
@@ -180,7 +181,7 @@ class F1(_ConfusionMetric):
 
     def value(self, sums: Sums, weight_sum: float) -> float:
         hits, predicted, actual = sums
-        return float(_ratios(2 * hits, predicted + actual).mean())
+        return _mean_of_seen(_ratios(2 * hits, predicted + actual), sums)
 
 
 class _RegressionMetric(Metric):
@@ -234,6 +235,13 @@ def _ratio(part: float, whole: float) -> float:
 
 def _ratios(part: Sums, whole: Sums) -> Sums:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _mean_of_seen(shares: Sums, sums: Sums) -> float:
+    """The mean over classes that occur or are predicted; 0 if there are none."""
+    _, predicted, actual = sums
+    seen = predicted + actual > 0
+    return float(shares[seen].mean()) if seen.any() else 0.0
 
 
 class ScoreMetric(AnswersNames, ABC):

@@ -115,6 +115,28 @@ class TestAUC:
         assert model.loss is None
 
 
+class TestSeveralClasses:
+    """As scikit-learn's average="macro", with 0 for what is divided by 0."""
+
+    @pytest.mark.parametrize("occurring", [[0], [0, 3], [0, 1, 2, 3]])
+    @pytest.mark.parametrize("predicted", [[0], [1, 3], [0, 1, 2, 3]])
+    def test_a_class_that_is_nowhere_does_not_count(
+        self, backend, rng, occurring, predicted
+    ) -> None:
+        y, guess = rng.choice(occurring, 40), rng.choice(predicted, 40)
+        model = nn.Sequential([nn.Dense(4, 4, weight_init=np.eye(4))])
+        model.compile("softmax_cross_entropy", metrics=["precision", "recall", "f1"])
+        found = model.evaluate(np.eye(4)[guess], y)
+        shares = {"precision": [], "recall": [], "f1": []}
+        for k in {*y, *guess}:
+            hits, said, there = ((y == k) & (guess == k)).sum(), (guess == k).sum(), (y == k).sum()
+            shares["precision"].append(hits / max(said, 1))
+            shares["recall"].append(hits / max(there, 1))
+            shares["f1"].append(2 * hits / (said + there))
+        for name, values in shares.items():
+            assert found[name] == pytest.approx(np.mean(values), rel=1e-6), name
+
+
 class TestTwoClasses:
     """As scikit-learn's average="binary": hits of class 1."""
 

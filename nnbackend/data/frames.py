@@ -53,7 +53,11 @@ class FrameTable:
         return
 
     def is_numeric(self, column: int) -> bool:
-        return bool(self._columns[column].dtype.is_numeric())
+        dtype = self._columns[column].dtype
+        return bool(dtype.is_numeric()) or self._is_length_of_time(column)
+
+    def _is_length_of_time(self, column: int) -> bool:
+        return bool(self._columns[column].dtype == narwhals_module(self.shown).Duration)
 
     def is_text(self, column: int) -> bool:
         """Whether a column is text even if all of it looks like numbers."""
@@ -78,8 +82,12 @@ class FrameTable:
         return row + 1, ["" if field is None else field for field in fields]
 
     def _numbers(self, column: int) -> HostArray:
-        values = self._columns[column].cast(narwhals_module(self.shown).Float64).to_numpy()
-        return np.asarray(values, np.float64)
+        given = self._columns[column]
+        seconds = self._is_length_of_time(column)
+        if seconds:
+            given = given.dt.total_microseconds()
+        values = given.cast(narwhals_module(self.shown).Float64).to_numpy()
+        return np.asarray(values, np.float64) * (1e-6 if seconds else 1.0)
 
     def _text(self, column: int) -> HostArray:
         texts = _texts(self._columns[column])

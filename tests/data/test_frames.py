@@ -240,6 +240,15 @@ def test_columns_that_pandas_keeps_sparse_are_numbers(rng) -> None:
     np.testing.assert_array_equal(data.x[:, 0], data.x[:, 1])
 
 
+def test_lengths_of_time_are_seconds(rng) -> None:
+    seconds = np.array([1.5, 90061.25, np.nan] * 30)
+    columns = {"a": pandas.to_timedelta(seconds, unit="s"), "b": seconds, "y": [0, 1, 2] * 30}
+    data = nn.datasets.read_frame(pandas.DataFrame(columns), "y")
+    first, second = data.preparation.columns
+    assert (first.kind, first.marks) == (second.kind, second.marks) == ("number", True)
+    np.testing.assert_allclose(data.x[:, :2], data.x[:, 2:], rtol=1e-6)
+
+
 @pytest.mark.parametrize("also", [{"features": ["a"]}, {"drop": ["a"]}])
 def test_a_preparation_says_which_columns_are_read(rng, also) -> None:
     frame = pandas.DataFrame({"a": rng.normal(size=9), "b": rng.normal(size=9), "y": [0, 1, 2] * 3})
