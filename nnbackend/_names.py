@@ -6,6 +6,7 @@ A wrong name of an argument or an attribute is answered with the right one.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, wraps
 from typing import Any, ParamSpec, Self, TypeVar
@@ -128,7 +129,7 @@ def check_signature(cls: type, name: str, *arguments: str, **named: str) -> None
     if not inspect.isfunction(method):
         return
     try:
-        inspect.signature(method).bind("self", *arguments, **named)
+        inspect.signature(method, follow_wrapped=False).bind("self", *arguments, **named)
     except TypeError:
         called = ", ".join(["self", *arguments, *(f"{k}={v}" for k, v in named.items())])
         raise UnknownArgumentError(
@@ -139,20 +140,25 @@ def check_signature(cls: type, name: str, *arguments: str, **named: str) -> None
 
 def as_made(what: object, settings: Mapping[str, Any]) -> str:
     """The call that makes an object with these settings, without those that are as usual."""
-    parts = []
+    parts, named = [], False
     for name, parameter in inspect.signature(type(what)).parameters.items():
-        if name not in settings:
+        named |= name not in settings or parameter.kind is parameter.KEYWORD_ONLY
+        if name not in settings or _is_usual(settings[name], parameter.default):
             continue
-        value, default = settings[name], parameter.default
-        if default is parameter.empty:
-            parts.append(_short(value))
-        elif type(value) is not type(default) or value != default:
-            parts.append(f"{name}={_short(value)}")
+        named |= parameter.default is not parameter.empty
+        parts.append(f"{name}=" * named + _short(settings[name]))
     return f"{type(what).__name__}({', '.join(parts)})"
 
 
+def _is_usual(value: object, default: object) -> bool:
+    try:
+        return type(value) is type(default) and bool(value == default)
+    except Exception:  # arrays, for example, are not equal or different as a whole
+        return False
+
+
 def _short(value: object) -> str:
-    text = repr(value)
+    text = repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -26,6 +26,8 @@ from nnbackend.kernels.codes import LOSSES as FORMULAS
 HostArray = np.ndarray[Any, Any]
 LossFunction = Callable[[Array, Array], tuple[Any, Array]]
 Link = Literal["softmax", "sigmoid"]
+#: Logits that are looked at together.
+SCORED = 1 << 17
 
 
 class Loss(AnswersNames, ABC):
@@ -276,19 +278,27 @@ def to_scores(loss: Loss | LossFunction | None, outputs: HostArray) -> HostArray
     logits, log p - log(1 - p)."""
     if not isinstance(loss, Loss) or loss.link != "softmax" or outputs.shape[1] < 2:
         return outputs
-    z = outputs.astype(np.float64)
+    scores = outputs.astype(np.float64)
+    rows = max(1, SCORED // outputs.shape[1])
+    with np.errstate(all="ignore"):
+        for start in range(0, len(scores), rows):
+            _subtract_rest(scores[start : start + rows])
+    return scores
+
+
+def _subtract_rest(z: HostArray) -> None:
+    """z_c -= log sum exp z_j over all j but c, for logits (N, O), in place."""
     top = z.argmax(axis=1)[:, None]
     largest = np.take_along_axis(z, top, 1)
-    # the sum of all others, of which the largest logit is one unless it is the class's own
+    # of the others, the largest logit is one unless it is the class's own
     parts = np.exp(z - largest)
-    with np.errstate(divide="ignore"):
-        rest = np.log(np.maximum(parts.sum(axis=1, keepdims=True) - parts, 0.0)) + largest
+    rest = np.log(np.maximum(parts.sum(axis=1, keepdims=True) - parts, 0.0)) + largest
     others = z.copy()
     np.put_along_axis(others, top, -np.inf, 1)
-    second = others.max(axis=1, keepdims=True)
+    second = np.maximum(others.max(axis=1, keepdims=True), np.finfo(np.float64).min)
     beside = np.log(np.exp(others - second).sum(axis=1, keepdims=True)) + second
     np.put_along_axis(rest, top, beside, 1)
-    return np.asarray(z - rest)
+    z -= rest
 
 
 def loss_name(loss: Loss | LossFunction | None) -> str:

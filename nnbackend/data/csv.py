@@ -49,9 +49,7 @@ def is_table(name: str) -> bool:
 def _opened(path: PathLike, layout: Layout, decimal: str | None) -> AnyTable:
     """``decimal``: the mark that another file of the kind showed, which a few rows may not."""
     if not str(path).lower().endswith(".parquet"):
-        if layout.decimal is None:
-            layout = layout._replace(decimal=decimal)
-        return Table(path, layout)
+        return Table(path, layout, decimal)
     given = [name for name, value in layout._asdict().items() if value is not None]
     if given:
         raise DataError(f"{given[0]} is for text; {path} is a Parquet file, which says it itself")
@@ -330,6 +328,8 @@ def _wrong_value(table: AnyTable, column: int, what: str, row: int) -> DataError
     line, fields = table.line(row)
     text = fields[column].strip()
     where = f"{table.shown}, {table.unit} {line}, column {table.names[column]!r}"
+    if is_number(text) and table.plain_number(text) is None:
+        return DataError(f"{where}: decimals have a comma in this file; found {text!r}")
     if is_number(text) or text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return DataError(f"{where}: numbers must be finite; found {text!r}")
     remedy = "Correct it, or leave the column out"

@@ -22,6 +22,18 @@ def is_padded(text: str) -> bool:
     return _PADDED.fullmatch(text.strip()) is not None
 
 
+def number_in_sql(column: str, decimal: str, thousands: str) -> str:
+    """What ``plain_number`` does, in DuckDB's SQL, as a DOUBLE; NULL if it is none."""
+    marked = _COMMA_DECIMAL if decimal == "," else _COMMA_THOUSANDS
+    text = f"trim({column})"
+    plain = f"replace({text}, '{thousands}', '')"
+    if decimal == ",":
+        plain = f"replace({plain}, ',', '.')"
+    number = _NUMBER.pattern.replace(r"\s*", "")
+    fits = f"(not contains({text}, '{thousands}') or regexp_full_match({text}, '{marked.pattern}'))"
+    return f"case when {fits} and regexp_full_match({plain}, '{number}') then {plain}::double end"
+
+
 def plain_number(text: str, decimal: str, thousands: str | None) -> str | None:
     """A number as Python writes it, without marks of thousands; None if it is none."""
     text = text.strip()
@@ -36,10 +48,15 @@ def plain_number(text: str, decimal: str, thousands: str | None) -> str | None:
 
 
 def number_marks(
-    columns: Sequence[Sequence[str]], sep: str, decimal: str | None
+    columns: Sequence[Sequence[str]], sep: str, decimal: str | None, remembered: str | None = None
 ) -> tuple[str, str | None, str | None]:
     """The mark of decimals, that of thousands if there is one, and the mark of decimals again if
-    the numbers leave no doubt about it."""
+    numbers are written with marks.
+
+    Args:
+        decimal: as it was said, or None.
+        remembered: of another file; it decides where the numbers leave it open.
+    """
     decimals = thousands = sure_comma = sure_dot = False
     for column in columns:
         values = [v for v in (text.strip() for text in column) if v.lower() not in MISSING]
@@ -53,6 +70,8 @@ def number_marks(
         sure_comma |= bool(with_comma) and all(in_comma) and not all(in_dot)
         marked = any("." in v for v in values)
         sure_dot |= all(in_dot) and not all(in_comma) and (marked or bool(with_comma))
+    if decimal is None and not (sure_comma or sure_dot):
+        decimal = remembered
     if decimal is None and sep != "," and (sure_comma or (decimals and not sure_dot)):
         decimal = ","
     if decimal == ",":

@@ -156,7 +156,7 @@ class Preparation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is nothing to remember: a row of the table is one of the network's input."""
+        """Whether there is nothing to remember: a row of the table is a row of the input."""
         numbers = all(column.is_plain for column in self.columns)
         return numbers and not self.target_offset and self.decimal is None
 

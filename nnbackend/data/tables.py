@@ -20,7 +20,14 @@ from nnbackend.data.dataset import HostArray, PathLike
 from nnbackend.data.duck import connection, duckdb_module
 from nnbackend.data.encodings import looked_through, old_encoding
 from nnbackend.data.layout import Layout
-from nnbackend.data.number_text import MISSING, is_number, is_padded, number_marks, plain_number
+from nnbackend.data.number_text import (
+    MISSING,
+    is_number,
+    is_padded,
+    number_in_sql,
+    number_marks,
+    plain_number,
+)
 from nnbackend.data.unpacking import OPENERS, copied_text, plain_file, readable
 from nnbackend.errors import DataError
 
@@ -46,7 +53,8 @@ class Table:
     #: columns that cannot be learnt from, and why
     unusable: Mapping[int, str] = {}
 
-    def __init__(self, path: PathLike, layout: Layout) -> None:
+    def __init__(self, path: PathLike, layout: Layout, decimal: str | None = None) -> None:
+        """``decimal``: the mark that another file of the kind showed."""
         path, layout = Path(check_path("path", path)), layout.check()
         self._duckdb = connection()
         self.shown = "standard input" if str(path) == "-" else str(path)
@@ -90,7 +98,7 @@ class Table:
             columns = list(itertools.zip_longest(names, *body, fillvalue=""))[:width]
             columns = [column[1:] for column in columns]  # also of rows that are too short
             self._decimal, self._thousands, self.decimal = number_marks(
-                columns, self._sep, layout.decimal
+                columns, self._sep, layout.decimal, decimal
             )
             self._kinds = [self._looks_numeric(column) for column in columns]
             # which DuckDB would take out wherever they stand, of 1,5 too
@@ -157,7 +165,7 @@ class Table:
         if before and before[-1] in as_wide and re.match(r"#\w", head[before[-1]]):
             return before[-1], sep, quote, ""  # it names the columns
         comment = "#" if notes else mark
-        if notes == as_wide and not before and not _is_number_first(lines[1:], sep):
+        if notes == as_wide and not before and not _is_number_first(lines[1:], sep, quote):
             comment = ""  # rows whose text begins so, such as colours
         return 0 if layout.sep else self._preamble(head, sep, comment), sep, quote, comment
 
@@ -231,7 +239,7 @@ class Table:
     def read(self, text: Sequence[int] = ()) -> list[HostArray]:
         """All columns: numbers in float64, NaN where there is none, or text, None where there is
         none. Those in ``text`` are text in any case."""
-        as_text = {*text, *self._marked}
+        as_text = {*text}
         with readable(self.shown):
             found = self._read([kind and k not in as_text for k, kind in enumerate(self._kinds)])
         if not len(found[0]):
@@ -253,7 +261,9 @@ class Table:
                 self._nulls = _NULLS
 
     def _columns(self, numeric: list[bool]) -> list[HostArray]:
-        kinds = [("DOUBLE" if number else "VARCHAR") for number in numeric]
+        marked = {k for k in self._marked if numeric[k]}
+        plain = [number and k not in marked for k, number in enumerate(numeric)]
+        kinds = [("DOUBLE" if number else "VARCHAR") for number in plain]
         if self._drops_last:
             kinds.append("VARCHAR")
         columns = ", ".join(f"'c{k}': '{kind}'" for k, kind in enumerate(kinds))
@@ -271,7 +281,15 @@ class Table:
             "nullstr": f"[{', '.join(map(literal, sorted(self._nulls)))}]",
         }
         listed = ", ".join(f"{name}={value}" for name, value in settings.items())
-        found = self._duckdb.execute(f"from read_csv({literal(self._path)}, {listed})").fetchnumpy()
+        parts = [f"c{k}" for k in range(len(numeric))]
+        for k in marked:
+            value = number_in_sql(f"c{k}", self._decimal, str(self._thousands))
+            parts[k] = f"{value} as c{k}, c{k} is not null and {value} is null as other{k}"
+        query = f"select {', '.join(parts)} from read_csv({literal(self._path)}, {listed})"
+        found = self._duckdb.execute(query).fetchnumpy()
+        contradicted = [k for k in marked if np.asarray(found[f"other{k}"]).any()]
+        if contradicted:  # text, or marks in other places
+            return self._columns([n and k not in contradicted for k, n in enumerate(numeric)])
         values = column_values(found, numeric)
         for column, number in zip(values, numeric, strict=True):
             if not number and self._nulls is not _NULLS:
@@ -319,9 +337,17 @@ def _with_feed(line: str) -> str:
     return line.rstrip("\r\n") + "\n" if line.endswith(("\r", "\n")) else line
 
 
-def _is_number_first(lines: list[str], sep: str) -> bool:
-    """Whether each line begins with a number: a line that begins with a mark is no row then."""
-    return bool(lines) and all(is_number(line.split(sep, 1)[0].strip(' "')) for line in lines)
+def _is_number_first(lines: list[str], sep: str, quote: str) -> bool:
+    """Whether each line begins with a number, or with none: one that begins with a mark is no row
+    then."""
+    try:
+        first = [row[0] for row in csv.reader(lines, delimiter=sep, quotechar=quote) if row]
+    except csv.Error:
+        return False
+    given = [text for text in first if text.strip().lower() not in MISSING]
+    return bool(given) and all(
+        plain_number(text, ".", ",") or plain_number(text, ",", ".") for text in given
+    )
 
 
 def is_header(first: list[str], others: list[list[str]]) -> bool:

@@ -177,6 +177,8 @@ def class_factors(program: Program, class_weight: ClassWeight, target: HostArray
                 f"class_weight's classes lie in 0 ... {classes - 1}; received {shown(label)}"
             )
         factors[labels == label] = check_number(f"class_weight[{label}]", value, 0.0)
+    if len(class_weight) == classes and not any(class_weight.values()):
+        raise DataError("weights must not all be 0")
     return factors
 
 

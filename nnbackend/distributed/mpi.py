@@ -62,8 +62,8 @@ class MpiCommunicator(Communicator):
         # where ranks share processors, one that waits keeps another from working
         self._patience = PATIENCE if here <= (os.cpu_count() or 1) else 0
         self._broken: str | None = None
-        # by length and dtype: all ranks, whose calls are the same, make them at the same call
-        self._small_sums: dict[tuple[int, Any], tuple[HostArray, Any]] = {}
+        # by shape and dtype: all ranks, whose calls are the same, make them at the same call
+        self._small_sums: dict[tuple[Any, Any], tuple[HostArray, Any]] = {}
         self._persists = MPI.Get_version() >= (4, 0)  # has operations that can be begun again
         self._is_finalized = MPI.Is_finalized
         atexit.register(self._leave)
@@ -74,7 +74,7 @@ class MpiCommunicator(Communicator):
         self._check_host(array)
         if self.size == 1:
             return
-        small = self._small_sums.get((array.size, array.dtype)) or self._new_small_sum(array)
+        small = self._small_sums.get((array.shape, array.dtype)) or self._new_small_sum(array)
         if small is None or self._broken is not None:
             self._complete("all_reduce", self._comm.Iallreduce, self._in_place, array)
             return
@@ -128,9 +128,9 @@ class MpiCommunicator(Communicator):
             self._free_small_sums()
         # an MPI may wait for all ranks in the next call, and for ever
         self._complete("all_reduce", self._comm.Ibarrier)
-        buffer = np.empty(array.size, array.dtype)
+        buffer = np.empty(array.shape, array.dtype)
         small = buffer, self._comm.Allreduce_init(self._in_place, buffer)
-        self._small_sums[array.size, array.dtype] = small
+        self._small_sums[array.shape, array.dtype] = small
         return small
 
     def _free_small_sums(self) -> None:

@@ -82,8 +82,10 @@ class Standardize(NativeLayer):
         """Number of rows, their mean (N,), and the sum of their squared distances from it (N,)."""
         count, mean = 0, np.zeros(x.shape[1])
         square = np.zeros(x.shape[1])  # sum of squared distances from the mean
+        # of distances from the first row: a constant column has no rounding
+        first = read_rows(x, slice(0, 1)).astype(np.float64)
         for start in range(0, len(x), 4096):
-            block = read_rows(x, slice(start, start + 4096)).astype(np.float64)
+            block = read_rows(x, slice(start, start + 4096)).astype(np.float64) - first
             block_mean = block.mean(axis=0)
             shift, total = block_mean - mean, count + len(block)
             # merging two means and sums of squares: Chan, Golub and LeVeque (1979)
@@ -91,7 +93,7 @@ class Standardize(NativeLayer):
             square += shift**2 * (count * len(block) / total)
             mean += shift * (len(block) / total)
             count = total
-        return count, mean, square
+        return count, mean + first[0], square
 
     def set_statistics(self, count: int, mean: HostArray, square: HostArray) -> None:
         """Standardise by what ``statistics`` returns."""

@@ -352,6 +352,8 @@ def test_class_weights_need_classes(backend) -> None:
     model.compile("softmax_cross_entropy")
     with pytest.raises(nn.DataError, match="an iterable does not show"):
         model.fit([(GOOD_X, GOOD_Y)], class_weight="balanced", verbose=0)
+    with pytest.raises(nn.DataError, match="must not all be 0"):
+        model.fit([(GOOD_X, GOOD_Y)], class_weight=dict.fromkeys(range(4), 0.0), verbose=0)
     model.fit([(GOOD_X, GOOD_Y)], class_weight={0: 2.0}, verbose=0)
     # a batch without weight teaches nothing, and is no error
     before = backend.to_numpy(model.layers[0].weight).copy()

@@ -176,6 +176,36 @@ class TestMarks:
         found = read(tmp_path, f"a{sep}b\n{row}\n", preparation=again)
         np.testing.assert_allclose(found.x, [expected], rtol=1e-6)
 
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("a;b\n1.5;2.25\n", [1.5, 2.25]),
+            ("a,b\n1.5,2.25\n", [1.5, 2.25]),
+            ("a\tb\n1,5\t2,25\n", [1.5, 2.25]),
+            ("a;b\n1.500;2\n", [1500, 2]),
+        ],
+    )
+    @pytest.mark.parametrize("trained", [",", "."])
+    def test_of_the_file_itself_come_before_those_that_are_remembered(
+        self, tmp_path, text, expected, trained
+    ) -> None:
+        columns = (10 * [f"0{trained}5", f"1{trained}5"], 10 * ["3", "4"])
+        data = read(tmp_path, self.table(";", *columns))
+        if trained == "." and "1.500" in text:
+            expected = [1.5, 2]
+        found = read(tmp_path, text, preparation=data.preparation)
+        np.testing.assert_allclose(found.x, [expected])
+
+    @pytest.mark.parametrize("last", ["oops", "1,5", "1,23,456", "inf", "1_000"])
+    def test_text_far_down_among_marked_numbers_is_named(self, tmp_path, last) -> None:
+        rows = "".join(f'"{k + 1000:,}",{k % 2}\n' for k in range(1000))
+        with pytest.raises(nn.DataError, match=f"line 1002, column 'a'.*found '{last}'"):
+            read(tmp_path, "a,y\n" + rows + f'"{last}",1\n')
+
+    def test_a_dot_where_commas_were_asked_for_is_explained(self, tmp_path) -> None:
+        with pytest.raises(nn.DataError, match="decimals have a comma in this file; found '1.5'"):
+            read(tmp_path, "a;y\n1.5;0\n2,5;1\n", decimal=",", features=["a"])
+
 
 class TestHashes:
     """A line that begins with # is a comment before and among rows of numbers."""
@@ -192,6 +222,15 @@ class TestHashes:
         data = read(tmp_path, self.rows(first))
         assert data.x.shape == (49, 2)
         assert data.feature_names == ("a", "b")
+
+    @pytest.mark.parametrize("first", ["", "NA", "0,5", '"1,234"'])
+    def test_a_row_of_numbers_may_begin_with_none_or_have_marks(self, tmp_path, first) -> None:
+        rows = "".join(
+            f"{first if k % 5 == 0 else f'{k},5'};{k % 7};{'xy'[k % 2]}\n" for k in range(20)
+        )
+        data = read(tmp_path, "a;b;kind\n" + rows + "#3,5;1;x\n")
+        assert len(data.x) == 20
+        assert data.preparation.columns[0].kind == "number"
 
     @pytest.mark.parametrize("first", [["#ff00aa", "#00ff00"] * 20, ["other", "#sale"] * 20])
     def test_text_may_begin_with_one(self, tmp_path, first) -> None:

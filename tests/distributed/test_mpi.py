@@ -120,6 +120,10 @@ for size in 3 * sizes:
         assert all(np.array_equal(sums[0], other) for other in sums), size
         tolerance = 8 * np.finfo(dtype).eps
         np.testing.assert_allclose(array, sum(parts), rtol=0, atol=tolerance)
+matrix = np.full((2, 3), comm.rank + 1.0)
+for part in (matrix, matrix.T):
+    comm.all_reduce(part)
+assert (matrix == matrix[0, 0]).all()
 print("right", flush=True)
 """
     done = run_script(ranks, body.replace("CHANGE", change), tmp_path)

@@ -156,14 +156,17 @@ def test_standardize_learns_mean_and_scale(backend: nn.Backend, rng: np.random.G
 
 
 @pytest.mark.parametrize(("dtype", "spread"), [("float64", 1e-11), ("float32", 1e-5)])
-def test_standardize_tells_a_small_spread_from_none(backend, rng, dtype, spread) -> None:
-    x = 1e3 * (1 + spread * rng.normal(size=(500, 1))) * np.ones(2)
-    x[:, 1] = 1e3 / 3
-    layer = nn.Standardize(2, dtype=dtype)
+@pytest.mark.parametrize("rows", [500, 1000, 4096, 10_000])
+def test_standardize_tells_a_small_spread_from_none(backend, rng, dtype, spread, rows) -> None:
+    constants = [0.1, 1 / 3, 0.7, 142857.14, -1e30, 0.0]
+    x = np.tile([1.0, *constants], (rows, 1))
+    x[:, 0] = 1e3 * (1 + spread * rng.normal(size=rows))
+    layer = nn.Standardize(7, dtype=dtype)
     layer.adapt(x)
     scale = backend.to_numpy(layer.scale)
     assert scale[0] * x[:, 0].std() == pytest.approx(1, rel=1e-2)
-    assert scale[1] == 1
+    assert list(scale[1:]) == [1.0] * 6
+    np.testing.assert_allclose(backend.to_numpy(layer.mean), x.mean(axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("factory", ALL)

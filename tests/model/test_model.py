@@ -1,6 +1,7 @@
 """Sequential: what compile, fit, evaluate and predict promise."""
 
 import copy
+import functools
 import pickle
 import sys
 import threading
@@ -353,6 +354,36 @@ def test_summary_shows_layers_parameters_and_backend(backend, capsys) -> None:
     assert out == lines[0] + "\n"
     first = "Dense(4, 8, activation='relu', trainable=False)"
     assert repr(model) == f"Sequential([{first}, Dense(8, 3)])"
+
+
+def test_whatever_is_stored_can_be_shown() -> None:
+    ones = np.ones(3)
+
+    class Own(nn.Callback):
+        def __init__(self, scale=ones, *, path="p", other=1) -> None:
+            self.scale, self.path = scale, path
+
+    assert repr(Own(path="q")) == "Own(scale=array([1., 1., 1.]), path='q')"
+    assert repr(nn.CSVLogger("a.csv")) == "CSVLogger('a.csv')"
+
+
+def test_a_method_may_be_decorated() -> None:
+    def plain(function):
+        @functools.wraps(function)
+        def forward(self, x, training=False):
+            return function(self, x)
+
+        return forward
+
+    class Own(nn.Layer):
+        @plain
+        def forward(self, x):
+            return x
+
+        def backward(self, dy):
+            return dy
+
+    assert Own(2, 2).forward(np.ones((1, 2))).shape == (1, 2)
 
 
 @pytest.mark.parametrize(
