@@ -45,3 +45,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release
     )
+
+
+def literal(text: object) -> str:
+    """In SQL."""
+    return "'" + str(text).replace("'", "''") + "'"

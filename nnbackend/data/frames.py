@@ -99,10 +99,14 @@ class FrameTable:
 def _texts(values: Any) -> list[str | None]:
     """A column as a file would have it; None where a value is missing."""
     missing = values.is_null().to_list()
-    return [
-        None if gone else _as_text(value)
-        for value, gone in zip(values.to_list(), missing, strict=True)
-    ]
+    single = values.dtype == narwhals_module("a DataFrame").Float32
+    found = map(_shortest, values.to_list()) if single else values.to_list()
+    return [None if gone else _as_text(value) for value, gone in zip(found, missing, strict=True)]
+
+
+def _shortest(value: Any) -> Any:
+    """The number of fewest digits that is the same in float32: 0.1, not 0.10000000149."""
+    return None if value is None else float(str(np.float32(value)))
 
 
 def _as_text(value: Any) -> str | None:

@@ -47,6 +47,11 @@ def plain_number(text: str, decimal: str, thousands: str | None) -> str | None:
     return text if is_number(text) else None
 
 
+def may_be_number(text: str) -> bool:
+    """Whether it is a number, whatever its marks mean."""
+    return (plain_number(text, ".", ",") or plain_number(text, ",", ".")) is not None
+
+
 def number_marks(
     columns: Sequence[Sequence[str]], sep: str, decimal: str | None, remembered: str | None = None
 ) -> tuple[str, str | None, str | None]:
@@ -67,7 +72,8 @@ def number_marks(
             thousands = True
             # 1,200 beside 950; all of 1,200 and 0,950 have a comma
             decimals |= all(in_comma) and len(with_comma) == len(values)
-        sure_comma |= bool(with_comma) and all(in_comma) and not all(in_dot)
+        two_marks = any(v.count(".") > 1 for v in values)
+        sure_comma |= (bool(with_comma) or two_marks) and all(in_comma) and not all(in_dot)
         marked = any("." in v for v in values)
         sure_dot |= all(in_dot) and not all(in_comma) and (marked or bool(with_comma))
     if decimal is None and not (sure_comma or sure_dot):

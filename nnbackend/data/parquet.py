@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnbackend.data.dataset import HostArray, PathLike
-from nnbackend.data.duck import connection, duckdb_module
+from nnbackend.data.duck import connection, duckdb_module, literal
 from nnbackend.data.number_text import is_number
 from nnbackend.data.tables import HEAD_ROWS, column_values
-from nnbackend.data.tables import literal as in_sql
 from nnbackend.data.unpacking import plain_file
 from nnbackend.errors import DataError
 
@@ -30,7 +29,7 @@ class ParquetTable:
     def __init__(self, path: PathLike) -> None:
         self.shown, self._duckdb = str(path), connection()
         with ExitStack() as stack:
-            self._source = f"read_parquet({in_sql(plain_file(Path(path), stack))})"
+            self._source = f"read_parquet({literal(plain_file(Path(path), stack))})"
             described = self._query(f"describe from {self._source}").fetchall()
             self.names = [row[0] for row in described]
             self._types = [str(row[1]) for row in described]

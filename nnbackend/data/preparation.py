@@ -39,7 +39,7 @@ _BLOCK_ROWS = 1024
 _ROW_NUMBERS = re.compile(r"|unnamed: \d+|id|index|row|row_?id|row_?number|no\.?", re.IGNORECASE)
 _DATE = re.compile(
     r"(?P<day>\d{4}-\d\d?-\d\d?)"
-    r"([ T](?P<time>\d\d?:\d\d(:\d\d(\.\d+)?)?))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
+    r"([ T](?P<time>\d\d?:\d\d(:\d\d(\.\d+)?)?))?(?P<zone>Z|[+-]\d\d(:?\d\d)?)?"
 )
 #: Seconds of a day, a week and a mean year, and a Monday's distance from the epoch, 1970-01-01.
 _DAY, _WEEK, _YEAR, _MONDAY = 86400.0, 604800.0, 31556952.0, 4 * 86400.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,13 +16,15 @@ import numpy as np
 
 from nnbackend._checks import check_path
 from nnbackend.data.dataset import HostArray, PathLike
-from nnbackend.data.duck import connection, duckdb_module
+from nnbackend.data.dialect import found_dialect
+from nnbackend.data.duck import connection, duckdb_module, literal
 from nnbackend.data.encodings import looked_through, old_encoding
 from nnbackend.data.layout import Layout
 from nnbackend.data.number_text import (
     MISSING,
     is_number,
     is_padded,
+    may_be_number,
     number_in_sql,
     number_marks,
     plain_number,
@@ -35,8 +36,8 @@ from nnbackend.errors import DataError
 HEAD_ROWS, HEAD_BYTES = 300, 1 << 20
 #: Characters of a line at most, as DuckDB has it.
 MOST_LINE = 2_000_000
-#: Lines before the table itself, at most.
-MOST_PREAMBLE = 20
+#: What may stand beside a missing value.
+BLANKS = ("", " ", "  ")
 _NULLS = {*MISSING, *map(str.upper, MISSING), *map(str.capitalize, MISSING), "NaN"}
 
 
@@ -71,15 +72,20 @@ class Table:
             except (UnicodeError, EOFError, OSError, LookupError) as error:
                 raise DataError(f"{self.shown} cannot be read: {error}") from error
             head = self._head()
-            self._skip, self._sep, self._quote, self._comment = self._dialect(head, layout)
-            if self._sep == " ":
-                single = (" ".join(line.split()) + "\n" for line in self._text())
-                self._use_copy(copied_text(single, stack))
+            self._skip, self._sep, self._quote, comment = found_dialect(
+                head, layout.sep, self._duckdb
+            )
+            if comment or self._sep == " ":
+                # DuckDB takes the mark of a comment anywhere in a line for one
+                lines = ("\n" if comment and line.startswith(comment) else line
+                         for line in self._text())  # fmt: skip
+                if self._sep == " ":
+                    lines = (" ".join(line.split()) + "\n" for line in lines)
+                self._use_copy(copied_text(lines, stack))
                 head = self._head()
-            # comments are passed over before DuckDB counts
-            before = [line for line in head[: self._skip] if not self._is_comment(line)]
-            self._skip_besides = len(before)
-            rows = list(self._rows(head))
+            while self._skip < len(head) and not head[self._skip].strip():
+                self._skip += 1
+            rows = self._rows(head)
             if not rows:
                 raise DataError(f"{self.shown} is empty; it must hold at least one row")
             first, *others = rows
@@ -109,6 +115,8 @@ class Table:
             words = {text.strip() for column in columns for text in column} & _NULLS
             # DuckDB need not look for what is not there
             self._nulls = {""} if all(self._kinds) and not words - {""} else _NULLS
+            if any(text != text.strip() for column in columns for text in column):
+                self._nulls = {f"{a}{text}{b}" for text in _NULLS for a in BLANKS for b in BLANKS}
             #: distinct values of each column in the first rows
             self.variety = [len(set(column)) for column in columns]
             self._close = stack.pop_all().close
@@ -148,70 +156,20 @@ class Table:
             raise DataError(f"{self.shown} is not text: it holds bytes that are zero")
         return lines
 
-    def _dialect(self, head: list[str], layout: Layout) -> tuple[int, str, str, str]:
-        """Lines to skip, separator, quote and comment mark."""
-        marked = re.fullmatch(r"sep=(.)\s*", head[0]) if head else None
-        if marked:
-            return 1, layout.sep or marked[1], '"', ""
-        lines = [line for line in head if line.strip() and not line.startswith("#")]
-        sep, quote, mark = layout.sep, '"', ""
-        if sep is None:
-            sep, quote, mark = self._sniffed(lines)
-        notes = [k for k, line in enumerate(head) if line.startswith("#")]
-        width = lines[0].count(sep) if lines else 0
-        as_wide = [k for k in notes if head[k].count(sep) == width > 0]
-        first = head.index(lines[0]) if lines else len(head)
-        before = [k for k in notes if k < first]
-        if before and before[-1] in as_wide and re.match(r"#\w", head[before[-1]]):
-            return before[-1], sep, quote, ""  # it names the columns
-        comment = "#" if notes else mark
-        if notes == as_wide and not before and not _is_number_first(lines[1:], sep, quote):
-            comment = ""  # rows whose text begins so, such as colours
-        return 0 if layout.sep else self._preamble(head, sep, comment), sep, quote, comment
-
-    def _sniffed(self, lines: list[str]) -> tuple[str, str, str]:
-        """Separator, quote and comment mark."""
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "head.csv"
-            copy.write_text("".join(lines), encoding="utf-8", newline="")
-            found = self._duckdb.execute(
-                f"from sniff_csv({literal(copy)}, all_varchar=true, sample_size=-1)"
-            ).fetchone()  # fmt: skip
-        sep, quote, _, _, mark = ("" if part == "(empty)" else part for part in found[:5])
-        if 2 * sum(sep in line for line in lines) < len(lines):
-            sep = max(",;\t|", key=lambda mark: sum(mark in line for line in lines))
-        everywhere = [mark for mark in ",;\t|" if all(mark in line for line in lines)]
-        if everywhere and sep not in everywhere:  # such as a comma in numbers alone
-            sep = everywhere[0]
-        if not any(sep in line for line in lines):
-            blanks = [len(line.split()) for line in lines]
-            sep = " " if blanks and min(blanks) == max(blanks) > 1 else sep
-        return sep, quote or '"', mark
-
-    def _preamble(self, head: list[str], sep: str, comment: str) -> int:
-        """Lines before the table: those without a separator, where all others have one."""
-        plain = (k for k, line in enumerate(head) if not line.startswith(comment or "\0"))
-        first = next((k for k in plain if sep in head[k]), 0)
-        return first if first <= MOST_PREAMBLE and sep.strip() else 0
-
-    def _rows(self, head: list[str]) -> Iterator[list[str]]:
+    def _rows(self, head: list[str]) -> list[list[str]]:
         """Rows of the first lines, without blank ones."""
-        lines = [line for line in head[self._skip :] if not self._is_comment(line)]
-        if head and len(head) >= HEAD_ROWS:
-            lines = lines[:-1]  # the last one may be cut
         try:
-            for fields in csv.reader(lines, delimiter=self._sep, quotechar=self._quote):
-                if any(field.strip() for field in fields):
-                    yield fields
+            reader = csv.reader(head[self._skip :], delimiter=self._sep, quotechar=self._quote)
+            rows = [fields for fields in reader if any(field.strip() for field in fields)]
         except csv.Error as error:
             raise DataError(f"{self.shown}: {error}") from error
-
-    def _is_comment(self, line: str) -> bool:
-        return bool(self._comment) and line.startswith(self._comment)
+        is_cut = len(head) >= HEAD_ROWS or sum(map(len, head)) > HEAD_BYTES
+        return rows[:-1] if is_cut and len(rows) > 2 else rows
 
     def _ends_in_separators(self, first: list[str], body: list[list[str]]) -> bool:
         """Whether each line ends in a separator, after which nothing comes."""
-        named = not self._has_header or not first[-1].strip()
+        # without names, an empty field or two show nothing
+        named = not first[-1].strip() if self._has_header else len(body) > 2
         return len(first) > 1 and named and all(len(r) == len(first) and not r[-1].strip()
                                                 for r in body)  # fmt: skip
 
@@ -256,7 +214,7 @@ class Table:
                 column = re.search(r'converting column "c(\d+)"', str(error))
                 if column is None or not numeric[int(column[1])]:
                     raise self._readable(str(error)) from error
-                if self._nulls is _NULLS:
+                if len(self._nulls) > 1:
                     numeric[int(column[1])] = False  # from a later line on there is text
                 self._nulls = _NULLS
 
@@ -273,8 +231,8 @@ class Table:
             "delim": literal(self._sep),
             "quote": literal(self._quote),
             "escape": literal(self._quote),
-            "comment": literal(self._comment),
-            "skip": str(self._skip_besides),
+            "comment": "''",
+            "skip": str(self._skip),
             "header": str(self._has_header).lower(),
             "encoding": literal(self._encoding),
             "decimal_separator": literal(self._decimal),
@@ -293,7 +251,7 @@ class Table:
         values = column_values(found, numeric)
         for column, number in zip(values, numeric, strict=True):
             if not number and self._nulls is not _NULLS:
-                column[[text in _NULLS for text in column]] = None
+                column[[(text or "").strip() in _NULLS for text in column]] = None
         return values
 
     def _readable(self, message: str) -> DataError:
@@ -319,11 +277,11 @@ class Table:
 
         def lines() -> Iterator[str]:
             for number, line in enumerate(self._text()):
-                yield "\n" if number < self._skip or self._is_comment(line) else line
+                yield "\n" if number < self._skip else line
 
         reader = csv.reader(lines(), delimiter=self._sep, quotechar=self._quote)
         for fields in reader:
-            seen += any(field.strip() for field in fields)
+            seen += len(fields) > 1 or any(field.strip() for field in fields)
             if seen == row:
                 return reader.line_num, fields + [""] * (len(self.names) - len(fields))
         return 0, [""] * len(self.names)
@@ -337,32 +295,19 @@ def _with_feed(line: str) -> str:
     return line.rstrip("\r\n") + "\n" if line.endswith(("\r", "\n")) else line
 
 
-def _is_number_first(lines: list[str], sep: str, quote: str) -> bool:
-    """Whether each line begins with a number, or with none: one that begins with a mark is no row
-    then."""
-    try:
-        first = [row[0] for row in csv.reader(lines, delimiter=sep, quotechar=quote) if row]
-    except csv.Error:
-        return False
-    given = [text for text in first if text.strip().lower() not in MISSING]
-    return bool(given) and all(
-        plain_number(text, ".", ",") or plain_number(text, ",", ".") for text in given
-    )
-
-
 def is_header(first: list[str], others: list[list[str]]) -> bool:
     """Whether the first line names columns: text stands above numbers somewhere; or there is no
     number in it at all; or its numbers are a scale, as wavelengths are, beside a name that is not
     one of its column's values."""
     texts = [text.strip() for text in first]
     named = [k for k, text in enumerate(texts) if text.lower() not in MISSING
-             and not is_number(text)]  # fmt: skip
+             and not may_be_number(text)]  # fmt: skip
     below = [[row[k].strip() for row in others if k < len(row)] for k in range(len(texts))]
-    if any(2 * sum(map(is_number, below[k])) > len(below[k]) for k in named):
+    if any(2 * sum(map(may_be_number, below[k])) > len(below[k]) for k in named):
         return True
-    numbers = [float(text) for text in texts if is_number(text)]
-    if not numbers:
+    if not any(map(may_be_number, texts)):
         return bool(named)
+    numbers = [float(text) for text in texts if is_number(text)]
     steps = np.diff(numbers)
     is_scale = len(numbers) > 2 and steps[0] != 0 and np.allclose(steps, steps[0])
     return bool(is_scale and named and all(texts[k] not in below[k] for k in named))
@@ -380,8 +325,3 @@ def column_values(found: Mapping[str, Any], numeric: Sequence[bool]) -> list[Hos
             text[np.ma.getmaskarray(values)] = None
             result.append(text)
     return result
-
-
-def literal(text: object) -> str:
-    """In SQL."""
-    return "'" + str(text).replace("'", "''") + "'"

@@ -240,6 +240,12 @@ def test_columns_that_pandas_keeps_sparse_are_numbers(rng) -> None:
     np.testing.assert_array_equal(data.x[:, 0], data.x[:, 1])
 
 
+def test_classes_of_float32_have_short_names() -> None:
+    y = (np.arange(9) % 3 / 10).astype(np.float32)
+    frame = pandas.DataFrame({"a": np.arange(9) ** 2, "y": y})
+    assert nn.datasets.read_frame(frame, "y", "classification").class_names == ("0", "0.1", "0.2")
+
+
 def test_lengths_of_time_are_seconds(rng) -> None:
     seconds = np.array([1.5, 90061.25, np.nan] * 30)
     columns = {"a": pandas.to_timedelta(seconds, unit="s"), "b": seconds, "y": [0, 1, 2] * 30}

@@ -143,12 +143,16 @@ class TestMarks:
             (";", (["0,5", "1,5"], ["1.234", "2.345"]), [0.5, 1234]),
             (";", (["0,950", "1,200"],), [0.95]),
             (";", (["1.234,5", "2"],), [1234.5]),
+            (";", (["1.625.988.325", "1.625.996.244"], ["-1.536", "-1.537"]), [1625988325, -1536]),
         ],
         ids=lambda value: str(value)[:30],
     )
     def test_are_found_from_all_columns(self, tmp_path, sep, columns, first) -> None:
         text = self.table(sep, *(10 * column for column in columns))
-        np.testing.assert_allclose(read(tmp_path, text).x[0], first, rtol=1e-6)
+        data = read(tmp_path, text)
+        for column, found, expected in zip(data.preparation.columns, data.x[0], first, strict=True):
+            assert column.kind == "number"
+            assert found + column.offset == pytest.approx(expected, rel=1e-6)
 
     @pytest.mark.parametrize("other", ["10.0.1.1", "1.5"])
     def test_text_with_dots_is_no_number_beside_commas(self, tmp_path, other) -> None:
@@ -237,6 +241,69 @@ class TestHashes:
         data = read(tmp_path, self.rows(first))
         assert len(data.x) == 40
         assert data.preparation.columns[0].values == tuple(sorted({*first}))
+
+    def test_elsewhere_in_a_row_it_is_text(self, tmp_path) -> None:
+        rows = "".join(f"{k % 6},Apt #{k % 3},{['c', 'c#'][k % 2]}\n" for k in range(20))
+        data = read(tmp_path, "# exported 2024\nn,address,language\n" + rows)
+        assert data.class_names == ("c", "c#")
+        assert data.preparation.columns[1].values == ("Apt #0", "Apt #1", "Apt #2")
+
+    @pytest.mark.parametrize("before", ["", "# exported 2024\n", "\ufeff# exported 2024\n"])
+    def test_rows_of_text_stay_below_a_comment(self, tmp_path, before) -> None:
+        rows = "".join(
+            f'{["#f00", "red"][k % 2]},"{1 + k % 3},{200 + k}",{k % 2}\n' for k in range(20)
+        )
+        data = read(tmp_path, before + "colour,price,y\n" + rows)
+        assert len(data.x) == 20
+        assert data.preparation.columns[0].values == ("#f00", "red")
+        assert data.feature_names == ("colour", "price")
+
+
+class TestSeveralLines:
+    """A quoted field may go over several lines."""
+
+    def test_a_name_of_two_lines_is_no_preamble(self, tmp_path) -> None:
+        rows = "".join(f"{k % 7}.5,{'abc'[k % 3]},{k % 2}\n" for k in range(20))
+        data = read(tmp_path, '"Size\n(cm)",town,y\n' + rows)
+        assert (len(data.x), data.feature_names) == (20, ("Size\n(cm)", "town"))
+
+    @pytest.mark.parametrize("sep", [",", ";", "\t", "|"])
+    @pytest.mark.parametrize("rows", [100, 239, 299, 300, 301, 400])
+    def test_the_separator_is_found_wherever_the_first_lines_end(
+        self, tmp_path, rng, sep, rows
+    ) -> None:
+        some = ["p|q", "a, b", "x;y", '"two\nlines"']
+        texts = [t if sep not in t or t[0] == '"' else f'"{t}"' for t in rng.choice(some, rows)]
+        text = f"a{sep}y\n" + "".join(f"{t}{sep}{'uv'[k % 2]}\n" for k, t in enumerate(texts))
+        data = read(tmp_path, text)
+        assert len(data.x) == rows
+        assert (data.feature_names, data.class_names) == (("a",), ("u", "v"))
+
+    def test_separators_at_the_ends_are_seen_though_a_row_is_cut(self, tmp_path) -> None:
+        rows = "".join(f'"two\nlines{k % 3}",{k % 5},{k % 2},\n' for k in range(400))
+        data = read(tmp_path, "a,b,y,\none,1,0,\n" + rows)
+        assert data.target_name == "y"
+
+
+class TestWithoutNames:
+    @pytest.mark.parametrize("sep", [";", "\t", "|"])
+    @pytest.mark.parametrize("rows", [1, 2, 10])
+    def test_commas_in_numbers_do_not_divide_fields(self, tmp_path, sep, rows) -> None:
+        text = "".join(f"{k % 7},5{sep}{k % 3},25{sep}{'ab'[k % 2]}\n" for k in range(rows))
+        data = read(tmp_path, text, header=False, features=["0", "1"])
+        np.testing.assert_allclose(data.x[0], [0.5, 0.25])
+
+    @pytest.mark.parametrize("first", ["{},5", "1,2{:02}"])
+    def test_marked_numbers_are_no_names(self, tmp_path, first) -> None:
+        text = "".join(f"{first.format(k)};{k * k % 11};{'ab'[k % 2]}\n" for k in range(10))
+        data = read(tmp_path, text)
+        assert (len(data.x), data.feature_names) == (10, ("0", "1"))
+
+    def test_an_empty_field_at_the_end_of_a_few_rows_is_a_field(self, tmp_path) -> None:
+        rows = "".join(f"{k % 5};{k % 3}.5;{'' if k % 4 == 0 else k % 7}\n" for k in range(40))
+        data = read(tmp_path, rows, target="0", header=False)
+        found = read(tmp_path, "1;2.5;\n", preparation=data.preparation, header=False, sep=";")
+        np.testing.assert_array_equal(found.x, data.x[8:9] * [0, 1, 1] + [2.5, 0, 0])
 
 
 class TestLines:
@@ -406,6 +473,24 @@ class TestValues:
         assert a.tolist() == [*range(1000), 5, 8]
         np.testing.assert_array_equal(b[-3:], [1998, np.nan if numbers else 7, 9])
         assert list(y[-3:]) == ["1", "1" if numbers else None, "1"]
+
+    @pytest.mark.parametrize("missing", [" NA", "NA ", " ?", " ", "  null", " nan "])
+    def test_missing_values_may_have_blanks_around(self, tmp_path, missing) -> None:
+        rows = [missing if k % 20 == 7 else str(k * 37 % 1000) for k in range(100)]
+        days = [missing if k % 20 == 7 else f"2024-01-{k % 28 + 1:02}" for k in range(100)]
+        lines = zip(rows, days, strict=True)
+        text = "a,d,y\n" + "".join(f"{a},{d},{k % 2}\n" for k, (a, d) in enumerate(lines))
+        columns = read(tmp_path, text).preparation.columns
+        assert [(column.kind, column.marks) for column in columns] == [
+            ("number", True), ("time", True),
+        ]  # fmt: skip
+        with pytest.raises(nn.DataError, match="line 9: the target 'a' is (missing|empty)"):
+            read(tmp_path, text, target="a")
+
+    def test_rows_of_empty_fields_are_counted(self, tmp_path) -> None:
+        rows = "".join(",,\n" if k == 3 else f"{k % 4},{k % 3}.5,{k % 2}\n" for k in range(20))
+        with pytest.raises(nn.DataError, match="line 5: the target 'a' is empty"):
+            read(tmp_path, "a,b,y\n" + rows, target="a")
 
     @pytest.mark.parametrize(
         ("text", "message"),
