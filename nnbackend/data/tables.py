@@ -77,8 +77,10 @@ class Table:
             )
             if comment or self._sep == " ":
                 # DuckDB takes the mark of a comment anywhere in a line for one
-                lines = ("\n" if comment and line.startswith(comment) else line
-                         for line in self._text())  # fmt: skip
+                lines = (
+                    "\n" if comment and line.startswith(comment) else _with_feed(line)
+                    for line in self._text()
+                )
                 if self._sep == " ":
                     lines = (" ".join(line.split()) + "\n" for line in lines)
                 self._use_copy(copied_text(lines, stack))

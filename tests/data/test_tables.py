@@ -249,6 +249,13 @@ class TestHashes:
         assert data.preparation.columns[1].values == ("Apt #0", "Apt #1", "Apt #2")
 
     @pytest.mark.parametrize("before", ["", "# exported 2024\n", "\ufeff# exported 2024\n"])
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    def test_comments_go_with_every_end_of_a_line(self, tmp_path, before, end) -> None:
+        text = before + "a,b,kind\n1.5,2,x\n# here\n-2.5,3.25,y\n10,4,x\n"
+        data = read(tmp_path, text.replace("\n", end))
+        np.testing.assert_array_equal(data.x, NUMBERS)
+
+    @pytest.mark.parametrize("before", ["", "# exported 2024\n", "\ufeff# exported 2024\n"])
     def test_rows_of_text_stay_below_a_comment(self, tmp_path, before) -> None:
         rows = "".join(
             f'{["#f00", "red"][k % 2]},"{1 + k % 3},{200 + k}",{k % 2}\n' for k in range(20)
