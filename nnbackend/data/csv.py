@@ -82,7 +82,8 @@ def read_csv(
 
     The file's format is detected unless you state it. The first line is taken as a header if
     it has text above a column of numbers, or no number, or numbers in equal steps beside a name.
-    Lines that begin with # before or between the rows are passed over.
+    Lines that begin with # are passed over before the table, and between rows that begin with
+    numbers.
 
     Args:
         target: name of the target column, or its number from 0 (also as text, if no column
