@@ -74,13 +74,17 @@ def align_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
     """The same rows, with classes numbered in the order of these names."""
     if data.class_names is None or data.y is None:
         return data
-    unknown = [name for name in data.class_names if name not in names]
+    given = data.class_names
+    if {name.lower() for name in names} == {"true", "false"}:  # each program writes them in its way
+        truths = {name.lower(): name for name in names}
+        given = tuple(truths.get(name.lower(), name) for name in given)
+    unknown = [name for name in given if name not in names]
     if unknown:
         raise DataError(
             f"the data has classes that the model does not know: {', '.join(unknown)}; it knows "
             f"{', '.join(names)}"
         )
-    numbers = np.array([names.index(name) for name in data.class_names])
+    numbers = np.array([names.index(name) for name in given])
     return replace(data, y=numbers[data.y], class_names=names)
 
 

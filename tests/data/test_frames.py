@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import nnbackend as nn
+from nnbackend.data.dataset import align_classes
 
 pandas = pytest.importorskip("pandas")
 
@@ -238,6 +239,17 @@ def test_columns_that_pandas_keeps_sparse_are_numbers(rng) -> None:
     columns = {"a": values, "b": pandas.arrays.SparseArray(values), "y": [0, 1, 2] * 30}
     data = nn.datasets.read_frame(pandas.DataFrame(columns), "y")
     np.testing.assert_array_equal(data.x[:, 0], data.x[:, 1])
+
+
+def test_true_and_false_are_the_same_classes_however_they_are_written(tmp_path) -> None:
+    frame = pandas.DataFrame({"a": np.arange(9) ** 2, "y": np.arange(9) % 3 == 0})
+    data = nn.datasets.read_frame(frame, "y")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    again = nn.datasets.read_csv(tmp_path / "a.csv", "y")
+    assert (data.class_names, again.class_names) == (("false", "true"), ("False", "True"))
+    aligned = align_classes(again, data.class_names)
+    np.testing.assert_array_equal(aligned.y, data.y)
+    assert aligned.class_names == data.class_names
 
 
 def test_classes_of_float32_have_short_names() -> None:
