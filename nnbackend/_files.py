@@ -42,6 +42,21 @@ def write_atomically(path: Path_, content: bytes) -> None:
         raise IsADirectoryError(f"{target} is a folder; name a file in it")
     temporary = _temporary_name(target)
     try:
+        _replace(target, content, temporary)
+    except KeyboardInterrupt:
+        _remove(temporary)  # again: a second Ctrl-C may have come before it was gone
+        raise
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(target: Path, content: bytes, temporary: Path) -> None:
+    """Write the temporary file, and put it in the place of ``target``."""
+    try:
         _remove_abandoned(target)
         with _new_temporary(temporary) as file:
             file.write(content)
@@ -58,12 +73,6 @@ def write_atomically(path: Path_, content: bytes) -> None:
         if isinstance(error, OSError):  # name the file that was asked for
             raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _is_in_place(path: Path_) -> bool:
