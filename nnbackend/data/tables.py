@@ -114,11 +114,13 @@ class Table:
                 k for k, column in enumerate(columns)
                 if self._thousands and any(self._thousands in text for text in column)
             }  # fmt: skip
-            words = {text.strip() for column in columns for text in column} & _NULLS
-            # DuckDB need not look for what is not there
-            self._nulls = {""} if all(self._kinds) and not words - {""} else _NULLS
-            if any(text != text.strip() for column in columns for text in column):
-                self._nulls = {f"{a}{text}{b}" for text in _NULLS for a in BLANKS for b in BLANKS}
+            texts = {text for column in columns for text in column}
+            self._all_nulls = _NULLS
+            if any(text != text.strip() for text in texts):
+                self._all_nulls = {a + null + b for null in _NULLS for a in BLANKS for b in BLANKS}
+            # DuckDB need not look for what is not there, which takes time
+            missing = {text for text in texts if text.strip() in _NULLS}
+            self._nulls = {""} if all(self._kinds) and missing <= {""} else self._all_nulls
             #: distinct values of each column in the first rows
             self.variety = [len(set(column)) for column in columns]
             self._close = stack.pop_all().close
@@ -216,9 +218,9 @@ class Table:
                 column = re.search(r'converting column "c(\d+)"', str(error))
                 if column is None or not numeric[int(column[1])]:
                     raise self._readable(str(error)) from error
-                if len(self._nulls) > 1:
+                if self._nulls is self._all_nulls:
                     numeric[int(column[1])] = False  # from a later line on there is text
-                self._nulls = _NULLS
+                self._nulls = self._all_nulls
 
     def _columns(self, numeric: list[bool]) -> list[HostArray]:
         marked = {k for k in self._marked if numeric[k]}

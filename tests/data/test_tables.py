@@ -494,6 +494,18 @@ class TestValues:
         with pytest.raises(nn.DataError, match="line 9: the target 'a' is (missing|empty)"):
             read(tmp_path, text, target="a")
 
+    def test_text_far_down_beside_missing_values_with_blanks(self, tmp_path) -> None:
+        """The text makes another look necessary, which knows the same missing values."""
+        rows = [(k % 50, " NA" if k % 20 == 7 else k % 41, k % 2) for k in range(1000)]
+        rows[900] = ("x", 3, 0)
+        text = "a,b,y\n" + "".join(f"{a},{b},{y}\n" for a, b, y in rows)
+        (tmp_path / "a.csv").write_text(text)
+        with Table(tmp_path / "a.csv", Layout()) as table:
+            a, b, _ = table.read()
+        assert a[900] == "x"
+        assert b.dtype == np.float64
+        assert np.isnan(b).sum() == 50
+
     def test_rows_of_empty_fields_are_counted(self, tmp_path) -> None:
         rows = "".join(",,\n" if k == 3 else f"{k % 4},{k % 3}.5,{k % 2}\n" for k in range(20))
         with pytest.raises(nn.DataError, match="line 5: the target 'a' is empty"):
