@@ -40,15 +40,14 @@ def found_dialect(head: Sequence[str], sep: str | None, duckdb: Any) -> Dialect:
         sep, quote, mark = _sniffed(lines, duckdb)
     notes = [k for k, line in enumerate(head) if line.startswith("#")]
     width = _width(lines[0], sep, quote) if lines else 0
-    as_wide = [k for k in notes if _width(head[k], sep, quote) == width > 1]
     first = head.index(lines[0]) if lines else len(head)
-    before = [k for k in notes if k < first]
+    before, within = [k for k in notes if k < first], [k for k in notes if k >= first]
+    # those that have as many fields as the rows
+    as_wide = {k for k in notes if _width(head[k], sep, quote) == width > 1}
     if before and before[-1] in as_wide and re.match(r"#\w", head[before[-1]]):
         return Dialect(before[-1], sep, quote, "")  # it names the columns
     comment, skip = "#" if notes else mark, 0
-    within = [k for k in notes if k >= first]
-    like_rows = within == [k for k in as_wide if k >= first]
-    if within and like_rows and not _is_number_first(lines[1:], sep, quote):
+    if within and as_wide.issuperset(within) and not _is_number_first(lines[1:], sep, quote):
         # rows whose text begins so, such as colours
         comment, skip = "", before[-1] + 1 if before else 0
     if not said:

@@ -66,7 +66,8 @@ class MpiCommunicator(Communicator):
         self._small_sums: dict[tuple[Any, Any], tuple[HostArray, Any]] = {}
         self._persists = MPI.Get_version() >= (4, 0)  # has operations that can be begun again
         self._is_finalized = MPI.Is_finalized
-        atexit.register(self._leave)
+        if self.size > 1:
+            atexit.register(self._leave)
 
     # -- the four operations ------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class MpiCommunicator(Communicator):
     def _new_small_sum(self, array: HostArray) -> tuple[HostArray, Any] | None:
         """A buffer like the array, and the operation that sums it up; None for an array
         that MPI had better be told of each time."""
-        if array.nbytes > SMALL_BYTES or not self._persists or self._broken is not None:
+        if array.nbytes > SMALL_BYTES or not self._persists:
             return None
         if len(self._small_sums) >= SMALL_SUMS:
             self._free_small_sums()
@@ -222,12 +223,11 @@ class MpiCommunicator(Communicator):
         self._abort(code)
 
     def _leave(self) -> None:
-        if self._broken is None:
-            if not self._is_finalized():
-                self._free_small_sums()
-        elif self.size > 1:
+        if self._broken is not None:
             # MPI's own way to end would wait for a rank that is gone
             self.abort(1)
+        elif not self._is_finalized():
+            self._free_small_sums()
 
 
 def import_mpi() -> Any:

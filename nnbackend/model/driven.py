@@ -23,6 +23,7 @@ from nnbackend.errors import (
     raise_as_ours,
 )
 from nnbackend.executor.base import NO_FORWARD, Data
+from nnbackend.layers.base import Layer
 from nnbackend.model.busy import one_at_a_time
 from nnbackend.model.stack import LayerStack
 
@@ -44,9 +45,11 @@ class DrivenStack(LayerStack):
         self._rows_forward, self._passes, self._has_gradient = 0, 0, False
         super()._lower()
 
-    def _check_adapted(self) -> None:
+    def _check_adapted(self, but: Layer | None = None) -> None:
+        """``but`` is about to learn."""
         for layer in self._adapting:
-            layer.check_adapted()
+            if layer is not but:
+                layer.check_adapted()
 
     def _batch(self, x: Any, y: Any, sample_weight: Any) -> Data:
         """A batch to be trained on, checked."""

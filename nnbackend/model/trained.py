@@ -278,9 +278,7 @@ class TrainedStack(DrivenStack):
         first = None
         if isinstance(source, ArraySource) and not self.layers[0].adapted:
             first = self.layers[0]
-        for layer in self._adapting:
-            if layer is not first:
-                layer.check_adapted()
+        self._check_adapted(but=first)
         if first is None or not isinstance(source, ArraySource):
             return None
         if ranks is not None and ranks.sharded:
