@@ -32,6 +32,7 @@
 using std::erfc; using std::exp; using std::expm1; using std::fabs; using std::log;
 using std::log1p; using std::sqrt; using std::tanh;
 
+static inline float __fdividef(float a, float b) { return a / b; }
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)((__uint128_t)a * b >> 64);
 }

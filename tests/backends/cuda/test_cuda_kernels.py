@@ -357,20 +357,67 @@ def test_softmax_of_rows_that_lanes_keep(rng, width: int, shift: int, labels: bo
     not_finite = rows.copy()
     not_finite[5:, [0, 1, width - 1]] = np.diag([np.nan, np.inf, np.nan])
 
-    def loss_of(backend: nn.Backend, pred: np.ndarray) -> list[np.ndarray]:
-        given, dpred = (backend.zeros(pred.size + shift, FLOAT32)[shift:] for _ in range(2))
-        given[...] = backend.asarray(pred.reshape(-1), FLOAT32)
-        given, dpred = (flat.reshape(pred.shape) for flat in (given, dpred))
-        value = backend.zeros((), np.dtype(np.float64))
-        formula = LossFormula("softmax_cross_entropy")
-        with np.errstate(all="ignore"):
-            backend.loss(formula, given, backend.asarray(target, target.dtype), None, dpred, value)
-        return [backend.to_numpy(array) for array in (dpred, value)]
-
     for pred in (rows, not_finite):
-        found, expected = (loss_of(b, pred) for b in (StandInBackend(), nn.get_backend("numpy")))
+        found, expected = (
+            loss_of(backend, "softmax_cross_entropy", pred, target, shift)
+            for backend in (StandInBackend(), nn.get_backend("numpy"))
+        )
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+
+
+def loss_of(
+    backend: nn.Backend, name: str, pred: np.ndarray, target: np.ndarray, shift: int = 0
+) -> list[np.ndarray]:
+    """The gradient and the loss, of float32 numbers ``shift`` places behind where memory begins."""
+    given, dpred = (backend.zeros(pred.size + shift, FLOAT32)[shift:] for _ in range(2))
+    given[...] = backend.asarray(pred.reshape(-1), FLOAT32)
+    given, dpred = (flat.reshape(pred.shape) for flat in (given, dpred))
+    value = backend.zeros((), np.dtype(np.float64))
+    target = backend.asarray(target, target.dtype)
+    with np.errstate(all="ignore"):
+        backend.loss(LossFormula(name), given, target, None, dpred, value)
+    return [backend.to_numpy(array) for array in (dpred, value)]
+
+
+#: Losses that are sums over outputs.
+OF_OUTPUTS = (
+    "mean_squared_error", "sum_squared_error", "mean_absolute_error", "huber",
+    "sigmoid_cross_entropy", "binary_cross_entropy", "poisson",
+)  # fmt: skip
+
+
+@BUILDS
+@pytest.mark.parametrize("name", OF_OUTPUTS)
+@pytest.mark.parametrize("width", [1, 4, 127, 128, 132, 256, 260, 388, 1000])
+@pytest.mark.parametrize("shift", [0, 1], ids=["in fours", "one by one"])
+def test_losses_of_outputs_that_are_fetched_ahead(rng, name: str, width: int, shift: int) -> None:
+    """Of rows that end within each round of lanes, and from addresses of both kinds."""
+    pred = rng.uniform(0.01, 0.99, (3, width)).astype(np.float32)
+    target = rng.uniform(size=pred.shape).astype(np.float32)
+    found, expected = (
+        loss_of(backend, name, pred, target, shift)
+        for backend in (StandInBackend(), nn.get_backend("numpy"))
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+
+
+@BUILDS
+def test_sigmoid_cross_entropy_of_every_size_of_logit(rng) -> None:
+    """One logit each, so that no other hides its loss: to four units in the last place."""
+    size = np.concatenate([10.0 ** np.arange(-37, 38, 2), np.linspace(0, 90, 91)])
+    pred = np.concatenate([size, -size]).astype(np.float32)
+    for wanted in (0, 1):
+        t = np.full((1, 1), wanted, np.float32)
+        for p in pred:
+            found = loss_of(StandInBackend(), "sigmoid_cross_entropy", p.reshape(1, 1), t)
+            z = np.float64(p if wanted == 0 else -p)
+            loss, share = np.logaddexp(0, z), np.exp(-np.logaddexp(0, -z))
+            np.testing.assert_allclose(found[1], loss, rtol=4 * 2**-23, atol=1e-37)
+            np.testing.assert_allclose(
+                found[0][0, 0], share if wanted == 0 else -share, rtol=4 * 2**-23, atol=2**-23
+            )
 
 
 @BUILDS
