@@ -229,6 +229,9 @@ class CpuDevice(Device):
         count = self.launches - before
         return 1 / count if self.slow_epilogues else count
 
+    def compile(self, dtype: Any, definitions: str = "") -> None:
+        program(dtype, definitions)
+
     def launch(self, launch: Launch) -> None:
         self._do(self._launch, launch)
 

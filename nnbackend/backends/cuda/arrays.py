@@ -75,9 +75,12 @@ class CudaArrays(Backend):
         return diagnose(Machine())
 
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
+        from nnbackend.backends.cuda.phased import definitions_of, has_room
+
         for dtype in dtypes:
-            flat = self.zeros(4, np.dtype(dtype))  # any kernel brings all of its dtype
-            self.all_finite(flat)
+            self.gpu.compile(np.dtype(dtype))
+            if has_room(self):
+                self.gpu.compile(np.dtype(dtype), definitions_of(self))
 
     def kept_in(self) -> str:
         path = self.gpu.tuning.path

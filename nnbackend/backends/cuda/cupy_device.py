@@ -153,6 +153,10 @@ class CupyDevice(Device):
         with self._memory_for(x.shape, x.dtype):
             x.sort()
 
+    def compile(self, dtype: DType, definitions: str = "") -> None:
+        with self.on(), self._lock:
+            self._program(_REAL[dtype.name], definitions)
+
     def launch(self, launch: Launch) -> None:
         with self.on():
             kernel = self._kernel(launch.kernel, launch.dtype, launch.definitions)
@@ -208,9 +212,7 @@ class CupyDevice(Device):
         kernel = self._kernels.get((name, real, definitions))
         if kernel is None:
             with self._lock:
-                program = self._programs.get((real, definitions))
-                if program is None:
-                    program = self._programs[real, definitions] = self._program(real, definitions)
+                program = self._program(real, definitions)
                 kernel = self._kernels[name, real, definitions] = program.get_function(name)
                 self._forget_networks()
         return kernel
@@ -224,8 +226,14 @@ class CupyDevice(Device):
                 del kept[key]
 
     def _program(self, real: str, definitions: str) -> Any:
-        """All kernels of a dtype, or the one for a network, compiled for this GPU; CuPy keeps that
-        in its cache folder."""
+        """All kernels of a dtype, or the one of ``definitions``, compiled for this GPU."""
+        program = self._programs.get((real, definitions))
+        if program is None:
+            program = self._programs[real, definitions] = self._compiled(real, definitions)
+        return program
+
+    def _compiled(self, real: str, definitions: str) -> Any:
+        """CuPy keeps what it compiles in its cache folder."""
         program = self._cupy.RawModule(
             code=source(definitions), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
         )

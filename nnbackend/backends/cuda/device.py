@@ -79,6 +79,11 @@ class Device(ABC):
         """Put the numbers of a contiguous array (N,) in ascending order."""
 
     @abstractmethod
+    def compile(self, dtype: DType, definitions: str = "") -> None:
+        """Compile and load the kernels of a dtype, or the one of ``definitions``, before they are
+        launched."""
+
+    @abstractmethod
     def launch(self, launch: Launch) -> None:
         """Run a kernel on blocks of THREADS threads."""
 

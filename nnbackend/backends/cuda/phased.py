@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nnbackend.backends.cuda.arrays import CudaArrays
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.kernels import (
     LOSS_LANES,
@@ -53,8 +54,13 @@ def can_take_phases(program: Program, backend: CudaBackend, rows: int) -> bool:
         and len(program.rows) <= MOST_LAYERS
         and rows * products <= MOST_PRODUCTS
         and _largest(program, rows) <= MOST_WORDS
-        and backend.gpu.shared_bytes >= TABLES + LEAST_TILES
+        and has_room(backend)
     )
+
+
+def has_room(backend: CudaArrays) -> bool:
+    """Whether blocks on this GPU have the shared memory that the kernel takes."""
+    return backend.gpu.shared_bytes >= TABLES + LEAST_TILES
 
 
 def _largest(program: Program, rows: int) -> int:
@@ -64,12 +70,12 @@ def _largest(program: Program, rows: int) -> int:
     return int(numbers) * program.dtype.itemsize // 4
 
 
-def tile_bytes(backend: CudaBackend) -> int:
+def tile_bytes(backend: CudaArrays) -> int:
     """Shared memory of a block that tiles may take."""
     return (backend.gpu.shared_bytes - TABLES) // 256 * 256
 
 
-def definitions_of(backend: CudaBackend) -> str:
+def definitions_of(backend: CudaArrays) -> str:
     """What the kernel is compiled with."""
     return f"#define TILE_BYTES {tile_bytes(backend)}"
 

@@ -9,10 +9,12 @@ import pytest
 
 import nnbackend as nn
 from nnbackend.backends.cuda import cupy_device, driver
+from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.cublas import WORKSPACE, Products
 from nnbackend.backends.cuda.cublaslt import WANTED, LtProducts
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
 from nnbackend.backends.cuda.kernels import THREADS, bind
+from nnbackend.backends.cuda.phased import definitions_of
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -560,6 +562,30 @@ def test_the_kernel_of_a_network_says_so_when_it_is_compiled(cupy, device, capsy
     device._kernel("train_resident", FLOAT32, "#define PLAN_WORDS 1")
     said = capsys.readouterr().err
     assert said.startswith("nnbackend: compiling a CUDA kernel for this network in float32; once")
+
+
+def test_what_is_compiled_ahead_is_not_compiled_again(cupy, device, capsys) -> None:
+    """The kernels of a dtype, and the one that trains any network in phases."""
+    device.tuning.path = None
+    device.shared_bytes = 227 << 10
+    backend = CudaBackend(0, device)
+    backend.compile_ahead(("float32", "float64"))
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in said] == [
+        f"nnbackend: compiling {what} in {real}"
+        for real in ("float32", "float64")
+        for what in ("the CUDA kernels", "a CUDA kernel for training")
+    ]
+    for name, definitions in (("sum_squares", ""), ("train_in_phases", definitions_of(backend))):
+        device._kernel(name, FLOAT32, definitions)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_without_the_memory_for_phases_need_not_compile_them(cupy, device, capsys) -> None:
+    device.tuning.path = None
+    device.shared_bytes = 64 << 10
+    CudaBackend(0, device).compile_ahead(("float32",))
+    assert "for training" not in capsys.readouterr().err
 
 
 def test_programs_of_networks_that_nobody_uses_are_forgotten(cupy, device) -> None:
