@@ -48,7 +48,8 @@ COLOURS = {
     "jax-cuda": "#35978f",
 }  # fmt: skip
 
-
+#: What systems are called in a picture, where their names do not say it.
+LEGEND = {"products": "matrix products alone", "cuda-products": "matrix products alone"}
 #: Characters that fit beside each other above the panels of a row.
 TITLE_WIDTH = 110
 
@@ -212,8 +213,10 @@ def picture(comparison: Comparison, description: Mapping[str, Any]) -> Figure:
         for ax in band.axes:
             handles |= {label: h for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     order = [name for name in comparison.field.systems if name in handles]
-    bands[0].legend([handles[name] for name in order], order, loc="outside upper center",
-                    ncols=len(order), frameon=False)  # fmt: skip
+    bands[0].legend(
+        [handles[name] for name in order], [LEGEND.get(name, name) for name in order],
+        loc="outside upper center", ncols=len(order), frameon=False,
+    )  # fmt: skip
     where = ", ".join(filter(None, (description.get("device"), machine_text(description))))
     bands[-1].supxlabel(
         f"median time, shorter is better.   {where}",
