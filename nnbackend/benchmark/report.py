@@ -280,6 +280,7 @@ def bars(
     if logarithmic:
         ax.set_xscale("log")
         ax.set_xlim(low, max(known) * (max(known) / low) ** 0.18)
+        ax.set_xlabel("logarithmic", loc="right", fontsize=7, color="0.4", labelpad=1)
     else:
         ax.set_xlim(0, max(known) * 1.18)
         ax.locator_params(axis="x", nbins=5)
