@@ -22,6 +22,7 @@ Path_ = str | os.PathLike[str]
 
 #: Seconds after which a temporary file that nobody holds is one that a killed process left.
 _ABANDONED = 60.0
+_ON_WINDOWS = os.name == "nt"
 
 
 def write_atomically(path: Path_, content: bytes) -> None:
@@ -63,16 +64,30 @@ def _replace(target: Path, content: bytes, temporary: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
             before = _keep_mode(target, file.fileno())
+            if _ON_WINDOWS:
+                file.close()  # what is open can be neither moved nor removed there
             if before is not None and before.st_nlink > 1:
                 _overwrite(target, content, temporary)
                 temporary.unlink()
             else:
-                os.replace(temporary, target)
+                _move(temporary, target)
     except BaseException as error:
         _remove(temporary)
         if isinstance(error, OSError):  # name the file that was asked for
             raise OSError(error.errno, error.strerror or str(error), str(target)) from error
         raise
+
+
+def _move(temporary: Path, target: Path) -> None:
+    """Put a file in the place of another one. On Windows, whatever looks through new files, for
+    viruses say, holds them for a moment."""
+    for wait in (0.02, 0.05, 0.1, 0.2, 0.5) if _ON_WINDOWS else ():
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(temporary, target)
 
 
 def _is_in_place(path: Path_) -> bool:
@@ -157,7 +172,8 @@ def _temporary_name(target: Path) -> Path:
 def _new_temporary(temporary: Path) -> IO[bytes]:
     """A new file, locked as long as it is open."""
     # the mode that the process's umask leaves, which cannot be asked for without changing it
-    file = os.fdopen(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "wb")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(temporary, flags, 0o666), "wb")
     _lock(file.fileno())
     return file
 
@@ -178,7 +194,10 @@ def _remove_abandoned(target: Path) -> None:
             with contextlib.suppress(OSError):
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime < _ABANDONED:
                     continue
-                handle = os.open(entry.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+                if _ON_WINDOWS:
+                    os.unlink(entry.path)  # which fails where somebody has it open
+                    continue
+                handle = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
                 try:
                     if _lock(handle):
                         os.unlink(entry.path)

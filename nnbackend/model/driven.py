@@ -303,7 +303,8 @@ class DrivenStack(LayerStack):
                 f"both models need the same layers and dtype, and the same layers frozen; one has "
                 f"{other!r}, the other {self!r}"
             )
-        with self.exclusive(), other.exclusive():
+        first, second = sorted((self, other), key=id)  # or two that mix wait for each other
+        with first.exclusive(), second.exclusive():
             for layer, learnt in zip(self.layers, other.layers, strict=True):
                 if learnt.adapts and learnt.adapted and not layer.adapted:
                     for name in learnt.saved_names:

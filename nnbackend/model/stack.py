@@ -111,8 +111,7 @@ class LayerStack(AnswersNames):
         self.info: dict[str, Any] = {}
         self.callbacks: list[Callback] = []
         self.callback_states: list[dict[str, Any]] = []
-        self._busy = new_lock()
-        self._trained_by: int | None = None
+        self._free()
         rng = np.random.Generator(np.random.PCG64(init))
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise DataError("a model can hold a layer only once; make two layers")
@@ -165,28 +164,35 @@ class LayerStack(AnswersNames):
         if self._optimizer is None:
             raise NotCompiledError(NO_LOSS)
 
+    def _free(self) -> None:
+        """Nobody works on this model: see nnbackend.model.busy."""
+        self._busy = new_lock()
+        self._readers: set[int] = set()
+        self._fits = False
+        self._trained_by: int | None = None
+
     @contextmanager
-    def _training(self) -> Iterator[None]:
-        with held(self._busy):
-            self._trained_by = threading.get_ident()
+    def _training(self, fits: bool = False, reads: bool = False) -> Iterator[None]:
+        with held(self, reads):
+            self._trained_by, self._fits = threading.get_ident(), fits
             try:
                 with memory_errors:
                     yield
             finally:
-                self._trained_by = None
+                self._trained_by, self._fits = None, False
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Inside, nobody trains: for what reads or writes arrays that belong together. A callback
-        may do that, too.
+        may do that, too. It waits for others who do, and for single steps.
 
         Raises:
-            ModelBusyError: another thread trains this model.
+            ModelBusyError: this model is in another thread's ``fit``.
         """
         if self._trained_by == threading.get_ident():
             yield
         else:
-            with self._training():
+            with self._training(reads=True):
                 yield
 
     # -- where it is ----------------------------------------------------------------------------
@@ -279,7 +285,7 @@ class LayerStack(AnswersNames):
             ModelBusyError: another thread trains this model.
         """
         # the thread that works on the model may do that, in a callback or a layer of its own
-        with nullcontext() if self._busy._is_owned() else held(self._busy):
+        with nullcontext() if self._busy._is_owned() else held(self, reads=True):
             vars(layer)[name] = value
             take_numbers(self.program, self.layers)
             if layer.declaration is not None:
@@ -354,6 +360,8 @@ class LayerStack(AnswersNames):
     def __getstate__(self) -> dict[str, Any]:
         left_out = (
             "_busy",
+            "_readers",
+            "_fits",
             "_trained_by",
             "_adapting",
             "storage",
@@ -371,7 +379,7 @@ class LayerStack(AnswersNames):
     def __setstate__(self, state: dict[str, Any]) -> None:
         slots, backend = state.pop("slots"), state.pop("backend_name")
         self.__dict__.update(state)
-        self._busy, self._trained_by = new_lock(), None
+        self._free()
         self.callbacks = []
         self._build(self._at_precision(get_backend(backend)))
         self.set_optimizer_state(slots)

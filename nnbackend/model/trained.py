@@ -127,7 +127,7 @@ class TrainedStack(DrivenStack):
             raise DataError("pass validation_data or validation_split, not both")
         callbacks = check_callbacks(callbacks)
         ranks = join(comm, sharded, exact)
-        with self._training():
+        with self._training(fits=True):
             self._rows_forward, self._has_gradient = 0, False
             functions = self._function_metrics
             with nullcontext() if ranks is None else ranks.together():

@@ -9,6 +9,7 @@ import pytest
 from sample_models import Scale, data, weights
 
 import nnbackend as nn
+from nnbackend.model import busy
 
 
 class Waits(nn.Callback):
@@ -125,3 +126,85 @@ def test_predicting_within_a_step_is_refused(backend, rng) -> None:
     model.compile(loss)
     with pytest.raises(nn.ModelBusyError, match="between its forward and its backward"):
         model.train_step(x, y)
+
+
+READERS = {
+    "copy": lambda m, other, path: copy.deepcopy(m),
+    "pickle": lambda m, other, path: pickle.dumps(m),
+    "save": lambda m, other, path: m.save(path),
+    "arrays": lambda m, other, path: m.set_arrays(m.arrays()),
+    "flat": lambda m, other, path: m.set_flat(m.get_flat()),
+    "take over": lambda m, other, path: other.copy_from(m),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_wait_for_each_other_and_for_single_steps(backend, rng, tmp_path, reader) -> None:
+    """As actors do that take over what a learner has learnt, and a server that saves it."""
+    x, y = data(rng)
+    models = [nn.Sequential([nn.Dense(4, 8), nn.Dense(8, 3)], seed=0) for _ in range(3)]
+    learner, *others = models
+    learner.compile("softmax_cross_entropy")
+    done, wrong = threading.Event(), []
+
+    def read(other: nn.Sequential, path) -> None:
+        try:
+            while not done.is_set():
+                READERS[reader](learner, other, path)
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [
+        threading.Thread(target=read, args=(other, tmp_path / f"{k}.safetensors"))
+        for k, other in enumerate(others)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            learner.train_step(x, y)
+            learner.gradient(x, y)
+            learner.apply_gradients()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert learner.step == 40
+
+
+def test_two_models_that_take_over_from_each_other_do_not_wait_forever(backend) -> None:
+    models = [nn.Sequential([nn.Dense(4, 3)], seed=seed) for seed in (0, 1)]
+
+    def mix(one: nn.Sequential, other: nn.Sequential) -> None:
+        for _ in range(200):
+            one.soft_update(other, 0.5)
+
+    threads = [threading.Thread(target=mix, args=pair) for pair in (models, models[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_what_is_never_free_is_not_waited_for_forever(backend, rng, monkeypatch) -> None:
+    monkeypatch.setattr(busy, "PATIENCE", 0.05)
+    x, y = rng.normal(size=(8, 4)), rng.normal(size=(8, 2))
+    model = nn.Sequential([nn.Dense(4, 2)], seed=0)
+    refused = []
+
+    def loss(y_true, y_pred):
+        def read() -> None:
+            with pytest.raises(nn.ModelBusyError, match="trained by another thread") as caught:
+                model.arrays()
+            refused.append(caught)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        return 0.0, 0 * y_pred
+
+    model.compile(loss)
+    model.train_step(x, y)
+    assert len(refused) == 1

@@ -41,7 +41,8 @@ STAND_IN = "cuda_stand_in"
 ASCENDING, DESCENDING, RANDOM = range(3)
 ALIGNMENT = 256
 _POISON = 0xFF
-_LIBC = ctypes.CDLL(None, use_errno=True)
+#: Absent on Windows, where the device is not built.
+_LIBC: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
 #: The shim has one device.
 _RUNNING = threading.Lock()
 #: ``device``: where another library's work goes, as with CUDA's current device.
