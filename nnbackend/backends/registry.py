@@ -118,6 +118,11 @@ def get_backend(spec: str | Backend | None = None) -> Backend:
         return _environment_default
 
 
+def reopen(device: str, precision: str) -> Backend:
+    """The backend that another process pickled."""
+    return get_backend(device).at_precision(precision)
+
+
 def set_backend(spec: str | Backend | None) -> Backend:
     """Choose the backend for the whole process; None goes back to ``NN_BACKEND``.
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import scipy.special
-from sklearn.utils import compute_sample_weight
+from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.validation import validate_data
 
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.errors import BackendUnavailableError
-from nnbackend.sklearn.network import HostArray, Network, Shape
+from nnbackend.sklearn.network import HostArray, Network, Shape, is_mostly_zeros
 from nnbackend.sklearn.seam import BaseMultilayerPerceptron
+
+
+def _sum_of(x: HostArray) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(x.sum())
 
 
 class NetworkMLP(BaseMultilayerPerceptron):
@@ -24,6 +33,8 @@ class NetworkMLP(BaseMultilayerPerceptron):
 
     class_weight: Any = None
     _network: Network | None = None
+    #: whether a fit has come so far as to change anything
+    _begun: bool = False
 
     # -- fitting --------------------------------------------------------------------------------
 
@@ -31,26 +42,31 @@ class NetworkMLP(BaseMultilayerPerceptron):
         self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False
     ) -> NetworkMLP:
         self._check_settings(incremental)
-        before = dict(vars(self))
+        untouched = dict(vars(self))
+        before = dict(untouched)
         for name in ("coefs_", "intercepts_"):  # which are changed in place
             if name in before:
                 before[name] = copy.deepcopy(before[name])
+        self._begun = False
         if not incremental and not self.warm_start:
             self._network = None  # arrays that a caller has of an earlier fit stay as they are
         try:
             super()._fit(X, y, sample_weight=sample_weight, incremental=incremental)
         except Exception:
-            # nothing half-trained stays behind, nor an optimizer that has seen what failed
+            begun = self._begun
             self.__dict__.clear()
-            self.__dict__.update(before, _network=None)
-            self.__dict__.pop("_optimizer", None)
+            self.__dict__.update(before if begun else untouched)
+            if begun:  # nothing half-trained stays behind, nor an optimizer that has seen it
+                self._network = None
+                self.__dict__.pop("_optimizer", None)
             raise
+        self.__dict__.pop("_begun", None)
         return self
 
     def _check_settings(self, incremental: bool) -> None:
         if self.solver == "lbfgs":
             for name, unset in (("dropout", 0.0), ("callbacks", None)):
-                if getattr(self, name) != unset and getattr(self, name) != []:
+                if getattr(self, name) not in (unset, [], ()):
                     raise ValueError(
                         f"{name} needs solver='adam' or 'sgd': lbfgs minimises one function of all "
                         f"rows, without epochs. Received solver='lbfgs', "
@@ -63,10 +79,35 @@ class NetworkMLP(BaseMultilayerPerceptron):
                 "y=...) and pass them as a dict"
             )
 
-    def _fit_lbfgs(self, X: Any, y: HostArray, sample_weight: HostArray | None, *work: Any) -> None:
+    def _check_units(self, layer_units: Sequence[int], shape: Shape) -> None:
+        """Whether weights that are there are of the network that is asked for."""
+        if tuple(layer_units) != shape.units:
+            own, asked = ("-".join(map(str, units)) for units in (shape.units, layer_units))
+            raise ValueError(
+                f"the fitted network is {own}, and X, hidden_layer_sizes and y ask for {asked}: "
+                f"pass what fits it, or fit with warm_start=False"
+            )
+
+    def _fit_lbfgs(
+        self,
+        X: Any,
+        y: HostArray,
+        sample_weight: HostArray | None,
+        activations: Any,
+        deltas: Any,
+        coef_grads: Any,
+        intercept_grads: Any,
+        layer_units: Any,
+    ) -> None:
         weight = self._weights(y, sample_weight)
-        self._network = self._make_network(X.dtype)
-        super()._fit_lbfgs(X, y, weight, *work)
+        self._network = self._make_network()
+        self._check_units(layer_units, self._network.shape)
+        self._begun = True
+        if scipy.sparse.issparse(X) and not is_mostly_zeros(X):
+            X = X.tocsr()  # some rows at a time are made dense
+        super()._fit_lbfgs(
+            X, y, weight, activations, deltas, coef_grads, intercept_grads, layer_units
+        )
         self._network.forget_data()
         self._take_weights(self._network)
 
@@ -74,9 +115,13 @@ class NetworkMLP(BaseMultilayerPerceptron):
         self, X: Any, y: HostArray, sample_weight: HostArray | None, *work: Any
     ) -> tuple[float, list[HostArray], list[HostArray]]:
         """The loss over all rows, and its gradient by weights and biases."""
+        if is_mostly_zeros(X):  # scikit-learn multiplies such a matrix as it is
+            found: tuple[float, list[HostArray], list[HostArray]]
+            found = super()._backprop(X, y, sample_weight, *work)
+            return found
         network = self._network
         if network is None:
-            network = self._network = self._make_network(X.dtype)
+            network = self._network = self._make_network()
         network.write(self.coefs_, self.intercepts_)
         loss, coef_grads, intercept_grads = network.gradient(X, y, sample_weight)
         total = len(y) if sample_weight is None else sample_weight.sum()
@@ -94,11 +139,27 @@ class NetworkMLP(BaseMultilayerPerceptron):
         """The rows' weights, with those of their classes."""
         if sample_weight is not None and (sample_weight < 0).any():
             raise ValueError(f"sample_weight must not be negative; received {sample_weight.min()}")
-        if self.class_weight is None:
-            return sample_weight
-        labels = self._label_binarizer.inverse_transform(y.astype(np.int64))
-        weight: HostArray = compute_sample_weight(self.class_weight, labels)
-        return weight if sample_weight is None else weight * sample_weight
+        weight = sample_weight
+        if self.class_weight is not None:
+            labels = self._label_binarizer.inverse_transform(y.astype(np.int64))
+            weight = self._class_weights(labels)
+            weight = weight if sample_weight is None else weight * sample_weight
+        if weight is None:
+            return None
+        mean = float(weight.mean(dtype=np.float64))
+        # only their proportions count, and the network's dtype may lack numbers of their size
+        return weight if mean == 0.0 or 1e-30 < mean < 1e30 else weight / mean
+
+    def _class_weights(self, labels: HostArray) -> HostArray:
+        """The weight of each row's class. A class that a dict leaves out has 1, also where these
+        rows have no other."""
+        weight: HostArray
+        if not isinstance(self.class_weight, Mapping) or labels.ndim > 1:
+            weight = compute_sample_weight(self.class_weight, labels)
+            return weight
+        classes = self.classes_
+        weight = compute_class_weight(self.class_weight, classes=classes, y=classes)
+        return weight[np.searchsorted(classes, labels)]
 
     def _constants(self, y: HostArray) -> HostArray | None:
         """What scikit-learn's loss has for each row and ours has not: Poisson's is 0 there where
@@ -110,20 +171,35 @@ class NetworkMLP(BaseMultilayerPerceptron):
 
     # -- the network ------------------------------------------------------------------------------
 
-    def _shape(self, dtype: Any, backend: Backend, dropout: float = 0.0, l2: float = 0.0) -> Shape:
-        units = [np.shape(self.coefs_[0])[0], *(np.shape(coef)[1] for coef in self.coefs_)]
+    def _shape(self, backend: Backend, dropout: float = 0.0, decays: bool = False) -> Shape:
+        """Of the network that the weights are of, in their dtype.
+
+        Raises:
+            ValueError: they are no network's.
+        """
+        shapes = [np.shape(coef) for coef in self.coefs_]
+        biases = [np.shape(bias) for bias in self.intercepts_]
+        fits = all(len(shape) == 2 for shape in shapes) and all(
+            above[0] == below[1] for below, above in pairwise(shapes)
+        )
+        if not fits or biases != [shape[1:] for shape in shapes]:
+            raise ValueError(
+                f"coefs_ and intercepts_ are no network's: each layer has as many rows as the one "
+                f"before has columns, and as many biases as columns. Received coefs_ of shapes "
+                f"{shapes} and intercepts_ of {biases}"
+            )
+        dtype = np.result_type(np.float32, *(np.asarray(coef).dtype for coef in self.coefs_))
         return Shape(
-            tuple(units), self.activation, self.out_activation_, np.dtype(dtype), backend,
-            dropout, l2,
+            (shapes[0][0], *(shape[1] for shape in shapes)), self.activation,
+            self.out_activation_, dtype, backend, dropout, decays,
         )  # fmt: skip
 
-    def _make_network(self, dtype: Any) -> Network:
+    def _make_network(self) -> Network:
         """For L-BFGS: SciPy has the optimizer, and the penalties are added here."""
-        return Network(self._shape(dtype, get_backend(self.backend)))
+        return Network(self._shape(get_backend(self.backend)))
 
     def _take_weights(self, network: Network) -> None:
-        network.refresh()
-        self.coefs_, self.intercepts_ = list(network.coefs), list(network.intercepts)
+        self.coefs_, self.intercepts_ = network.show()
 
     # -- predictions ------------------------------------------------------------------------------
 
@@ -131,6 +207,9 @@ class NetworkMLP(BaseMultilayerPerceptron):
         """Predictions (n_samples, n_outputs)."""
         if check_input and not self._is_plain(X):
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
+        if is_mostly_zeros(X):
+            out: HostArray = super()._forward_pass_fast(X, check_input=False)
+            return out
         network = self._inference_network()
         network.write(self.coefs_, self.intercepts_)
         out = network.predictions(X)
@@ -147,7 +226,7 @@ class NetworkMLP(BaseMultilayerPerceptron):
             and len(X) > 0
             and X.shape[1] == getattr(self, "n_features_in_", -1)
             and not hasattr(self, "feature_names_in_")
-            and bool(np.isfinite(X.sum()))
+            and math.isfinite(_sum_of(X))
         )
 
     def _inference_network(self) -> Network:
@@ -155,10 +234,12 @@ class NetworkMLP(BaseMultilayerPerceptron):
         if network is not None:
             shape = network.shape
             same = (shape.activation, shape.output) == (self.activation, self.out_activation_)
-            if same and len(self.coefs_) == len(network.coefs) and all(
-                given is own
-                or (np.shape(given) == own.shape and getattr(given, "dtype", None) == own.dtype)
-                for given, own in zip(self.coefs_, network.coefs, strict=True)
+            given = (*self.coefs_, *self.intercepts_)
+            own = (*network.coefs, *network.intercepts)
+            if same and len(given) == len(own) and (
+                all(a is b for a, b in zip(given, own, strict=True))
+                or (self._shape(shape.backend, shape.dropout, shape.decays) == shape
+                    and network.is_free_for(self.coefs_, self.intercepts_))
             ):  # fmt: skip
                 return network
         try:
@@ -170,8 +251,7 @@ class NetworkMLP(BaseMultilayerPerceptron):
                 f"({error}); predicting with {backend.device}",
                 stacklevel=5,
             )
-        dtype = np.result_type(*(np.asarray(coef).dtype for coef in self.coefs_))
-        self._network = Network(self._shape(dtype, backend))
+        self._network = Network(self._shape(backend))
         return self._network
 
     # -- copies ---------------------------------------------------------------------------------

@@ -35,8 +35,17 @@ HostArray = np.ndarray[Any, Any]
 ACTIVATIONS = {"identity": None, "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
 #: Rows of a sparse matrix are made dense in pieces of so many bytes.
 DENSE_BYTES = 1 << 24
+#: Share of numbers that are not zero up to which a sparse matrix is the faster one.
+SPARSE_SHARE = 0.1
 #: From so many rows on outputs are computed in pieces.
 MANY_ROWS = 1 << 12
+
+
+def is_mostly_zeros(x: Any) -> bool:
+    """Whether products with a matrix are faster if it stays sparse."""
+    return bool(
+        scipy.sparse.issparse(x) and x.nnz <= SPARSE_SHARE * x.shape[0] * float(x.shape[1])
+    )
 
 
 def _softmax(z: HostArray) -> None:
@@ -89,7 +98,7 @@ class Shape(NamedTuple):
         units: widths, from the input's to the output's.
         activation, output: scikit-learn's names, of the hidden layers and of the last one.
         dropout: rate after each hidden layer, in training.
-        l2: factor of the squared weights in scikit-learn's loss of one row, alpha / 2.
+        decays: whether squared weights add to the loss.
     """
 
     units: tuple[int, ...]
@@ -98,7 +107,7 @@ class Shape(NamedTuple):
     dtype: np.dtype[Any]
     backend: Backend
     dropout: float = 0.0
-    l2: float = 0.0
+    decays: bool = False
 
 
 class Network:
@@ -107,6 +116,7 @@ class Network:
     Attributes:
         coefs, intercepts: the weights as NumPy arrays.
         is_live: whether these are what the network computes with, as on the CPU.
+        is_shown: whether somebody else has these: then they are not for other weights.
         steps: updates made with the optimizer as it is.
     """
 
@@ -126,7 +136,8 @@ class Network:
         self.scale, self._value = self.output.scale_of(n_outputs), self.output.value_of(n_outputs)
         layers: list[Layer] = []
         *hidden, last = pairwise(shape.units)
-        settings: dict[str, Any] = {"weight_init": "zeros", "weight_l2": self.scale * shape.l2}
+        # how much they decay is said before a training: see ``l2``
+        settings: dict[str, Any] = {"weight_init": "zeros", "weight_l2": float(shape.decays)}
         for pair in hidden:
             layers.append(Dense(*pair, ACTIVATIONS[shape.activation], **settings))
             if shape.dropout:
@@ -141,7 +152,7 @@ class Network:
         # what SGD's steps are proportional to, Adam's are not
         self._rate_factor = self.scale if isinstance(self.model.optimizer, SGD) else 1.0
         self._dense: list[Any] = [layer for layer in layers if isinstance(layer, Dense)]
-        self.steps = 0
+        self.steps, self.is_shown = 0, False
         self._kept: tuple[tuple[Any, ...], Data | None] | None = None
         self._read()
 
@@ -152,6 +163,13 @@ class Network:
         self.coefs: list[HostArray] = [to_numpy(layer.weight) for layer in self._dense]
         self.intercepts: list[HostArray] = [to_numpy(layer.bias) for layer in self._dense]
         self.is_live = self.coefs[0] is self._dense[0].weight
+
+    def is_free_for(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> bool:
+        """Whether weights can be written without changing arrays that somebody else has."""
+        if not (self.is_live and self.is_shown):
+            return True
+        pairs = ((coefs, self.coefs), (intercepts, self.intercepts))
+        return all(a is b for given, own in pairs for a, b in zip(given, own, strict=True))
 
     def write(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> None:
         """Take over weights, unless they are the network's own."""
@@ -164,10 +182,12 @@ class Network:
                     host = np.ascontiguousarray(given, dtype)
                     layer.array(name)[...] = backend.asarray(host, dtype)
 
-    def refresh(self) -> None:
-        """Bring ``coefs`` and ``intercepts`` up to date."""
+    def show(self) -> tuple[list[HostArray], list[HostArray]]:
+        """``coefs`` and ``intercepts``, up to date, for whoever wants to keep them."""
         if not self.is_live:
             self._read()
+        self.is_shown = True
+        return list(self.coefs), list(self.intercepts)
 
     def set_to_nan(self) -> None:
         """What a training that diverged leaves."""
@@ -207,6 +227,8 @@ class Network:
         """Rows on the device: x (N, I), y (N, O), bool or numbers, weight (N,) or None. A sparse
         matrix stays as it is."""
         backend, dtype = self.model.backend, self.shape.dtype
+        if y.dtype.kind not in "biuf":
+            raise ValueError(f"y must be numbers; received {y.dtype}")
         if self.shape.output == "softmax":
             target = backend.asarray(y.argmax(axis=1).astype(np.int32), np.dtype(np.int32))
         else:
@@ -228,12 +250,23 @@ class Network:
 
     @property
     def rate(self) -> float:
-        """The learning rate, in scikit-learn's terms."""
-        return float(self.model.optimizer.lr) * self._rate_factor  # type: ignore[arg-type]
+        """The learning rate, in scikit-learn's terms, in which callbacks see it, too."""
+        return float(self.model.optimizer.lr)  # type: ignore[arg-type]
 
     @rate.setter
     def rate(self, value: float) -> None:
-        self.model.optimizer.lr = value / self._rate_factor
+        self.model.optimizer.lr = value
+
+    @property
+    def l2(self) -> float:
+        """Factor of the squared weights in scikit-learn's loss of one row, alpha / 2."""
+        return float(self._dense[0].weight_l2) / self.scale
+
+    @l2.setter
+    def l2(self, value: float) -> None:
+        for layer in self._dense:
+            if layer.weight_l2 != self.scale * value:
+                layer.weight_l2 = self.scale * value
 
     def epochs(
         self, data: Data, orders: HostArray | None, batch_size: int, rates: Sequence[float]
@@ -323,7 +356,7 @@ class Network:
     def predictions(self, x: Any) -> HostArray:
         """(N, O) in the network's dtype, after the last layer's activation."""
         if scipy.sparse.issparse(x):
-            rows = self._rows_at_once(x)
+            x, rows = x.tocsr(), self._rows_at_once(x)
             out = np.empty((x.shape[0], self.shape.units[-1]), self.shape.dtype)
             for start in range(0, x.shape[0], rows):
                 part = slice(start, start + rows)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -67,12 +68,15 @@ class StochasticMLP(NetworkMLP):
         x, target, weight, held_out = self._split(X, y, sample_weight)
         weight = self._weights(target, weight)
         batch_size = self._batch_rows(len(target))
-        network = self._training_network(X.dtype, weight, incremental)
+        if scipy.sparse.issparse(x):
+            x = x.tocsr()  # some rows at a time are made dense
+        network = self._training_network(weight, layer_units, incremental)
+        data, history = network.data(x, target, weight), History()
+        self._begun = True
         callbacks = CallbackList(network.model, check_callbacks(self.callbacks))
         for callback in callbacks.callbacks:
             callback.attach(network.model)
         callbacks.fit_begins()
-        data, history = network.data(x, target, weight), History()
         try:
             self._train(network, data, target, weight, held_out, batch_size, callbacks, history,
                         incremental)  # fmt: skip
@@ -122,7 +126,7 @@ class StochasticMLP(NetworkMLP):
                     where = order if orders is None else orders[epoch]
                     loss = loss + batch_means(constants, weight, where, batch_size)
                 self._end_epoch(float(loss @ batches / rows), rows, held_out)
-                self._tell(callbacks, history, seconds)
+                self._tell(callbacks, history, rates[epoch], seconds)
                 stopped = history.stopped is not None or self._stops() or incremental
                 if stopped:
                     break
@@ -148,7 +152,7 @@ class StochasticMLP(NetworkMLP):
 
     def _next_rates(self, network: Network, rows: int, count: int) -> list[float]:
         optimizer = self._optimizer
-        if self._rate_set != optimizer.learning_rate:  # else a callback may have changed it
+        if self._rate_set != optimizer.learning_rate:
             network.rate = self._rate_set = float(optimizer.learning_rate)
         rates = [network.rate]
         for k in range(1, count):
@@ -191,10 +195,12 @@ class StochasticMLP(NetworkMLP):
         self._no_improvement_count = 0
         return False
 
-    def _tell(self, callbacks: CallbackList, history: History, seconds: float) -> None:
+    def _tell(
+        self, callbacks: CallbackList, history: History, rate: float, seconds: float
+    ) -> None:
         if not len(callbacks):
             return
-        figures = {"loss": self.loss_, "lr": float(self._optimizer.learning_rate)}
+        figures = {"loss": self.loss_, "lr": rate}
         if self.early_stopping:
             figures["val_score"] = float(self.validation_scores_[-1])
         history.append(figures, seconds)
@@ -259,16 +265,22 @@ class StochasticMLP(NetworkMLP):
 
     # -- the optimizer ----------------------------------------------------------------------------
 
-    def _training_network(self, dtype: Any, weight: HostArray | None, incremental: bool) -> Network:
+    def _training_network(
+        self, weight: HostArray | None, layer_units: Any, incremental: bool
+    ) -> Network:
         """The network with the estimator's weights, and its optimizer: a new one, or as the last
         ``partial_fit`` left it."""
         kind = AdamOptimizer if self.solver == "adam" else SGDOptimizer
         goes_on = incremental and isinstance(getattr(self, "_optimizer", None), kind)
         mean = 1.0 if weight is None else float(weight.mean())
         l2 = 0.5 * self.alpha / mean if mean > 0.0 else 0.0
-        shape = self._shape(dtype, get_backend(self.backend), self.dropout, l2)
+        shape = self._shape(get_backend(self.backend), self.dropout, l2 > 0.0)
+        self._check_units(layer_units, shape)
         network, settings = self._network, self._optimizer_settings()
-        if network is None or network.shape != shape or self._settings_used != settings:
+        if (
+            network is None or network.shape != shape or self._settings_used != settings
+            or not network.is_free_for(self.coefs_, self.intercepts_)
+        ):  # fmt: skip
             if goes_on:
                 self._keep_optimizer()
             seed = int(self._random_state.randint(1 << 31)) if self.dropout else 0
@@ -278,10 +290,13 @@ class StochasticMLP(NetworkMLP):
                     network.set_slots(ours, power, getattr(self._optimizer, theirs))
                 network.steps = getattr(self._optimizer, "t", 0)
         network.write(self.coefs_, self.intercepts_)
+        network.l2 = l2
         if not goes_on:
             network.reset_optimizer()
             self._optimizer = self._new_optimizer()
-        self._network, self._settings_used, self._rate_set = network, settings, None
+        # from here on a callback may change it
+        network.rate = self._rate_set = float(self._optimizer.learning_rate)
+        self._network, self._settings_used = network, settings
         self._take_weights(network)
         return network
 
@@ -307,7 +322,7 @@ class StochasticMLP(NetworkMLP):
             )
         momentum = min(float(self.momentum), np.nextafter(1.0, 0.0))
         nesterov = bool(self.nesterovs_momentum) and momentum > 0.0
-        return lambda scale: SGD(rate / scale, momentum=momentum, nesterov=nesterov)
+        return lambda scale: SGD(rate, momentum=momentum, nesterov=nesterov)
 
     def _new_optimizer(self) -> Any:
         """scikit-learn's optimizer, which keeps the rate and decides when to stop."""
