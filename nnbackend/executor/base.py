@@ -220,6 +220,12 @@ class Executor(ABC):
 
 #: What is said where a way back has no way forward before it.
 NO_FORWARD = "backward needs a forward pass before it: call model.forward(x) first"
+#: And where it is not the last thing that layers written in Python have done.
+OVERTAKEN = (
+    "model(x), predict or evaluate came between forward and backward. This model has layers "
+    "written in Python, which keep what their way back needs of one pass only: predict before "
+    "forward, or with a copy, copy.deepcopy(model)"
+)
 
 
 def not_finite_step(number: int) -> NonFiniteLossError:

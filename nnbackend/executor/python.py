@@ -18,7 +18,15 @@ from nnbackend.errors import (
     ShapeError,
     shown,
 )
-from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, total_loss
+from nnbackend.executor.base import (
+    NO_FORWARD,
+    OVERTAKEN,
+    Data,
+    Executor,
+    Run,
+    Trace,
+    total_loss,
+)
 from nnbackend.executor.rows import (
     Backward,
     Forward,
@@ -58,6 +66,7 @@ class PythonExecutor(Executor):
         self._in_step = False
         self._updates = Updates(program, backend)
         self._driven: tuple[TrainingPlan, list[Array], int] | None = None
+        self._no_way_back = NO_FORWARD  # why there is none
 
     # -- training -----------------------------------------------------------------------------
 
@@ -144,7 +153,7 @@ class PythonExecutor(Executor):
 
     def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
         if self._driven is None:
-            raise DataError(NO_FORWARD)
+            raise DataError(self._no_way_back)
         plan, inputs, rows = self._driven
         if dx is not None:
             plan = self._plan_all_the_way(plan, rows)
@@ -230,6 +239,8 @@ class PythonExecutor(Executor):
                         "a layer written in Python was called for inference between its forward "
                         "and its backward pass; do not call model.predict from a loss or a layer"
                     )
+                if self._driven is not None and self.program.own_layers:
+                    self._driven, self._no_way_back = None, OVERTAKEN
                 plan.run(block, out_block)
             if len(self._inference) > 16:
                 self._inference.clear()

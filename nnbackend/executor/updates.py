@@ -59,11 +59,14 @@ class Updates:
                 self.backend.update(rule, param, grad, slots, lr, step, self._scratch)
 
     def is_finite(self, loss: Any = 0.0) -> bool:
-        """Whether a loss is finite, and the gradient with what the optimizer makes of it."""
-        gradients = self.gradients
+        """Whether a loss is finite, and the gradient with what the optimizer makes of it; running
+        statistics, too, where looking costs no waiting."""
+        gradients, watched = self.gradients, self.program.storage.watched
         if not isinstance(gradients, np.ndarray):
             finite = np.isfinite(self.backend.to_numpy(loss))
             return bool(finite) and self.backend.all_finite(gradients)
+        if watched is not None and not np.isfinite(watched).all():
+            return False
         # one pass by the BLAS; where the square overflows, a closer look
         with np.errstate(all="ignore"):
             if math.isfinite(loss + gradients.dot(gradients)):

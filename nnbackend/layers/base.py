@@ -6,6 +6,7 @@ parameters are views of the model's flat vectors; ``layer.weight`` is the curren
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -223,7 +224,7 @@ class Layer(AnswersNames, ABC):
     @property
     def n_parameters(self) -> int:
         """Number of trained values."""
-        return sum(int(np.prod(self.specs[name].shape)) for name in self.parameter_names)
+        return sum(math.prod(self.specs[name].shape) for name in self.parameter_names)
 
     def array(self, name: str) -> Array | None:
         """The array ``name``, drawn now if needed; None if the layer has none."""
@@ -390,6 +391,15 @@ class Layer(AnswersNames, ABC):
                 f"{self!r} belongs to another model; make a new layer for this one, or "
                 f"use copy.deepcopy(layer)"
             )
+        for name, value in vars(self).items():
+            parts = value.values() if isinstance(value, dict) else value
+            parts = parts if isinstance(value, list | tuple | dict) else [value]
+            if any(isinstance(part, Layer) and part.specs for part in parts):
+                raise DataError(
+                    f"{type(self).__name__}.{name} holds a layer with arrays of its own, which a "
+                    f"model would neither train nor save: declare them with add_parameter of "
+                    f"{type(self).__name__}, or put that layer into the model itself"
+                )
 
 
 def _is_float64(backend: Backend, x: Any) -> bool:

@@ -12,7 +12,7 @@ from nnbackend._checks import check_flag, check_number
 from nnbackend.backends.conversion import as_device_array
 from nnbackend.backends.types import Array
 from nnbackend.data.sources import one_batch
-from nnbackend.data.validation import as_predictions_input
+from nnbackend.data.validation import as_predictions_input, check_categories, check_finite
 from nnbackend.errors import (
     DataError,
     DeviceError,
@@ -87,6 +87,8 @@ class DrivenStack(LayerStack):
                 self._check_compiled()
                 loss = self.executor.gradient(self._batch(x, y, sample_weight), self.step)
         self._has_gradient = True
+        if loss != loss:
+            check_categories(self.program, x)  # which would be why
         return loss
 
     # -- there, back, and a step ----------------------------------------------------------------
@@ -104,10 +106,15 @@ class DrivenStack(LayerStack):
         self._rows_forward = 0
         self._check_adapted()
         number = self.training.step + self._passes * _PASS
+        watched = self.storage.watched
+        before = None if watched is None else watched.copy()
         with memory_errors:
             y = self.executor.forward_of(x, number)
             if y is None:
                 y = self._checked_forward(x, number)
+        if watched is not None and not np.isfinite(watched).all():
+            watched[...] = before
+            self._refuse(x)
         self._rows_forward, self._passes = len(y), self._passes + 1
         return y
 
@@ -117,6 +124,15 @@ class DrivenStack(LayerStack):
             raise DataError("x must have at least one row; received none")
         self.program.check_batch(len(x))
         return self.backend.copy(self.executor.forward(x, number))
+
+    def _refuse(self, x: Any) -> None:
+        """Say why norms would have learnt what is no number."""
+        x = as_predictions_input(self.backend, x, self.n_inputs, self.dtype)
+        check_finite(self.backend, x, self.dtype)
+        raise DataError(
+            f"x is finite, and what norms learn of it is not: its numbers are too large for "
+            f"{self.dtype}. Scale them, or put nn.Standardize first"
+        )
 
     @one_at_a_time
     def backward(
@@ -242,6 +258,7 @@ class DrivenStack(LayerStack):
     def flat_gradient(self) -> Array:
         """The gradient of what ``get_flat`` returns, as the last backward pass left it, a copy on
         the backend; 0 for frozen parameters. Assign to it to apply a gradient of your own."""
+        self.storage.gradients[self.storage.trained :] = 0  # some layers leave theirs there
         return self._gathered(self.storage.gradients)
 
     @flat_gradient.setter

@@ -18,9 +18,7 @@ from nnbackend.data.sources import (
     training_sources,
 )
 from nnbackend.data.split import HOW, How, split_rows
-from nnbackend.data.validation import (
-    ClassWeight,
-)
+from nnbackend.data.validation import ClassWeight, check_categories
 from nnbackend.distributed.communicator import Communicator
 from nnbackend.distributed.executor import SharedTraining
 from nnbackend.distributed.joining import (
@@ -36,6 +34,7 @@ from nnbackend.distributed.joining import (
 from nnbackend.distributed.ranks import Ranks
 from nnbackend.errors import (
     DataError,
+    NonFiniteLossError,
     memory_errors,
     raise_as_ours,
 )
@@ -249,6 +248,8 @@ class TrainedStack(DrivenStack):
                 completed. On a GPU, which nobody waits for, such a loss is returned instead, and
                 nothing is updated.
         """
+        watched = self.storage.watched
+        before = None if watched is None else watched.copy()
         try:
             self._rows_forward, self._has_gradient = 0, False
             state = self.training
@@ -258,6 +259,11 @@ class TrainedStack(DrivenStack):
             state.step += 1
         except MemoryError as error:
             raise_as_ours(error)
+        except NonFiniteLossError:
+            if watched is not None:
+                watched[...] = before
+            check_categories(self.program, x)  # which would be why
+            raise
         return loss
 
     def _checked_step(self, x: Any, y: Any, sample_weight: Any) -> Array:

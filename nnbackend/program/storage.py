@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -33,7 +34,7 @@ class Segment(NamedTuple):
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def key(self) -> str:
@@ -53,6 +54,8 @@ class Storage:
 
     Attributes:
         parameters, gradients: (P,).   state: (S,), not trained.
+        watched: the state where whoever is refused a step can go back to a copy of it; None where
+            there is none, and on a GPU, where nobody waits for a refusal.
         decayed, trained: lengths of the leading parts of ``parameters``.
         segments: of the parameters.   state_segments: of the state.
     """
@@ -70,6 +73,7 @@ class Storage:
         self.parameters = backend.zeros(total, dtype)
         self.gradients = backend.zeros(total, dtype)
         self.state = backend.zeros(state_end, dtype)
+        self.watched = self.state if state_end and isinstance(self.state, np.ndarray) else None
 
     def _laid_out(
         self, specs: Sequence[ArraySpec], group: str, end: int

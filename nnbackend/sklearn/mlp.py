@@ -109,6 +109,7 @@ class NetworkMLP(BaseMultilayerPerceptron):
             X, y, weight, activations, deltas, coef_grads, intercept_grads, layer_units
         )
         self._network.forget_data()
+        self._network.write(self.coefs_, self.intercepts_)  # not the last point that was tried
         self._take_weights(self._network)
 
     def _backprop(

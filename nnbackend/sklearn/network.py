@@ -43,9 +43,7 @@ MANY_ROWS = 1 << 12
 
 def is_mostly_zeros(x: Any) -> bool:
     """Whether products with a matrix are faster if it stays sparse."""
-    return bool(
-        scipy.sparse.issparse(x) and x.nnz <= SPARSE_SHARE * x.shape[0] * float(x.shape[1])
-    )
+    return bool(scipy.sparse.issparse(x) and x.nnz <= SPARSE_SHARE * x.shape[0] * float(x.shape[1]))
 
 
 def _softmax(z: HostArray) -> None:

@@ -195,9 +195,7 @@ class StochasticMLP(NetworkMLP):
         self._no_improvement_count = 0
         return False
 
-    def _tell(
-        self, callbacks: CallbackList, history: History, rate: float, seconds: float
-    ) -> None:
+    def _tell(self, callbacks: CallbackList, history: History, rate: float, seconds: float) -> None:
         if not len(callbacks):
             return
         figures = {"loss": self.loss_, "lr": rate}

@@ -108,10 +108,14 @@ class LearningRateScheduler(Callback):
                 f"received {shown(function)}"
             )
         self.function = function
-        self.set_for = 0  # the epoch whose rate is set
+        # the epoch whose rate is set, and to what, as far as that is known
+        self.set_for = 0
+        self.rate: float | None = None
 
     def on_fit_begin(self, model: Sequential) -> None:
-        if self.set_for != model.epoch + 1:
+        rate = plain_rate(model, "LearningRateScheduler")
+        # a rate that somebody else has set since then, or another optimizer's, is a new beginning
+        if self.set_for != model.epoch + 1 or self.rate not in (None, rate):
             self._set(model, model.epoch + 1)
 
     def on_epoch_end(
@@ -121,14 +125,14 @@ class LearningRateScheduler(Callback):
         return None
 
     def _set(self, model: Sequential, epoch: int) -> None:
-        model.optimizer.lr = float(self.function(epoch, plain_rate(model, "LearningRateScheduler")))
-        self.set_for = epoch
+        self.rate = float(self.function(epoch, plain_rate(model, "LearningRateScheduler")))
+        model.optimizer.lr, self.set_for = self.rate, epoch
 
     def state(self) -> dict[str, Any]:
-        return {"set_for": self.set_for}
+        return {"set_for": self.set_for, "rate": self.rate}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self.set_for = int(state["set_for"])
+        self.set_for, self.rate = int(state["set_for"]), state.get("rate")
 
 
 class ReduceLROnPlateau(Callback):

@@ -150,6 +150,23 @@ def test_learning_rate_scheduler_sets_each_epochs_rate(backend, data) -> None:
     assert history["lr"] == pytest.approx([0.1, 0.05, 0.025])
 
 
+def test_learning_rate_scheduler_begins_anew_where_somebody_else_set_the_rate(
+    backend, data
+) -> None:
+    """Between two fits: by hand, or with another optimizer. What it set itself is not set twice."""
+    x, y = data
+    model = make(optimizer=nn.SGD())
+    scheduler = nn.LearningRateScheduler(lambda epoch, lr: lr / 2)
+    settings = {"epochs": 2, "callbacks": [scheduler], "verbose": 0}
+    model.optimizer.lr = 0.8
+    assert model.fit(x, y, **settings)["lr"] == [0.4, 0.2]
+    assert model.fit(x, y, **settings)["lr"] == [0.1, 0.05]
+    model.optimizer.lr = 0.8
+    assert model.fit(x, y, **settings)["lr"] == [0.4, 0.2]
+    model.compile("softmax_cross_entropy", nn.SGD(1.6))
+    assert model.fit(x, y, **settings)["lr"] == [0.8, 0.4]
+
+
 def test_reduce_lr_on_plateau(backend, data) -> None:
     model = make(optimizer=nn.SGD(lr=1.0))
     reduce = nn.ReduceLROnPlateau("loss", factor=0.1, patience=2, min_lr=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from nnbackend.kernels.cpu.gemm.vector_code import TILE_ROWS
 from nnbackend.kernels.cpu.ops.dense import column_sums
 from nnbackend.kernels.cpu.ops.embedding import embedding_weights
 from nnbackend.kernels.cpu.ops.norms import layer_norm_parameters
+from nnbackend.kernels.cpu.ops.updates import all_below
 from nnbackend.kernels.cpu.ops.vectors import add_to, copy
 from nnbackend.kernels.cpu.program import context as c
 from nnbackend.kernels.cpu.program.context import matrix, share
@@ -59,6 +61,7 @@ from nnbackend.kernels.cpu.program.views import (
     partial,
     partial_start,
     scratch_of,
+    state,
     sums_of,
     table_of,
 )
@@ -92,7 +95,7 @@ def run_weights(f: Any, part: int, like: Any) -> None:
     is clipped first."""
     table, floats = table_of(f), floats_of(f)
     parts, rows = f[c.N_PARTS], f[c.ROWS]
-    if f[c.TRAINS] and not loss_is_finite(f):
+    if f[c.TRAINS] and not (loss_is_finite(f) and statistics_are_finite(f, like)):
         f[c.STATUS] = c.NOT_FINITE
         return
     for r in range(table.shape[0]):
@@ -203,6 +206,12 @@ def loss_is_finite(f: Any) -> bool:
     for part in range(f[c.N_PARTS]):
         loss += sums_of(f, part)[c.TRACE_LOSS]
     return loss - loss == 0.0
+
+
+@compiled
+def statistics_are_finite(f: Any, like: Any) -> bool:
+    """Whether what norms have learnt of the batch is; the loss may be where it is not."""
+    return all_below(state(f, 0, f[c.N_STATE], like), cast(math.inf, like))
 
 
 @compiled

@@ -18,6 +18,9 @@ from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, tota
 from nnbackend.executor.updates import Updates
 from nnbackend.program.table import Program
 
+#: Sizes of batches whose plans are kept.
+KEPT = 8
+
 
 class CompiledExecutor(Executor):
     """Runs programs of built-in layers and losses in compiled code, without the GIL."""
@@ -29,9 +32,14 @@ class CompiledExecutor(Executor):
     def __init__(self, program: Program, backend: NumbaBackend) -> None:
         self.program = program
         self.compiled = CompiledTable(program, backend)
-        self._training: Training | None = None
         self._inferences = Inferences(self.compiled)
+        #: the plans used last, and those of other sizes of batch, which have their memory in common
+        self._training: Training | None = None
+        self._trainings: dict[int, Training] = {}
         self._segment: Segment | None = None
+        self._segments: dict[int, Segment] = {}
+        self._workspace: Array = None
+        self._capacity = 0
         self._updates = Updates(program, backend)
         backend.runtime.threads.watch(self)
 
@@ -41,9 +49,10 @@ class CompiledExecutor(Executor):
 
     def threads_changed(self) -> None:
         """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
-        self._training = None
+        self._training, self._segment = None, None
+        self._trainings.clear()
+        self._segments.clear()
         self._inferences.forget()
-        self._segment = None
 
     def numbers_changed(self) -> None:
         self.compiled.take_numbers()  # compiled code reads them each time
@@ -60,7 +69,12 @@ class CompiledExecutor(Executor):
 
     def step(self, x: Any, y: Any, number: int, weight: Any = None) -> Array | None:
         plan = self._training
-        return None if plan is None else plan.step(x, y, number, weight)
+        if plan is None:
+            return None
+        loss = plan.step(x, y, number, weight)
+        if loss is None and self._is_of_another_size(x, plan):
+            return self._plan(len(x)).step(x, y, number, weight)
+        return loss
 
     def gradient(self, data: Data, step: int = 0) -> float:
         rows = len(data.x)
@@ -72,31 +86,60 @@ class CompiledExecutor(Executor):
 
     def gradient_of(self, x: Any, y: Any, number: int, weight: Any) -> float | None:
         plan = self._training
-        return None if plan is None else plan.gradient(x, y, number, weight)
+        if plan is None:
+            return None
+        loss = plan.gradient(x, y, number, weight)
+        if loss is None and self._is_of_another_size(x, plan):
+            return self._plan(len(x)).gradient(x, y, number, weight)
+        return loss
+
+    def _is_of_another_size(self, x: Any, plan: Training) -> bool:
+        """Whether there is a plan for these rows, and it is not the one used last."""
+        return (
+            type(x) is np.ndarray
+            and x.ndim == 2
+            and len(x) != plan.batch
+            and len(x) in self._trainings
+        )
 
     def _plan(self, batch: int) -> Training:
-        if self._training is None or self._training.batch != batch:
-            parts = self.compiled.step_parts(batch)
-            self._training = Training(self.compiled, batch, parts, self._training)
-        return self._training
+        before = self._training
+        if before is not None and before.batch == batch:
+            return before
+        plan = self._trainings.get(batch)
+        if plan is None:
+            plan = Training(self.compiled, batch, self.compiled.step_parts(batch), before)
+            if before is not None and plan.capacity > before.capacity:
+                self._trainings.clear()  # or each would hold memory of its own
+            _keep(self._trainings, batch, plan)
+        self._training = plan
+        return plan
 
     # -- driven from outside ------------------------------------------------------------------
 
     def forward(self, x: Array, number: int) -> Array:
-        rows = len(x)
-        segment = self._segment
-        if segment is None or segment.batch != rows:
-            capacity = -(-rows // 16) * 16
-            width = self.program.workspace_width
-            workspace = self.program.backend.zeros(capacity * width, self.program.dtype)
-            segment = self._segment = Segment(self.compiled, rows, workspace, capacity)
+        segment = self._segment = self._segments.get(len(x)) or self._make_segment(len(x))
         return segment.forward(x, number)
+
+    def _make_segment(self, rows: int) -> Segment:
+        if rows > self._capacity:
+            self._capacity = -(-rows // 16) * 16
+            size = self._capacity * self.program.workspace_width
+            self._workspace = self.program.backend.zeros(size, self.program.dtype)
+            self._segments.clear()
+        segment = Segment(self.compiled, rows, self._workspace, self._capacity)
+        _keep(self._segments, rows, segment)
+        return segment
 
     def forward_of(self, x: Any, number: int) -> Array | None:
         segment = self._segment
         if segment is None or x.__class__ is not np.ndarray or x.dtype is not segment.dtype:
             return None
-        return segment.forward_of(x, number)
+        out = segment.forward_of(x, number)
+        if out is None and x.ndim == 2 and len(x) in self._segments and len(x) != segment.batch:
+            segment = self._segment = self._segments[len(x)]
+            out = segment.forward_of(x, number)
+        return out
 
     def backward_of(self, dy: Any, dx: Array | None, penalties: bool) -> bool:
         segment = self._segment
@@ -127,3 +170,10 @@ class CompiledExecutor(Executor):
 
     def call(self, x: Any) -> Array | None:
         return self._inferences.call(x)
+
+
+def _keep(plans: dict[int, Any], batch: int, plan: Any) -> None:
+    """Have room for one more, in place of the oldest one."""
+    if len(plans) >= KEPT:
+        del plans[next(iter(plans))]
+    plans[batch] = plan
