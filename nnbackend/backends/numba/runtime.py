@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 
 import numpy as np
 
@@ -160,13 +161,18 @@ def _compiling_elsewhere(files: list[str]) -> Iterator[None]:
             helper.communicate()
 
 
-#: A helper ends with its parent: then nobody holds the other end of its input.
-_END_WITH_PARENT = """
+#: A helper ends with its parent: then nobody holds the other end of its input. Nor does it wait for
+#: the thread that watches that, as Windows does.
+_HELPER = """
 import os, threading
 def watch():
     os.read(0, 1)
     os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
+try:
+{}
+finally:
+    os._exit(0)
 """
 
 
@@ -179,7 +185,7 @@ def start_python(source: str) -> subprocess.Popen[bytes] | None:
     nothing = subprocess.DEVNULL
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _END_WITH_PARENT + source],
+            [sys.executable, "-P", "-c", _HELPER.format(indent(source, "    "))],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE, stdout=nothing, stderr=nothing,
         )  # fmt: skip
