@@ -32,6 +32,11 @@ BUILT_IN: Mapping[str, Callable[[int], Any]] = {
 }
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a data set, and no file, has that name."""
+    return name in BUILT_IN and not Path(name).exists()
+
+
 def load_data(
     name: str,
     seed: int = 1,
@@ -42,12 +47,11 @@ def load_data(
     **layout: Any,
 ) -> Dataset:
     """A file or folder, or a built-in data set by name; "-" is a table on standard input."""
-    is_built_in = name in BUILT_IN and not Path(name).exists()
-    if is_built_in or not is_table(name):
+    if is_built_in(name) or not is_table(name):
         given = [option for option, value in layout.items() if value not in (None, ())]
         if given:
             raise DataError(f"{given[0]} is for tables, such as .csv files; {name} is none")
-    if is_built_in:
+    if is_built_in(name):
         x, y = BUILT_IN[name](seed)
         classes = None
         if y.dtype.kind == "i":
@@ -77,7 +81,15 @@ def training_data(name: str, settings: Settings, model: Sequential | None = None
         layout["embed"] = True
     if is_table(name) and settings.validation:
         layout["learn_from"] = partial(_training_rows, settings)
-    return load_data(name, *given, **layout)
+    data = load_data(name, *given, **layout)
+    if is_built_in(name):
+        own = "regression" if data.class_names is None else "classification"
+        for option, value, fits in (
+            ("target", settings.target, (None,)), ("task", settings.task, ("auto", own)),
+        ):  # fmt: skip
+            if value not in fits:
+                raise DataError(f"{option} is for data of your own; {name} is for {own}")
+    return data
 
 
 def _training_rows(settings: Settings, count: int, labels: Any = None) -> Any:

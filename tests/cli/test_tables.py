@@ -95,6 +95,9 @@ def test_all_kinds_of_columns_from_training_to_predictions(tmp_path: Path) -> No
         (["train", "sales.csv", "--features", "breite"], "name it with target, too"),
         (["train", "sales.csv", "--features", "art,breite", "--target", "art"], "learns nothing"),
         (["train", "digits", "--drop", "a"], "is for tables"),
+        (["train", "digits", "--target", "3"], "target is for data of your own"),
+        (["train", "digits", "--task", "regression"], "digits is for classification"),
+        (["train", "sine", "--task", "classification"], "sine is for regression"),
     ],
 )
 def test_wrong_options(sales: Path, arguments, message) -> None:
