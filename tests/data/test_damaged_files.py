@@ -2,7 +2,7 @@
 
 import contextlib
 import gzip
-import resource
+import os
 import struct
 import time
 import zipfile
@@ -15,8 +15,13 @@ from idx_files import write_idx
 import nnbackend as nn
 from nnbackend.cli.settings import read_config
 
+if os.name == "posix":
+    import resource
+
 
 def peak_bytes() -> int:
+    if os.name != "posix":
+        pytest.skip("the most memory that was used cannot be asked for")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

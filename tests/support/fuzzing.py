@@ -16,9 +16,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
 import random
-import resource
 import struct
 import sys
 import tempfile
@@ -35,6 +35,9 @@ from book_models import classifier
 import nnbackend as nn
 from nnbackend.cli.settings import read_config
 from nnbackend.nnfs import Layer_Dense, Model
+
+if os.name == "posix":
+    import resource
 
 SLOW, MEMORY = 5.0, 1 << 30
 #: Bytes at which formats break: ends of numbers, and lengths that are not true.

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from textwrap import indent
 
 import numpy as np
 
@@ -161,18 +160,21 @@ def _compiling_elsewhere(files: list[str]) -> Iterator[None]:
             helper.communicate()
 
 
-#: A helper ends with its parent: then nobody holds the other end of its input. Nor does it wait for
-#: the thread that watches that, as Windows does.
+#: A helper ends with its parent: then nobody holds the other end of its input. On Windows it waits
+#: for the process instead: as long as somebody reads the input, libraries that ask what it is, as
+#: they do when they are loaded, would wait, too.
 _HELPER = """
-import os, threading
+import ctypes, os, threading
 def watch():
-    os.read(0, 1)
+    if os.name == "nt":
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.OpenProcess.restype = ctypes.c_void_p
+        parent = ctypes.c_void_p(kernel.OpenProcess(0x100000, False, {parent}))
+        kernel.WaitForSingleObject(parent, ctypes.c_uint32(0xFFFFFFFF))
+    else:
+        os.read(0, 1)
     os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
-try:
-{}
-finally:
-    os._exit(0)
 """
 
 
@@ -185,7 +187,7 @@ def start_python(source: str) -> subprocess.Popen[bytes] | None:
     nothing = subprocess.DEVNULL
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _HELPER.format(indent(source, "    "))],
+            [sys.executable, "-P", "-c", _HELPER.format(parent=os.getpid()) + source],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE, stdout=nothing, stderr=nothing,
         )  # fmt: skip
