@@ -123,6 +123,25 @@ def _check_count(cls: type, args: tuple[Any, ...]) -> None:
     )
 
 
+#: What is said to those who expect a layer to find out its number of inputs.
+_BOTH_WIDTHS = ". A layer is told how many inputs it has: nn.Dense(n_inputs, n_outputs)"
+
+
+def _check_missing(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a call that leaves out what a constructor cannot do without."""
+    init = cls.__init__  # type: ignore[misc]
+    code, defaults = getattr(init, "__code__", None), getattr(init, "__defaults__", None) or ()
+    if code is None:
+        return
+    needed = code.co_varnames[1 : code.co_argcount - len(defaults)]
+    missing = [name for name in needed[len(args) :] if name not in kwargs]
+    if missing:
+        hint = _BOTH_WIDTHS if "n_outputs" in needed else ""
+        raise UnknownArgumentError(
+            f"{cls.__name__} needs {', '.join(needed)}; {' and '.join(missing)} missing{hint}"
+        )
+
+
 def check_signature(cls: type, name: str, *arguments: str, **named: str) -> None:
     """Refuse a method of a subclass that cannot be called as the library calls it."""
     method = vars(cls).get(name)
@@ -175,6 +194,8 @@ class AnswersNames:
             check_keywords(cls.__name__, cls.__init__, kwargs)
             if cls.__init__ is object.__init__:
                 raise UnknownArgumentError(f"{cls.__name__} takes no arguments")
+        if args or kwargs:  # a copy is made without any
+            _check_missing(cls, args, kwargs)
         return super().__new__(cls)
 
 

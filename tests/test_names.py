@@ -38,6 +38,12 @@ WRONG_ARGUMENTS = [
     ),
     (lambda: nn.SGD(clipnorm=1.0), "mean clip_norm"),
     (lambda: nn.Dense(2, units=3), "Dense has no argument 'units'.* mean n_outputs"),
+    (
+        lambda: nn.Dense(64, activation="relu"),
+        r"Dense needs n_inputs, n_outputs; n_outputs missing. A layer is told .* nn.Dense",
+    ),
+    (lambda: nn.Embedding(4), "Embedding needs .*; n_categories and width missing"),
+    (lambda: nn.BatchNorm(momentum=0.1), "BatchNorm needs n; n missing"),
     (lambda: nn.Dense(2, 3, kernel_initializer="zeros"), "mean weight_init"),
     (lambda: nn.Dense(2, 3, use_bias=False), "mean bias"),
     (lambda: nn.Dense(2, 3, l2=1e-4), "mean weight_l2"),
