@@ -14,11 +14,15 @@ import nnbackend as nn
 from nnbackend import _files
 from nnbackend._files import check_writable, write_atomically
 
+#: Modes, and links that anybody may make.
+POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has none")
+
 
 def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
+@POSIX
 def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path) -> None:
     for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
         before = os.umask(umask)
@@ -34,6 +38,7 @@ def test_the_umask_of_the_process_is_never_changed(tmp_path, monkeypatch) -> Non
     write_atomically(tmp_path / "a", b"x")
 
 
+@POSIX
 def test_an_existing_file_keeps_its_mode(tmp_path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
@@ -51,6 +56,7 @@ def test_and_its_owner(tmp_path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (1234, 2345)
 
 
+@POSIX
 def test_links_lead_to_the_new_content(tmp_path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"a long old content")

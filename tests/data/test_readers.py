@@ -73,7 +73,7 @@ class TestIdx:
 class TestCsv:
     def read(self, tmp_path, text: str, **settings) -> datasets.Dataset:
         path = tmp_path / "data.csv"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return datasets.read_csv(path, **settings)
 
     def test_text_targets_become_class_names(self, tmp_path) -> None:

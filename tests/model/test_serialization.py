@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -302,11 +303,12 @@ class TestAtomicWriting:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        with pytest.raises(OSError, match=re.escape(f"No space left on device: {str(path)!r}")):
             nn.Sequential([nn.Dense(2, 1)]).save(path)
         assert path.read_bytes() == b"old"
         assert os.listdir(tmp_path) == ["m"]
 
+    @pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
     def test_permissions_follow_the_umask(self, tmp_path) -> None:
         previous = os.umask(0o027)
         try:
