@@ -36,6 +36,13 @@ def weights(model: nn.Sequential) -> np.ndarray:
     return model.backend.to_numpy(model.storage.parameters).copy()
 
 
+def press_ctrl_c() -> None:
+    if os.name == "posix":
+        os.kill(os.getpid(), signal.SIGINT)
+    else:  # where that would end the process
+        signal.raise_signal(signal.SIGINT)
+
+
 class LookOn(nn.Callback):
     """Makes fit come back after every epoch."""
 
@@ -360,7 +367,7 @@ class TestNonFinite:
 
 class TestInterrupt:
     def run(self, fit, after: float) -> nn.History:
-        timer = threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer = threading.Timer(after, press_ctrl_c)
         timer.start()
         try:
             return fit()
@@ -406,7 +413,7 @@ class TestInterrupt:
     def test_ctrl_c_in_the_last_epochs_callbacks_counts(self, backend, xy) -> None:
         class Press(nn.Callback):
             def on_epoch_end(self, model, epoch, figures, history):
-                os.kill(os.getpid(), signal.SIGINT)
+                press_ctrl_c()
 
         for epochs in (1, 5):
             history = make().fit(*xy, epochs=epochs, callbacks=[Press()], verbose=0)
@@ -424,7 +431,7 @@ class TestInterrupt:
         previous = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
         try:
             make().fit(*xy, verbose=0)
-            os.kill(os.getpid(), signal.SIGINT)
+            press_ctrl_c()
             time.sleep(0.01)
         finally:
             signal.signal(signal.SIGINT, previous)
