@@ -9,6 +9,7 @@ The losses are compared first: a fast wrong step does not count.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 import time
@@ -82,6 +83,9 @@ class HandWritten:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rng = np.random.default_rng(0)
     pairs = list(itertools.pairwise(WIDTHS))
     layers = [nn.Dense(i, o, "relu" if k < len(pairs) - 1 else None)

@@ -94,8 +94,8 @@ def fresh(seeds: range) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--minutes", type=float, default=30.0, help="default %(default)s")
+    parser.add_argument("--output", type=Path, help="JSON file; default none")
     parser.add_argument("--digests", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

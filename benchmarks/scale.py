@@ -251,9 +251,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--rounds", type=int, default=5, help="default %(default)s")
+    parser.add_argument("--output", type=Path, help="JSON file; default none")
+    parser.add_argument("--plot", type=Path, help="picture; default none")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:

@@ -9,6 +9,7 @@ with gradients and averages of about 1e-39.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 import time
@@ -36,6 +37,9 @@ def fresh_model(backend: str, x: np.ndarray, y: np.ndarray, tiny: bool) -> nn.Se
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rng = np.random.default_rng(0)
     for backend in ("numpy", "numba"):
         x = rng.normal(size=(BATCH, WIDTHS[0])).astype("float32")

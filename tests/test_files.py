@@ -300,3 +300,75 @@ def test_a_training_goes_on_where_its_names_cannot_be_printed(monkeypatch) -> No
     model.fit([[1.0, 2.0]], [1.0], epochs=1)
     model.summary()
     assert model.epoch == 3
+
+
+@POSIX
+class TestAsOnWindows:
+    """What is open can be neither moved nor removed there; files are text unless one says so."""
+
+    BINARY = 1 << 40
+
+    @pytest.fixture(autouse=True)
+    def _rules(self, monkeypatch) -> None:
+        replace, unlink, open_ = os.replace, os.unlink, os.open
+        self.refused = 0
+
+        def is_open(path) -> bool:
+            found = Path("/proc/self/fd")
+            return any(os.path.realpath(link) == os.fspath(path) for link in found.iterdir())
+
+        def checked(function):
+            def call(path, *others):
+                if self.refused or is_open(path):
+                    self.refused = max(0, self.refused - 1)
+                    raise PermissionError(13, "Sharing violation", str(path))
+                function(path, *others)
+
+            return call
+
+        def opened(path, flags, mode=0o777):
+            if os.fspath(path).endswith(".tmp"):
+                assert flags & self.BINARY, "every line end would become two characters"
+            return open_(path, flags & ~self.BINARY, mode)
+
+        monkeypatch.setattr(_files, "_ON_WINDOWS", True)
+        monkeypatch.setattr(os, "O_BINARY", self.BINARY, raising=False)
+        monkeypatch.setattr(os, "replace", checked(replace))
+        monkeypatch.setattr(os, "unlink", checked(unlink))
+        monkeypatch.setattr(os, "open", opened)
+        monkeypatch.delattr(os, "O_DIRECTORY")
+
+    def test_files_are_written_and_replaced(self, tmp_path) -> None:
+        check_writable(tmp_path / "a")
+        for content in (b"old\n", b"new\r\n"):
+            write_atomically(tmp_path / "a", content)
+            assert (tmp_path / "a").read_bytes() == content
+        (tmp_path / "hard").hardlink_to(tmp_path / "a")
+        write_atomically(tmp_path / "a", b"newer")
+        assert (tmp_path / "hard").read_bytes() == b"newer"
+        assert leftovers(tmp_path) == []
+
+    def test_who_holds_a_new_file_for_a_moment_is_waited_for(self, tmp_path) -> None:
+        self.refused = 3
+        write_atomically(tmp_path / "a", b"new")
+        assert (tmp_path / "a").read_bytes() == b"new"
+
+    def test_who_holds_it_for_longer_is_an_error(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(_files.time, "sleep", lambda seconds: None)
+        write_atomically(tmp_path / "a", b"old")
+        self.refused = 6  # and then the new content can be removed
+        with pytest.raises(PermissionError, match="a'"):
+            write_atomically(tmp_path / "a", b"new")
+        assert (tmp_path / "a").read_bytes() == b"old"
+        assert leftovers(tmp_path) == []
+
+    def test_what_is_left_is_removed_unless_somebody_has_it_open(
+        self, tmp_path, monkeypatch
+    ) -> None:
+        monkeypatch.setattr(_files, "_ABANDONED", -1.0)
+        names = [_files._temporary_name(tmp_path / "a") for _ in range(2)]
+        kept, left = (_files._new_temporary(name) for name in names)
+        left.close()
+        write_atomically(tmp_path / "a", b"new")
+        assert leftovers(tmp_path) == [names[0].name]
+        kept.close()

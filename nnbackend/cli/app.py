@@ -18,7 +18,7 @@ def main() -> None:
     ranks.mute_others()
     terminated = end_on_sigterm()
     try:
-        app()
+        app(windows_expand_args=False)  # a separator such as ~ is no home folder
     except SystemExit as stop:
         code = 1 if stop.code == 2 else stop.code
         code = 128 + signal.SIGTERM if code == 130 and terminated else code
