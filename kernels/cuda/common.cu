@@ -79,6 +79,20 @@ __device__ inline Real at_least(Real x, Real low) { return x < low ? low : x; }
 __device__ inline Real at_most(Real x, Real high) { return x > high ? high : x; }
 __device__ inline Real larger(Real a, Real b) { return a > b || a != a ? a : b; }
 
+// a / b to two units in the last place, for b within 2^-126..2^126. A division takes a branch for what
+// lies beyond, and behind a branch a thread's next outputs wait.
+__device__ inline float near_quotient(float a, float b) { return __fdividef(a, b); }
+__device__ inline double near_quotient(double a, double b) { return a / b; }
+
+// log(1 + u) for u within 0..1: 2 artanh(s), s = u / (2 + u), whose series in s^2 <= 1/9 is fitted.
+__device__ inline float log1p_of_share(float u) {
+    const float s = near_quotient(u, 2 + u), square = s * s, twice = s + s;
+    const float more =
+        0.33333206f + square * (0.20010850f + square * (0.13999570f + square * 0.14012232f));
+    return twice + twice * square * more;
+}
+__device__ inline double log1p_of_share(double u) { return log1p(u); }
+
 // x rounded to bfloat16, to even; NaN stays NaN.
 __device__ inline Bf16 rounded_to_bf16(Real x) {
     Bits number = {(float)x};

@@ -38,20 +38,6 @@ struct Gradient {
     }
 };
 
-// a / b to two units in the last place, for b within 2^-126..2^126. A division takes a branch for what
-// lies beyond, and behind a branch a thread's next outputs wait.
-__device__ inline float near_quotient(float a, float b) { return __fdividef(a, b); }
-__device__ inline double near_quotient(double a, double b) { return a / b; }
-
-// log(1 + u) for u within 0..1: 2 artanh(s), s = u / (2 + u), whose series in s^2 <= 1/9 is fitted.
-__device__ inline float log1p_of_share(float u) {
-    const float s = near_quotient(u, 2 + u), square = s * s, twice = s + s;
-    const float more =
-        0.33333206f + square * (0.20010850f + square * (0.13999570f + square * 0.14012232f));
-    return twice + twice * square * more;
-}
-__device__ inline double log1p_of_share(double u) { return log1p(u); }
-
 // A loss that is a sum over outputs, for one of them.
 template <int CODE>
 __device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivative) {

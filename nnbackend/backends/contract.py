@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -53,15 +53,6 @@ class Backend(LayerOperations):
 
     def __repr__(self) -> str:
         return f"<backend {self.device}>"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # a device is not copied
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens its own device of that name."""
-        from nnbackend.backends.registry import reopen
-
-        return reopen, (self.device, getattr(self, "precision", "fp32"))
 
     # -- arrays ---------------------------------------------------------------------------
 

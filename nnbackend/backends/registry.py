@@ -7,6 +7,7 @@ Only ``auto`` may fall back.
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import os
 import re
@@ -118,9 +119,13 @@ def get_backend(spec: str | Backend | None = None) -> Backend:
         return _environment_default
 
 
-def reopen(device: str, precision: str) -> Backend:
-    """The backend that another process pickled."""
+def _reopen(device: str, precision: str) -> Backend:
     return get_backend(device).at_precision(precision)
+
+
+def _by_name(backend: Backend) -> tuple[Any, ...]:
+    """How a backend is pickled: another process opens its own device of that name."""
+    return _reopen, (backend.device, getattr(backend, "precision", "fp32"))
 
 
 def set_backend(spec: str | Backend | None) -> Backend:
@@ -183,6 +188,7 @@ def _open(spec: str) -> Backend:
                 )
             number = int(index) if index.isdecimal() else index
             _instances[key] = backend_class(number if index else None)
+            copyreg.pickle(type(_instances[key]), _by_name)
         return _instances[key]
 
 

@@ -36,7 +36,7 @@ from nnbackend.backends.conversion import as_device_array
 from nnbackend.backends.types import Array, DType
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.initializers import InitializerLike, draw
-from nnbackend.layers.parameters import ParameterKind, ParameterSpec
+from nnbackend.layers.parameters import ParameterKind, ParameterSpec, check_no_inner_layer
 
 
 class Layer(AnswersNames, ABC):
@@ -391,15 +391,7 @@ class Layer(AnswersNames, ABC):
                 f"{self!r} belongs to another model; make a new layer for this one, or "
                 f"use copy.deepcopy(layer)"
             )
-        for name, value in vars(self).items():
-            parts = value.values() if isinstance(value, dict) else value
-            parts = parts if isinstance(value, list | tuple | dict) else [value]
-            if any(isinstance(part, Layer) and part.specs for part in parts):
-                raise DataError(
-                    f"{type(self).__name__}.{name} holds a layer with arrays of its own, which a "
-                    f"model would neither train nor save: declare them with add_parameter of "
-                    f"{type(self).__name__}, or put that layer into the model itself"
-                )
+        check_no_inner_layer(self)
 
 
 def _is_float64(backend: Backend, x: Any) -> bool:

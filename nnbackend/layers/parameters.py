@@ -70,3 +70,17 @@ class Gradient:
                 f"{what} has shape {tuple(gradient.shape)}; received {tuple(value.shape)}"
             )
         gradient[...] = value.reshape(gradient.shape)
+
+
+def check_no_inner_layer(layer: Any) -> None:
+    """Refuse a layer that has another one with arrays among its attributes."""
+    for name, value in vars(layer).items():
+        parts = value.values() if isinstance(value, dict) else value
+        parts = parts if isinstance(value, list | tuple | dict) else [value]
+        if any(getattr(part, "specs", None) and hasattr(part, "add_parameter") for part in parts):
+            what = type(layer).__name__
+            raise DataError(
+                f"{what}.{name} holds a layer with arrays of its own, which a model would neither "
+                f"train nor save: declare them with add_parameter of {what}, or put that layer "
+                f"into the model itself"
+            )

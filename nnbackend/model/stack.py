@@ -362,17 +362,9 @@ class LayerStack(AnswersNames):
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = (
-            "_busy",
-            "_readers",
-            "_fits",
-            "_trained_by",
-            "_adapting",
-            "storage",
-            "program",
-            "executor",
-            "backend",
-            "callbacks",
-        )
+            "_busy", "_readers", "_fits", "_trained_by", "_adapting", "storage", "program",
+            "executor", "backend", "callbacks",
+        )  # fmt: skip
         with self.exclusive():
             state = {k: v for k, v in self.__dict__.items() if k not in left_out}
             state["backend_name"] = self.backend.device

@@ -16,7 +16,14 @@ import numpy as np
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Product, ProductError
-from nnbackend.backends.cuda.kernels import COLUMNS, THREADS, WARPS, bind
+from nnbackend.backends.cuda.kernels import (
+    COLUMNS,
+    THREADS,
+    WARPS,
+    bind,
+    phase_definitions,
+    tile_bytes,
+)
 from nnbackend.backends.orders import bits_of, blocks_of
 from nnbackend.backends.types import Array, Availability, DType, check_precision
 from nnbackend.backends.uploads import Uploads
@@ -75,12 +82,11 @@ class CudaArrays(Backend):
         return diagnose(Machine())
 
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
-        from nnbackend.backends.cuda.phased import definitions_of, has_room
-
+        shared = self.gpu.shared_bytes
         for dtype in dtypes:
             self.gpu.compile(np.dtype(dtype))
-            if has_room(self):
-                self.gpu.compile(np.dtype(dtype), definitions_of(self))
+            if tile_bytes(shared):
+                self.gpu.compile(np.dtype(dtype), phase_definitions(shared))
 
     def kept_in(self) -> str:
         path = self.gpu.tuning.path

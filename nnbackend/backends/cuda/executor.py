@@ -20,9 +20,9 @@ import numpy as np
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.batches import batch_sizes, example_rows, padded
 from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
-from nnbackend.backends.cuda.kernels import bind, source_version
+from nnbackend.backends.cuda.kernels import bind, phase_definitions, source_version
 from nnbackend.backends.cuda.known import formulas_of
-from nnbackend.backends.cuda.phased import PhasedSteps, can_take_phases, definitions_of
+from nnbackend.backends.cuda.phased import PhasedSteps, can_take_phases
 from nnbackend.backends.cuda.resident import ResidentSteps, can_stay, layout_of
 from nnbackend.backends.cuda.sums import SharedBatch
 from nnbackend.backends.types import Array
@@ -294,7 +294,7 @@ class GraphExecutor(PythonExecutor):
             )
         if can_take_phases(program, backend, size):
             yield (
-                f"phased {source_version(definitions_of(backend))}",
+                f"phased {source_version(phase_definitions(backend.gpu.shared_bytes))}",
                 partial(PhasedSteps, program, backend, size, data, place.record, place.state),
             )
 

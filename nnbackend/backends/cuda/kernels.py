@@ -81,6 +81,10 @@ STATE_BYTES = 72
 #: the batch; the source is told.
 THREADS, COLUMNS = 256, 8
 WARPS = THREADS // 32
+#: Bytes of shared memory that a step in phases takes beside those of tiles, which take at least so
+#: many.
+_WORDS = len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS + STEP_WORDS
+PHASE_TABLES, LEAST_TILES = 8 * _WORDS, 72 << 10
 
 #: A kernel's name, behind what the compiler is told of its registers, and its arguments.
 KERNEL = re.compile(r"^KERNEL (?:[A-Z_]+ )?(\w+)\(([^)]*)\)", re.MULTILINE)
@@ -165,6 +169,17 @@ def _text(name: str) -> str:
 
 def _codes(names: Iterable[str], prefix: str = "") -> str:
     return f"enum {{ {', '.join(f'{prefix}{name}'.upper() for name in names)} }};"
+
+
+def tile_bytes(shared_bytes: int) -> int:
+    """Shared memory of a block that tiles of a step in phases may take; 0 if it is too little."""
+    left = (shared_bytes - PHASE_TABLES) // 256 * 256
+    return left if left >= LEAST_TILES else 0
+
+
+def phase_definitions(shared_bytes: int) -> str:
+    """What the kernel that trains in phases is compiled with."""
+    return f"#define TILE_BYTES {tile_bytes(shared_bytes)}"
 
 
 @cache

@@ -11,20 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnbackend.backends.cuda.arrays import CudaArrays
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.kernels import (
     LOSS_LANES,
-    MOST_PHASES,
     MOST_STEPS,
-    MOST_TASKS,
-    RUN,
-    STEP_WORDS,
+    PHASE_TABLES,
     TASK,
     TASKS,
     THREADS,
-    WARPS,
     bind,
+    phase_definitions,
+    tile_bytes,
 )
 from nnbackend.backends.cuda.known import formulas_of, is_dense, update_numbers
 from nnbackend.backends.cuda.phase_plan import Cut, Layer, plan_of
@@ -40,9 +37,6 @@ MOST_LAYERS = 11
 MOST_PRODUCTS = 1 << 29
 #: Words of an array of which 32 bits hold any place.
 MOST_WORDS = 1 << 30
-#: Bytes of shared memory beside those of tiles, and those that tiles take at least.
-_WORDS = len(RUN) + MOST_TASKS * len(TASK) + MOST_PHASES + 3 * MOST_STEPS + WARPS + STEP_WORDS
-TABLES, LEAST_TILES = 8 * _WORDS, 72 << 10
 Task = dict[str, int]
 
 
@@ -54,13 +48,8 @@ def can_take_phases(program: Program, backend: CudaBackend, rows: int) -> bool:
         and len(program.rows) <= MOST_LAYERS
         and rows * products <= MOST_PRODUCTS
         and _largest(program, rows) <= MOST_WORDS
-        and has_room(backend)
+        and tile_bytes(backend.gpu.shared_bytes) > 0
     )
-
-
-def has_room(backend: CudaArrays) -> bool:
-    """Whether blocks on this GPU have the shared memory that the kernel takes."""
-    return backend.gpu.shared_bytes >= TABLES + LEAST_TILES
 
 
 def _largest(program: Program, rows: int) -> int:
@@ -68,16 +57,6 @@ def _largest(program: Program, rows: int) -> int:
     widths = [program.n_inputs, *(row.n_outputs for row in program.rows)]
     numbers = max(2 * rows * stride(max(widths) + 1), program.storage.parameters.size)
     return int(numbers) * program.dtype.itemsize // 4
-
-
-def tile_bytes(backend: CudaArrays) -> int:
-    """Shared memory of a block that tiles may take."""
-    return (backend.gpu.shared_bytes - TABLES) // 256 * 256
-
-
-def definitions_of(backend: CudaArrays) -> str:
-    """What the kernel is compiled with."""
-    return f"#define TILE_BYTES {tile_bytes(backend)}"
 
 
 class Matrix(NamedTuple):
@@ -122,7 +101,8 @@ class PhasedSteps:
         )  # fmt: skip
         blocks = min(backend.gpu.multiprocessors, blocks)
         launch = bind("train_in_phases", program.dtype, blocks, arguments)
-        shared, definitions = TABLES + tile_bytes(backend), definitions_of(backend)
+        own = backend.gpu.shared_bytes
+        shared, definitions = PHASE_TABLES + tile_bytes(own), phase_definitions(own)
         launch = launch._replace(shared=shared, together="grid", definitions=definitions)
         self._launch = backend.gpu.prepare(launch)
         self._turn = 0

@@ -13,8 +13,7 @@ from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.cublas import WORKSPACE, Products
 from nnbackend.backends.cuda.cublaslt import WANTED, LtProducts
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Epilogue, Product, ProductError
-from nnbackend.backends.cuda.kernels import THREADS, bind
-from nnbackend.backends.cuda.phased import definitions_of
+from nnbackend.backends.cuda.kernels import THREADS, bind, phase_definitions
 
 FLOAT32 = np.dtype(np.float32)
 
@@ -576,7 +575,10 @@ def test_what_is_compiled_ahead_is_not_compiled_again(cupy, device, capsys) -> N
         for real in ("float32", "float64")
         for what in ("the CUDA kernels", "a CUDA kernel for training")
     ]
-    for name, definitions in (("sum_squares", ""), ("train_in_phases", definitions_of(backend))):
+    for name, definitions in (
+        ("sum_squares", ""),
+        ("train_in_phases", phase_definitions(227 << 10)),
+    ):
         device._kernel(name, FLOAT32, definitions)
     assert capsys.readouterr().err == ""
 

@@ -29,8 +29,13 @@ from cuda_stand_in import (
 )
 
 import nnbackend as nn
-from nnbackend.backends.cuda.kernels import Launch, bind, signatures, source
-from nnbackend.backends.cuda.phased import definitions_of
+from nnbackend.backends.cuda.kernels import (
+    Launch,
+    bind,
+    phase_definitions,
+    signatures,
+    source,
+)
 from nnbackend.backends.cuda.resident import layout_of
 from nnbackend.backends.types import LossFormula
 from nnbackend.data.sources import make_source
@@ -119,7 +124,7 @@ class TestLaunches:
             if kernel == "train_resident":
                 definitions = network_of(dtype)
             if kernel == "train_in_phases":
-                definitions = definitions_of(StandInBackend())
+                definitions = phase_definitions(StandInBackend().gpu.shared_bytes)
             types = program(np.dtype(dtype), definitions)[f"types_{kernel}"]
             types.restype = ctypes.c_char_p
             assert types().decode() == letters(kernel, np.dtype(dtype)), kernel

@@ -10,7 +10,7 @@ from cuda_stand_in import DESCENDING, RANDOM, StandInBackend, compiler
 
 import nnbackend as nn
 from nnbackend.backends.cuda import executor as cuda_executor
-from nnbackend.backends.cuda import kernels, phase_plan, phased
+from nnbackend.backends.cuda import kernels, phase_plan
 from nnbackend.backends.cuda.kernels import TILES, source
 from nnbackend.backends.cuda.phase_plan import Layer
 from nnbackend.backends.cuda.phased import MOST_LAYERS, PhasedSteps, can_take_phases
@@ -173,7 +173,7 @@ def test_weights_are_updated_when_nobody_reads_them_any_more() -> None:
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
 def test_the_kernel_compiles_without_a_warning(architecture: str, real: str) -> None:
     backend = StandInBackend(shared_bytes=SHARED[architecture])
-    text = source(phased.definitions_of(backend))
+    text = source(kernels.phase_definitions(backend.gpu.shared_bytes))
     nvrtc.compile_program(text, f"-arch={architecture}", f"-DReal={real}")
 
 
