@@ -97,8 +97,8 @@ def held(model: HasBusy, reads: bool = False) -> Iterator[None]:
             _wait(model, reads)
         yield
     finally:
-        model._readers.discard(thread)
         try:  # noqa: SIM105
             busy.release()
         except RuntimeError:
             pass
+        model._readers.discard(thread)  # not before: who waits for it would take it for a training
