@@ -4,7 +4,8 @@ Ctrl-C may come between any two instructions, so also when a lock has just been 
 knows its thread is taken inside the ``try`` and given back only by the thread that has it.
 
 Whoever only reads or writes arrays is soon done: everybody waits for that, and readers for single
-steps, too. Nobody waits for a training, and no two threads train one model in turn.
+steps, too. Nobody waits for a ``fit``, and no two threads train one model in turn. Readers pass a
+gate before they take the lock: whoever has passed it knows that no reader has the lock.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ R = TypeVar("R")
 
 
 class HasBusy(Protocol):
-    """A model; ``_busy`` is held by the thread that works on it. ``_readers`` are the threads that
-    read or write its arrays, or wait to; ``_fits`` is true as long as it is in ``fit``."""
+    """A model; ``_busy`` is held by the thread that works on it, and ``_gate`` too if that reads or
+    writes arrays only. ``_fits`` is true as long as it is in ``fit``."""
 
     _busy: Any
-    _readers: set[int]
+    _gate: Any
     _fits: bool
 
 
@@ -46,6 +47,13 @@ S = TypeVar("S", bound=HasBusy)
 
 def new_lock() -> Any:
     return threading.RLock()
+
+
+def _release(lock: Any) -> None:
+    try:  # noqa: SIM105 # suppress() would be another call, and so another moment for Ctrl-C
+        lock.release()
+    except RuntimeError:  # another thread has it
+        pass
 
 
 def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -59,46 +67,56 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
             raise ModelBusyError(BUSY_HERE)
         try:
             if not busy.acquire(False):
-                _wait(self)
+                _take_after_readers(self)
             return method(self, *args, **kwargs)
         finally:
-            # not with suppress(), whose call would be another moment for Ctrl-C
             try:  # noqa: SIM105
                 busy.release()
-            except RuntimeError:  # another thread has it
+            except RuntimeError:
                 pass
 
     return guarded
 
 
-def _wait(model: HasBusy, reads: bool = False) -> None:
-    """Take the lock as soon as it is free.
+def _take_after_readers(model: HasBusy) -> None:
+    """Take the lock when no reader has it.
 
     Raises:
-        ModelBusyError: that will not be soon.
+        ModelBusyError: somebody trains.
+    """
+    try:
+        if not (model._gate.acquire(timeout=PATIENCE) and model._busy.acquire(False)):
+            raise ModelBusyError(BUSY)
+    finally:
+        _release(model._gate)
+
+
+def _take_after_steps(model: HasBusy) -> None:
+    """Take the lock when other readers are done, and a step.
+
+    Raises:
+        ModelBusyError: the model is in ``fit``, or what it is in does not end.
     """
     end = time.monotonic() + PATIENCE
+    if not model._gate.acquire(timeout=PATIENCE):
+        raise ModelBusyError(BUSY)
     while not model._busy.acquire(timeout=GLANCE):
-        is_soon_free = (reads or model._readers) and not model._fits
-        if not is_soon_free or time.monotonic() > end:
+        if model._fits or time.monotonic() > end:
             raise ModelBusyError(BUSY)
 
 
 @contextmanager
 def held(model: HasBusy, reads: bool = False) -> Iterator[None]:
     """The same for a block, which may only ``read`` or write arrays."""
-    busy, thread = model._busy, threading.get_ident()
-    if busy._is_owned():
+    if model._busy._is_owned():
         raise ModelBusyError(BUSY_HERE)
     try:
         if reads:
-            model._readers.add(thread)
-        if not busy.acquire(False):
-            _wait(model, reads)
+            _take_after_steps(model)
+        elif not model._busy.acquire(False):
+            _take_after_readers(model)
         yield
     finally:
-        try:  # noqa: SIM105
-            busy.release()
-        except RuntimeError:
-            pass
-        model._readers.discard(thread)  # not before: who waits for it would take it for a training
+        _release(model._busy)
+        if reads:
+            _release(model._gate)

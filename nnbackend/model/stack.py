@@ -169,7 +169,7 @@ class LayerStack(AnswersNames):
     def _free(self) -> None:
         """Nobody works on this model: see nnbackend.model.busy."""
         self._busy = new_lock()
-        self._readers: set[int] = set()
+        self._gate = new_lock()
         self._fits = False
         self._trained_by: int | None = None
 
@@ -362,7 +362,7 @@ class LayerStack(AnswersNames):
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = (
-            "_busy", "_readers", "_fits", "_trained_by", "_adapting", "storage", "program",
+            "_busy", "_gate", "_fits", "_trained_by", "_adapting", "storage", "program",
             "executor", "backend", "callbacks",
         )  # fmt: skip
         with self.exclusive():
