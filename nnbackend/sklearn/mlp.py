@@ -22,11 +22,6 @@ from nnbackend.sklearn.network import HostArray, Network, Shape, is_mostly_zeros
 from nnbackend.sklearn.seam import BaseMultilayerPerceptron
 
 
-def _sum_of(x: HostArray) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(x.sum())
-
-
 class NetworkMLP(BaseMultilayerPerceptron):
     """What is done differently than in scikit-learn's class, which comes after this one among a
     class's bases."""
@@ -208,7 +203,7 @@ class NetworkMLP(BaseMultilayerPerceptron):
         """Predictions (n_samples, n_outputs)."""
         if check_input and not self._is_plain(X):
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        if is_mostly_zeros(X):
+        if type(X) is not np.ndarray and is_mostly_zeros(X):
             out: HostArray = super()._forward_pass_fast(X, check_input=False)
             return out
         network = self._inference_network()
@@ -227,7 +222,7 @@ class NetworkMLP(BaseMultilayerPerceptron):
             and len(X) > 0
             and X.shape[1] == getattr(self, "n_features_in_", -1)
             and not hasattr(self, "feature_names_in_")
-            and math.isfinite(_sum_of(X))
+            and math.isfinite(np.vdot(X, X))
         )
 
     def _inference_network(self) -> Network:
@@ -235,13 +230,10 @@ class NetworkMLP(BaseMultilayerPerceptron):
         if network is not None:
             shape = network.shape
             same = (shape.activation, shape.output) == (self.activation, self.out_activation_)
-            given = (*self.coefs_, *self.intercepts_)
-            own = (*network.coefs, *network.intercepts)
-            if same and len(given) == len(own) and (
-                all(a is b for a, b in zip(given, own, strict=True))
-                or (self._shape(shape.backend, shape.dropout, shape.decays) == shape
-                    and network.is_free_for(self.coefs_, self.intercepts_))
-            ):  # fmt: skip
+            if same and network.has(self.coefs_, self.intercepts_):
+                return network
+            own = self._shape(shape.backend, shape.dropout, shape.decays)
+            if same and own == shape and network.is_free_for(self.coefs_, self.intercepts_):
                 return network
         try:
             backend = get_backend(self.backend)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from operator import is_
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple
 
@@ -162,12 +163,17 @@ class Network:
         self.intercepts: list[HostArray] = [to_numpy(layer.bias) for layer in self._dense]
         self.is_live = self.coefs[0] is self._dense[0].weight
 
+    def has(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> bool:
+        """Whether these are the network's own arrays."""
+        return (
+            len(coefs) == len(intercepts) == len(self.coefs)
+            and all(map(is_, coefs, self.coefs))
+            and all(map(is_, intercepts, self.intercepts))
+        )
+
     def is_free_for(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> bool:
         """Whether weights can be written without changing arrays that somebody else has."""
-        if not (self.is_live and self.is_shown):
-            return True
-        pairs = ((coefs, self.coefs), (intercepts, self.intercepts))
-        return all(a is b for given, own in pairs for a, b in zip(given, own, strict=True))
+        return not (self.is_live and self.is_shown) or self.has(coefs, intercepts)
 
     def write(self, coefs: Sequence[Any], intercepts: Sequence[Any]) -> None:
         """Take over weights, unless they are the network's own."""
