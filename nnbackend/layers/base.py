@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 from weakref import ReferenceType, ref
@@ -384,14 +384,15 @@ class Layer(AnswersNames, ABC):
             widths = [str(w) for w in (self.n_inputs, self.n_outputs) if w is not None]
             return f"{type(self).__name__}({', '.join(widths)})"
 
-    def check_free(self) -> None:
-        """Refuse a layer that is part of a model: a layer belongs to one model only."""
+    def check_free(self, others: Sequence[Layer] = ()) -> None:
+        """Refuse a layer that is part of a model: a layer belongs to one model only. It may know of
+        ``others``, which will be part of the same model."""
         if self.owner is not None:
             raise DataError(
                 f"{self!r} belongs to another model; make a new layer for this one, or "
                 f"use copy.deepcopy(layer)"
             )
-        check_no_inner_layer(self)
+        check_no_inner_layer(self, others)
 
 
 def _is_float64(backend: Backend, x: Any) -> bool:

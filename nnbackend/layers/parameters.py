@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from nnbackend._checks import check_real, real_array
@@ -72,15 +73,28 @@ class Gradient:
         gradient[...] = value.reshape(gradient.shape)
 
 
-def check_no_inner_layer(layer: Any) -> None:
-    """Refuse a layer that has another one with arrays among its attributes."""
+def check_no_inner_layer(layer: Any, others: Sequence[Any]) -> None:
+    """Refuse a layer that has one with arrays among its attributes, and none of ``others``."""
+    known = {id(other) for other in others}
     for name, value in vars(layer).items():
-        parts = value.values() if isinstance(value, dict) else value
-        parts = parts if isinstance(value, list | tuple | dict) else [value]
-        if any(getattr(part, "specs", None) and hasattr(part, "add_parameter") for part in parts):
-            what = type(layer).__name__
-            raise DataError(
-                f"{what}.{name} holds a layer with arrays of its own, which a model would neither "
-                f"train nor save: declare them with add_parameter of {what}, or put that layer "
-                f"into the model itself"
-            )
+        for part in _parts(value):
+            if getattr(part, "specs", None) and hasattr(part, "add_parameter") and (
+                id(part) not in known
+            ):  # fmt: skip
+                what = type(layer).__name__
+                raise DataError(
+                    f"{what}.{name} holds a layer with arrays of its own, which a model would "
+                    f"neither train nor save: declare them with add_parameter of {what}, or put "
+                    f"that layer into the model itself"
+                )
+
+
+def _parts(value: Any, depth: int = 3) -> Iterator[Any]:
+    """What a value is, or holds, also in lists of lists."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            yield from _parts(part, depth - 1)
+    else:
+        yield value

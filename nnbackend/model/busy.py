@@ -49,13 +49,6 @@ def new_lock() -> Any:
     return threading.RLock()
 
 
-def _release(lock: Any) -> None:
-    try:  # noqa: SIM105 # suppress() would be another call, and so another moment for Ctrl-C
-        lock.release()
-    except RuntimeError:  # another thread has it
-        pass
-
-
 def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """A method that raises ModelBusyError while another call works on the model, also one further
     up in the same thread."""
@@ -70,9 +63,10 @@ def one_at_a_time(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
                 _take_after_readers(self)
             return method(self, *args, **kwargs)
         finally:
+            # not with suppress(), nor a function of ours: a call is another moment for Ctrl-C
             try:  # noqa: SIM105
                 busy.release()
-            except RuntimeError:
+            except RuntimeError:  # another thread has it
                 pass
 
     return guarded
@@ -88,7 +82,10 @@ def _take_after_readers(model: HasBusy) -> None:
         if not (model._gate.acquire(timeout=PATIENCE) and model._busy.acquire(False)):
             raise ModelBusyError(BUSY)
     finally:
-        _release(model._gate)
+        try:  # noqa: SIM105
+            model._gate.release()
+        except RuntimeError:
+            pass
 
 
 def _take_after_steps(model: HasBusy) -> None:
@@ -117,6 +114,13 @@ def held(model: HasBusy, reads: bool = False) -> Iterator[None]:
             _take_after_readers(model)
         yield
     finally:
-        _release(model._busy)
-        if reads:
-            _release(model._gate)
+        try:
+            try:  # noqa: SIM105
+                model._busy.release()
+            except RuntimeError:
+                pass
+        finally:
+            try:  # noqa: SIM105 # which only readers have
+                model._gate.release()
+            except RuntimeError:
+                pass

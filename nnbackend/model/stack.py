@@ -118,7 +118,7 @@ class LayerStack(AnswersNames):
         if len({id(layer) for layer in self.layers}) < len(self.layers):
             raise DataError("a model can hold a layer only once; make two layers")
         for layer in self.layers:
-            layer.check_free()
+            layer.check_free(self.layers)
         with memory_errors, self._unchanged_on_error():
             self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
 

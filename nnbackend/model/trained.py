@@ -257,12 +257,13 @@ class TrainedStack(DrivenStack):
             if loss is None:
                 loss = self._checked_step(x, y, sample_weight)
             state.step += 1
-        except MemoryError as error:
-            raise_as_ours(error)
-        except NonFiniteLossError:
+        except Exception as error:
             if watched is not None:
                 watched[...] = before
-            check_categories(self.program, x)  # which would be why
+            if isinstance(error, MemoryError):
+                raise_as_ours(error)
+            if isinstance(error, NonFiniteLossError):
+                check_categories(self.program, x)  # which would be why
             raise
         return loss
 

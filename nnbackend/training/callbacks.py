@@ -108,15 +108,18 @@ class LearningRateScheduler(Callback):
                 f"received {shown(function)}"
             )
         self.function = function
-        # the epoch whose rate is set, and to what, as far as that is known
-        self.set_for = 0
-        self.rate: float | None = None
+        self.set_for = 0  # the epoch whose rate is set
+        self.left: float | None = None  # the rate at the end of the last fit
 
     def on_fit_begin(self, model: Sequential) -> None:
-        rate = plain_rate(model, "LearningRateScheduler")
-        # a rate that somebody else has set since then, or another optimizer's, is a new beginning
-        if self.set_for != model.epoch + 1 or self.rate not in (None, rate):
+        rate, left = plain_rate(model, "LearningRateScheduler"), self.left
+        self.left = None
+        # a rate that has been set since then, or another optimizer's, is a new beginning
+        if self.set_for != model.epoch + 1 or left not in (None, rate):
             self._set(model, model.epoch + 1)
+
+    def on_fit_end(self, model: Sequential, history: History) -> None:
+        self.left = plain_rate(model, "LearningRateScheduler")
 
     def on_epoch_end(
         self, model: Sequential, epoch: int, figures: Figures, history: History
@@ -125,14 +128,14 @@ class LearningRateScheduler(Callback):
         return None
 
     def _set(self, model: Sequential, epoch: int) -> None:
-        self.rate = float(self.function(epoch, plain_rate(model, "LearningRateScheduler")))
-        model.optimizer.lr, self.set_for = self.rate, epoch
+        model.optimizer.lr = float(self.function(epoch, plain_rate(model, "LearningRateScheduler")))
+        self.set_for = epoch
 
     def state(self) -> dict[str, Any]:
-        return {"set_for": self.set_for, "rate": self.rate}
+        return {"set_for": self.set_for}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self.set_for, self.rate = int(state["set_for"]), state.get("rate")
+        self.set_for = int(state["set_for"])
 
 
 class ReduceLROnPlateau(Callback):

@@ -192,10 +192,41 @@ class Residual(nn.Layer):
 
 
 @pytest.mark.parametrize(
-    "where", [lambda layer: layer, lambda layer: [nn.ReLU(), layer], lambda layer: {"a": layer}]
+    "where",
+    [
+        lambda layer: layer,
+        lambda layer: [nn.ReLU(), layer],
+        lambda layer: {"a": layer},
+        lambda layer: [{"a": (layer,)}],
+        lambda layer: {layer},
+    ],
 )
 def test_a_layer_inside_another_one_is_refused(backend, where) -> None:
     """Nothing would train or save it."""
     with pytest.raises(nn.DataError, match=r"Residual\.inner holds a layer with arrays"):
         nn.Sequential([Residual(where), nn.Dense(4, 1)])
     nn.Sequential([Residual(lambda layer: nn.ReLU()), nn.Dense(4, 1)])
+    itself: list = []
+    itself.append(itself)
+    nn.Sequential([Residual(lambda layer: itself), nn.Dense(4, 1)])
+
+
+def test_a_layer_may_know_another_one_of_its_model(backend, rng) -> None:
+    """As a decoder whose weights are its encoder's does."""
+    encoder = nn.Dense(4, 4)
+    model = nn.Sequential([encoder, Residual(lambda layer: encoder), nn.Dense(4, 1)], seed=0)
+    assert model.layers[1].inner is model.layers[0]
+
+
+def test_a_loss_that_fails_moves_no_running_statistics(refuses, batch) -> None:
+    x, y = batch
+    model = trained("norm", x, y)
+
+    def fails(y_true, y_pred):
+        raise RuntimeError("of a user")
+
+    model.compile(fails)
+    before = model.arrays()
+    with pytest.raises(RuntimeError, match="of a user"):
+        model.train_step(x, y)
+    assert_unchanged(model, before, x)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import signal
 import threading
 
 import numpy as np
@@ -208,3 +209,29 @@ def test_what_is_never_free_is_not_waited_for_forever(backend, rng, monkeypatch)
     model.compile(loss)
     model.train_step(x, y)
     assert len(refused) == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that interrupts")
+@pytest.mark.parametrize("call", [lambda m: m.get_flat(), lambda m: m.arrays(), pickle.dumps])
+def test_ctrl_c_at_any_moment_of_reading_leaves_no_model_locked(call) -> None:
+    model = nn.Sequential([nn.Dense(2, 2)], seed=0, backend="numpy")
+    pauses, interrupts = np.random.default_rng(0).uniform(20e-6, 200e-6, 2000), 0
+
+    def interrupt(number, frame) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for pause in pauses:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, pause)
+                for _ in range(1000):
+                    call(model)
+            except KeyboardInterrupt:
+                interrupts += 1
+            assert not model._busy._is_owned()
+            assert not model._gate._is_owned()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts > 100

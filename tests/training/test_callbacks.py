@@ -167,6 +167,28 @@ def test_learning_rate_scheduler_begins_anew_where_somebody_else_set_the_rate(
     assert model.fit(x, y, **settings)["lr"] == [0.8, 0.4]
 
 
+@pytest.mark.parametrize("cut", ["no", "between fits", "by a file"])
+def test_a_scheduler_beside_another_callback_that_sets_the_rate(
+    backend, data, tmp_path, cut
+) -> None:
+    """Where a training is cut in two, no epoch's rate is set twice."""
+
+    def callbacks() -> list[nn.Callback]:
+        return [
+            nn.LearningRateScheduler(lambda epoch, lr: lr * 0.9),
+            nn.ReduceLROnPlateau("loss", patience=1, min_delta=10.0),
+        ]
+
+    model, own = make(optimizer=nn.SGD(0.1)), callbacks()
+    model.fit(*data, epochs=4 if cut == "no" else 2, callbacks=own, verbose=0)
+    if cut == "by a file":
+        model.save(tmp_path / "m")
+        model, own = nn.load(tmp_path / "m"), callbacks()
+    if cut != "no":
+        model.fit(*data, epochs=2, callbacks=own, verbose=0)
+    assert model.optimizer.lr == pytest.approx(0.1 * 0.9**5 / 2**3)
+
+
 def test_reduce_lr_on_plateau(backend, data) -> None:
     model = make(optimizer=nn.SGD(lr=1.0))
     reduce = nn.ReduceLROnPlateau("loss", factor=0.1, patience=2, min_lr=0.05)
