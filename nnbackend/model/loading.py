@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend._checks import check_dtype, check_flag, check_mapping
+from nnbackend._checks import check_dtype, check_flag, check_mapping, check_values
 from nnbackend._files import Path_
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
@@ -89,6 +89,11 @@ def _built(
         missing = model.optimizer_state().keys() - slots.keys()
         if missing:
             raise CheckpointError(f"{os.fspath(path)} lacks {prefix}{min(missing)}")
+        model.resting = {
+            key: check_values(f"optimizer state {key}", slots.pop(key), shape, model.dtype)
+            for key, shape in model.program.resting_shapes().items()
+            if key in slots
+        }
         model.set_optimizer_state(slots)
     state = model.training
     state.step, state.epoch = (_count(name, metadata[name]) for name in ("step", "epoch"))

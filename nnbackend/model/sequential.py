@@ -112,7 +112,7 @@ class Sequential(TrainedStack):
         with self._training(), self._unchanged_on_error():
             fix(self, loss=new_loss, _optimizer=new_optimizer, metrics=Metrics(new_metrics))
             fix(self, penalties_per_row=per_row)
-            self._resting = {}
+            self.resting = {}
             self._lower()
             self.training.step = 0
 

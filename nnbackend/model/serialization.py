@@ -43,7 +43,7 @@ def save_model(model: LayerStack, path: Path_) -> None:
     path = check_path("path", path)
     tensors: Tensors = model.arrays()
     if model._optimizer is not None:
-        for key, value in model.optimizer_state().items():
+        for key, value in (model.optimizer_state() | model.resting).items():
             tensors[f"optimizer.{key}"] = value
     history = {"curves": model.history.to_dict(), "seconds": model.history.seconds}
     is_long = model.history.epochs > JSON_EPOCHS

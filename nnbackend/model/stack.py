@@ -109,7 +109,7 @@ class LayerStack(AnswersNames):
         fix(self, loss=None, metrics=Metrics(), penalties_per_row=False)
         self._optimizer: Optimizer | None = None
         #: optimizer state of frozen layers
-        self._resting: Arrays = {}
+        self.resting: Arrays = {}
         self.info: dict[str, Any] = {}
         self.callbacks: list[Callback] = []
         self.callback_states: list[dict[str, Any]] = []
@@ -274,11 +274,11 @@ class LayerStack(AnswersNames):
         """Freeze or unfreeze a layer, which decides where its parameters lie in the flat vectors.
         The optimizer's state of a frozen layer waits until it is trained again."""
         with self._training(), self._unchanged_on_error():
-            slots = {} if self._optimizer is None else self._resting | self.optimizer_state()
+            slots = {} if self._optimizer is None else self.resting | self.optimizer_state()
             layer._trainable = value
             self._build(self.backend)
             kept = self.program.slot_views().keys() & slots.keys()
-            self._resting = {key: slots[key] for key in slots.keys() - kept}
+            self.resting = {key: slots[key] for key in slots.keys() - kept}
             self.set_optimizer_state({key: slots[key] for key in kept})
 
     def change_number(self, layer: Layer, name: str, value: float) -> None:

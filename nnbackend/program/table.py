@@ -219,6 +219,12 @@ class Program:
             for segment in self.storage.trained_segments()
         }
 
+    def resting_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, by such keys, of what frozen parameters would have."""
+        storage, names = self.storage, () if self.optimizer is None else self.optimizer.slots
+        frozen = [segment for segment in storage.segments if segment.offset >= storage.trained]
+        return {f"{name}.{segment.key}": segment.shape for name in names for segment in frozen}
+
     def set_slots(self, values: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Copy values into ``slot_views``; missing keys stay as they are.
 

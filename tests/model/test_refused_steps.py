@@ -168,6 +168,22 @@ class TestFrozen:
         model.compile("mean_squared_error")
         assert not any(values.any() for values in model.optimizer_state().values())
 
+    def test_in_a_file_it_waits_too(self, backend, batch, tmp_path) -> None:
+        x, y = batch
+        models = [trained("norm", x, y) for _ in range(2)]
+        for model in models:
+            model.layers[0].trainable = False
+            model.train_step(x, y)
+        models[1].save(tmp_path / "m")
+        models[1] = nn.load(tmp_path / "m")
+        for model in models:
+            model.layers[0].trainable = True
+            model.train_step(x, y)
+        first, second = (model.optimizer_state() for model in models)
+        assert first["m.layers.0.weight"].any()
+        for name, values in first.items():
+            np.testing.assert_array_equal(values, second[name], err_msg=name)
+
     def test_another_optimizer_has_none_of_it(self, backend, batch) -> None:
         x, y = batch
         model = trained("norm", x, y)
