@@ -384,7 +384,7 @@ class Layer(AnswersNames, ABC):
             widths = [str(w) for w in (self.n_inputs, self.n_outputs) if w is not None]
             return f"{type(self).__name__}({', '.join(widths)})"
 
-    def check_free(self, others: Sequence[Layer] = ()) -> None:
+    def check_free(self, others: Sequence[Layer]) -> None:
         """Refuse a layer that is part of a model: a layer belongs to one model only. It may know of
         ``others``, which will be part of the same model."""
         if self.owner is not None:

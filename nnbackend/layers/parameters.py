@@ -78,9 +78,8 @@ def check_no_inner_layer(layer: Any, others: Sequence[Any]) -> None:
     known = {id(other) for other in others}
     for name, value in vars(layer).items():
         for part in _parts(value):
-            if getattr(part, "specs", None) and hasattr(part, "add_parameter") and (
-                id(part) not in known
-            ):  # fmt: skip
+            has_arrays = hasattr(part, "add_parameter") and getattr(part, "specs", None)
+            if has_arrays and id(part) not in known:
                 what = type(layer).__name__
                 raise DataError(
                     f"{what}.{name} holds a layer with arrays of its own, which a model would "

@@ -83,26 +83,14 @@ class NetworkMLP(BaseMultilayerPerceptron):
                 f"pass what fits it, or fit with warm_start=False"
             )
 
-    def _fit_lbfgs(
-        self,
-        X: Any,
-        y: HostArray,
-        sample_weight: HostArray | None,
-        activations: Any,
-        deltas: Any,
-        coef_grads: Any,
-        intercept_grads: Any,
-        layer_units: Any,
-    ) -> None:
-        weight = self._weights(y, sample_weight)
+    def _fit_lbfgs(self, X: Any, y: HostArray, sample_weight: HostArray | None, *work: Any) -> None:
+        weight, layer_units = self._weights(y, sample_weight), work[-1]
         self._network = self._make_network()
         self._check_units(layer_units, self._network.shape)
         self._begun = True
         if scipy.sparse.issparse(X) and not is_mostly_zeros(X):
             X = X.tocsr()  # some rows at a time are made dense
-        super()._fit_lbfgs(
-            X, y, weight, activations, deltas, coef_grads, intercept_grads, layer_units
-        )
+        super()._fit_lbfgs(X, y, weight, *work)
         self._network.forget_data()
         self._network.write(self.coefs_, self.intercepts_)  # not the last point that was tried
         self._take_weights(self._network)

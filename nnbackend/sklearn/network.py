@@ -229,7 +229,7 @@ class Network:
 
     def data(self, x: Any, y: HostArray, weight: HostArray | None) -> Data:
         """Rows on the device: x (N, I), y (N, O), bool or numbers, weight (N,) or None. A sparse
-        matrix stays as it is."""
+        matrix stays one, whose rows are quickly taken."""
         backend, dtype = self.model.backend, self.shape.dtype
         if y.dtype.kind not in "biuf":
             raise ValueError(f"y must be numbers; received {y.dtype}")
@@ -239,7 +239,8 @@ class Network:
             target = backend.asarray(np.ascontiguousarray(y, dtype), dtype)
         if weight is not None:
             weight = backend.asarray(np.ascontiguousarray(weight, dtype), dtype)
-        return Data(x if scipy.sparse.issparse(x) else self._device_rows(x), target, weight)
+        rows = x.tocsr() if scipy.sparse.issparse(x) else self._device_rows(x)
+        return Data(rows, target, weight)
 
     def _host_rows(self, x: Any) -> HostArray:
         return np.ascontiguousarray(np.asarray(x), self.shape.dtype)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -68,8 +67,6 @@ class StochasticMLP(NetworkMLP):
         x, target, weight, held_out = self._split(X, y, sample_weight)
         weight = self._weights(target, weight)
         batch_size = self._batch_rows(len(target))
-        if scipy.sparse.issparse(x):
-            x = x.tocsr()  # some rows at a time are made dense
         network = self._training_network(weight, layer_units, incremental)
         data, history = network.data(x, target, weight), History()
         self._begun = True
