@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from nnbackend.backends.types import Array
-from nnbackend.errors import NonFiniteLossError
+from nnbackend.errors import DataError, NonFiniteLossError
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT, Op
 from nnbackend.program.table import Program
 
@@ -18,11 +18,39 @@ Trace = np.ndarray[Any, np.dtype[np.float64]]
 Rates = np.ndarray[Any, np.dtype[np.float64]]
 
 
+class SparseRows:
+    """Rows (N, I) of which most numbers are zeros: the others, row after row.
+
+    Attributes:
+        values: (Z,) the numbers that are given; those of one place count together.
+        columns: (Z,) int32, the column of each, from 0 to ``n_columns`` - 1.
+        starts: (N + 1,) int64: row k has those from ``starts[k]`` to ``starts[k + 1]``.
+    """
+
+    def __init__(self, values: Array, columns: Array, starts: Array, n_columns: int) -> None:
+        """
+        Raises:
+            DataError: a column or a start lies outside.
+        """
+        self.values, self.columns, self.starts = values, columns, starts
+        fits = len(columns) == len(values) == starts[-1] and starts[0] == 0
+        if not fits or (np.diff(starts) < 0).any():
+            raise DataError("sparse rows: each begins where the one before ends")
+        if len(columns) and not 0 <= columns.min() <= columns.max() < n_columns:
+            raise DataError(
+                f"sparse rows: columns must be 0 to {n_columns - 1}; received {columns.min()} to "
+                f"{columns.max()}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
 class Data(NamedTuple):
     """Rows on the backend's device.
 
     Attributes:
-        x: (N, I) of the model's dtype.
+        x: (N, I) of the model's dtype; or SparseRows, for an executor that takes them.
         target: (N, O) of the model's dtype, or (N,) int32 class labels.
         weight: (N,) of the model's dtype, or None for ones.
     """
@@ -115,6 +143,11 @@ class Executor(ABC):
     def numbers_changed(self) -> None:
         """Numbers of the program have changed, from the next step on: what holds old ones is made
         anew."""
+
+    @property
+    def takes_sparse_rows(self) -> bool:
+        """Whether ``run`` and ``gradient`` take SparseRows."""
+        return False
 
     def use_threads(self, most: int) -> None:
         """Use at most so many of the threads that there are, if it has threads of its own."""

@@ -88,8 +88,8 @@ class NetworkMLP(BaseMultilayerPerceptron):
         self._network = self._make_network()
         self._check_units(layer_units, self._network.shape)
         self._begun = True
-        if scipy.sparse.issparse(X) and not is_mostly_zeros(X):
-            X = X.tocsr()  # some rows at a time are made dense
+        if scipy.sparse.issparse(X):
+            X = X.tocsr()
         super()._fit_lbfgs(X, y, weight, *work)
         self._network.forget_data()
         self._network.write(self.coefs_, self.intercepts_)  # not the last point that was tried
@@ -99,13 +99,13 @@ class NetworkMLP(BaseMultilayerPerceptron):
         self, X: Any, y: HostArray, sample_weight: HostArray | None, *work: Any
     ) -> tuple[float, list[HostArray], list[HostArray]]:
         """The loss over all rows, and its gradient by weights and biases."""
-        if is_mostly_zeros(X):  # scikit-learn multiplies such a matrix as it is
-            found: tuple[float, list[HostArray], list[HostArray]]
-            found = super()._backprop(X, y, sample_weight, *work)
-            return found
         network = self._network
         if network is None:
             network = self._network = self._make_network()
+        if is_mostly_zeros(X) and not network.takes(X):  # scikit-learn multiplies it as it is
+            found: tuple[float, list[HostArray], list[HostArray]]
+            found = super()._backprop(X, y, sample_weight, *work)
+            return found
         network.write(self.coefs_, self.intercepts_)
         loss, coef_grads, intercept_grads = network.gradient(X, y, sample_weight)
         total = len(y) if sample_weight is None else sample_weight.sum()

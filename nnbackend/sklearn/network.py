@@ -22,7 +22,7 @@ import scipy.sparse
 import scipy.special
 
 from nnbackend.backends.contract import Backend
-from nnbackend.executor.base import Data, Run
+from nnbackend.executor.base import Data, Run, SparseRows
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT
 from nnbackend.layers.base import Layer
 from nnbackend.layers.dense import Dense
@@ -229,7 +229,7 @@ class Network:
 
     def data(self, x: Any, y: HostArray, weight: HostArray | None) -> Data:
         """Rows on the device: x (N, I), y (N, O), bool or numbers, weight (N,) or None. A sparse
-        matrix stays one, whose rows are quickly taken."""
+        matrix stays one, as rows for the executor or as one whose rows are quickly taken."""
         backend, dtype = self.model.backend, self.shape.dtype
         if y.dtype.kind not in "biuf":
             raise ValueError(f"y must be numbers; received {y.dtype}")
@@ -239,8 +239,20 @@ class Network:
             target = backend.asarray(np.ascontiguousarray(y, dtype), dtype)
         if weight is not None:
             weight = backend.asarray(np.ascontiguousarray(weight, dtype), dtype)
-        rows = x.tocsr() if scipy.sparse.issparse(x) else self._device_rows(x)
+        if self.takes(x):
+            rows: Any = self._sparse_rows(x.tocsr())
+        else:
+            rows = x.tocsr() if scipy.sparse.issparse(x) else self._device_rows(x)
         return Data(rows, target, weight)
+
+    def takes(self, x: Any) -> bool:
+        """Whether this is a sparse matrix which is trained on as it is."""
+        return is_mostly_zeros(x) and self.model.executor.takes_sparse_rows
+
+    def _sparse_rows(self, x: Any) -> SparseRows:
+        values = np.ascontiguousarray(x.data, self.shape.dtype)
+        columns = np.ascontiguousarray(x.indices, np.int32)
+        return SparseRows(values, columns, np.ascontiguousarray(x.indptr, np.int64), x.shape[1])
 
     def _host_rows(self, x: Any) -> HostArray:
         return np.ascontiguousarray(np.asarray(x), self.shape.dtype)
@@ -336,13 +348,13 @@ class Network:
     ) -> Iterator[tuple[Data, float]]:
         """The rows on the device, with each piece's share of them; those of a large sparse matrix
         in several pieces. One piece is kept from call to call."""
-        sparse = scipy.sparse.issparse(x)
+        is_made_dense = scipy.sparse.issparse(x) and not self.takes(x)
         rows = self._rows_at_once(x)
-        if not sparse or x.shape[0] <= rows:
+        if not is_made_dense or x.shape[0] <= rows:
             asked = (x, y, weight)
             known, data = self._kept or ((None, None, None), None)
             if data is None or any(a is not b for a, b in zip(known, asked, strict=True)):
-                data = self.data(x.toarray() if sparse else x, y, weight)
+                data = self.data(x.toarray() if is_made_dense else x, y, weight)
                 self._kept = asked, data
             yield data, 1.0
             return

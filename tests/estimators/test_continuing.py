@@ -248,7 +248,7 @@ class TestSparse:
     @pytest.mark.parametrize("share", [0.03, 0.4])
     @pytest.mark.parametrize("form", ["csr", "csc"])
     @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
-    def test_rows_give_what_dense_ones_do(self, share, form, solver) -> None:
+    def test_rows_give_what_dense_ones_do(self, backend, share, form, solver) -> None:
         """However many of their numbers are not zero: few are multiplied as they are."""
         rng = np.random.default_rng(0)
         x = scipy.sparse.random(120, 200, share, format=form, random_state=0)
@@ -262,6 +262,24 @@ class TestSparse:
                 np.testing.assert_allclose(
                     model.predict_proba(given), fitted[0].predict_proba(x), rtol=1e-7
                 )
+
+    @pytest.mark.parametrize("settings", [{"solver": "sgd"}, {"shuffle": False}, {"alpha": 0.1}])
+    def test_counts_of_words_train_as_in_scikit_learn(self, backend, settings) -> None:
+        """Whole numbers, rows without any, the same place twice; fitted, and then gone on with."""
+        rng = np.random.default_rng(1)
+        places = rng.integers(0, 150, 700), rng.integers(0, 900, 700)
+        x = scipy.sparse.csr_array((rng.integers(1, 5, 700), places), (160, 900))
+        y = rng.integers(0, 3, 160)
+        both = []
+        for kind in (theirs.MLPClassifier, ours.MLPClassifier):
+            model = kind((6,), random_state=0, max_iter=4, batch_size=32, **settings)
+            model.fit(x, y)
+            model.partial_fit(x[40:100], y[40:100])
+            both.append(model)
+        a, b = both
+        np.testing.assert_allclose(b.loss_curve_, a.loss_curve_, rtol=1e-9)
+        for theirs_, ours_ in zip(a.coefs_ + a.intercepts_, b.coefs_ + b.intercepts_, strict=True):
+            np.testing.assert_allclose(ours_, theirs_, rtol=1e-8, atol=1e-12)
 
 
 def test_a_backend_object_is_cloned_and_pickled(backend, rows) -> None:

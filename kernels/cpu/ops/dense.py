@@ -86,6 +86,12 @@ def dense_forward(
 ) -> None:
     """out = act(x w + b); ``saved``, if not empty, receives x w + b."""
     product(x, w, out, scratch)
+    end_forward(b, code, parameter, out, saved)
+
+
+@compiled
+def end_forward(b: Any, code: int, parameter: Any, out: Any, saved: Any) -> None:
+    """out = act(out + b); ``saved``, if not empty, receives out + b."""
     if code == RELU and b.size:
         _add_bias_relu(out, b)
         return

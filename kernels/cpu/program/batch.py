@@ -81,8 +81,9 @@ def gather(f: Any, first: int, last: int, like: Any) -> None:
     """Copy the rows that the order names for this slice of the batch."""
     order = vector_at(f[c.ORDER], f[c.ORDER_START] + first, last - first, c.INT64)
     n_data, width = f[c.N_DATA], f[c.N_INPUTS]
-    x = matrix_at(f[c.X], 0, n_data, width, like)
-    take_rows(x, order, matrix_at(f[c.X_GATHERED], first * width, last - first, width, like))
+    if not f[c.X_STARTS]:
+        x = matrix_at(f[c.X], 0, n_data, width, like)
+        take_rows(x, order, matrix_at(f[c.X_GATHERED], first * width, last - first, width, like))
     if f[c.LABELS]:
         labels = vector_at(f[c.LABELS], 0, n_data, c.INT32)
         taken = vector_at(f[c.LABELS_GATHERED], 0, last, c.INT32)

@@ -30,7 +30,7 @@ from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import matrix_at, vector_at
 
 #: Number of fields.
-N_FIELDS = 77
+N_FIELDS = 79
 (
     # the program: its table (rows, len(COLUMNS)) and floats (rows, N_FLOATS), flat vectors
     TABLE, N_ROWS, FLOATS, PARAMETERS, N_PARAMETERS, N_DECAYED, N_TRAINED,
@@ -42,8 +42,9 @@ N_FIELDS = 77
     # gradients of weights from each part's own rows, and where the table's rows have theirs in a
     # part's area, -1 for those that have none
     PARTIALS, PARTIALS_WIDTH, PARTIAL_STARTS,
-    # the data: addresses, 0 for what is not there; LABELS_64 is a caller's own int64 array
-    X, N_INPUTS, TARGET, LABELS, LABELS_64, WEIGHT, N_DATA, N_OUTPUTS, OUT,
+    # the data: addresses, 0 for what is not there; LABELS_64 is a caller's own int64 array; where
+    # rows have few numbers, X has these, and X_COLUMNS and X_STARTS say where they belong
+    X, X_COLUMNS, X_STARTS, N_INPUTS, TARGET, LABELS, LABELS_64, WEIGHT, N_DATA, N_OUTPUTS, OUT,
     ORDER, ORDER_ROWS, X_GATHERED, TARGET_GATHERED, LABELS_GATHERED, WEIGHT_GATHERED,
     # the run; FIRST_ROW is the place of a batch's first row in a larger one
     FIRST_ROW, BATCH_SIZE, BLOCK_ROWS, N_STEPS, FIRST_STEP, RATES, TRACE, N_PARTS, N_PHASES,

@@ -12,7 +12,7 @@ from nnbackend.kernels.cpu.ops.activations import (
     activation_forward,
     keeps_input,
 )
-from nnbackend.kernels.cpu.ops.dense import dense_backward_data, dense_forward
+from nnbackend.kernels.cpu.ops.dense import dense_backward_data, dense_forward, end_forward
 from nnbackend.kernels.cpu.ops.embedding import embedding_data, embedding_forward
 from nnbackend.kernels.cpu.ops.norms import (
     batch_norm_data,
@@ -26,6 +26,7 @@ from nnbackend.kernels.cpu.ops.norms import (
     store,
 )
 from nnbackend.kernels.cpu.ops.random import dropout, multiply
+from nnbackend.kernels.cpu.ops.sparse import sparse_product
 from nnbackend.kernels.cpu.ops.vectors import add_to, copy
 from nnbackend.kernels.cpu.program import context as c
 from nnbackend.kernels.cpu.program.context import share
@@ -56,6 +57,7 @@ from nnbackend.kernels.cpu.program.views import (
     nothing,
     parameters,
     scratch_of,
+    sparse_rows,
     state,
     weights,
     work,
@@ -121,7 +123,13 @@ def forward_row(
         saved = nothing(like)
         if op == DENSE and keeps_input(table[r, c.ACTIVATION]):
             saved = work(f, table[r, c.SAVED], width, first, last, like)
-        apply_row(f, table, floats, r, part, x, out, saved, like)
+        if r == 0 and f[c.X_STARTS]:
+            values, columns, starts, numbers = sparse_rows(f, first, last, like)
+            sparse_product(values, columns, starts, numbers, weights(f, table, r, like), out)
+            b = parameters(f, table[r, c.PARAMETER_1], width, like)
+            end_forward(b, table[r, c.ACTIVATION], cast(floats[r, 0], like), out, saved)
+        else:
+            apply_row(f, table, floats, r, part, x, out, saved, like)
 
 
 @view

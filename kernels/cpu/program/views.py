@@ -124,6 +124,17 @@ def input_rows(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> 
 
 
 @view
+def sparse_rows(f: Any, first: int, last: int, like: Any) -> Any:
+    """Rows first ... last of a batch whose rows have few numbers: the numbers of all data, their
+    columns (Z,), where each row's begin (N + 1,), and which rows these are."""
+    starts = vector_at(f[c.X_STARTS], 0, f[c.N_DATA] + 1, c.INT64)
+    n = starts[f[c.N_DATA]]
+    values, columns = vector_at(f[c.X], 0, n, like), vector_at(f[c.X_COLUMNS], 0, n, c.INT32)
+    return values, columns, starts, vector_at(f[c.ORDER], f[c.ORDER_START] + first, last - first,
+                                              c.INT64)  # fmt: skip
+
+
+@view
 def input_delta(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> Any:
     """The gradient by what row r of the table reads."""
     width = table[r, c.INPUTS]

@@ -35,6 +35,7 @@ from nnbackend.kernels.cpu.gemm.vector_code import TILE_ROWS
 from nnbackend.kernels.cpu.ops.dense import column_sums
 from nnbackend.kernels.cpu.ops.embedding import embedding_weights
 from nnbackend.kernels.cpu.ops.norms import layer_norm_parameters
+from nnbackend.kernels.cpu.ops.sparse import sparse_transposed_product
 from nnbackend.kernels.cpu.ops.updates import all_below
 from nnbackend.kernels.cpu.ops.vectors import add_to, copy
 from nnbackend.kernels.cpu.program import context as c
@@ -61,6 +62,7 @@ from nnbackend.kernels.cpu.program.views import (
     partial,
     partial_start,
     scratch_of,
+    sparse_rows,
     state,
     sums_of,
     table_of,
@@ -107,6 +109,7 @@ def run_weights(f: Any, part: int, like: Any) -> None:
             size = (last - first) * width
             lanes = lanes_of(like)
             fused = size >= FUSED and lanes <= width <= BLOCK_VECTORS * lanes and not USES_BLAS
+            fused = fused and not is_sparse(f, r)
             if fused and table[r, c.TRAINABLE] and f[c.TRAINS] and not f[c.CLIPS]:
                 update_as_computed(f, table, floats, r, first, last, part, like)
             elif size:
@@ -146,9 +149,10 @@ def run_partials(f: Any, part: int, like: Any) -> None:
         dw = partial(f, part, start, inputs * width, like)
         db = partial(f, part, start + dw.size, width, like)
         if last > first:
-            x = input_rows(f, table, r, first, last, like)
             dz = delta(f, table[r, c.DELTA], width, first, last, like)
-            transposed_product(x, FIRST, dz, dw.reshape(inputs, width), scratch_of(f, part))
+            weight_gradient(
+                f, table, r, first, last, FIRST, dz, dw.reshape(inputs, width), part, like
+            )
             if table[r, c.PARAMETER_1] >= 0:
                 column_sums(dz, FIRST, db)
         else:
@@ -215,6 +219,27 @@ def statistics_are_finite(f: Any, like: Any) -> bool:
 
 
 @compiled
+def is_sparse(f: Any, r: int) -> bool:
+    """Whether row r of the table reads rows with few numbers."""
+    return r == 0 and f[c.X_STARTS] != 0
+
+
+@compiled
+def weight_gradient(
+    f: Any, table: Any, r: int, low: int, high: int, first: int, dz: Any, dw: Any, part: int,
+    like: Any,
+) -> None:  # fmt: skip
+    """dw (m, O) = x^T dz for rows low ... high of the batch, and inputs ``first`` ... of row r of
+    the table."""
+    if is_sparse(f, r):
+        values, columns, starts, numbers = sparse_rows(f, low, high, like)
+        sparse_transposed_product(values, columns, starts, numbers, first, dz, dw)
+    else:
+        x = input_rows(f, table, r, low, high, like)
+        transposed_product(x, first, dz, dw, scratch_of(f, part))
+
+
+@compiled
 def dense_weights(
     f: Any, table: Any, floats: Any, r: int, first: int, last: int, part: int, like: Any
 ) -> None:
@@ -223,9 +248,8 @@ def dense_weights(
     start = table[r, c.PARAMETER_0] + first * width
     dw = matrix(f[c.GRADIENTS], f[c.N_PARAMETERS], start, last - first, width, like)
     if table[r, c.TRAINABLE]:
-        x = input_rows(f, table, r, FIRST, rows, like)
         dz = delta(f, table[r, c.DELTA], width, FIRST, rows, like)
-        transposed_product(x, first, dz, dw, scratch_of(f, part))
+        weight_gradient(f, table, r, FIRST, rows, first, dz, dw, part, like)
     g = dw.reshape(dw.size)
     use(f, table[r, c.TRAINABLE], start, g, floats[r, 1], floats[r, 2], part, like)
 

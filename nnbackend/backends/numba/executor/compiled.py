@@ -16,6 +16,7 @@ from nnbackend.backends.types import Array
 from nnbackend.errors import DataError
 from nnbackend.executor.base import NO_FORWARD, Data, Executor, Run, Trace, total_loss
 from nnbackend.executor.updates import Updates
+from nnbackend.kernels.codes import Op
 from nnbackend.program.table import Program
 
 #: Sizes of batches whose plans are kept.
@@ -42,6 +43,10 @@ class CompiledExecutor(Executor):
         self._capacity = 0
         self._updates = Updates(program, backend)
         backend.runtime.threads.watch(self)
+
+    @property
+    def takes_sparse_rows(self) -> bool:
+        return bool(self.program.rows[0].op == Op.DENSE)
 
     def use_threads(self, most: int) -> None:
         self.compiled.most_parts = most

@@ -9,7 +9,7 @@ import numpy as np
 from nnbackend.backends.numba.executor.table import CompiledTable, StepContext
 from nnbackend.backends.numba.runtime import address_of
 from nnbackend.backends.types import Array
-from nnbackend.executor.base import Run, Trace, not_finite_step
+from nnbackend.executor.base import Run, SparseRows, Trace, not_finite_step
 
 _INT64, _INT32 = np.dtype(np.int64), np.dtype(np.int32)
 
@@ -29,7 +29,6 @@ class Training(StepContext):
             buffers = {
                 c.WORKSPACE: zeros(capacity * program.workspace_width, dtype),
                 c.DELTAS: zeros(capacity * table.deltas_width, dtype),
-                c.X_GATHERED: zeros(capacity * program.n_inputs, dtype),
                 c.TARGET_GATHERED: zeros(capacity * program.n_outputs, dtype),
                 c.LABELS_GATHERED: zeros(capacity, _INT32),
                 c.WEIGHT_GATHERED: zeros(capacity, dtype),
@@ -46,11 +45,14 @@ class Training(StepContext):
         """Train, or only take the gradient of one batch; of a part of one, without penalties."""
         f, c, program = self.f, self.c, self.program
         data, order, rows, steps = run.data, run.order, run.n_rows, len(run.rates)
+        if isinstance(data.x, SparseRows) and order is None:
+            epochs = -(-steps // -(-rows // run.batch_size))
+            order = np.tile(np.arange(rows), epochs)  # compiled code takes such rows by number
         rates = np.ascontiguousarray(run.rates, dtype=np.float64)
         trace = np.zeros((steps, self.table.trace_width))
         self.set_optimizer(program.optimizer, trains)
         labels = data.target.ndim == 1
-        f[c.X], f[c.N_DATA] = address_of(data.x), len(data.x)
+        self._set_rows(data.x, order is not None)
         f[c.LABELS] = address_of(data.target) if labels else 0
         f[c.TARGET] = 0 if labels else address_of(data.target)
         f[c.LABELS_64], f[c.WEIGHT] = 0, address_of(data.weight)
@@ -69,6 +71,21 @@ class Training(StepContext):
             self._expect_own(rows, labels)
         self._trains = trains
         return trace
+
+    def _set_rows(self, x: Any, gathers: bool) -> None:
+        """Where the rows lie, and where those that an order names are copied to."""
+        f, c = self.f, self.c
+        f[c.N_DATA] = len(x)
+        if isinstance(x, SparseRows):
+            f[c.X], f[c.X_COLUMNS] = address_of(x.values), address_of(x.columns)
+            f[c.X_STARTS] = address_of(x.starts)
+            return
+        f[c.X], f[c.X_STARTS] = address_of(x), 0
+        if gathers:
+            if c.X_GATHERED not in self.buffers:
+                size = self.capacity * self.program.n_inputs
+                self.buffers[c.X_GATHERED] = self.program.backend.zeros(size, self.dtype)
+            f[c.X_GATHERED] = address_of(self.buffers[c.X_GATHERED])
 
     # -- a caller's own batch, straight from its arrays ------------------------------------------
 
