@@ -44,6 +44,7 @@ from nnbackend.errors import (
     UnknownArgumentError,
     UnknownNameError,
 )
+from nnbackend.export import export_onnx
 from nnbackend.layers import BatchNorm, Dense, Dropout, Embedding, LayerNorm, Standardize
 from nnbackend.layers.activations import (
     ELU,
@@ -142,6 +143,7 @@ __all__ = [
     "available_backends",
     "datasets",
     "distributed",
+    "export_onnx",
     "get_backend",
     "get_num_threads",
     "initializers",

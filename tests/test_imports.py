@@ -45,7 +45,7 @@ ROOMS = (
     ("training",),
     ("model",),
     ("_plot_checks",),
-    ("plot", "benchmark", "testing", "sklearn", "nnfs", "live"),
+    ("export", "plot", "benchmark", "testing", "sklearn", "nnfs", "live"),
     ("cli",),
 )
 #: A backend's executor runs programs, which are above the contract; nobody imports it by name.

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, summary, info, warmup, bench."""
+"""The command line: train, evaluate, predict, summary, export, info, warmup, bench."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 # in the order of the help
 from nnbackend.cli import models as models  # isort: skip
+from nnbackend.cli import export as export  # isort: skip
 from nnbackend.cli import machine as machine  # isort: skip
 from nnbackend.cli import ranks
 from nnbackend.cli.common import app, end_on_sigterm, outlive_outputs

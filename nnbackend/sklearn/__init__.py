@@ -9,6 +9,7 @@ weights up to rounding.
 Needs scikit-learn 1.9: ``pip install "nnbackend[sklearn]"``.
 """
 
+from nnbackend.sklearn.converters import register_with_skl2onnx
 from nnbackend.sklearn.estimators import MLPClassifier, MLPRegressor
 
-__all__ = ["MLPClassifier", "MLPRegressor"]
+__all__ = ["MLPClassifier", "MLPRegressor", "register_with_skl2onnx"]
