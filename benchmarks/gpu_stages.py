@@ -109,6 +109,9 @@ STAGES: dict[str, tuple[Part, ...]] = {
 }  # fmt: skip
 #: Stages whose parts run side by side.
 SIDE_BY_SIDE = ("right", "memory")
+#: What is asked for without the rest of its stage compiles kernels that a part before it would
+#: have: it has so many times its limit.
+ALONE = 2.0
 
 
 @dataclass
@@ -272,10 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stages = chosen(options.stages)
     except ValueError as error:
         parser.error(str(error))
-    stages = {
-        name: [replace(part, seconds=options.patience * part.seconds) for part in parts]
-        for name, parts in stages.items()
-    }
+    for name, parts in stages.items():
+        patience = options.patience * (1.0 if len(parts) == len(STAGES[name]) else ALONE)
+        stages[name] = [replace(part, seconds=patience * part.seconds) for part in parts]
     passed = [run_stage(name, parts, options.output) for name, parts in stages.items()]
     return 0 if all(passed) else 1
 

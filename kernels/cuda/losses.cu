@@ -63,7 +63,7 @@ __device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivat
         }
         case POISSON:
             p = at_least(p, CLIP);
-            *derivative = one - near_quotient(t, p);
+            *derivative = one - t / p;  // p may be beyond what near_quotient is for
             return p - t * log(p);
         default:  // squared errors
             *derivative = 2 * e;

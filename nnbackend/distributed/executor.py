@@ -129,11 +129,14 @@ class SharedTraining:
             self._seen.add(batch.counts)
         return again
 
-    def _run_captured(self, steps: list[tuple[Run, int]]) -> tuple[Any, Any]:
-        """Traces (S, T) of this rank's rows, and the penalties; each step with its batch's rows."""
+    def _run_captured(
+        self, steps: list[tuple[Run, int]], counts: tuple[int, ...] = ()
+    ) -> tuple[Any, Any]:
+        """Traces (S, T) of this rank's rows, and the penalties; each step with its batch's rows.
+        ``counts`` are those of each rank, where these do not follow from the batch's."""
         comm: Any = self.ranks.comm
         executor: Any = self.executor
-        trace = executor.run_shared(steps, comm.add_in_order_of_stream)
+        trace = executor.run_shared(steps, comm.add_in_order_of_stream, counts)
         comm.barrier()  # all ranks have started theirs: the GPU does not wait for ever
         traces = self.backend.to_numpy(trace)
         penalties = traces[:, TRACE_PENALTY].copy()
@@ -147,7 +150,7 @@ class SharedTraining:
         part = Run(batch.data, None, max(1, own), rates, number, first_row=batch.place)
         traces, penalties = self._new_traces(1), np.zeros(1)
         if self._captures() and self._comes_again(batch):
-            traces[0], penalties = self._run_captured([(part, batch.rows)])
+            traces[0], penalties = self._run_captured([(part, batch.rows)], batch.counts)
             return self._joined(traces, penalties)
         goes_on, penalties[0] = self._step(part, blocks, batch.rows, traces[:, 0], True)
         if not goes_on:

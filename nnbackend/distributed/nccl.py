@@ -16,6 +16,9 @@ from nnbackend.distributed.communicator import Communicator, HostArray
 from nnbackend.errors import DeviceError
 
 INSTALL = 'pip install "nnbackend[nccl]"'
+#: NCCL's communicators, kept to the end of the process: one that is taken down waits for every
+#: graph that has captured it.
+_KEPT: list[Any] = []
 _TYPES = {"float32": "NCCL_FLOAT32", "float64": "NCCL_FLOAT64"}
 
 
@@ -42,6 +45,7 @@ class NcclCommunicator(Communicator):
 
     def _make(self, identity: bytes) -> None:
         self._comm = self._nccl.NcclCommunicator(self.size, identity, self.rank)
+        _KEPT.append(self._comm)
 
     def all_reduce(self, array: Array) -> None:
         self.host.barrier()

@@ -21,8 +21,10 @@ from shared_networks import (
 )
 
 import nnbackend as nn
+from nnbackend.data.sources import make_source
 from nnbackend.distributed.nccl import NcclCommunicator
 from nnbackend.errors import DeviceError
+from nnbackend.executor.base import Run
 
 pytestmark = pytest.mark.skipif(compiler() == "", reason="the stand-in needs a C++ compiler")
 
@@ -105,6 +107,55 @@ def test_steps_over_each_ranks_own_rows_are_captured_when_they_come_again(layers
         np.testing.assert_allclose(own_parameters, parameters, rtol=0, atol=1e-10)
         # of batches of 44 rows, and of 24, all but the first two
         assert replays == 10 + 1
+
+
+def test_three_ranks_capture_a_step_together():
+    """Rank 0 has as many rows of both kinds of batches, which are as large: the others capture a
+    step at the second kind, and so must rank 0."""
+    counts = [(8, 12, 4)] * 4 + [(8, 4, 12)] * 4 + [(8, 12, 4)] * 2
+
+    def batches(rank=None):
+        taken = []
+        for k, count in enumerate(counts):
+            first = 24 * (k % 8) + sum(count[: rank or 0])
+            size = sum(count) if rank is None else count[rank]
+            taken.append((X[first : first + size], Y[first : first + size]))
+        return taken
+
+    def train_on(batches, backend, **settings):
+        model = make(plain, backend)
+        history = model.fit(batches, epochs=2, verbose=0, **settings)
+        return np.array(history["loss"]), model.backend.to_numpy(model.get_flat())
+
+    curves, parameters = train_on(batches(), "numpy")
+
+    def work(comm):
+        backend = StandInBackend()
+        ranks = NcclCommunicator(comm, backend, fake_nccl)
+        return *train_on(batches(comm.rank), backend, comm=ranks, sharded=True), backend.gpu.replays
+
+    for own_curves, own_parameters, replays in together(3, work):
+        np.testing.assert_allclose(own_curves, curves, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(own_parameters, parameters, rtol=0, atol=1e-10)
+        assert replays > 10
+
+
+def test_memory_that_ends_at_a_step_between_ranks_is_an_error(monkeypatch):
+    """Graphs are not forgotten by one rank alone: the others would replay what it captures."""
+    model = make(plain, StandInBackend())
+    data = make_source(model.program, X[:40], Y[:40]).data
+    run = Run(data, None, 40, model.program.rates(0, 1), 0)
+    model.executor.run_shared([(run, 80)], lambda array: None)
+    kept = dict(model.executor._steps)
+    assert len(kept) == 1
+
+    def fail(*args):
+        raise nn.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("nnbackend.backends.cuda.executor.GraphSteps", fail)
+    with pytest.raises(nn.OutOfMemoryError):
+        model.executor.run_shared([(run, 60)], lambda array: None)
+    assert model.executor._steps == kept
 
 
 def test_steps_of_ever_new_sizes_are_not_captured():

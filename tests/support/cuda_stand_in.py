@@ -106,6 +106,8 @@ class CpuDevice(Device):
         self.launches = self.replays = 0
         self.epilogues_done: set[Epilogue] = set()
         self._mine = _OfThread()
+        #: the graph that is under way
+        self.replayed: list[Any] | None = None
         self._capturing: int | None = None
         #: arrays behind whose end somebody wrote
         self.overruns: list[str] = []
@@ -192,8 +194,12 @@ class CpuDevice(Device):
 
         def replay() -> None:
             self.replays += 1
-            for do, arguments in recorded:
-                do(*arguments)
+            self.replayed = recorded
+            try:
+                for do, arguments in recorded:
+                    do(*arguments)
+            finally:
+                self.replayed = None
 
         return replay
 
@@ -258,7 +264,8 @@ class CpuDevice(Device):
                 number = np.ctypeslib.as_ctypes_type(value.dtype)(value)
             kept.append(number)
             values[i] = ctypes.addressof(number)
-        library = program(launch.dtype or np.dtype(np.float32), launch.definitions)
+        # where no dtype is named, a GPU takes whichever program it has
+        library = program(launch.dtype or np.dtype(np.float64), launch.definitions)
         run = library[f"launch_{launch.kernel}"]
         run.restype = ctypes.c_char_p
         with _RUNNING:

@@ -104,7 +104,9 @@ def a_part_of_a_batch_is_normalised_as_the_batch_is(backend, dtype: str) -> None
             total = backend.to_numpy(array) + next(others)
             array[...] = backend.asarray(total, np.dtype(np.float64))
 
-        shared = SharedNorm(SharedBatch(rows, add), backend.zeros((2, width), np.dtype(np.float64)))
+        shared = SharedNorm(
+            SharedBatch(rows, (), add), backend.zeros((2, width), np.dtype(np.float64))
+        )
         own_x, own_dy = (backend.asarray(array[own], real) for array in (x, dy))
         out, dx = (backend.zeros(own_x.shape, real) for _ in range(2))
         running, kept, gradients = (backend.zeros((2, width), real) for _ in range(3))

@@ -48,14 +48,26 @@ class NcclCommunicator:
         with _lock:
             self._meeting = _meetings.setdefault(identity, _Meeting(size))
         self.rank, self.operations = rank, 0
+        self._graphs: list[Any] = []
 
     def _exchange(self, value: Any) -> list[Any]:
         assert CURRENT.device is self.device
-        self._meeting.places[self.rank] = value
+        self._meeting.places[self.rank] = value, self._way()
         self._meeting.barrier.wait(60)
-        everyone = list(self._meeting.places)
+        everyone = [value for value, _ in self._meeting.places]
+        ways = {way for _, way in self._meeting.places}
         self._meeting.barrier.wait(60)
+        assert len(ways) == 1, f"a graph's operations meet those of the same graph: {ways}"
         return everyone
+
+    def _way(self) -> int | None:
+        """Which graph this operation is a part of, None if it is part of none."""
+        graph = self.device.replayed
+        if graph is None:
+            return None
+        if not any(graph is known for known in self._graphs):
+            self._graphs.append(graph)
+        return next(i for i, known in enumerate(self._graphs) if graph is known)
 
     def allReduce(  # noqa: N802 as CuPy calls it
         self, send: int, receive: int, count: int, kind: int, operation: int, stream: int

@@ -131,7 +131,7 @@ class CudaBackend(CudaArrays):
         rows, width = x.shape
         batch_rows, sums = rows, None
         if shared is not None:
-            (batch_rows, add), sums = shared
+            (batch_rows, _, add), sums = shared
             for known, found in ((None, sums[0]), (sums[0], sums[1])):
                 self.by_column(
                     "batch_norm_sums", x, width, x, known, rows, batch_rows, width, found
@@ -178,7 +178,7 @@ class CudaBackend(CudaArrays):
         if shared is None:
             self.by_column(name, x, width, *given, None, rows, rows, width, *results, None, dx)
             return
-        (batch_rows, add), sums = shared
+        (batch_rows, _, add), sums = shared
         sizes = (rows, batch_rows, width)
         self.by_column(name, x, width, *given, None, *sizes, *results, sums, None)
         if dx is not None:

@@ -155,7 +155,8 @@ class CupyDevice(Device):
 
     def compile(self, dtype: DType, definitions: str = "") -> None:
         with self.on(), self._lock:
-            self._program(_REAL[dtype.name], definitions)
+            # quick where CuPy has kept it; a note that it has may be older than its cache
+            self._program(_REAL[dtype.name], definitions).compile()
 
     def launch(self, launch: Launch) -> None:
         with self.on():
@@ -237,7 +238,8 @@ class CupyDevice(Device):
         program = self._cupy.RawModule(
             code=source(definitions), options=("-std=c++17", f"-DReal={real}"), backend="nvrtc"
         )
-        key = f"compiled {real} {source_version(definitions)}"
+        compilers = f"CuPy {self._cupy.__version__} NVRTC {self.cuda.nvrtc.getVersion()}"
+        key = f"compiled {real} {source_version(definitions)} {compilers}"
         if self.tuning.get(key) is not None:
             return program
         _, called, seconds = program_of(definitions)

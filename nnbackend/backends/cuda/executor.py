@@ -115,12 +115,18 @@ class GraphExecutor(PythonExecutor):
             # waits until the run is over: its arrays are not needed any more
             return backend.to_numpy(trace)
 
-    def run_shared(self, parts: Sequence[tuple[Run, int]], add: Callable[[Array], None]) -> Array:
+    def run_shared(
+        self,
+        parts: Sequence[tuple[Run, int]],
+        add: Callable[[Array], None],
+        counts: tuple[int, ...] = (),
+    ) -> Array:
         """Steps whose batches ranks share; what they ``add`` up is part of the captured step: see
         nnbackend.distributed.
 
         Args:
             parts: this rank's rows of each batch, and how many the batch has.
+            counts: see ``SharedBatch``.
 
         Returns:
             (steps, TRACE_SUMS + n_sums) on the device, of this rank's rows.
@@ -133,7 +139,8 @@ class GraphExecutor(PythonExecutor):
                     part.data, part.order, None, rate, trace[index], None, part.first_step, rows,
                     rows, part.first_row,
                 )  # fmt: skip
-                self._steps_of(rows, part.data, SharedBatch(batch_rows, add)).advance(1)
+                shared = SharedBatch(batch_rows, counts, add)
+                self._steps_of(rows, part.data, shared).advance(1)
         return trace
 
     def train_on(self, data: Data, rate: float, number: int) -> Array:
@@ -251,7 +258,9 @@ class GraphExecutor(PythonExecutor):
             GraphSteps, self.program, self.backend, self.place, self._updates.update, size, data,
             shared,
         )  # fmt: skip
-        return self._kept(self._steps, (*self._key(size, data), shared), make, KEPT)
+        # a rank that forgot its graphs would capture operations that others replay
+        forgets = shared is None
+        return self._kept(self._steps, (*self._key(size, data), shared), make, KEPT, forgets)
 
     def _key(self, size: int, data: Data) -> tuple[Any, ...]:
         return size, data.target.shape[1:], data.weight is None, self._settings()
@@ -349,8 +358,16 @@ class GraphExecutor(PythonExecutor):
             self._settings_seen = optimizer.changes, (optimizer.rule, optimizer.clip_norm)
         return self._settings_seen[1]
 
-    def _kept(self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept], most: int) -> Kept:
-        """What was made for ``key``, the one that was not used for longest making room."""
+    def _kept(
+        self,
+        found: dict[Any, Kept],
+        key: Any,
+        make: Callable[[], Kept],
+        most: int,
+        forgets: bool = True,
+    ) -> Kept:
+        """What was made for ``key``, the one that was not used for longest making room; all of
+        them if memory ends and it ``forgets``."""
         if key in found:
             value = found.pop(key)
         else:
@@ -359,6 +376,8 @@ class GraphExecutor(PythonExecutor):
             try:
                 value = make()
             except OutOfMemoryError:
+                if not forgets:
+                    raise
                 # graphs of other sizes hold memory of their own
                 self._steps.clear()
                 self._kernels.clear()

@@ -151,7 +151,7 @@ class GraphPasses:
             real, bf16 = (None if a is None else a.reshape(-1) for a in plan.x)
             columns = program.n_inputs * program.dtype.itemsize // _WORD.itemsize
             self.backend.run(
-                "begin_step", None, self.backend.blocks(plan.rows, WARPS), place.record,
+                "begin_step", program.dtype, self.backend.blocks(plan.rows, WARPS), place.record,
                 place.penalty, plan.rows, columns, 0, 0,
                 None if real is None else real.view(_WORD), bf16, None, None, place.state,
             )  # fmt: skip
@@ -223,7 +223,7 @@ class GraphSteps:
         columns = self.program.n_inputs * self.program.dtype.itemsize // _WORD.itemsize
         sizes = (columns, *(0 if a is None else a.size // plan.rows for a in (target, weight)))
         backend.run(
-            "begin_step", None, backend.blocks(plan.rows, WARPS), place.record,
+            "begin_step", self.program.dtype, backend.blocks(plan.rows, WARPS), place.record,
             place.penalty, plan.rows, *sizes, x, bf16, target, weight, place.state,
         )  # fmt: skip
 

@@ -13,10 +13,14 @@ class SharedBatch(NamedTuple):
 
     Attributes:
         rows: of all ranks.
+        counts: rows of each rank, where they are not a matter of ``rows``. A captured operation
+            between ranks meets those of the same step on all ranks, so that all capture a step
+            when one does.
         add: array (n,) = the sum of every rank's, in place, as a part of a captured step.
     """
 
     rows: int
+    counts: tuple[int, ...]
     add: Callable[[Array], None]
 
 

@@ -371,7 +371,7 @@ class PinnedMemory(np.ndarray):
 class FakeCupy:
     """The few functions of CuPy that the device class calls, each noted."""
 
-    ndarray = FakeArray
+    ndarray, __version__ = FakeArray, "14.2"
 
     def __init__(self) -> None:
         self.log: list = []
@@ -396,6 +396,7 @@ class FakeCupy:
             get_elapsed_time=lambda start, stop: 4.0,
             get_current_stream=lambda: main,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
             device=SimpleNamespace(get_cublas_handle=lambda: 1),
             driver=SimpleNamespace(launchKernel=lambda *given: self.log.append(given)),
         )
@@ -581,6 +582,22 @@ def test_what_is_compiled_ahead_is_not_compiled_again(cupy, device, capsys) -> N
     ):
         device._kernel(name, FLOAT32, definitions)
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_compiled_ahead_is_there_whatever_was_noted(cupy, device, capsys) -> None:
+    """CuPy's folder may have been emptied since; and another compiler has to do it anew, which
+    takes time and is said."""
+    CudaBackend(0, device).compile_ahead(("float32",))
+    capsys.readouterr()
+    device._programs.clear()
+    cupy.log.clear()
+    CudaBackend(0, device).compile_ahead(("float32",))
+    assert [entry[0] for entry in cupy.log].count("compiled") > 0
+    assert capsys.readouterr().err == ""
+    device._programs.clear()
+    cupy.cuda.nvrtc.getVersion = lambda: (13, 1)
+    CudaBackend(0, device).compile_ahead(("float32",))
+    assert "compiling the CUDA kernels" in capsys.readouterr().err
 
 
 def test_a_gpu_without_the_memory_for_phases_need_not_compile_them(cupy, device, capsys) -> None:

@@ -195,6 +195,17 @@ class TestGraphs:
             allowed = 2.5 * np.abs(expected[name] - truth).max() + 1e-5
             assert np.abs(found[name] - truth).max() <= allowed, name
 
+    def test_bfloat16_after_another_dtype(self, cuda, rng) -> None:
+        """The process has kernels of float64 by then."""
+        x, y = rng.normal(size=(96, 40)), rng.integers(0, 8, 96)
+        losses = []
+        for dtype, precision in (("float64", "fp32"), ("float32", "fp32"), ("float32", "bf16")):
+            layers = [nn.Dense(40, 64, "relu"), nn.Dense(64, 8)]
+            model = nn.Sequential(layers, seed=0, dtype=dtype, backend=cuda, precision=precision)
+            model.compile("softmax_cross_entropy", nn.Adam(1e-2))
+            losses.append(model.fit(x, y, epochs=3, batch_size=32, verbose=0)["loss"])
+        np.testing.assert_allclose(losses[2], losses[1], rtol=0.02)
+
     def test_what_changes_between_replays_acts(self, cuda, rng) -> None:
         """Data, rate, number of steps, batch size and seed, each against NumPy."""
         for seed in (1, 2):
