@@ -209,8 +209,9 @@ def check_coupled_rows(rows: int) -> None:
     """A variance needs two rows."""
     if rows < 2:
         raise ShapeError(
-            f"BatchNorm in training needs batches of at least 2 rows; received {rows}. Choose a "
-            f"batch_size that leaves no single row at the end of the data"
+            f"BatchNorm in training needs batches of at least 2 rows; received {rows}. If a single "
+            f"row is left at the end of the data, fit(..., drop_last=True) leaves it out; another "
+            f"batch_size helps as well"
         )
 
 

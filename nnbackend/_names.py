@@ -157,6 +157,21 @@ def check_signature(cls: type, name: str, *arguments: str, **named: str) -> None
         ) from None
 
 
+def check_call(what: str, function: Callable[..., object], *arguments: str) -> None:
+    """Refuse a function that cannot be called as the library calls it."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # such as some in C
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise UnknownArgumentError(
+            f"{what} is called as function({', '.join(arguments)}); received one that takes "
+            f"{signature}"
+        ) from None
+
+
 def as_made(what: object, settings: Mapping[str, Any]) -> str:
     """The call that makes an object with these settings, without those that are as usual."""
     parts, named = [], False
@@ -246,25 +261,45 @@ LAYER_ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(("dinputs", "dinput", "dx"), _DX),
     **dict.fromkeys(("units", "out_features", "n_neurons"), "the width is layer.n_outputs"),
     **dict.fromkeys(("in_features", "input_dim"), "the width is layer.n_inputs"),
+    **dict.fromkeys(("requires_grad", "frozen"), "layer.trainable = False freezes a layer"),
+    **dict.fromkeys(
+        ("training", "train", "eval"),
+        "nothing has to be switched: layer.forward(x, training=True) trains, layer(x) does not",
+    ),
+    **dict.fromkeys(("p", "drop_rate", "dropout_rate"), "a Dropout's share is layer.rate"),
+    **dict.fromkeys(("epsilon", "variance_epsilon"), "use layer.eps"),
+    **{
+        f"{array}_{word}_{norm}": f"use layer.{array}_{norm}"
+        for array in ("weight", "bias")
+        for word in ("regularizer", "regularization", "decay")
+        for norm in ("l1", "l2")
+    },
+    **dict.fromkeys(("kernel_regularizer", "l2"), "use layer.weight_l2"),
 }
 
 
 class NameOfOthers:
-    """An attribute that layers have elsewhere: neither read nor assigned here, unless a class of
-    one's own keeps something under its name."""
+    """An attribute that layers or models have elsewhere: neither read nor assigned here, unless a
+    class of one's own keeps something under its name."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, hints: Mapping[str, str]) -> None:
+        self.name, self.hints = name, hints
 
-    def __get__(self, layer: Any, owner: type) -> Any:
-        if layer is None or self.name not in layer.__dict__:
-            raise missing_attribute(layer or owner, self.name, LAYER_ATTRIBUTES)
-        return layer.__dict__[self.name]
+    def __get__(self, owner: Any, kind: type) -> Any:
+        if owner is None or self.name not in owner.__dict__:
+            raise missing_attribute(kind if owner is None else owner, self.name, self.hints)
+        return owner.__dict__[self.name]
 
-    def __set__(self, layer: Any, value: Any) -> None:
-        if layer.declaration is not None:
-            raise missing_attribute(layer, self.name, LAYER_ATTRIBUTES)
-        layer.__dict__[self.name] = value
+    def __set__(self, owner: Any, value: Any) -> None:
+        if owner.is_of_ours:
+            raise missing_attribute(owner, self.name, self.hints)
+        owner.__dict__[self.name] = value
+
+
+def answer_names_of_others(cls: type, hints: Mapping[str, str]) -> None:
+    """Have a class answer them: not by __setattr__, which every attribute would pay for."""
+    for name in hints:
+        setattr(cls, name, NameOfOthers(name, hints))
 
 
 _ARRAYS = "model.arrays() gives all arrays by name, model.layers[0].weight one of them"
@@ -287,9 +322,16 @@ MODEL_ATTRIBUTES: dict[str, str] = {
     **dict.fromkeys(("train_on_batch", "partial_fit"), "one step is model.train_step(x, y)"),
     **dict.fromkeys(("score", "test_on_batch"), "model.evaluate(x, y) gives loss and metrics"),
     **dict.fromkeys(
-        ("predict_classes", "predict_labels"), "the classes are model.predict(x).argmax(axis=1)"
+        ("predict_classes", "predict_labels"),
+        "the classes are model.predict(x).argmax(axis=1); with one output, yes is "
+        "model.predict_proba(x) > 0.5",
     ),
     **dict.fromkeys(("lr", "learning_rate"), "the rate is model.optimizer.lr"),
+    **dict.fromkeys(
+        ("trainable", "requires_grad", "requires_grad_"),
+        "a layer is frozen by model.layers[0].trainable = False",
+    ),
+    "stop_training": "a callback ends a training by the reason that its on_epoch_end returns",
     **dict.fromkeys(("cuda", "cpu"), "model.to('cuda') moves a model"),
     "load": "nn.load(path) loads a model, model.load_weights(path) its arrays",
 }  # fmt: skip
@@ -302,3 +344,21 @@ OPTIMIZER_ATTRIBUTES: dict[str, str] = {
         ("param_groups", "optimizer.lr for the rate of all parameters"),
     )
 }  # fmt: skip
+
+
+class AnswersModelNames(AnswersNames):
+    """Base of models: attributes that models have elsewhere are answered, too."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name, MODEL_ATTRIBUTES)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in MODEL_ATTRIBUTES]
+
+    @property
+    def is_of_ours(self) -> bool:
+        """Whether the class keeps nothing of its own under the names of others."""
+        return type(self).__module__.startswith("nnbackend.")
+
+
+answer_names_of_others(AnswersModelNames, MODEL_ATTRIBUTES)

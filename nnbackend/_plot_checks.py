@@ -32,6 +32,12 @@ def check_model(model: object) -> Sequential:
     return model
 
 
+def check_no_model(rule: str, value: object) -> None:
+    """Refuse a model where its predictions belong."""
+    if hasattr(value, "predict"):
+        raise DTypeError(f"{rule}, not a model: pass y and model.predict(x).argmax(axis=1)")
+
+
 def check_curves(curves: Any, wanted: object) -> dict[str, HostArray]:
     """The curve of the wanted name and its validation's, those that are there: (epochs,) each, NaN
     where there is no number."""

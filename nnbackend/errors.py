@@ -122,18 +122,54 @@ class NonFiniteLossError(NNBackendError, ArithmeticError):
 
 
 #: Names that other libraries use.
-_ALIASES = {
-    "acc": "accuracy",
-    "bce": "binary_cross_entropy",
-    "cce": "categorical_cross_entropy",
-    "crossentropy": "softmax_cross_entropy",
-    "cross_entropy": "softmax_cross_entropy",
-    "mae": "mean_absolute_error",
-    "mse": "mean_squared_error",
-    "sparse_categorical_crossentropy": "softmax_cross_entropy",
-    "sse": "sum_squared_error",
-    "val_acc": "val_accuracy",
-}
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "acc": ("accuracy",),
+    "bce": ("binary_cross_entropy",),
+    "bceloss": ("binary_cross_entropy",),
+    "bcewithlogitsloss": ("sigmoid_cross_entropy",),
+    "binary_accuracy": ("accuracy",),
+    "categorical_accuracy": ("accuracy",),
+    "cce": ("categorical_cross_entropy",),
+    "cross_entropy": ("softmax_cross_entropy",),
+    "crossentropy": ("softmax_cross_entropy",),
+    "crossentropyloss": ("softmax_cross_entropy",),
+    "f1_score": ("f1",),
+    "he": ("he_normal",),
+    "huber_loss": ("huber",),
+    "identity": ("linear",),
+    "kaiming": ("he_normal",),
+    "kaiming_normal": ("he_normal",),
+    "kaiming_uniform": ("he_uniform",),
+    "l1": ("mean_absolute_error",),
+    "l1loss": ("mean_absolute_error",),
+    "logistic": ("sigmoid",),
+    "mae": ("mean_absolute_error",),
+    "mean_absolute_error": ("mae",),
+    "mean_squared_error": ("mse",),
+    "mse": ("mean_squared_error",),
+    "mseloss": ("mean_squared_error",),
+    "r2_score": ("r2",),
+    "random_normal": ("normal",),
+    "random_uniform": ("uniform",),
+    "roc_auc": ("auc",),
+    "roc_auc_score": ("auc",),
+    "smooth_l1": ("huber",),
+    "smoothl1loss": ("huber",),
+    "sparse_categorical_accuracy": ("accuracy",),
+    "sparse_categorical_crossentropy": ("softmax_cross_entropy",),
+    "sse": ("sum_squared_error",),
+    "swish": ("silu",),
+    "val_acc": ("val_accuracy",),
+    "xavier": ("glorot_uniform",),
+    "xavier_normal": ("glorot_normal",),
+    "xavier_uniform": ("glorot_uniform",),
+    # other functions than those whose names look alike
+    **dict.fromkeys(
+        ("adadelta", "adamax", "hard_sigmoid", "hinge", "nadam", "relu6", "rmse", "selu", "sine",
+         "softsign", "step"),
+        (),
+    ),
+}  # fmt: skip
 
 
 def shown(value: object) -> str:
@@ -151,8 +187,8 @@ def closest(name: object, choices: Iterable[str]) -> str | None:
 
     choices = list(choices)
     given = name.lower() if isinstance(name, str) else ""
-    if _ALIASES.get(given) in choices:
-        return _ALIASES[given]
+    if given in _ALIASES and given not in choices:
+        return next((own for own in _ALIASES[given] if own in choices), None)
     close = difflib.get_close_matches(given, choices, n=1)
     return close[0] if close else None
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend._checks import check_name, check_number, keep, real_array, turned
-from nnbackend._names import AnswersNames
+from nnbackend._names import AnswersNames, check_call
 from nnbackend.errors import DTypeError, OutOfMemoryError, ShapeError, shown
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def resolve_initializer(spec: InitializerLike | Mapping[str, Any]) -> Initialize
             f"an initializer is a name or a function (shape, rng); received {shown(spec)}"
         )
     if callable(spec):
+        check_call("an initializer", spec, "shape", "rng")
         function: Initializer = spec
         return function
     values = real_array("an initializer that is no name and no callable (shape, rng)", spec)

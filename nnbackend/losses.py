@@ -127,7 +127,7 @@ class _ClassLoss(Loss):
                 f"{self.name} needs one output for each class, 2 or more; the model has "
                 f"{n_outputs}. For yes or no with one output use sigmoid_cross_entropy"
             )
-        values = numeric(y)
+        values = numeric(y, of_classes=True)
         if values.ndim == 2 and values.shape[1] == n_outputs:
             return in_range(values, 0.0, np.inf, self.name, dtype)
         if values.ndim == 2 and values.shape[1] == 1:
@@ -310,7 +310,7 @@ def loss_name(loss: Loss | LossFunction | None) -> str:
 
 def function_target(y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
     """Targets for a user's own loss: labels stay labels, numbers get the model's dtype."""
-    values = numeric(y)
+    values = numeric(y, of_classes=True)
     if values.ndim == 1 and values.dtype.kind in "iub" and n_outputs > 1:
         return class_labels(values, n_outputs)
     if values.ndim == 1 and n_outputs == 1:
@@ -331,7 +331,7 @@ def class_labels(values: HostArray, n_outputs: int) -> HostArray:
     return values.astype(np.int32)
 
 
-def numeric(y: Any) -> HostArray:
+def numeric(y: Any, of_classes: bool = False) -> HostArray:
     """``y`` as a host array of numbers, or an error that names what it holds."""
     if is_masked(y):
         raise DTypeError("targets must not be a masked array; fill it with y.filled(value)")
@@ -343,11 +343,12 @@ def numeric(y: Any) -> HostArray:
         frame = frame_numbers("targets", y)
         values = values if frame is None else frame
     if values.dtype.kind not in "fiub":
-        hint = (
-            "; turn class names into numbers with np.unique(y, return_inverse=True)"
-            if values.dtype.kind in "OUS"
-            else ""
-        )
+        hint = ""
+        if of_classes and (values.dtype.kind in "US" or holds_text(values)):
+            hint = "; turn class names into numbers with np.unique(y, return_inverse=True)"
+        elif values.dtype.kind in "OUS":
+            kind = "int" if of_classes else "float"
+            hint = f"; where it holds numbers, convert it first, as in np.array(y, {kind})"
         raise DTypeError(f"targets must be numbers; received dtype {values.dtype}{hint}")
     if values.ndim == 0:
         raise ShapeError("targets must have one entry for each row; received a single number")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from nnbackend._checks import check_name, check_size, keep
+from nnbackend._checks import check_name, check_number, check_size, keep
 from nnbackend._names import AnswersNames
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
@@ -91,25 +91,64 @@ class Metric(AnswersNames, ABC):
         return {"name": self.name}
 
 
-def _threshold(metric: str, loss: Loss | LossFunction | None, n_outputs: int) -> float | None:
-    """How classes are read from the outputs: None means "the largest"."""
-    if isinstance(loss, Loss):
-        if not loss.probabilities:
+@dataclass(frozen=True, repr=False)
+class _ClassMetric(Metric):
+    """Counts classes, which are read from a model's outputs.
+
+    Args:
+        threshold: each output by itself is yes or no, and yes if it is larger than this. None
+            leaves it to the loss: the class of softmax is the one with the largest output, and a
+            sigmoid's answer is yes from a probability of 0.5 on. Where the loss is a function of
+            one's own, None takes the largest output.
+    """
+
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            name = f"{type(self).__name__}.threshold"
+            keep(self, threshold=check_number(name, self.threshold))
+
+    def config(self) -> dict[str, Any]:
+        return {key: value for key, value in
+                {"name": self.name, **asdict(self)}.items() if value is not None}  # fmt: skip
+
+    def _threshold(self, loss: Loss | LossFunction | None, n_outputs: int) -> float | None:
+        """None means "the largest"."""
+        own = self.threshold
+        if own is not None and isinstance(loss, Loss) and loss.takes_labels:
             raise DataError(
-                f"{metric} counts classes, and {loss.name} is a loss for numbers; "
-                f"use the metrics mae, mse or r2"
+                f"{self.name} with a threshold is for outputs of yes and no, and {loss.name} has "
+                f"one class for each row; leave the threshold out"
             )
-        return loss.threshold
-    return 0.5 if n_outputs == 1 else None
+        if own is not None:
+            return own
+        kind = type(self).__name__
+        if isinstance(loss, Loss):
+            if not loss.probabilities:
+                raise DataError(
+                    f"{self.name} counts classes, and {loss.name} is a loss for numbers; use the "
+                    f"metrics mae, mse or r2; nn.metrics.{kind}(threshold=0.5) for outputs of yes "
+                    f"and no; or a function, such as lambda t, p: (t.argmax(1) == "
+                    f"p.argmax(1)).mean()"
+                )
+            return loss.threshold
+        if n_outputs == 1:
+            raise DataError(
+                f"{self.name} cannot know which outputs mean yes if the loss is a function of your "
+                f"own: say nn.metrics.{kind}(threshold=0.5) for probabilities, threshold=0 for "
+                f"logits and for targets of -1 and 1"
+            )
+        return None
 
 
-class Accuracy(Metric):
+class Accuracy(_ClassMetric):
     """Share of rows with the right class; with yes-or-no outputs, share of right outputs."""
 
     name = "accuracy"
 
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
-        return Statistic("correct", _threshold(self.name, loss, n_outputs), 1, ())
+        return Statistic("correct", self._threshold(loss, n_outputs), 1, ())
 
     def value(self, sums: Sums, weight_sum: float) -> float:
         return _ratio(float(sums), weight_sum)
@@ -126,7 +165,7 @@ class TopKAccuracy(Metric):
         keep(self, k=check_size("TopKAccuracy.k", self.k))
 
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
-        if _threshold(self.name, loss, n_outputs) is not None:
+        if n_outputs == 1 or (isinstance(loss, Loss) and not loss.takes_labels):
             raise DataError("top_k_accuracy needs a loss over classes, such as "
                             "softmax_cross_entropy")  # fmt: skip
         if self.k >= n_outputs:
@@ -143,13 +182,13 @@ class TopKAccuracy(Metric):
         return {"name": self.name, **asdict(self)}
 
 
-class _ConfusionMetric(Metric):
+class _ConfusionMetric(_ClassMetric):
     """From counts per class: averaged over classes with equal weight (macro), or, of two classes,
     for the second one ("yes"), as scikit-learn has it. A class that neither occurs nor is predicted
     does not count."""
 
     def statistic(self, loss: Loss | LossFunction | None, n_outputs: int) -> Statistic:
-        threshold = _threshold(self.name, loss, n_outputs)
+        threshold = self._threshold(loss, n_outputs)
         second = threshold is None and n_outputs == 2
         return Statistic("confusion", threshold, 1, (3, n_outputs), second)
 

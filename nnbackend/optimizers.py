@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend._checks import check_flag, check_number, declares_all
-from nnbackend._names import OPTIMIZER_ATTRIBUTES, AnswersNames, missing_attribute
+from nnbackend._names import (
+    OPTIMIZER_ATTRIBUTES,
+    AnswersNames,
+    check_signature,
+    missing_attribute,
+)
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, UpdateRule
 from nnbackend.errors import DTypeError, unknown_name
@@ -56,12 +61,20 @@ class Optimizer(AnswersNames):
     #: number of settings made so far, which tells an executor to read them again
     changes = 0
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        check_signature(cls, "update", "backend", "param", "grad", "slots", "lr", "weight_decay",
+                        "step", "scratch")  # fmt: skip
+
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name, OPTIMIZER_ATTRIBUTES)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in OPTIMIZER_ATTRIBUTES and type(self) in OPTIMIZERS.values():
-            raise missing_attribute(self, name, OPTIMIZER_ATTRIBUTES)
+        if type(self) in OPTIMIZERS.values() and name not in (
+            own := [f.name for f in fields(self)]
+        ):
+            hints = {name: f"it has {', '.join(own)}", **OPTIMIZER_ATTRIBUTES}
+            raise missing_attribute(self, name, hints)
         unset = value is None and name == "clip_norm"
         scheduled = isinstance(value, Schedule) and name == "lr"
         if name in _RULES and not scheduled and not unset:

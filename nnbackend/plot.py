@@ -20,6 +20,7 @@ from nnbackend._plot_checks import (
     check_image_shape,
     check_labels,
     check_model,
+    check_no_model,
     check_rows,
     names_of,
 )
@@ -142,14 +143,17 @@ def decision_regions(
 
 
 def predicted_classes(model: Sequential, x: Any) -> HostArray:
-    """The class with the largest output; for one output, yes or no."""
+    """The class with the largest output; for one output, yes or no, from 0.5 on where neither the
+    loss nor a metric says so."""
     out = model.predict(x)
     if out.shape[1] > 1:
         return np.asarray(out.argmax(axis=1))
     from nnbackend.losses import Loss
 
-    threshold = model.loss.threshold if isinstance(model.loss, Loss) else None
-    return (out[:, 0] > (0.5 if threshold is None else threshold)).astype(np.int64)
+    said = [model.loss.threshold] if isinstance(model.loss, Loss) else []
+    said += [getattr(metric, "threshold", None) for metric in model.metrics]
+    threshold = next((value for value in said if value is not None), 0.5)
+    return (out[:, 0] > threshold).astype(np.int64)
 
 
 def confusion_matrix(
@@ -163,6 +167,7 @@ def confusion_matrix(
     Args:
         y_true, y_pred: (N,) class labels.
     """
+    check_no_model("confusion_matrix takes classes, (y_true, y_pred)", y_true)
     y_true, y_pred = check_labels("y_true", y_true), check_labels("y_pred", y_pred)
     if y_true.shape != y_pred.shape:
         raise ShapeError(

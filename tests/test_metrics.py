@@ -177,3 +177,65 @@ class TestTwoClasses:
 
 def own_loss(y_true, y_pred):
     return 0.0, 0 * y_pred
+
+
+class TestLossOfOnesOwn:
+    """It says nothing of what its outputs mean."""
+
+    @staticmethod
+    def logistic(t, z):
+        p = 1 / (1 + np.exp(-z))
+        return -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(), (p - t) / z.size
+
+    @staticmethod
+    def fitted(loss, x, y, metrics):
+        model = nn.Sequential([nn.Dense(x.shape[1], y.shape[1])], seed=0)
+        model.compile(loss, nn.SGD(0.1), metrics)
+        model.fit(x, y, epochs=5, verbose=0)
+        return model.evaluate(x, y)
+
+    @pytest.mark.parametrize("outputs", [1, 3])
+    def test_with_a_threshold_the_figures_are_those_of_the_built_in_loss(
+        self, backend, rng, outputs
+    ) -> None:
+        x = rng.normal(size=(200, 3))
+        y = (x @ rng.normal(size=(3, outputs)) + 0.3 > rng.normal(size=(200, outputs))) * 1.0
+        kinds = (nn.metrics.Accuracy, nn.metrics.Precision, nn.metrics.Recall, nn.metrics.F1)
+        own = self.fitted(self.logistic, x, y, [kind(threshold=0) for kind in kinds])
+        usual = self.fitted("sigmoid_cross_entropy", x, y, [kind.name for kind in kinds])
+        for name in ("accuracy", "precision", "recall", "f1"):
+            assert own[name] == pytest.approx(usual[name], abs=1e-9), name
+
+    @pytest.mark.parametrize("name", ["accuracy", "precision", "recall", "f1"])
+    def test_one_output_asks_for_a_threshold(self, name) -> None:
+        model = nn.Sequential([nn.Dense(3, 1)])
+        with pytest.raises(nn.DataError, match=r"threshold=0\.5\) for probabilities, threshold=0"):
+            model.compile(self.logistic, "sgd", [name])
+
+    @pytest.mark.parametrize("row", [[1, 1, 0], [0, 0, 0]])
+    def test_targets_of_no_one_class_are_refused(self, row, backend) -> None:
+        model = nn.Sequential([nn.Dense(2, 3)])
+        model.compile(self.logistic, "sgd", ["accuracy"])
+        with pytest.raises(nn.DataError, match="row 1 has .* of them, .*threshold=0.5"):
+            model.fit(np.ones((2, 2)), np.array([[0, 1, 0], row], float), verbose=0)
+
+    def test_class_numbers_have_no_threshold(self) -> None:
+        model = nn.Sequential([nn.Dense(2, 3)])
+        model.compile(lambda t, p: (0.0, p * 0), "sgd", [nn.metrics.F1(threshold=0.5)])
+        with pytest.raises(nn.ShapeError, match="a target of its own"):
+            model.fit(np.ones((2, 2)), np.array([0, 2]), verbose=0)
+        with pytest.raises(nn.DataError, match="leave the threshold out"):
+            model.compile("softmax_cross_entropy", "sgd", [nn.metrics.Accuracy(threshold=0.5)])
+
+    def test_a_threshold_is_saved_with_the_model(self, tmp_path) -> None:
+        model = nn.Sequential([nn.Dense(2, 1)], seed=0)
+        model.compile("mean_squared_error", "sgd", [nn.metrics.Accuracy(threshold=0.25)])
+        model.save(tmp_path / "m")
+        again = nn.load(tmp_path / "m").metrics[0]
+        assert again == nn.metrics.Accuracy(threshold=0.25)
+        assert repr(again) == "Accuracy(threshold=0.25)"
+
+    def test_a_function_does_it_for_one_hot_targets_and_squared_errors(self) -> None:
+        model = nn.Sequential([nn.Dense(2, 3)])
+        with pytest.raises(nn.DataError, match=r"t\.argmax\(1\) == p\.argmax\(1\)"):
+            model.compile("mean_squared_error", "sgd", ["accuracy"])

@@ -92,6 +92,10 @@ def test_every_answer_is_an_argument_of_something(right) -> None:
     assert any(right in inspect.signature(function).parameters for function in functions)
 
 
+def compiled(metric: str) -> None:
+    model().compile("softmax_cross_entropy", "sgd", [metric])
+
+
 class TestOwnClasses:
     def test_arguments_of_any_name_are_left_alone(self) -> None:
         class Free(nn.Callback):
@@ -171,6 +175,65 @@ class TestAttributes:
     def test_a_models(self, name, hint) -> None:
         with pytest.raises(AttributeError, match=hint):
             getattr(model(), name)
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "hint"),
+        [
+            (lambda: model(), "trainable", r"model\.layers\[0\]\.trainable = False"),
+            (lambda: model(), "stop_training", "reason that its on_epoch_end returns"),
+            (lambda: model(), "lr", r"model\.optimizer\.lr"),
+            (lambda: model(), "training", "nothing has to be switched"),
+            (lambda: nn.Dense(2, 3), "requires_grad", r"layer\.trainable = False"),
+            (lambda: nn.Dense(2, 3), "training", "nothing has to be switched"),
+            (lambda: nn.Dense(2, 3), "weight_regularizer_l2", r"layer\.weight_l2"),
+            (lambda: model().layers[0], "dtype", r"nn\.Sequential\(layers, dtype=\.\.\.\)"),
+            (lambda: nn.Dropout(0.5), "p", r"layer\.rate"),
+            (lambda: nn.BatchNorm(3), "epsilon", r"layer\.eps"),
+            (lambda: nn.Adam(), "weight_decay", "it has lr, clip_norm, beta1"),
+            (lambda: nn.Adam(), "current_learning_rate", "it has lr"),
+        ],
+    )
+    def test_one_that_would_have_no_effect_is_not_assigned(self, owner, name, hint) -> None:
+        made = owner()
+        with pytest.raises(AttributeError, match=hint):
+            setattr(made, name, False)
+
+    @pytest.mark.parametrize(
+        ("ask", "meant"),
+        [
+            (lambda: nn.Dense(2, 3, "swish"), "'silu'"),
+            (lambda: nn.Dense(2, 3, "identity"), "'linear'"),
+            (lambda: nn.Dense(2, 3, "logistic"), "'sigmoid'"),
+            (lambda: nn.Dense(2, 3, weight_init="kaiming_uniform"), "'he_uniform'"),
+            (lambda: nn.Dense(2, 3, weight_init="xavier"), "'glorot_uniform'"),
+            (lambda: nn.Dense(2, 3, weight_init="random_normal"), "'normal'"),
+            (lambda: model().compile("CrossEntropyLoss"), "'softmax_cross_entropy'"),
+            (lambda: model().compile("BCEWithLogitsLoss"), "'sigmoid_cross_entropy'"),
+            (lambda: model().compile("smooth_l1"), "'huber'"),
+            (lambda: model().compile("mse"), "'mean_squared_error'"),
+            (lambda: compiled("categorical_accuracy"), "'accuracy'"),
+            (lambda: compiled("f1_score"), "'f1'"),
+            (lambda: compiled("mean_absolute_error"), "'mae'"),
+            (lambda: nn.Dense(2, 3, "selu"), None),
+            (lambda: nn.Dense(2, 3, "softsign"), None),
+            (lambda: compiled("rmse"), None),
+        ],
+    )
+    def test_what_a_name_stands_for_elsewhere(self, ask, meant) -> None:
+        """Not what merely looks like it."""
+        with pytest.raises(nn.UnknownNameError) as error:
+            ask()
+        said = str(error.value).partition("Did you mean ")[2]
+        assert said == ("" if meant is None else f"{meant}?")
+
+    def test_a_class_of_ones_own_may_have_them(self) -> None:
+        class Mine(nn.Sequential):
+            def train(self) -> str:
+                return "mine"
+
+        mine = Mine([nn.Dense(2, 3)])
+        mine.trainable = 5
+        assert (mine.train(), mine.trainable) == ("mine", 5)
 
     def test_an_optimizers(self) -> None:
         optimizer = nn.Adam()

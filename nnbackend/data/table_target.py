@@ -65,7 +65,7 @@ def target_values(table: AnyTable, values: HostArray, index: int, task: Task) ->
         line = table.line(list(values).index(other))[0]
         raise DataError(
             f"{table.shown}, {table.unit} {line}, column {name!r}: regression needs numbers; found "
-            f"{other!r}"
+            f"{other!r}. Signs such as $ and % have to be taken out of the file"
         )
     # 036 is a name: as a number it would lose its zero
     padded = task != "regression" and any(is_padded(text or "") for text in numbers.values())

@@ -302,11 +302,13 @@ def _with_feed(line: str) -> str:
 def is_header(first: list[str], others: list[list[str]]) -> bool:
     """Whether the first line names columns: text stands above numbers somewhere; or there is no
     number in it at all; or its numbers are a scale, as wavelengths are, beside a name that is not
-    one of its column's values."""
+    one of its column's values; or they number the columns from 0, as pandas does."""
     texts = [text.strip() for text in first]
     named = [k for k, text in enumerate(texts) if text.lower() not in MISSING
              and not may_be_number(text)]  # fmt: skip
     below = [[row[k].strip() for row in others if k < len(row)] for k in range(len(texts))]
+    if _numbers_columns(texts, below):
+        return True
     if any(2 * sum(map(may_be_number, below[k])) > len(below[k]) for k in named):
         return True
     if not any(map(may_be_number, texts)):
@@ -315,6 +317,21 @@ def is_header(first: list[str], others: list[list[str]]) -> bool:
     steps = np.diff(numbers)
     is_scale = len(numbers) > 2 and steps[0] != 0 and np.allclose(steps, steps[0])
     return bool(is_scale and named and all(texts[k] not in below[k] for k in named))
+
+
+def _numbers_columns(texts: list[str], below: list[list[str]]) -> bool:
+    """Whether a line is 0, 1, 2 ..., perhaps after an empty field above numbers of rows, and cannot
+    well be a row: one of many numbers, or of whole ones where others are not."""
+    has_rows = len(texts) > 1 and not texts[0]
+    counted = texts[1:] if has_rows else texts
+    if counted != [str(k) for k in range(len(counted))] or not below[0]:
+        return False
+    if has_rows:
+        return below[0] == [str(k) for k in range(len(below[0]))]
+    n = len(counted)
+    goes_on = [column[0] for column in below] == [str(n + k) for k in range(n)]
+    decimals = any(all("." in text for text in column) for column in below)
+    return not goes_on and (decimals or n >= 8)
 
 
 def column_values(found: Mapping[str, Any], numeric: Sequence[bool]) -> list[HostArray]:

@@ -43,9 +43,31 @@ def checked(
             f"the metrics mae, mse and r2 compare outputs of shape (rows, {program.n_outputs}) "
             f"with targets of the same shape; received {target.shape}"
         )
+    _check_classes(program, target)
     check_finite(program.backend, x, program.dtype)
     check_categories(program, x)
     return x, target, check_weight(program, weight, len(target))
+
+
+def _check_classes(program: Program, target: HostArray) -> None:
+    """Refuse targets that metrics would misread, where a loss function says nothing of classes."""
+    if isinstance(program.loss, Loss):
+        return
+    thresholds = {s.threshold for s in program.statistics if s.kind != "regression"}
+    if None in thresholds and target.ndim == 2 and target.shape[1] > 1:
+        highest = (target == target.max(axis=1, keepdims=True)).sum(axis=1)
+        wrong = np.flatnonzero(highest != 1)
+        if len(wrong):
+            raise DataError(
+                f"metrics of classes take the largest target of a row as its class, and row "
+                f"{wrong[0]} has {highest[wrong[0]]} of them, {shown(target[wrong[0]])}. For "
+                f"outputs of yes and no say so, as in nn.metrics.Accuracy(threshold=0.5)"
+            )
+    if thresholds - {None} and target.ndim == 1 and program.n_outputs > 1:
+        raise ShapeError(
+            f"a metric with a threshold compares each of the {program.n_outputs} outputs with a "
+            f"target of its own; received class numbers of shape {target.shape}"
+        )
 
 
 def check_matrix(backend: Backend, x: Any, n_inputs: int) -> Any:

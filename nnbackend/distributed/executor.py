@@ -14,7 +14,7 @@ from nnbackend.distributed.plan import BlockedPlan, placed
 from nnbackend.distributed.ranks import BatchOfRanks, Block, Ranks
 from nnbackend.errors import DataError
 from nnbackend.executor.base import Data, Executor, Rates, Run, Trace
-from nnbackend.executor.python import add_penalties
+from nnbackend.executor.loss import add_penalties
 from nnbackend.executor.updates import Updates
 from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_PENALTY, TRACE_SUMS

@@ -12,7 +12,7 @@ from nnbackend.backends.types import Array
 from nnbackend.distributed.norms import SharedBatchNorm
 from nnbackend.distributed.ranks import Block, Ranks
 from nnbackend.executor.base import Data, Run, Trace
-from nnbackend.executor.python import divide_by_batch, measure
+from nnbackend.executor.loss import divide_by_batch, measure
 from nnbackend.executor.rows import Backward, Forward, Mode, bind_row, saved_shape
 from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_SUMS, Op

@@ -252,7 +252,10 @@ class Executor(ABC):
 
 
 #: What is said where a way back has no way forward before it.
-NO_FORWARD = "backward needs a forward pass before it: call model.forward(x) first"
+NO_FORWARD = (
+    "backward needs a forward pass in training mode before it: call model.forward(x) first, "
+    "without training=False"
+)
 #: And where it is not the last thing that layers written in Python have done.
 OVERTAKEN = (
     "model(x), predict or evaluate came between forward and backward. This model has layers "

@@ -12,11 +12,7 @@ from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
 from nnbackend.errors import (
     DataError,
-    DTypeError,
     ModelBusyError,
-    NotCompiledError,
-    ShapeError,
-    shown,
 )
 from nnbackend.executor.base import (
     NO_FORWARD,
@@ -27,6 +23,7 @@ from nnbackend.executor.base import (
     Trace,
     total_loss,
 )
+from nnbackend.executor.loss import add_penalties, divide_by_batch, measure
 from nnbackend.executor.rows import (
     Backward,
     Forward,
@@ -36,9 +33,8 @@ from nnbackend.executor.rows import (
 )
 from nnbackend.executor.updates import Updates
 from nnbackend.executor.workspace import Workspace
-from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, TRACE_WEIGHT, Op
-from nnbackend.losses import Loss
-from nnbackend.program.table import ABSENT, NO_LOSS, Program, Row
+from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, Op
+from nnbackend.program.table import ABSENT, Program, Row
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -245,69 +241,6 @@ class PythonExecutor(Executor):
             if len(self._inference) > 16:
                 self._inference.clear()
             idle.append(plan)
-
-
-def measure(
-    program: Program, data: Data, pred: Array, dpred: Array | None, trace: Array, value: Array
-) -> None:
-    """Loss and metric sums of a batch into ``trace``, the gradient into ``dpred`` if wanted;
-    ``value`` () float64 is overwritten."""
-    backend, loss = program.backend, program.loss
-    weight_sum: Any = len(pred) if data.weight is None else program.backend.total(data.weight)
-    if program.formula is not None:
-        backend.loss(program.formula, pred, data.target, data.weight, dpred, value)
-    elif isinstance(loss, Loss):
-        loss.apply(backend, pred, data.target, data.weight, dpred, value)
-    else:
-        value[...], answer = call_loss(program, data.target, pred)
-        if dpred is not None:
-            dpred[...] = answer  # the backward pass writes into it
-    trace[TRACE_LOSS] = value * (weight_sum if program.averages else 1)
-    trace[TRACE_WEIGHT] = weight_sum
-    start = TRACE_SUMS
-    for statistic in program.statistics:
-        out = trace[start : start + statistic.size]
-        statistic.collect(backend, pred, data.target, data.weight, out)
-        start += statistic.size
-
-
-def divide_by_batch(program: Program, dpred: Array, trace: Array, batch_weight: float) -> None:
-    """Make the gradient of a mean over these rows that of their part of a batch's mean; its sum of
-    weights is 0 if they are all of it."""
-    if program.averages and batch_weight:
-        dpred *= trace[TRACE_WEIGHT] / batch_weight
-
-
-def call_loss(program: Program, target: Array, pred: Array) -> tuple[Any, Array]:
-    """Call a custom loss function and check its result."""
-    loss = program.loss
-    if loss is None:
-        raise NotCompiledError(NO_LOSS)
-    answer: Any = loss(target, pred)
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")
-    value, dpred = answer
-    if np.ndim(value) != 0 or value is None or isinstance(value, str | bytes):
-        raise ShapeError(
-            f"a loss function returns (loss, dpred), the loss a single number; received "
-            f"{shown(value) if np.ndim(value) == 0 else f'shape {np.shape(value)}'}"
-        )
-    if getattr(dpred, "shape", None) != pred.shape:
-        raise ShapeError(
-            f"a loss function returns dpred of the shape of y_pred, {tuple(pred.shape)}; "
-            f"received {getattr(dpred, 'shape', type(dpred).__name__)}"
-        )
-    return value, program.backend.asarray(dpred, program.dtype)
-
-
-def add_penalties(program: Program, rows: int, into_gradients: bool, penalty: Array) -> None:
-    """L1 and L2 terms of a batch, added to ``penalty`` () and, if wanted, to the gradients."""
-    storage, share = program.storage, 1.0 / rows if program.penalties_per_row else 1.0
-    for term in program.penalties:
-        part = slice(term.offset, term.offset + term.size)
-        gradients = storage.gradients[part] if into_gradients and term.trainable else None
-        l1, l2 = term.l1 * share, term.l2 * share
-        program.backend.penalty(storage.parameters[part], l1, l2, gradients, penalty)
 
 
 class TrainingPlan:

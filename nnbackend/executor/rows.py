@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Activation, Array, DType
-from nnbackend.errors import ShapeError
+from nnbackend.errors import DataError, ShapeError
 from nnbackend.kernels.codes import ACTIVATIONS, Op
 from nnbackend.program.table import OwnLayer, Program, Row, RowArrays
 
@@ -20,6 +20,8 @@ Backward = Callable[[Array, Array], Array]
 Inference = Callable[[Array, Array], None]
 
 _NAMES = tuple(ACTIVATIONS)
+#: What a gradient is before somebody sets it, where that is looked at; no gradient of a network.
+UNTOUCHED = 1.2345 * 2.0**-100
 
 
 def saved_shape(row: Row, rows: int) -> tuple[int, int]:
@@ -211,18 +213,42 @@ def _own_layer(b: Bound) -> tuple[Forward, Backward]:
     """A layer written in Python: its own methods, with their results checked."""
     row, dx = b.row, b.dx
     layer, backend, dtype = b.program.own_layers[row.layer], b.backend, b.program.dtype
+    goes_back = _first_backward if row.trainable else _backward
 
     def forward(x: Array, step: int) -> Array:
         y = layer.forward(x, training=True)
         return _answer(backend, dtype, layer, "forward", y, (len(x), row.n_outputs))
 
     def backward(x: Array, dy: Array) -> Array:
-        answer = _answer(backend, dtype, layer, "backward", layer.backward(dy), tuple(x.shape))
+        nonlocal goes_back
+        answer = goes_back(layer, backend, dy)
+        goes_back = _backward
+        answer = _answer(backend, dtype, layer, "backward", answer, tuple(x.shape))
         if dx is not None:
             dx[...] = answer  # the rows before write into it, and the answer is the layer's
         return dx
 
     return forward, backward
+
+
+def _backward(layer: OwnLayer, backend: Backend, dy: Array) -> Any:
+    return layer.backward(dy)
+
+
+def _first_backward(layer: OwnLayer, backend: Backend, dy: Array) -> Any:
+    """The same, and a look at the gradients: a layer that leaves one out would never learn."""
+    gradients = {n: layer.gradient(n) for n, spec in layer.specs.items() if spec.kind != "state"}
+    for gradient in gradients.values():
+        gradient[...] = UNTOUCHED
+    answer = layer.backward(dy)
+    for name, gradient in gradients.items():
+        if (backend.to_numpy(gradient) == gradient.dtype.type(UNTOUCHED)).all():
+            kind = type(layer).__name__
+            raise DataError(
+                f"{kind}.backward did not set self.{name}_grad, so that {name} would not be "
+                f"trained. What is no parameter is declared with add_parameter(..., kind='state')"
+            )
+    return answer
 
 
 def _answer(

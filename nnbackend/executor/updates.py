@@ -9,6 +9,7 @@ import numpy as np
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, UpdateRule
+from nnbackend.errors import DTypeError
 from nnbackend.optimizers import Optimizer
 from nnbackend.program.table import Program
 
@@ -54,7 +55,14 @@ class Updates:
             self.backend.clip_by_global_norm(self.gradients, optimizer.clip_norm)
         for rule, decay, param, grad, slots in self._parts:
             if rule is None:
-                optimizer.update(self.backend, param, grad, slots, lr, decay, step, self._scratch)
+                answer: Any = optimizer.update(
+                    self.backend, param, grad, slots, lr, decay, step, self._scratch
+                )  # type: ignore[func-returns-value]
+                if answer is not None:
+                    raise DTypeError(
+                        f"{type(optimizer).__name__}.update changes param in place, as in param -= "
+                        f"lr * grad, and returns nothing; it returned {type(answer).__name__}"
+                    )
             else:
                 self.backend.update(rule, param, grad, slots, lr, step, self._scratch)
 

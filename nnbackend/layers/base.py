@@ -15,13 +15,7 @@ from weakref import ReferenceType, ref
 
 import numpy as np
 
-from nnbackend._checks import (
-    check_dtype,
-    check_flag,
-    check_seed,
-    check_size,
-    check_values,
-)
+from nnbackend._checks import check_dtype, check_flag, check_seed, check_size, check_values
 from nnbackend._names import (
     LAYER_ATTRIBUTES,
     AnswersNames,
@@ -141,6 +135,11 @@ class Layer(AnswersNames, ABC):
         return self.forward(x, training)
 
     def __getattr__(self, name: str) -> Any:
+        if "specs" not in vars(self):
+            raise AttributeError(
+                f"{type(self).__name__}.__init__ must first call super().__init__(n_inputs, "
+                f"n_outputs): {name} is missing", name=name, obj=self,
+            )  # fmt: skip
         raise missing_attribute(self, name, LAYER_ATTRIBUTES)
 
     def config(self) -> dict[str, Any]:
@@ -277,7 +276,8 @@ class Layer(AnswersNames, ABC):
         gradients: dict[str, Array],
     ) -> None:
         """Use these arrays from now on; earlier views stay readable but are no longer linked."""
-        self._backend, self.dtype = backend, dtype
+        self._backend = backend
+        fix(self, dtype=dtype)
         self._arrays, self._gradients = arrays, gradients
 
     def _draw_standalone(self) -> dict[str, Array]:
@@ -309,7 +309,7 @@ class Layer(AnswersNames, ABC):
         ):
             return x
         if not self.specs and self.owner is None:
-            self.dtype = np.dtype("float64" if _is_float64(self.backend, x) else "float32")
+            fix(self, dtype=np.dtype("float64" if _is_float64(self.backend, x) else "float32"))
         x = as_device_array(self.backend, x, self.dtype)
         width = self.n_inputs
         if x.ndim != 2 or x.shape[1] == 0 or (width is not None and x.shape[1] != width):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import ClassVar, TypeVar
 
 from nnbackend._checks import declares_all
-from nnbackend._names import LAYER_ATTRIBUTES, NameOfOthers
+from nnbackend._names import LAYER_ATTRIBUTES, answer_names_of_others
 from nnbackend._settings import Fixed
-from nnbackend.backends.types import LINEAR, Activation
+from nnbackend.backends.types import LINEAR, Activation, DType
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.base import Layer
 
 T = TypeVar("T")
+#: How what a layer is made of is changed.
+NEW_LAYER = "make a new layer, and give it the parameters, as in new.weight = old.weight"
 
 
 class FixedInLayer(Fixed[T]):
@@ -19,10 +21,8 @@ class FixedInLayer(Fixed[T]):
 
     made = "specs"
 
-    def __init__(self) -> None:
-        super().__init__(
-            "make a new layer, and give it the parameters, as in new.weight = old.weight"
-        )
+    def __init__(self, remedy: str = NEW_LAYER) -> None:
+        super().__init__(remedy)
 
 
 class NativeLayer(Layer):
@@ -37,6 +37,10 @@ class NativeLayer(Layer):
     activation: Activation = LINEAR
     n_inputs = FixedInLayer[int | None]()
     n_outputs = FixedInLayer[int | None]()
+    dtype = FixedInLayer[DType](
+        "it is the model's, nn.Sequential(layers, dtype=...), or a layer's by itself, as in "
+        "nn.Dense(2, 3, dtype=...)"
+    )
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name not in LAYER_ATTRIBUTES]
@@ -44,6 +48,11 @@ class NativeLayer(Layer):
     @property
     def declaration(self) -> NativeLayer | None:
         return self if declares_all(type(self), "op", ("forward", "backward")) else None
+
+    @property
+    def is_of_ours(self) -> bool:
+        """Whether the class keeps nothing of its own under the names of others."""
+        return self.declaration is not None
 
     @property
     def row_floats(self) -> tuple[float, ...]:
@@ -56,5 +65,4 @@ class NativeLayer(Layer):
         return 0
 
 
-for _name in LAYER_ATTRIBUTES:  # not by __setattr__, which every attribute would pay for
-    setattr(NativeLayer, _name, NameOfOthers(_name))
+answer_names_of_others(NativeLayer, LAYER_ATTRIBUTES)

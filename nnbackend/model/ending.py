@@ -22,9 +22,14 @@ _OVER_PROBABILITIES = {
 def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction | None) -> None:
     """Refuse a loss from logits after a softmax or sigmoid; warn if a loss over probabilities
     follows outputs that are not probabilities."""
+    activation = last_activation(layers)
+    if activation.name == "softmax" and layers[-1].n_outputs == 1:
+        raise DataError(
+            "a softmax over one output is always 1, so that nothing can be learnt. For yes or no "
+            "use one output without activation and loss='sigmoid_cross_entropy'"
+        )
     if not isinstance(loss, Loss):
         return
-    activation = last_activation(layers)
     if loss.from_logits and activation.name in ("softmax", "sigmoid"):
         remedy = {link: name for name, (link, _) in _OVER_PROBABILITIES.items()}[activation.name]
         raise DataError(

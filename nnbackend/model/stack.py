@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from nnbackend._checks import check_dtype, check_list, check_mapping, check_name, check_seed
-from nnbackend._names import MODEL_ATTRIBUTES, AnswersNames, missing_attribute
+from nnbackend._names import AnswersModelNames
 from nnbackend._settings import Fixed, FixedList, fix
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
@@ -64,7 +64,7 @@ class Metrics(FixedList[AnyMetric]):
     remedy = BY_COMPILE
 
 
-class LayerStack(AnswersNames):
+class LayerStack(AnswersModelNames):
     """Layers whose arrays lie in flat vectors on a backend, with what was compiled for them.
 
     Arguments and attributes: see ``Sequential``, which trains and predicts.
@@ -78,6 +78,9 @@ class LayerStack(AnswersNames):
     precision = FixedInModel[str]("call model.to(backend, precision=...)")
     dtype = FixedInModel[DType]("make a new model with nn.Sequential(layers, dtype=...)")
     seed = FixedInModel[int]("make a new model with nn.Sequential(layers, seed=...)")
+    training = FixedInModel[TrainingState](
+        "nothing has to be switched: fit and train_step train, predict does not"
+    )
 
     def __init__(
         self,
@@ -121,9 +124,6 @@ class LayerStack(AnswersNames):
             layer.check_free(self.layers)
         with memory_errors, self._unchanged_on_error():
             self._build(self.backend, [layer.initial_values(rng) for layer in self.layers])
-
-    def __getattr__(self, name: str) -> Any:
-        raise missing_attribute(self, name, MODEL_ATTRIBUTES)
 
     # -- what it is -----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnbackend.nnfs.arrays import Array, labels_of
+from nnbackend.nnfs.arrays import Array, as_wide, labels_of
 
 
 class Accuracy:
@@ -43,7 +43,8 @@ class Accuracy_Categorical(Accuracy):
         self.binary = binary
 
     def compare(self, predictions: Array, y: Any) -> Array:
-        return np.asarray(predictions == (np.asarray(y) if self.binary else labels_of(y)))
+        wanted = np.asarray(y) if self.binary else labels_of(y)
+        return np.asarray(predictions == as_wide(wanted, np.asarray(predictions)))
 
 
 class Accuracy_Regression(Accuracy):
@@ -56,4 +57,5 @@ class Accuracy_Regression(Accuracy):
             self.precision = np.std(y) / 250
 
     def compare(self, predictions: Array, y: Any) -> Array:
-        return np.asarray(np.absolute(predictions - y) < self.precision)
+        distance = np.absolute(predictions - as_wide(y, np.asarray(predictions)))
+        return np.asarray(distance < self.precision)

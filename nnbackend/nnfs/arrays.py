@@ -30,6 +30,30 @@ def labels_of(y_true: Any) -> Array:
     return np.asarray(np.argmax(y_true, axis=1)) if y_true.ndim == 2 else y_true
 
 
+def as_wide(targets: Any, y_pred: Array) -> Array:
+    """Targets of the predictions' shape: NumPy would make a matrix of a column and a row."""
+    y_true: Array = np.asarray(targets)
+    if y_true.shape != y_pred.shape:
+        hint = ". Pass y.reshape(-1, 1)" if y_true.size == y_pred.size else ""
+        raise ShapeError(
+            f"y_true has the shape of the predictions, {y_pred.shape}; received "
+            f"{y_true.shape}{hint}"
+        )
+    return y_true
+
+
+def classes_of(targets: Any, y_pred: Array) -> Array:
+    """Class numbers (B,), or rows (B, C), for predictions (B, C)."""
+    y_true: Array = np.asarray(targets)
+    if y_true.shape not in ((len(y_pred),), y_pred.shape):
+        hint = ". Pass y.reshape(-1)" if y_true.size == len(y_pred) else ""
+        raise ShapeError(
+            f"y_true holds class numbers, shape ({len(y_pred)},), or a row for each sample, "
+            f"{y_pred.shape}; received {y_true.shape}{hint}"
+        )
+    return y_true
+
+
 def real(x: Any) -> Array:
     """A contiguous array of float32 or float64."""
     if x.__class__ is np.ndarray and x.dtype in (_FLOAT64, _FLOAT32) and x.flags.c_contiguous:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend.nnfs.activations import Activation_Softmax
-from nnbackend.nnfs.arrays import Array, labels_of, real
+from nnbackend.nnfs.arrays import Array, as_wide, classes_of, labels_of, real
 from nnbackend.nnfs.layers import Layer_Dense, penalties_of
 
 #: Probabilities are clipped to [CLIP, 1 - CLIP] before a logarithm or a division.
@@ -77,7 +77,8 @@ class Loss_CategoricalCrossentropy(Loss):
     """-sum_c t_c log p_c, of class numbers (B,) or rows (B, C)."""
 
     def forward(self, y_pred: Any, y_true: Any) -> Array:
-        y_pred, y_true = real(y_pred), np.asarray(y_true)
+        y_pred = real(y_pred)
+        y_true = classes_of(y_true, y_pred)
         if y_true.ndim == 1:
             confidences = _clipped(y_pred[np.arange(len(y_pred)), y_true])
         else:
@@ -86,7 +87,8 @@ class Loss_CategoricalCrossentropy(Loss):
         return np.asarray(np.negative(losses, out=losses))
 
     def backward(self, dvalues: Any, y_true: Any) -> None:
-        dvalues, y_true = real(dvalues), np.asarray(y_true)
+        dvalues = real(dvalues)
+        y_true = classes_of(y_true, dvalues)
         if y_true.ndim == 1:
             y_true = np.eye(dvalues.shape[1], dtype=dvalues.dtype)[y_true]
         # numbers without a sign would be turned round
@@ -113,8 +115,8 @@ class Activation_Softmax_Loss_CategoricalCrossentropy:
     def backward(self, dvalues: Any, y_true: Any) -> None:
         """dinputs from the softmax's outputs ``dvalues``."""
         dinputs = np.array(real(dvalues))
-        samples = len(dinputs)
-        dinputs[np.arange(samples), labels_of(y_true)] -= 1
+        samples, labels = len(dinputs), labels_of(classes_of(y_true, dinputs))
+        dinputs[np.arange(samples), labels] -= 1
         dinputs /= samples
         self.dinputs = dinputs
 
@@ -124,11 +126,13 @@ class Loss_BinaryCrossentropy(Loss):
 
     def forward(self, y_pred: Any, y_true: Any) -> Array:
         p = _clipped(y_pred)
+        y_true = as_wide(y_true, p)
         losses: Array = -(y_true * np.log(p) + (1 - y_true) * np.log(1 - p))
         return np.asarray(np.mean(losses, axis=-1))
 
     def backward(self, dvalues: Any, y_true: Any) -> None:
         p = _clipped(dvalues)
+        y_true = as_wide(y_true, p)
         self.dinputs = -(y_true / p - (1 - y_true) / (1 - p)) / p.shape[1] / len(p)
 
 
@@ -136,11 +140,12 @@ class Loss_MeanSquaredError(Loss):
     """(t - p)^2, the mean over a sample's outputs."""
 
     def forward(self, y_pred: Any, y_true: Any) -> Array:
-        return np.asarray(np.mean((y_true - real(y_pred)) ** 2, axis=-1))
+        y_pred = real(y_pred)
+        return np.asarray(np.mean((as_wide(y_true, y_pred) - y_pred) ** 2, axis=-1))
 
     def backward(self, dvalues: Any, y_true: Any) -> None:
         dvalues = real(dvalues)
-        self.dinputs = -2 * (y_true - dvalues) / dvalues.shape[1] / len(dvalues)
+        self.dinputs = -2 * (as_wide(y_true, dvalues) - dvalues) / dvalues.shape[1] / len(dvalues)
 
 
 class Loss_MeanAbsoluteError(Loss):
@@ -150,8 +155,9 @@ class Loss_MeanAbsoluteError(Loss):
     """
 
     def forward(self, y_pred: Any, y_true: Any) -> Array:
-        return np.asarray(np.mean(np.abs(y_true - real(y_pred)), axis=-1))
+        y_pred = real(y_pred)
+        return np.asarray(np.mean(np.abs(as_wide(y_true, y_pred) - y_pred), axis=-1))
 
     def backward(self, dvalues: Any, y_true: Any) -> None:
         dvalues = real(dvalues)
-        self.dinputs = np.sign(dvalues - y_true) / dvalues.shape[1] / len(dvalues)
+        self.dinputs = np.sign(dvalues - as_wide(y_true, dvalues)) / dvalues.shape[1] / len(dvalues)

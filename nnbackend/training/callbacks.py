@@ -17,6 +17,7 @@ from nnbackend._checks import (
     check_number,
     check_size,
 )
+from nnbackend._names import check_call
 from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.schedules import Schedule
 from nnbackend.training.callback import Callback, Figures
@@ -107,6 +108,7 @@ class LearningRateScheduler(Callback):
                 f"LearningRateScheduler.function must be a function (epoch, lr) -> lr; "
                 f"received {shown(function)}"
             )
+        check_call("LearningRateScheduler.function", function, "epoch", "lr")
         self.function = function
         self.set_for = 0  # the epoch whose rate is set
         self.left: float | None = None  # the rate at the end of the last fit

@@ -426,10 +426,28 @@ class TestHeaders:
             (["5.1", "3.5", "setosa"], [["4.9", "3.0", "setosa"]], False),
             (["name", "city"], [["anna", "rome"]], True),
             (["a", "2020"], [["1", "2.5"]], True),
+            (["0", "1", "2"], [["0.3", "-1.5", "1"], ["0.4", "2.5", "0"]], True),
+            (["", "0", "1"], [["0", "3", "1"], ["1", "4", "0"]], True),
+            (["", "0", "1"], [["5", "3", "1"], ["", "4", "0"]], False),
+            ([*map(str, range(9))], [["0"] * 9, ["3"] * 9], True),
+            ([*map(str, range(9))], [[*map(str, range(9, 18))]], False),
+            (["0", "1"], [["1", "0"], ["1", "1"]], False),
+            (["0", "1", "2"], [["3", "4", "5"], ["1", "4", "1"]], False),
+            (["0", "1", "2.0"], [["0.5", "4.5", "1"]], False),
         ],
     )
     def test_are_told_from_rows(self, first, others, expected) -> None:
         assert is_header(first, others) is expected
+
+    @pytest.mark.parametrize("index", [True, False])
+    def test_pandas_numbers_columns_that_have_no_name(self, tmp_path, rng, index) -> None:
+        pandas = pytest.importorskip("pandas")
+        table = np.column_stack([rng.normal(size=(60, 3)), np.arange(60) % 2])
+        pandas.DataFrame(table).to_csv(tmp_path / "t.csv", index=index)
+        data = datasets.read_csv(tmp_path / "t.csv")
+        assert data.feature_names == ("0", "1", "2")
+        np.testing.assert_allclose(data.x, table[:, :3], rtol=1e-6)
+        assert np.bincount(data.y).tolist() == [30, 30]
 
 
 class TestValues:

@@ -116,11 +116,9 @@ class GraphExecutor(PythonExecutor):
             return backend.to_numpy(trace)
 
     def run_shared(
-        self,
-        parts: Sequence[tuple[Run, int]],
-        add: Callable[[Array], None],
+        self, parts: Sequence[tuple[Run, int]], add: Callable[[Array], None],
         counts: tuple[int, ...] = (),
-    ) -> Array:
+    ) -> Array:  # fmt: skip
         """Steps whose batches ranks share; what they ``add`` up is part of the captured step: see
         nnbackend.distributed.
 
@@ -359,13 +357,9 @@ class GraphExecutor(PythonExecutor):
         return self._settings_seen[1]
 
     def _kept(
-        self,
-        found: dict[Any, Kept],
-        key: Any,
-        make: Callable[[], Kept],
-        most: int,
+        self, found: dict[Any, Kept], key: Any, make: Callable[[], Kept], most: int,
         forgets: bool = True,
-    ) -> Kept:
+    ) -> Kept:  # fmt: skip
         """What was made for ``key``, the one that was not used for longest making room; all of
         them if memory ends and it ``forgets``."""
         if key in found:

@@ -15,7 +15,7 @@ from nnbackend.backends.cuda.known import counts_hits, formulas_of
 from nnbackend.backends.cuda.sums import SharedBatch
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
-from nnbackend.executor.python import add_penalties
+from nnbackend.executor.loss import add_penalties
 from nnbackend.program.table import Program
 
 #: Steps of the longer graph. Each graph costs one call, some 5 us; its launch hides behind the one

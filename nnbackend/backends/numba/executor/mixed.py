@@ -15,13 +15,8 @@ from nnbackend.backends.numba.executor.segment import Segment
 from nnbackend.backends.numba.executor.table import CompiledTable
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data, not_finite_step
-from nnbackend.executor.python import (
-    InferencePlan,
-    PythonExecutor,
-    TrainingPlan,
-    call_loss,
-    measure,
-)
+from nnbackend.executor.loss import call_loss, measure
+from nnbackend.executor.python import InferencePlan, PythonExecutor, TrainingPlan
 from nnbackend.executor.rows import Backward, Forward, Inference, bind_inference
 from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, Op
