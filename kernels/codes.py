@@ -76,6 +76,7 @@ LOSSES: dict[str, LossKind] = {
 
 #: Sums behind metrics.
 STATISTICS = ("correct", "confusion", "regression")
+CORRECT, CONFUSION, REGRESSION = range(len(STATISTICS))
 
 #: Columns of a trace: one row for each step, float64, the metrics' sums from TRACE_SUMS on.
 TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT, TRACE_SUMS = range(4)

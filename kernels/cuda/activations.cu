@@ -34,7 +34,8 @@ __device__ inline Real activate(int code, Real z, Real parameter) {
         case TANH: return tanh(z);
         case SOFTPLUS: return at_least(z, 0) + log1p(exp(-fabs(z)));
         case EXPONENTIAL: return exp(z);
-        default: return z;
+        case LINEAR: return z;
+        default: return not_a_number();
     }
 }
 
@@ -68,7 +69,8 @@ __device__ inline Real slope(int code, Real saved, Real parameter) {
         case TANH: return one - saved * saved;
         case SOFTPLUS: return -expm1(-saved);
         case EXPONENTIAL: return saved;
-        default: return one;
+        case LINEAR: return one;
+        default: return not_a_number();
     }
 }
 

@@ -65,9 +65,11 @@ __device__ inline Real output_loss(Real p, Real t, Real parameter, Real* derivat
             p = at_least(p, CLIP);
             *derivative = one - t / p;  // p may be beyond what near_quotient is for
             return p - t * log(p);
-        default:  // squared errors
+        case MEAN_SQUARED_ERROR:
+        case SUM_SQUARED_ERROR:
             *derivative = 2 * e;
             return e * e;
+        default: return *derivative = not_a_number();
     }
 }
 
@@ -174,7 +176,7 @@ __device__ inline double output_row(
     int code, const Real* pred, const Real* target, Size outputs, Real parameter, double own,
     Gradient dpred
 ) {
-    double share = code == SUM_SQUARED_ERROR ? 1 : 1.0 / (double)outputs;
+    double share = AVERAGES(code) ? 1.0 / (double)outputs : 1;
     Real factor = (Real)(own * share), value;
 #define OF_OUTPUTS(name)                                                                        \
     case name:                                                                                  \
@@ -186,10 +188,9 @@ __device__ inline double output_row(
         OF_OUTPUTS(MEAN_ABSOLUTE_ERROR);
         OF_OUTPUTS(HUBER);
         OF_OUTPUTS(POISSON);
-        default:
-            value = sum_of_outputs<MEAN_SQUARED_ERROR, LANES>(
-                pred, target, outputs, parameter, factor, dpred
-            );
+        case SUM_SQUARED_ERROR:  // for each output the same
+            OF_OUTPUTS(MEAN_SQUARED_ERROR);
+        default: value = not_a_number();
     }
     return warp_sum<LANES>(value) * share;
 }
@@ -221,7 +222,7 @@ __device__ inline void each_row(
     Real* dpred, Bf16* rounded, double* hits, double* partial
 ) {
     SHARED_SUMS;
-    double scale = loss_scale(code != SUM_SQUARED_ERROR, batch_rows, weight_sum);
+    double scale = loss_scale(AVERAGES(code), batch_rows, weight_sum);
     double total = 0, right = 0;
     if (first_warp() < rows) loss.fetch(pred + first_warp() * outputs);
     for (Size row = first_warp(); row < rows; row += warp_step()) {

@@ -122,7 +122,7 @@ __device__ inline void update_elements(Task task, int top, int left, int size, i
         case UPDATE_RMSPROP: DO(UPDATE_RMSPROP); break;                                           \
         case UPDATE_ADAGRAD: DO(UPDATE_ADAGRAD); break;                                           \
         case UPDATE_MOMENTUM: DO(UPDATE_MOMENTUM); break;                                         \
-        default: DO(UPDATE_SGD);                                                                  \
+        case UPDATE_SGD: DO(UPDATE_SGD); break;                                                   \
     }
 __device__ NOT_INLINE void update_tile(Task task, int top, int left, int size, int shift) {
 #define ELEMENTS_BY(RULE) update_elements<RULE>(task, top, left, size, shift)

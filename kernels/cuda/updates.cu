@@ -77,7 +77,8 @@ struct Optimizer {
             case UPDATE_RMSPROP: rmsprop_update(rate, rho, rest, eps, w, g, m); break;
             case UPDATE_ADAGRAD: adagrad_update(rate, eps, w, g, m); break;
             case UPDATE_MOMENTUM: momentum_update(rate, momentum, nesterov, w, g, m); break;
-            default: sgd_update(rate, w, g);
+            case UPDATE_SGD: sgd_update(rate, w, g); break;
+            default: w = not_a_number();
         }
     }
 };

@@ -28,7 +28,6 @@ SOFTMAX_CE, CATEGORICAL_CE = (
     LOSSES["softmax_cross_entropy"].code,
     LOSSES["categorical_cross_entropy"].code,
 )
-SUM_SQUARED = LOSSES["sum_squared_error"].code
 _SUMS = tuple(kind.code for kind in LOSSES.values() if not kind.averages)
 
 #: Probabilities are clipped to [CLIP, 1 - CLIP] before their logarithm is taken.
@@ -297,7 +296,7 @@ def loss_rows(
         return softmax_cross_entropy(pred, labels, target, weight, scale, dpred)
     if code == CATEGORICAL_CE:
         return categorical_cross_entropy(pred, labels, target, weight, scale, dpred)
-    outputs = 1.0 if code == SUM_SQUARED else float(pred.shape[1])
+    outputs = float(pred.shape[1]) if averages(code) else 1.0
     scale /= outputs
     if not weight.size:
         size, factor = dpred.size, cast(scale, dpred[0, 0])

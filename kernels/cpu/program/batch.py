@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend.kernels.codes import CONFUSION, CORRECT, REGRESSION
 from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import linked, matrix_at, size_of, vector_at
 from nnbackend.kernels.cpu.codegen.math import cast
@@ -158,12 +159,12 @@ def measure(
         entry = vector_at(f[c.STATISTICS], s * c.STATISTIC_COLUMNS, c.STATISTIC_COLUMNS, c.FLOAT64)
         kind, by_threshold, threshold = int(entry[0]), entry[1] != 0.0, entry[2]
         out = sums[c.TRACE_SUMS + int(entry[4]) :]
-        if kind == 0:
+        if kind == CORRECT:
             top = int(entry[3])
             count_correct(outputs, labels, target, weight, by_threshold, threshold, top, out)
-        elif kind == 1:
+        elif kind == CONFUSION:
             confusion_counts(outputs, labels, target, weight, by_threshold, threshold, out)
-        else:
+        elif kind == REGRESSION:
             regression_sums(outputs, target, weight, out)
 
 

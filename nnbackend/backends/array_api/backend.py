@@ -126,7 +126,7 @@ class ArrayApiBackend(Backend):
         else:
             # -inf times 0 is 0 by the limit of these functions, not NaN
             z = self.xp.clip(x, min=-1e4) if act.saves == "input" else x
-            out[...] = formulas.ACTIVATIONS[act.name][0](self.xp, z, act.parameter)
+            out[...] = self._formulas(act)[0](self.xp, z, act.parameter)
 
     def activation_backward(self, act: Activation, dy: Array, saved: Array, out: Array) -> None:
         out[...] = self._dz(act, dy, saved)
@@ -137,7 +137,14 @@ class ArrayApiBackend(Backend):
         if act.name == "softmax":
             return saved * (dy - self.xp.sum(dy * saved, axis=1, keepdims=True))
         kept = self.xp.clip(saved, -1e4, 1e4) if act.saves == "input" else saved
-        return dy * formulas.ACTIVATIONS[act.name][1](self.xp, kept, act.parameter)
+        return dy * self._formulas(act)[1](self.xp, kept, act.parameter)
+
+    @staticmethod
+    def _formulas(act: Activation) -> tuple[Any, Any]:
+        """The activation and its slope."""
+        if act.name not in formulas.ACTIVATIONS:
+            raise NotImplementedError(f"there is no formula of the activation {act.name!r}")
+        return formulas.ACTIVATIONS[act.name]
 
     def batch_norm_forward(
         self, x: Array, gamma: Array, beta: Array, running_mean: Array, running_var: Array,

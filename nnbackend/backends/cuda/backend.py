@@ -382,6 +382,8 @@ class CudaBackend(CudaArrays):
             numbers = (lr, rule.eps)
         elif rule.name == "rmsprop":
             numbers = (lr, rule.rho, 1.0 - rule.rho, rule.eps)
+        elif rule.name != "adam":
+            raise NotImplementedError(f"no kernel updates by the rule {rule.name!r}")
         else:
             rate, eps = rule.corrected(lr, step)
             kept = 1.0 - lr * rule.weight_decay

@@ -141,6 +141,8 @@ def source(definitions: str = "") -> str:
     parts += [_codes((*TASK, "fields"), "task_"), _codes(TASKS, "do_")]
     parts.append(_codes((f"{rows}_{columns}" for rows, columns in TILES), "tile_"))
     parts.append(_codes(TRACE, "trace_"))
+    sums = " || ".join(f"(code) == {n.upper()}" for n, kind in LOSSES.items() if not kind.averages)
+    parts.append(f"#define AVERAGES(code) (!({sums}))")
     sizes = {
         "THREADS": THREADS, "WARPS": WARPS, "COLUMNS": COLUMNS, "MOST_TASKS": MOST_TASKS,
         "MOST_PHASES": MOST_PHASES, "MOST_STEPS": MOST_STEPS, "STEP_WORDS": STEP_WORDS,
