@@ -200,24 +200,10 @@ def train(
 
       mpiexec -n 4 nnbackend train mnist/ --save mnist.safetensors
     """
-    given = {
-        "target": target, "task": task, "activation": activation, "epochs": epochs,
-        "batch_size": batch_size, "lr": lr, "schedule": schedule, "optimizer": optimizer,
-        "dropout": dropout, "validation": validation, "seed": seed, "dtype": dtype,
-        "weight_decay": weight_decay, "patience": patience, "sep": sep, "decimal": decimal,
-        "encoding": encoding, "header": header,
-    }  # fmt: skip
-    parsed = {
-        "hidden": (hidden, options.parse_widths),
-        "metrics": (metrics, options.parse_names),
-        "features": (features, options.parse_names),
-        "drop": (drop, options.parse_names),
-        "class_weight": (class_weight, options.parse_class_weight),
-    }
+    asked = dict(locals())
     with user_errors():
         chosen = {} if config is None else options.read_config(config)
-        chosen |= {name: value for name, value in given.items() if value is not None}
-        chosen |= {name: parse(text) for name, (text, parse) in parsed.items() if text is not None}
+        chosen |= options.from_options(asked)
         settings = options.Settings(**chosen)
         comm = ranks.communicator(backend, data)
         check_targets(save, plot)

@@ -163,12 +163,12 @@ class Settings:
 
     def plain(self) -> dict[str, Any]:
         """As a model file's notes hold them, for other programs too."""
-        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
+        return asdict(self) | {name: list(getattr(self, name)) for name in LISTS}
 
     @classmethod
     def from_plain(cls, notes: Mapping[str, Any]) -> Settings:
-        """From what ``plain`` gave."""
-        tuples = {name: tuple(notes[name]) for name in _LISTS if name in notes}
+        """From what ``plain`` gave; a setting that is newer than a file has its default."""
+        tuples = {name: tuple(notes[name]) for name in LISTS if name in notes}
         return cls(**{**notes, **tuples})
 
 
@@ -190,7 +190,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         settings |= {
             name: tuple(value) if isinstance(value, list) else parse(str(value))
-            for name, parse in _LISTS.items()
+            for name, parse in LISTS.items()
             if (value := settings.get(name)) is not None
         }
         if isinstance(settings.get("class_weight"), str):
@@ -222,12 +222,6 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-#: Settings that are lists, and how text is read as one.
-_LISTS: dict[str, Callable[[str], tuple[Any, ...]]] = {
-    "hidden": parse_widths, "metrics": parse_names, "features": parse_names, "drop": parse_names,
-}  # fmt: skip
-
-
 def parse_class_weight(text: str) -> str | dict[str, float]:
     """ "balanced", or "no=1,yes=30" -> {"no": 1.0, "yes": 30.0}."""
     if text.strip() == "balanced":
@@ -245,3 +239,21 @@ def parse_class_weight(text: str) -> str | dict[str, float]:
                 f"received {text!r}"
             )
     return weights
+
+
+#: Settings that are lists, and how text is read as one.
+LISTS: dict[str, Callable[[str], tuple[Any, ...]]] = {
+    "hidden": parse_widths, "metrics": parse_names, "features": parse_names, "drop": parse_names,
+}  # fmt: skip
+_PARSERS: dict[str, Callable[[str], Any]] = {**LISTS, "class_weight": parse_class_weight}
+
+
+def from_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among a command's options, by name, those that were given; every setting must be
+    an option."""
+    given = {f.name: options[f.name] for f in fields(Settings)}
+    return {
+        name: _PARSERS[name](value) if name in _PARSERS else value
+        for name, value in given.items()
+        if value is not None
+    }

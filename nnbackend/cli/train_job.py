@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ FIXED = (
 )  # fmt: skip
 #: Settings from which the learning rate of every step follows.
 RATE = ("lr", "schedule", "epochs")
+#: Settings that may be others when a training goes on: how the data are read, which must be the
+#: same in the end, what rows weigh, and when to stop.
+FREE = (
+    "patience", "class_weight", "target", "features", "drop", "sep", "decimal", "encoding",
+    "header",
+)  # fmt: skip
 
 
 def build_model(settings: Settings, data: Dataset, backend: str | None = None) -> Sequential:
@@ -122,10 +128,9 @@ def resume(
         saved = Settings.from_plain(saved_settings)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its settings cannot be read: {error}") from error
-    lacking = [f.name for f in fields(Settings) if f.name not in saved_settings]
-    lacking += [name for name in ("class_names", "feature_names") if name not in model.info]
+    lacking = [name for name in ("class_names", "feature_names") if name not in model.info]
     if lacking:
-        raise CheckpointError(f"{path} lacks the settings {', '.join(lacking)}")
+        raise CheckpointError(f"{path} lacks the notes {', '.join(lacking)}")
     for name in FIXED:
         if name in given and given[name] != getattr(saved, name):
             raise CheckpointError(
@@ -169,8 +174,8 @@ def train(
     x, y = data
     if settings.epochs is None:
         raise AssertionError("the number of epochs follows from the data")
-    before = model.info["settings"]
-    if any(before[name] != getattr(settings, name) for name in RATE):
+    before = Settings.from_plain(model.info["settings"])
+    if any(getattr(before, name) != getattr(settings, name) for name in RATE):
         model.optimizer.lr = settings.learning_rate(len(x))
     model.info["settings"] = settings.plain()
     best = None

@@ -6,13 +6,18 @@ import os
 import re
 import signal
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import COMMAND, figure, run, run_process, wait_for_an_epoch
+from typer.testing import CliRunner
 
 import nnbackend as nn
+from nnbackend.cli import train_job
+from nnbackend.cli.app import app
+from nnbackend.cli.settings import Settings
 
 
 def test_the_main_job_trains_digits_and_writes_model_and_picture(tmp_path: Path) -> None:
@@ -32,7 +37,63 @@ def test_the_main_job_trains_digits_and_writes_model_and_picture(tmp_path: Path)
     assert "classes: 0, 1, 2" in shown
 
 
-def test_every_option_is_used(tmp_path: Path) -> None:
+OPTIONS = {
+    "hidden": ("32,16", (32, 16)), "activation": ("tanh", "tanh"), "epochs": ("3", 3),
+    "batch_size": ("20", 20), "lr": ("0.01", 0.01), "schedule": ("constant", "constant"),
+    "optimizer": ("adamw", "adamw"), "weight_decay": ("0.2", 0.2), "dropout": ("0.1", 0.1),
+    "validation": ("0.3", 0.3), "patience": ("7", 7), "metrics": ("f1,auc", ("f1", "auc")),
+    "class_weight": ("no=1,yes=3", {"no": 1.0, "yes": 3.0}), "seed": ("5", 5),
+    "dtype": ("float64", "float64"), "target": ("kind", "kind"), "decimal": (",", ","),
+    "task": ("classification", "classification"), "features": ("a,b", ("a", "b")),
+    "drop": ("c", ("c",)), "sep": (";", ";"), "encoding": ("latin-1", "latin-1"),
+    "header": (None, True),
+}  # fmt: skip
+
+
+class StopHereError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+def test_every_setting_is_an_option_and_a_key(name, tmp_path, monkeypatch) -> None:
+    """What is asked for is what the job is given, from the command line and from a file."""
+    found = []
+
+    def stop(data, settings, *rest):
+        found.append(getattr(settings, name))
+        raise StopHereError
+
+    monkeypatch.setattr("nnbackend.cli.job_data.training_data", stop)
+    text, value = OPTIONS[name]
+    option = [f"--{name.replace('_', '-')}", *([] if text is None else [text])]
+    toml = repr(list(value) if isinstance(value, tuple) else value).replace("True", "true")
+    if isinstance(value, dict):
+        toml = repr(text)
+    needed = {"patience": "validation = 0.2\n", "weight_decay": 'optimizer = "adam"\n'}
+    (tmp_path / "s.toml").write_text(f"{needed.get(name, '')}{name} = {toml}\n".replace("'", '"'))
+    for arguments in (option, ["--config", str(tmp_path / "s.toml")]):
+        result = CliRunner().invoke(app, ["train", "spiral", *arguments])
+        assert isinstance(result.exception, StopHereError), result.output
+    assert found == [value, value]
+
+
+def test_every_setting_is_fixed_free_or_about_the_rate_when_a_training_goes_on() -> None:
+    known = sorted([*train_job.FIXED, *train_job.FREE, *train_job.RATE])
+    assert known == sorted(field.name for field in fields(Settings))
+
+
+def test_a_file_that_is_older_than_a_setting_is_gone_on_with(tmp_path) -> None:
+    run("train", "spiral", "--epochs", "2", "--hidden", "4", "--save", "m", cwd=tmp_path)
+    model = nn.load(tmp_path / "m")
+    for name in ("dropout", "schedule", "patience"):
+        del model.info["settings"][name]
+    model.save(tmp_path / "m")
+    done = run("train", "spiral", "--resume", "m", "--epochs", "3", "--save", "m", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert nn.load(tmp_path / "m").info["settings"]["dropout"] == 0.0
+
+
+def test_options_make_the_model(tmp_path: Path) -> None:
     done = run(
         "train", "spiral", "--hidden", "32,16", "--activation", "tanh", "--epochs", "3",
         "--batch-size", "20", "--lr", "0.01", "--schedule", "constant", "--optimizer", "rmsprop",
