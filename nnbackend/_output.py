@@ -1,9 +1,11 @@
-"""Lines for people, on standard output and standard error."""
+"""Lines for people, on standard output and standard error, and warnings."""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import suppress
+from types import FrameType
 from typing import TextIO
 
 
@@ -29,3 +31,19 @@ def _write(out: TextIO | None, text: str) -> None:
             encoding = out.encoding or "ascii"
             out.write(text.encode(encoding, "backslashreplace").decode(encoding))
         out.flush()
+
+
+#: Packages whose frames stand between a user's line and a warning about it.
+_BETWEEN = ("nnbackend", "sklearn", "contextlib", "functools")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn of the line that called into the library, however deep inside it this is called."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _package(frame) in _BETWEEN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

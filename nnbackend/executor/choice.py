@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import cast
 
+from nnbackend._output import warn
 from nnbackend.backends.contract import Backend
 from nnbackend.executor.base import Executor
 from nnbackend.executor.python import PythonExecutor
@@ -35,10 +35,9 @@ def make_executor(program: Program, backend: Backend) -> Executor:
         return kind.mixed(program, backend)
     if backend.executor != Backend.executor and reason not in _announced:
         _announced.add(reason)
-        warnings.warn(
+        warn(
             f"{reason}, so this model runs layer by layer instead of in the compiled executor of "
             f"the backend {backend.name}",
-            stacklevel=5,
         )
     return PythonExecutor(program, backend)
 

@@ -289,25 +289,58 @@ def bind_row(
 
 def bind_inference(program: Program, row: Row) -> Inference:
     """A row's inference; dropout has none."""
-    backend, dtype, act = program.backend, program.dtype, activation_of(program, row)
-    numbers = [float(f) for f in program.floats[row.layer]]
-    (p0, p1), _, (s0, s1) = program.arrays[row.layer]
-    if row.op == Op.DENSE:
-        return lambda x, out: backend.dense_forward(x, p0, p1, act, out, None)
-    if row.op == Op.ACTIVATION:
-        return lambda x, out: backend.activation_forward(act, x, out)
-    if row.op == Op.BATCH_NORM:
-        return lambda x, out: backend.batch_norm_inference(x, p0, p1, s0, s1, numbers[1], out)
-    if row.op == Op.LAYER_NORM:
-        return lambda x, out: backend.layer_norm_forward(x, p0, p1, numbers[0], out, None)
-    if row.op == Op.STANDARDIZE:
-        return lambda x, out: backend.standardize_forward(x, s0, s1, out)
-    if row.op == Op.EMBEDDING:
-        return lambda x, out: backend.embedding_forward(x, p0, out)
-    layer = program.own_layers[row.layer]
+    return _INFERENCE[Op(row.op)](program, row)
+
+
+def _dense_inference(program: Program, row: Row) -> Inference:
+    backend, act = program.backend, activation_of(program, row)
+    weight, bias = program.arrays[row.layer].parameters
+    return lambda x, out: backend.dense_forward(x, weight, bias, act, out, None)
+
+
+def _activation_inference(program: Program, row: Row) -> Inference:
+    backend, act = program.backend, activation_of(program, row)
+    return lambda x, out: backend.activation_forward(act, x, out)
+
+
+def _batch_norm_inference(program: Program, row: Row) -> Inference:
+    backend, eps = program.backend, float(program.floats[row.layer][1])
+    (gamma, beta), _, running = program.arrays[row.layer]
+    return lambda x, out: backend.batch_norm_inference(x, gamma, beta, *running, eps, out)
+
+
+def _layer_norm_inference(program: Program, row: Row) -> Inference:
+    backend, eps = program.backend, float(program.floats[row.layer][0])
+    gamma, beta = program.arrays[row.layer].parameters
+    return lambda x, out: backend.layer_norm_forward(x, gamma, beta, eps, out, None)
+
+
+def _standardize_inference(program: Program, row: Row) -> Inference:
+    backend, (mean, scale) = program.backend, program.arrays[row.layer].state
+    return lambda x, out: backend.standardize_forward(x, mean, scale, out)
+
+
+def _embedding_inference(program: Program, row: Row) -> Inference:
+    backend, weight = program.backend, program.arrays[row.layer].parameters[0]
+    return lambda x, out: backend.embedding_forward(x, weight, out)
+
+
+def _own_inference(program: Program, row: Row) -> Inference:
+    backend, dtype, layer = program.backend, program.dtype, program.own_layers[row.layer]
 
     def call(x: Array, out: Array) -> None:
         y = layer.forward(x, training=False)
         out[...] = _answer(backend, dtype, layer, "forward", y, (len(x), row.n_outputs))
 
     return call
+
+
+_INFERENCE: dict[Op, Callable[[Program, Row], Inference]] = {
+    Op.PYTHON: _own_inference,
+    Op.DENSE: _dense_inference,
+    Op.ACTIVATION: _activation_inference,
+    Op.BATCH_NORM: _batch_norm_inference,
+    Op.LAYER_NORM: _layer_norm_inference,
+    Op.STANDARDIZE: _standardize_inference,
+    Op.EMBEDDING: _embedding_inference,
+}

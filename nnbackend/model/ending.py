@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
+from nnbackend._output import warn
 from nnbackend.backends.types import LINEAR, Activation
 from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.layers.base import Layer
@@ -41,11 +41,10 @@ def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction | None) -> N
     own_layer = layers[-1].declaration is None
     if wanted and not own_layer and activation.name not in ("softmax", "sigmoid"):
         link, logits = wanted
-        warnings.warn(
+        warn(
             f"{loss.name} takes probabilities, but the model's outputs, after "
             f"{activation.name!r}, need not lie in [0, 1] and will be clipped. Use "
             f"loss={logits!r}, or end the model with activation={link!r}",
-            stacklevel=4,
         )
 
 

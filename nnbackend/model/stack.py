@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self, TypeVar
@@ -13,6 +12,7 @@ import numpy as np
 
 from nnbackend._checks import check_dtype, check_list, check_mapping, check_name, check_seed
 from nnbackend._names import AnswersModelNames
+from nnbackend._output import warn
 from nnbackend._settings import Fixed, FixedList, fix
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
@@ -221,10 +221,9 @@ class LayerStack(AnswersModelNames):
         try:
             return backend.at_precision(self.precision)
         except DeviceError:
-            warnings.warn(
+            warn(
                 f"this model multiplies matrices in {self.precision} where it can; "
                 f"{backend.device} has full precision only, which it uses",
-                stacklevel=4,
             )
             return backend
 

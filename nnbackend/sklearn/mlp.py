@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,6 +14,7 @@ import scipy.special
 from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.validation import validate_data
 
+from nnbackend._output import warn
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.errors import BackendUnavailableError
@@ -227,10 +227,9 @@ class NetworkMLP(BaseMultilayerPerceptron):
             backend = get_backend(self.backend)
         except BackendUnavailableError as error:
             backend = get_backend()
-            warnings.warn(
+            warn(
                 f"this estimator was fitted with backend={self.backend!r}, which cannot run here "
                 f"({error}); predicting with {backend.device}",
-                stacklevel=5,
             )
         self._network = Network(self._shape(backend))
         return self._network

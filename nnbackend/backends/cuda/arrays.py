@@ -6,13 +6,13 @@ What is asked of the GPU itself is the small class ``device.Device``.
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 
+from nnbackend._output import warn
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.cuda.device import Device
 from nnbackend.backends.cuda.gemm import ALIGNMENT, Product, ProductError
@@ -178,10 +178,9 @@ class CudaArrays(Backend):
             if all(self._alike(*pair) for pair in zip(found, expected, strict=True)):
                 seconds[name] = taken
             else:
-                warnings.warn(
+                warn(
                     f"on {self.gpu.tuning.kind} products with an epilogue give other results than "
                     f"kernels of their own ({name!r}, {key}); they are not used there",
-                    stacklevel=2,
                 )
         for name in reversed(seconds):  # a GPU that was idle is slow at first
             seconds[name] = min(seconds[name], self.gpu.time(ways[name]))

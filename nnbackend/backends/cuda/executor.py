@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
+from nnbackend._output import warn
 from nnbackend.backends.cuda.backend import CudaBackend
 from nnbackend.backends.cuda.batches import batch_sizes, example_rows, padded
 from nnbackend.backends.cuda.graphs import GraphInference, GraphPasses, GraphSteps, StepPlace
@@ -323,11 +323,10 @@ class GraphExecutor(PythonExecutor):
             kernel = make()
             return kernel, self._time_of(partial(kernel.advance, steps), rows)
         except Exception as error:  # of a compiler, a driver that is older than its GPU, or memory
-            warnings.warn(
+            warn(
                 f"a kernel that trains this network in few launches cannot be used on "
                 f"{self.backend.gpu.name} ({type(error).__name__}: {error}); "
                 f"CUDA graphs train it, or another kernel",
-                stacklevel=2,
             )
             return None, math.inf
 

@@ -7,12 +7,12 @@ import importlib
 import os
 import sys
 import threading
-import warnings
 import weakref
 from pathlib import Path
 from typing import Any
 
 from nnbackend._checks import check_size
+from nnbackend._output import warn
 from nnbackend.errors import DataError
 
 
@@ -66,11 +66,10 @@ class Threads:
         self._started = True
         if not can_start_threads(self.most - 1):
             self.layer, self.count = "serial", 1
-            warnings.warn(
+            warn(
                 "this process cannot start more threads, because of a limit of processes or of "
                 "memory; the numba backend uses one thread",
                 RuntimeWarning,
-                stacklevel=2,
             )
             self._announce()
 
