@@ -14,18 +14,15 @@ import numpy as np
 
 from nnbackend._checks import check_path
 from nnbackend._memory import resident_bytes
+from nnbackend._types import HostArray, PathLike
 from nnbackend.errors import DataError
-
-HostArray = np.ndarray[Any, Any]
-Path_ = str | os.PathLike[str]
-
 
 #: Seconds after which a temporary file that nobody holds is one that a killed process left.
 _ABANDONED = 60.0
 _ON_WINDOWS = os.name == "nt"
 
 
-def write_atomically(path: Path_, content: bytes) -> None:
+def write_atomically(path: PathLike, content: bytes) -> None:
     """Write a file so that it appears whole or not at all; the old one survives an error.
 
     An existing file keeps its mode and, where that is allowed, its owner. Of one with several
@@ -90,7 +87,7 @@ def _move(temporary: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _is_in_place(path: Path_) -> bool:
+def _is_in_place(path: PathLike) -> bool:
     """Whether this is a pipe or a device, or a link to a file that somebody has open already, as
     /dev/stdout is: such a thing is not replaced."""
     place = os.path.abspath(path)
@@ -109,14 +106,14 @@ def _is_in_place(path: Path_) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def _append(path: Path_, content: bytes) -> None:
+def _append(path: PathLike, content: bytes) -> None:
     with open(path, "ab", buffering=0) as file:
         left = memoryview(content)
         while left:
             left = left[file.write(left) :]
 
 
-def existing_file(path: Path_, folders: bool = False) -> Path:
+def existing_file(path: PathLike, folders: bool = False) -> Path:
     """A file that is there, or a folder where ``folders`` says so, to be read.
 
     Raises:
@@ -132,7 +129,7 @@ def existing_file(path: Path_, folders: bool = False) -> Path:
     return found
 
 
-def check_writable(path: Path_) -> None:
+def check_writable(path: PathLike) -> None:
     """Find out before a long job that a file could not be written.
 
     Raises:

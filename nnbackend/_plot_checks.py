@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnbackend._checks import check_names, check_size, is_whole, real_array
+from nnbackend._types import HostArray
 from nnbackend.errors import DataError, DTypeError, ShapeError, shown
 
 if TYPE_CHECKING:
     from nnbackend.model.sequential import Sequential
-
-HostArray = np.ndarray[Any, Any]
 
 
 def check_axes(ax: object) -> None:

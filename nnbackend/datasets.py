@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_number, check_seed, check_size
+from nnbackend._types import HostArray
 from nnbackend.data.csv import read_csv, read_frame
 from nnbackend.data.dataset import Dataset
 from nnbackend.data.idx import read_idx, read_idx_array
@@ -39,7 +40,6 @@ MOST_ROWS, MOST_NOISE = 1 << 28, 1e30
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 LabelArray = np.ndarray[Any, np.dtype[np.int64]]
-HostArray = np.ndarray[Any, Any]
 
 
 def digits() -> tuple[FloatArray, LabelArray]:

@@ -6,7 +6,6 @@ onnx is an extra (``pip install "nnbackend[onnx]"``), imported when a file is wr
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from nnbackend._checks import check_dtype
 from nnbackend._files import write_atomically
+from nnbackend._types import PathLike
 from nnbackend._version import __version__
 from nnbackend.backends.types import LINEAR, Activation, DType
 from nnbackend.errors import DataError, DTypeError, shown
@@ -34,7 +34,7 @@ MOST_BYTES = (1 << 31) - (1 << 16)
 NOTES = ("feature_names", "class_names", "target_name", "preparation")
 
 
-def export_onnx(model: Sequential, path: str | os.PathLike[str], dtype: str | None = None) -> None:
+def export_onnx(model: Sequential, path: PathLike, dtype: str | None = None) -> None:
     """Write a model, as it predicts, to an ONNX file.
 
     The graph takes ``x`` (rows, n_inputs), any number of rows, and gives ``y`` (rows, n_outputs),

@@ -16,6 +16,7 @@ import numpy as np
 from nnbackend._checks import check_name, check_number, is_masked, keep
 from nnbackend._frames import frame_numbers
 from nnbackend._names import AnswersNames
+from nnbackend._types import HostArray
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.conversion import as_device_array
@@ -23,7 +24,6 @@ from nnbackend.backends.types import Activation, Array, LossFormula, is_on_gpu
 from nnbackend.errors import DataError, DTypeError, ShapeError
 from nnbackend.kernels.codes import LOSSES as FORMULAS
 
-HostArray = np.ndarray[Any, Any]
 LossFunction = Callable[[Array, Array], tuple[Any, Array]]
 Link = Literal["softmax", "sigmoid"]
 #: Logits that are looked at together.

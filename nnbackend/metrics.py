@@ -16,13 +16,13 @@ import numpy as np
 
 from nnbackend._checks import check_name, check_number, check_size, keep
 from nnbackend._names import AnswersNames
+from nnbackend._types import HostArray
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.losses import Loss, LossFunction, to_probabilities
 
-HostArray = np.ndarray[Any, Any]
 Sums = np.ndarray[Any, np.dtype[np.float64]]
 MetricFunction = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], Any]
 

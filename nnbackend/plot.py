@@ -24,6 +24,7 @@ from nnbackend._plot_checks import (
     check_rows,
     names_of,
 )
+from nnbackend._types import HostArray
 from nnbackend.errors import DataError, ShapeError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from nnbackend.model.sequential import Sequential
 
-HostArray = np.ndarray[Any, Any]
 TRAIN_COLOUR, VALIDATION_COLOUR = "#08306b", "#e6842a"
 MARKERS = "os^Dv<>Pp*"
 

@@ -29,6 +29,7 @@ ROOMS = (
         "_output",
         "_notebook",
         "_settings",
+        "_types",
         "_version",
     ),
     ("kernels",),

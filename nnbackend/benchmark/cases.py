@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.backends.contract import Backend
 from nnbackend.errors import DataError, unknown_name
 from nnbackend.layers import LAYERS, ActivationLayer, BatchNorm, Dense, Dropout
@@ -20,7 +20,6 @@ from nnbackend.layers.base import Layer
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import SGD, Adam, Optimizer
 
-HostArray = np.ndarray[Any, Any]
 Batches = list[tuple[HostArray, HostArray]]
 
 #: Batches of an epoch.

@@ -6,14 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from nnbackend._types import HostArrays
 from nnbackend.metrics import METRICS
 from nnbackend.model.sequential import Sequential
 from nnbackend.training.callback import Callback, Figures
 from nnbackend.training.history import History
-
-HostArrays = dict[str, np.ndarray[Any, Any]]
 
 
 class KeepBest(Callback):

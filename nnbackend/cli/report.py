@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
 from nnbackend import plot
+from nnbackend._types import HostArray
 from nnbackend.backends import get_backend
 from nnbackend.cli.settings import STEPS, Settings
 from nnbackend.data.dataset import Dataset
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HostArray = np.ndarray[Any, Any]
 #: Figures shown at the end, whatever was computed after each epoch.
 OF_CLASSES, OF_NUMBERS = ("accuracy", "f1", "auc"), ("r2", "mae")
 SHARES = ("accuracy", "top_k_accuracy", "largest class")

@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_flag, check_names, check_path, is_whole
-from nnbackend.data.dataset import (
-    Dataset,
-    HostArray,
-    PathLike,
-    Task,
-    as_targets,
-    check_task,
-)
+from nnbackend._types import HostArray, PathLike
+from nnbackend.data.dataset import Dataset, Task, as_targets, check_task
 from nnbackend.data.frames import FrameTable
 from nnbackend.data.layout import Layout
 from nnbackend.data.number_text import is_number, is_padded

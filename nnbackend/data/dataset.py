@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from nnbackend._checks import check_name
+from nnbackend._types import HostArray
 from nnbackend.data.preparation import Column, Preparation
 from nnbackend.errors import DataError
 from nnbackend.layers import Embedding, Layer, Standardize
 
-HostArray = np.ndarray[Any, Any]
-PathLike = str | Path
 Task = Literal["auto", "classification", "regression"]
 TASKS = ("auto", "classification", "regression")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._frames import dense, narwhals_module, opened_frame
-from nnbackend.data.dataset import HostArray
+from nnbackend._types import HostArray
 from nnbackend.data.number_text import is_number
 from nnbackend.data.tables import HEAD_ROWS
 from nnbackend.errors import DataError, DTypeError, shown

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from nnbackend._files import existing_file
-from nnbackend.data.dataset import Dataset, HostArray, PathLike
+from nnbackend._types import HostArray, PathLike
+from nnbackend.data.dataset import Dataset
 from nnbackend.errors import DataError, ShapeError
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

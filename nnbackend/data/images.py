@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from nnbackend._files import existing_file
-from nnbackend.data.dataset import Dataset, HostArray, PathLike
+from nnbackend._types import HostArray, PathLike
+from nnbackend.data.dataset import Dataset
 from nnbackend.errors import DataError, OutOfMemoryError, ShapeError
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")

@@ -11,7 +11,8 @@ from typing import IO, Any
 import numpy as np
 
 from nnbackend._files import existing_file
-from nnbackend.data.dataset import Dataset, HostArray, PathLike, Task, as_targets
+from nnbackend._types import HostArray, PathLike
+from nnbackend.data.dataset import Dataset, Task, as_targets
 from nnbackend.data.idx import GZIP_RATIO
 from nnbackend.errors import DataError, NNBackendError, OutOfMemoryError, ShapeError
 

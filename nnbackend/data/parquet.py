@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nnbackend.data.dataset import HostArray, PathLike
+from nnbackend._types import HostArray, PathLike
 from nnbackend.data.duck import connection, duckdb_module, literal
 from nnbackend.data.number_text import is_number
 from nnbackend.data.tables import HEAD_ROWS, column_values

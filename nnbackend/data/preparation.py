@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.errors import DataError
 
-HostArray = np.ndarray[Any, Any]
 #: Finds the error for a row of a column, from what belongs there.
 Wrong = Callable[[str, int], DataError]
 Kind = Literal["number", "category", "time", "left out"]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nnbackend._files import existing_file
+from nnbackend._types import PathLike
 from nnbackend.data.csv import is_table, read_csv
-from nnbackend.data.dataset import Dataset, PathLike, Task
+from nnbackend.data.dataset import Dataset, Task
 from nnbackend.data.idx import holds_idx, read_idx
 from nnbackend.data.images import read_images
 from nnbackend.data.npz import read_npz

@@ -11,8 +11,9 @@ import numpy as np
 
 from nnbackend._checks import check_flag, check_seed, check_size
 from nnbackend._files import existing_file
+from nnbackend._types import HostArray, PathLike
 from nnbackend.data.csv import is_table
-from nnbackend.data.dataset import HostArray, PathLike, Task, align_classes
+from nnbackend.data.dataset import Task, align_classes
 from nnbackend.data.readers import read
 from nnbackend.errors import DataError, NNBackendError
 

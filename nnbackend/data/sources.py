@@ -15,6 +15,7 @@ import numpy as np
 
 from nnbackend._files import RowSubset, read_rows
 from nnbackend._memory import available_bytes, resident_bytes
+from nnbackend._types import HostArray
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import DType
 from nnbackend.backends.uploads import Uploads
@@ -26,7 +27,6 @@ from nnbackend.executor.base import Data
 from nnbackend.losses import Loss
 from nnbackend.program.table import Program
 
-HostArray = np.ndarray[Any, Any]
 #: Size of a block that is read at a time where data are larger than memory, in bytes: this on its
 #: way to a GPU, and up to so many times as much where there is memory for it.
 BLOCK_BYTES, MOST_BLOCKS = 1 << 25, 8

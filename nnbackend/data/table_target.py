@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nnbackend.data.dataset import MOST_CLASSES, HostArray, Task
+from nnbackend._types import HostArray
+from nnbackend.data.dataset import MOST_CLASSES, Task
 from nnbackend.data.frames import FrameTable
 from nnbackend.data.number_text import is_padded
 from nnbackend.data.parquet import ParquetTable

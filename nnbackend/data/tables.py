@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_path
-from nnbackend.data.dataset import HostArray, PathLike
+from nnbackend._types import HostArray, PathLike
 from nnbackend.data.dialect import found_dialect
 from nnbackend.data.duck import connection, duckdb_module, literal
 from nnbackend.data.encodings import looked_through, old_encoding

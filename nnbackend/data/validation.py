@@ -9,13 +9,13 @@ import numpy as np
 
 from nnbackend._checks import check_number, check_real, is_masked, real_array
 from nnbackend._files import release_pages
+from nnbackend._types import HostArray
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array, DType, is_on_gpu
 from nnbackend.errors import DataError, DTypeError, NotCompiledError, ShapeError, shown
 from nnbackend.losses import Loss, LossFunction, function_target
 from nnbackend.program.table import NO_LOSS, Program
 
-HostArray = np.ndarray[Any, Any]
 ClassWeight = Mapping[int, float] | Literal["balanced"]
 
 _SCAN_ELEMENTS = 1 << 20

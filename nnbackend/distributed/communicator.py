@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
-import numpy as np
-
+from nnbackend._types import HostArray
 from nnbackend.backends.types import Array
-
-HostArray = np.ndarray[Any, Any]
 
 
 class Communicator(ABC):

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.backends.types import Array
-from nnbackend.distributed.communicator import Communicator, HostArray
+from nnbackend.distributed.communicator import Communicator
 from nnbackend.errors import DeviceError, RankError
 
 INSTALL = 'pip install "nnbackend[mpi]"'

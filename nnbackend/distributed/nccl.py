@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.backends.cuda.arrays import CudaArrays
 from nnbackend.backends.types import Array
-from nnbackend.distributed.communicator import Communicator, HostArray
+from nnbackend.distributed.communicator import Communicator
 from nnbackend.errors import DeviceError
 
 INSTALL = 'pip install "nnbackend[nccl]"'

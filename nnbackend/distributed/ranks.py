@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnbackend.distributed.communicator import Communicator, HostArray
+from nnbackend._types import HostArray
+from nnbackend.distributed.communicator import Communicator
 from nnbackend.errors import DataError, RankError, shown
 from nnbackend.executor.base import Data
 from nnbackend.program.table import Program

@@ -9,13 +9,12 @@ import numpy as np
 from nnbackend._checks import check_real, check_size, real_array
 from nnbackend._files import read_rows
 from nnbackend._settings import fix
+from nnbackend._types import HostArray
 from nnbackend.backends.types import Array
 from nnbackend.errors import DataError, ShapeError
 from nnbackend.kernels.codes import Op
 from nnbackend.layers.native import FixedInLayer, NativeLayer
 from nnbackend.layers.parameters import Parameter
-
-HostArray = np.ndarray[Any, Any]
 
 
 class Standardize(NativeLayer):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_dtype, check_flag, check_mapping, check_values
-from nnbackend._files import Path_
+from nnbackend._types import HostArrays, PathLike
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError, raise_as_ours
@@ -17,14 +17,14 @@ from nnbackend.layers import LAYERS
 from nnbackend.layers.base import Layer
 from nnbackend.model.notes import from_json
 from nnbackend.model.sequential import Sequential
-from nnbackend.model.serialization import Tensors, fill, matched, read_file
+from nnbackend.model.serialization import fill, matched, read_file
 from nnbackend.schedules import schedule_from_config
 from nnbackend.training.history import History
 from nnbackend.training.orders import Orders
 
 
 def load(
-    path: Path_,
+    path: PathLike,
     backend: str | Backend | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     compile: bool = True,
@@ -61,8 +61,8 @@ def load(
 
 
 def _built(
-    path: Path_,
-    tensors: Tensors,
+    path: PathLike,
+    tensors: HostArrays,
     metadata: dict[str, Any],
     own: Mapping[str, Any],
     backend: Backend,
@@ -114,7 +114,7 @@ def _count(name: str, value: Any, end: int = 1 << 62) -> int:
     return value
 
 
-def _history(found: Mapping[str, Any], tensors: Tensors) -> History:
+def _history(found: Mapping[str, Any], tensors: HostArrays) -> History:
     """Curves and seconds, as numbers of one length."""
     curves = {str(name): _numbers(values) for name, values in dict(found["curves"]).items()}
     long, prefix = {k: v for k, v in tensors.items() if k.startswith("history.")}, "history.curves."
@@ -137,7 +137,7 @@ def _numbers(values: Any) -> list[float]:
     return [float(v) for v in values]
 
 
-def _load_callback_states(states: Any, tensors: Tensors) -> list[dict[str, Any]]:
+def _load_callback_states(states: Any, tensors: HostArrays) -> list[dict[str, Any]]:
     if not isinstance(states, list) or not all(isinstance(s, dict) for s in states):
         raise DTypeError("callbacks must be a list of states")
     for state in states:

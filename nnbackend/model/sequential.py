@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -14,6 +13,7 @@ from nnbackend._files import release_pages
 from nnbackend._names import answers_names
 from nnbackend._output import write_line
 from nnbackend._settings import fix
+from nnbackend._types import PathLike
 from nnbackend.data.sources import fingerprint
 from nnbackend.data.validation import (
     check_categories,
@@ -187,7 +187,7 @@ class Sequential(TrainedStack):
         """What a notebook shows of the model."""
         return summary_html(self)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: PathLike) -> None:
         """Write the model, its optimizer's state, seeds and history to a safetensors file.
 
         The file is written whole or not at all; ``nn.load(path)`` reads it.
@@ -195,7 +195,7 @@ class Sequential(TrainedStack):
         with self.exclusive():
             serialization.save_model(self, path)
 
-    def load_weights(self, path: str | os.PathLike[str]) -> None:
+    def load_weights(self, path: PathLike) -> None:
         """Read parameters and layer state, in place, from a file that ``save`` wrote.
 
         Raises:

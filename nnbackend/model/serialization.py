@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from nnbackend._checks import check_path
-from nnbackend._files import Path_, write_atomically
+from nnbackend._files import write_atomically
+from nnbackend._types import HostArrays, PathLike
 from nnbackend.backends.types import DType
 from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError
 from nnbackend.layers.base import Layer
@@ -31,17 +32,15 @@ FORMAT_VERSION = 2
 JSON_EPOCHS = 10_000
 METADATA_KEY = "nnbackend"
 
-Tensors = dict[str, np.ndarray[Any, Any]]
 
-
-def save_model(model: LayerStack, path: Path_) -> None:
+def save_model(model: LayerStack, path: PathLike) -> None:
     """Write ``model`` to ``path``; see ``Sequential.save``."""
     import json
 
     from safetensors.numpy import save
 
     path = check_path("path", path)
-    tensors: Tensors = model.arrays()
+    tensors: HostArrays = model.arrays()
     if model._optimizer is not None:
         for key, value in (model.optimizer_state() | model.resting).items():
             tensors[f"optimizer.{key}"] = value
@@ -96,7 +95,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _callback_states(model: LayerStack, tensors: Tensors) -> list[dict[str, Any]]:
+def _callback_states(model: LayerStack, tensors: HostArrays) -> list[dict[str, Any]]:
     """States of the callbacks; their arrays go into ``tensors``."""
     states = [{"type": type(c).__name__, **c.state()} for c in model.callbacks]
     states = states or [dict(state) for state in model.callback_states]
@@ -127,14 +126,14 @@ def _config(model: LayerStack) -> dict[str, Any]:
     return config
 
 
-def load_weights(model: LayerStack, path: Path_) -> None:
+def load_weights(model: LayerStack, path: PathLike) -> None:
     """Read parameters and layer state into ``model``; see ``Sequential.load_weights``."""
     tensors, _ = read_file(path)
     fill(model, tensors, path)
 
 
-def read_file(path: Path_) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors and nnbackend's metadata of a model file, the version checked."""
+def read_file(path: PathLike) -> tuple[HostArrays, dict[str, Any]]:
+    """HostArrays and nnbackend's metadata of a model file, the version checked."""
     from safetensors import safe_open
 
     name = check_path("path", path)
@@ -185,7 +184,7 @@ def _read_metadata(name: str, text: str | None) -> dict[str, Any]:
     return metadata
 
 
-def fill(model: LayerStack, tensors: Tensors, path: Path_) -> None:
+def fill(model: LayerStack, tensors: HostArrays, path: PathLike) -> None:
     """Copy ``layers.*`` tensors into the model, all of them or none."""
     for (layer, name), value in matched(model.layers, model.dtype, tensors, path):
         layer.assign(name, value)
@@ -196,7 +195,7 @@ _MOST_UNSEEN = 1 << 20
 
 
 def matched(
-    layers: Sequence[Layer], dtype: DType, tensors: Tensors, path: Path_
+    layers: Sequence[Layer], dtype: DType, tensors: HostArrays, path: PathLike
 ) -> list[tuple[tuple[Layer, str], np.ndarray[Any, Any]]]:
     """Each array of the layers with its values from a file. Compares names and sizes first, so that
     nothing is built for layers that the file has no values for."""

@@ -14,6 +14,7 @@ from nnbackend._checks import check_dtype, check_list, check_mapping, check_name
 from nnbackend._names import AnswersModelNames
 from nnbackend._output import warn
 from nnbackend._settings import Fixed, FixedList, fix
+from nnbackend._types import HostArrays
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import DType, check_precision
@@ -39,7 +40,6 @@ from nnbackend.training.history import History
 from nnbackend.training.orders import Orders
 from nnbackend.training.state import TrainingState
 
-Arrays = dict[str, np.ndarray[Any, Any]]
 #: How what was compiled is changed, and what a model is made of.
 BY_COMPILE = "call model.compile(loss, optimizer, metrics)"
 NEW_MODEL = "make a new model of the layers that you want, nn.Sequential([...])"
@@ -112,7 +112,7 @@ class LayerStack(AnswersModelNames):
         fix(self, loss=None, metrics=Metrics(), penalties_per_row=False)
         self._optimizer: Optimizer | None = None
         #: optimizer state of frozen layers
-        self.resting: Arrays = {}
+        self.resting: HostArrays = {}
         self.info: dict[str, Any] = {}
         self.callbacks: list[Callback] = []
         self.callback_states: list[dict[str, Any]] = []
@@ -243,7 +243,7 @@ class LayerStack(AnswersModelNames):
                     del own[name]
             raise
 
-    def _build(self, backend: Backend, values: list[Arrays] | None = None) -> None:
+    def _build(self, backend: Backend, values: list[HostArrays] | None = None) -> None:
         """Lay out the flat vectors on ``backend`` and lower the model; the layers' values are
         kept, or replaced by ``values``."""
         if values is None:

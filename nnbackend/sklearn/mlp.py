@@ -15,10 +15,11 @@ from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.validation import validate_data
 
 from nnbackend._output import warn
+from nnbackend._types import HostArray
 from nnbackend.backends import get_backend
 from nnbackend.backends.contract import Backend
 from nnbackend.errors import BackendUnavailableError
-from nnbackend.sklearn.network import HostArray, Network, Shape, is_mostly_zeros
+from nnbackend.sklearn.network import Network, Shape, is_mostly_zeros
 from nnbackend.sklearn.seam import BaseMultilayerPerceptron
 
 

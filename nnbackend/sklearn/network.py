@@ -21,6 +21,7 @@ import numpy as np
 import scipy.sparse
 import scipy.special
 
+from nnbackend._types import HostArray
 from nnbackend.backends.contract import Backend
 from nnbackend.executor.base import Data, Run, SparseRows
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_WEIGHT
@@ -29,8 +30,6 @@ from nnbackend.layers.dense import Dense
 from nnbackend.layers.dropout import Dropout
 from nnbackend.model.sequential import Sequential
 from nnbackend.optimizers import SGD, Optimizer
-
-HostArray = np.ndarray[Any, Any]
 
 #: scikit-learn's names of activations -> nnbackend's.
 ACTIVATIONS = {"identity": None, "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}

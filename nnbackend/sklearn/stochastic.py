@@ -12,11 +12,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 from nnbackend._output import warn
+from nnbackend._types import HostArray
 from nnbackend.backends import get_backend
 from nnbackend.executor.base import Data
 from nnbackend.optimizers import SGD, Adam, Optimizer
 from nnbackend.sklearn.mlp import NetworkMLP
-from nnbackend.sklearn.network import HostArray, Network
+from nnbackend.sklearn.network import Network
 from nnbackend.sklearn.seam import AdamOptimizer, SGDOptimizer
 from nnbackend.training.callback import CallbackList, check_callbacks
 from nnbackend.training.history import History

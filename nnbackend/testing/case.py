@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Array
 
-HostArray = np.ndarray[Any, Any]
 Check = Callable[["Case"], None]
 #: Largest error allowed, relative to the size of the values, by dtype.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Activation, LossFormula
 from nnbackend.kernels.codes import ACTIVATIONS
 from nnbackend.testing import oracle
-from nnbackend.testing.case import Case, Check, HostArray, run_check
+from nnbackend.testing.case import Case, Check, run_check
 from nnbackend.testing.layer_checks import (
     batch_norm,
     dropout,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.backends.types import LINEAR, Array, LossFormula
 from nnbackend.testing import oracle
-from nnbackend.testing.case import Case, HostArray
+from nnbackend.testing.case import Case
 
 
 def nan_reaches_what_depends_on_it(case: Case) -> None:

@@ -6,13 +6,12 @@ Nothing here is shared with a backend, so that a mistake there cannot hide here.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from nnbackend._types import HostArray
 from nnbackend.backends.types import Activation, LossFormula, UpdateRule
 
-HostArray = np.ndarray[Any, Any]
 CLIP = 1e-7
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnbackend._checks import check_path, check_size
 from nnbackend._files import check_writable, write_atomically
+from nnbackend._types import PathLike
 from nnbackend.errors import DataError, unknown_name
 from nnbackend.training.callback import Callback, Figures
 from nnbackend.training.history import History
@@ -39,7 +39,7 @@ class ModelCheckpoint(Callback):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: PathLike,
         monitor: str | None = None,
         every: int = 1,
         mode: Mode = "auto",
@@ -117,7 +117,7 @@ class CSVLogger(Callback):
 
     on_rank_zero = True
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path = Path(check_path("CSVLogger.path", path))
         self._columns: list[str] = []
 
