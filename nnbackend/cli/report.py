@@ -17,6 +17,7 @@ from nnbackend.losses import Loss
 from nnbackend.metrics import measure, metric_name
 from nnbackend.model.sequential import Sequential
 from nnbackend.training.history import History
+from nnbackend.training.progress import number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +118,7 @@ def figures(
 def _number(name: str, value: float) -> str:
     if name in SHARES:
         return f"{100 * value:.2f} %"
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
+    return number_text(value)
 
 
 def _hints(

@@ -93,7 +93,7 @@ class Settings:
             check_number("weight_decay", self.weight_decay, 0.0)
             if self.optimizer not in DECAYING:
                 raise DataError(
-                    f"weight_decay goes with the optimizers adam and adamw; received "
+                    f"weight_decay works only with the optimizers adam and adamw; received "
                     f"{self.optimizer}"
                 )
         if self.patience is not None:

@@ -218,7 +218,7 @@ def class_weight(settings: Settings, data: Dataset) -> ClassWeight | None:
     if weights is None:
         return None
     if names is None:
-        raise DataError("class-weight goes with classes; this target is numbers (regression)")
+        raise DataError("class-weight works only with classes; this target is numbers (regression)")
     if isinstance(weights, str):
         return "balanced"
     for name in weights:

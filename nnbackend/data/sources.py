@@ -231,7 +231,7 @@ def make_source(
             raise DataError("y is missing: an array x needs its targets, fit(x, y)")
         if sample_weight is not None:
             raise DataError(
-                "sample_weight goes with arrays; an iterable gives (x, y, weight) batches"
+                "sample_weight works only with arrays; an iterable gives (x, y, weight) batches"
             )
         return BatchSource(program, x, class_weight)
     x, target, weight = checked(program, x, y, sample_weight)
@@ -271,7 +271,9 @@ def training_sources(
             source.multiply_weights(class_factors(program, class_weight, source.target))
             _check_some(source.weight)
     elif split is not None:
-        raise DataError("validation_split goes with arrays; for an iterable pass validation_data")
+        raise DataError(
+            "validation_split works only with arrays; for an iterable pass validation_data"
+        )
     return source, validation
 
 

@@ -102,12 +102,12 @@ def _of_data(ranks: Ranks, source: Source | None) -> Mapping[str, Any]:
         return {"rows": None}
     if not isinstance(source, ArraySource):
         if ranks.exact:
-            raise DataError("exact=True goes with arrays, of which every rank has all rows")
+            raise DataError("exact=True works only with arrays, of which every rank has all rows")
         if isinstance(source.batches, Shards) and source.batches.size != (
             ranks.size if ranks.sharded else 1
         ):
             raise DataError(
-                "Shards whose files the ranks share go with sharded=True: pass comm=comm to "
+                "Shards whose files the ranks share need sharded=True: pass comm=comm to "
                 "nn.datasets.Shards and comm=comm, sharded=True to the model, or neither"
             )
         source.may_be_empty = ranks.sharded
@@ -142,8 +142,7 @@ def check_coupled(program: Program) -> None:
 
 def share_start(ranks: Ranks, program: Program) -> None:
     """Parameters, state and the optimizer's vectors are those of rank 0."""
-    storage = program.storage
-    for array in (storage.parameters, storage.state, *program.slots):
+    for array in program.changing_arrays():
         if array.shape[0]:
             ranks.comm.broadcast(array)
 

@@ -17,7 +17,7 @@ from nnbackend.executor.rows import Backward, Forward, Mode, bind_row, saved_sha
 from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_SUMS, Op
 from nnbackend.program.storage import Segment
-from nnbackend.program.table import ABSENT, Program, Row
+from nnbackend.program.table import ABSENT, Program, Row, first_trained
 
 _FLOAT64 = np.dtype(np.float64)
 #: Rows whose numbers fill whole lines of the cache, whatever their width and dtype.
@@ -68,8 +68,7 @@ class BlockedPlan:
         self._dpred = workspace.gradients[0][: self.rows * program.n_outputs]
         self._dpred = self._dpred.reshape(self.rows, program.n_outputs)
         self._value = backend.zeros((), _FLOAT64)
-        trained = [row.layer for row in program.rows if row.trainable]
-        self._lowest = trained[0] if trained else len(program.rows)
+        self._lowest = first_trained(program.rows)
         #: the flat gradient of each block; a single one has the model's own
         self.gradients = [storage.gradients[: storage.trained]]
         if len(blocks) > 1 or ranks.exact:

@@ -264,12 +264,19 @@ OVERTAKEN = (
 )
 
 
+#: What helps against it.
+AGAINST_NAN = (
+    "Try a smaller learning rate, clip_norm=1.0 in the optimizer, or nn.Standardize as the first "
+    "layer"
+)
+
+
 def not_finite_step(number: int) -> NonFiniteLossError:
-    """The error of a single step that left the numbers; ``number`` updates were made before it."""
+    """The error of a single step whose loss or gradient became NaN or infinite; ``number`` updates
+    were made before it."""
     return NonFiniteLossError(
         f"the loss or its gradient became NaN or infinite in step {number + 1}, which was not "
-        f"completed. Try a smaller learning rate, clip_norm=1.0 in the optimizer, or "
-        f"nn.Standardize as the first layer",
+        f"completed. {AGAINST_NAN}",
         step=number + 1,
     )
 

@@ -34,7 +34,7 @@ from nnbackend.executor.rows import (
 from nnbackend.executor.updates import Updates
 from nnbackend.executor.workspace import Workspace
 from nnbackend.kernels.codes import TRACE_LOSS, TRACE_PENALTY, TRACE_SUMS, Op
-from nnbackend.program.table import ABSENT, Program, Row
+from nnbackend.program.table import ABSENT, Program, Row, first_trained
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -93,7 +93,7 @@ class PythonExecutor(Executor):
     def _step(
         self, plan: TrainingPlan, data: Data, rate: float, number: int, trace: Array, looks: bool
     ) -> bool:
-        """One step; False if it leaves the numbers, where that is looked at."""
+        """One step; False if it is not finite, where that is looked at."""
         self._differentiate(plan, data, number, trace)
         if looks and not self._updates.is_finite(trace[TRACE_LOSS]):
             return False
@@ -272,8 +272,7 @@ class TrainingPlan:
             forward, backward = self.bind_row(row, dx)
             self.forward.append(forward)
             self.backward.append(backward)
-        trained = [row.layer for row in program.rows if row.trainable]
-        self.lowest = trained[0] if trained else len(program.rows)
+        self.lowest = first_trained(program.rows)
 
     def bind_row(self, row: Row, dx: Array | None) -> tuple[Forward, Backward]:
         """A row by itself, with its places in the workspace."""

@@ -37,7 +37,7 @@ class Updates:
         self._scratch = backend.zeros(backend.step_scratch_size(storage.trained), program.dtype)
 
     def apply(self, rate: float, number: int) -> bool:
-        """One update, unless it would leave the numbers: then False. On a GPU nobody looks."""
+        """One update, unless the gradient is not finite: then False. On a GPU nobody looks."""
         if isinstance(self.gradients, np.ndarray) and not self.is_finite():
             return False
         with np.errstate(all="ignore"):

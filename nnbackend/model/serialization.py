@@ -41,7 +41,7 @@ def save_model(model: LayerStack, path: PathLike) -> None:
 
     path = check_path("path", path)
     tensors: HostArrays = model.arrays()
-    if model._optimizer is not None:
+    if model.is_compiled:
         for key, value in (model.optimizer_state() | model.resting).items():
             tensors[f"optimizer.{key}"] = value
     history = {"curves": model.history.to_dict(), "seconds": model.history.seconds}
@@ -115,7 +115,7 @@ def _config(model: LayerStack) -> dict[str, Any]:
     loss = model.loss
     if loss is not None:
         config["loss"] = loss.config() if isinstance(loss, Loss) else {"function": loss_name(loss)}
-    if model._optimizer is not None:
+    if model.is_compiled:
         config["optimizer"] = model.optimizer.config()
         if model.penalties_per_row:
             config["penalties_per_row"] = True

@@ -162,6 +162,11 @@ class LayerStack(AnswersModelNames):
         """The curves of all epochs so far."""
         return self.training.history
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether ``compile`` has given it a loss, or an optimizer."""
+        return self._optimizer is not None
+
     def _check_compiled(self) -> None:
         if self._optimizer is None:
             raise NotCompiledError(NO_LOSS)

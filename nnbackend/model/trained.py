@@ -197,7 +197,9 @@ class TrainedStack(DrivenStack):
             check_coupled(self.program)
         if not isinstance(source, ArraySource):
             if drop_last:
-                raise DataError("drop_last goes with arrays; an iterable gives batches as they are")
+                raise DataError(
+                    "drop_last works only with arrays; an iterable gives batches as they are"
+                )
             return None
         if ranks is not None and ranks.sharded:
             return source.n_rows

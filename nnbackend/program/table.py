@@ -59,6 +59,12 @@ class Row(NamedTuple):
     phase: int
 
 
+def first_trained(rows: Sequence[Row]) -> int:
+    """Number of the first row that has something to train, with which the way back ends; of as many
+    as there are if none has."""
+    return next((i for i, row in enumerate(rows) if row.trainable), len(rows))
+
+
 class Penalty(NamedTuple):
     """An L1 or L2 term of the loss, on a part of the flat parameters."""
 
@@ -174,6 +180,10 @@ class Program:
             elif row.op != Op.STANDARDIZE:
                 break
         return found
+
+    def changing_arrays(self) -> list[Array]:
+        """All that a training step changes."""
+        return [self.storage.parameters, self.storage.state, *self.slots]
 
     def check_batch(self, rows: int) -> None:
         """Refuse a training batch that is too small."""

@@ -42,21 +42,17 @@ class Snapshot(NamedTuple):
     ) -> Snapshot:
         """``before`` is no longer needed: its memory is reused."""
         if before is None:
-            arrays = [program.backend.copy(array) for array in _changing(program)]
+            arrays = [program.backend.copy(array) for array in program.changing_arrays()]
             return cls(arrays, step, epoch, order_block)
-        for kept, array in zip(before.arrays, _changing(program), strict=True):
+        for kept, array in zip(before.arrays, program.changing_arrays(), strict=True):
             kept[...] = array
         return cls(before.arrays, step, epoch, order_block)
 
     def restore(self, program: Program, state: TrainingState) -> None:
-        for array, copy in zip(_changing(program), self.arrays, strict=True):
+        for array, copy in zip(program.changing_arrays(), self.arrays, strict=True):
             array[...] = copy
         state.step, state.epoch = self.step, self.epoch
         state.orders.block = self.order_block
-
-
-def _changing(program: Program) -> list[Array]:
-    return [program.storage.parameters, program.storage.state, *program.slots]
 
 
 class Fault(NamedTuple):
@@ -141,4 +137,4 @@ def is_finite(trace: Trace) -> bool:
 
 def parameters_finite(program: Program) -> bool:
     """Whether parameters, state and the optimizer's vectors are finite."""
-    return all(program.backend.all_finite(array) for array in _changing(program))
+    return all(program.backend.all_finite(array) for array in program.changing_arrays())

@@ -153,7 +153,7 @@ def _mlflow() -> Any:
 
 def settings_of(model: Sequential) -> Mapping[str, Any]:
     """What a run is told apart by."""
-    optimizer = {} if model._optimizer is None else model._optimizer.config()
+    optimizer = model.optimizer.config() if model.is_compiled else {}
     settings = {f"optimizer.{name}": value for name, value in optimizer.items()}
     layers = " ".join(
         f"{type(layer).__name__}({layer.n_inputs}, {layer.n_outputs})" for layer in model.layers

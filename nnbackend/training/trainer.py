@@ -16,7 +16,7 @@ from nnbackend.data.sources import ArraySource, BatchSource, Source
 from nnbackend.distributed.executor import SharedTraining
 from nnbackend.distributed.ranks import Ranks
 from nnbackend.errors import NonFiniteLossError
-from nnbackend.executor.base import Data, Rates, Run, Trace, Trains
+from nnbackend.executor.base import AGAINST_NAN, Data, Rates, Run, Trace, Trains
 from nnbackend.kernels.codes import TRACE_SUMS
 from nnbackend.program.table import Program
 from nnbackend.training.callback import CallbackList
@@ -357,7 +357,7 @@ class Trainer:
             self.progress.epoch_end(number, own)
 
     def _find_fault(self, failing: Epoch) -> NoReturn:
-        """Find where the training left the numbers, and raise the error."""
+        """Find where the training first met NaN or infinity, and raise the error."""
         with self.interrupt.shield():
             fault = self.recovery.find_fault(self.runner, failing)
         self._fail(fault)
@@ -371,8 +371,7 @@ class Trainer:
             self._truncate(epoch.number)
         raise NonFiniteLossError(
             f"the loss or a parameter became NaN or infinite in epoch {epoch.number + 1}, step "
-            f"{fault.step}. The model is back at the end of epoch {epoch.number}. Try a smaller "
-            f"learning rate, clip_norm=1.0 in the optimizer, or nn.Standardize as the first layer",
+            f"{fault.step}. The model is back at the end of epoch {epoch.number}. {AGAINST_NAN}",
             self.history,
             epoch.number + 1,
             fault.step,

@@ -231,7 +231,7 @@ class TestOptions:
             (["rare.csv", "--class-weight", "no=much"], "balanced, or weights by class such as"),
             (["rare.csv", "--class-weight", "yse=3"], "Did you mean 'yes'?"),
             (["rare.csv", "--class-weight", "yes=-3"], "at least 0"),
-            (["sine", "--class-weight", "balanced"], "goes with classes"),
+            (["sine", "--class-weight", "balanced"], "works only with classes"),
             (["digits", "--patience", "0"], "patience must be at least 1"),
             (["digits", "--patience", "3", "--validation", "0"], "validation must not be 0"),
             (["digits", "--metrics", "acurracy"], "Did you mean 'accuracy'?"),

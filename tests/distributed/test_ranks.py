@@ -482,7 +482,7 @@ class TestBadInput:
             make(divided, "numpy").fit(X, Y, comm=Alone(), exact=True, sharded=True)
 
     def test_exact_needs_arrays(self):
-        with pytest.raises(DataError, match="exact=True goes with arrays"):
+        with pytest.raises(DataError, match="exact=True works only with arrays"):
             make(divided, "numpy").fit([(X, Y)], comm=Alone(), exact=True)
 
     def test_one_process_says_so_once(self, capsys, monkeypatch):

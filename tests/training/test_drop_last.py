@@ -102,5 +102,5 @@ def test_read_in_blocks(backend, xy, tmp_path, monkeypatch) -> None:
 
 
 def test_iterables_give_batches_as_they_are(xy) -> None:
-    with pytest.raises(nn.DataError, match="drop_last goes with arrays"):
+    with pytest.raises(nn.DataError, match="drop_last works only with arrays"):
         make().fit([xy], drop_last=True, verbose=0)

@@ -82,7 +82,7 @@ def finish(f: Any, start: int, g: Any, part: int, like: Any) -> None:
 
 @compiled
 def update_if_finite(f: Any, start: int, g: Any, like: Any) -> None:
-    """One step of the optimizer, unless it would leave the numbers: then the run ends. The
+    """One step of the optimizer, unless the gradient is not finite: then the run ends. The
     gradient is in the cache, so that looking at it costs little."""
     quick = rough_square_sum(g, cast(0.0, like))
     limit = cast(numbers_of(f)[c.GRADIENT_LIMIT], like)

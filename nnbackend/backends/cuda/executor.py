@@ -333,7 +333,7 @@ class GraphExecutor(PythonExecutor):
     def _time_of(self, advance: Callable[[], None], data: Data) -> float:
         """How long some steps take, at a rate of 0; nothing remains of them."""
         program, rows = self.program, len(data.x)
-        changed = [program.storage.parameters, program.storage.state, *program.slots]
+        changed = program.changing_arrays()
         before = [array.copy() for array in changed]
 
         def work() -> None:

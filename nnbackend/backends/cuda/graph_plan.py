@@ -24,7 +24,7 @@ from nnbackend.executor.rows import (
     saved_shape,
 )
 from nnbackend.kernels.codes import Op
-from nnbackend.program.table import ABSENT, Program, Row
+from nnbackend.program.table import ABSENT, Program, Row, first_trained
 
 Work = Callable[[], None]
 
@@ -72,9 +72,8 @@ class GraphPlan:
         self.program, self.backend, self.gpu = program, backend, backend.gpu
         self.rows, self.training, self.rounded = rows, training, rounded
         self.table = [row for row in program.rows if training or row.op != Op.DROPOUT]
-        trained = [i for i, row in enumerate(self.table) if training and row.trainable]
         #: rows above this one take part in the backward pass
-        self.lowest = trained[0] if trained else len(self.table)
+        self.lowest = first_trained(self.table) if training else len(self.table)
         #: the first and the last row of those that one kernel does together
         self.groups = groups_of(program, self.table) if training else {}
         followers = (range(first + 1, last + 1) for first, last in self.groups.items())

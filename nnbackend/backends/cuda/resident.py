@@ -26,7 +26,7 @@ from nnbackend.backends.cuda.known import formulas_of, is_dense, update_numbers
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data
 from nnbackend.executor.rows import activation_of
-from nnbackend.program.table import ABSENT, Program, Row
+from nnbackend.program.table import ABSENT, Program, Row, first_trained
 
 #: Layers of a network: each takes the compiler some 0.2 s.
 MOST_LAYERS = 8
@@ -86,8 +86,7 @@ class _Writer:
         self.item = program.dtype.itemsize
         self.bytes = 0
         self.plan = dict.fromkeys(PLAN, 0)
-        trained = [k for k, row in enumerate(program.rows) if row.trainable]
-        self.lowest = trained[0]
+        self.lowest = first_trained(program.rows)
         self.layers = [_Layer(row) for row in program.rows]
         self.jobs: list[str] = []
 

@@ -92,10 +92,10 @@ def test_inputs_whose_shape_was_changed_meanwhile_are_not_misread(rng, change) -
     assert dx.shape == x.shape
 
 
-def test_few_rows_keep_the_gil_and_many_release_it(rng) -> None:
+def test_any_number_of_rows_takes_the_way_that_suits_it(rng) -> None:
+    """Few keep the GIL, more release it, and many are no shortcut's."""
     layer = nn.Dense(64, 64, seed=0)
     calls = layer._bound()
-    assert 0 < calls._few_rows < calls._most_rows
     weight, bias = layer.weight, layer.bias
     for rows in (1, calls._few_rows, calls._few_rows + 1, calls._most_rows + 1):
         x = rng.normal(size=(rows, 64)).astype(np.float32)

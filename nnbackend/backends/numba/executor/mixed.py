@@ -109,16 +109,17 @@ class MixedExecutor(PythonExecutor):
     def _step(
         self, plan: TrainingPlan, data: Data, rate: float, number: int, trace: Array, looks: bool
     ) -> bool:
-        if not self._updates_at_once:
+        optimizer, at_once = self.program.optimizer, self._updates_at_once
+        if optimizer is None or not at_once or not isinstance(plan, _MixedPlan):
             return super()._step(plan, data, rate, number, trace, looks)
-        segment, optimizer = plan.segments[0], self.program.optimizer  # type: ignore[attr-defined]
+        segment = plan.segments[0]
         outputs = segment.forward(data.x, number)
         measure(self.program, data, outputs, segment.dy, trace, plan.loss)
         if not np.isfinite(trace[TRACE_LOSS]):
             return False
         is_finite: bool = segment.update(optimizer, rate, number)
         trace[TRACE_PENALTY] = segment.penalty
-        if looks and self._is_function and isinstance(plan, _MixedPlan):
+        if looks and self._is_function:
             self._quick_plan = plan
         return is_finite
 

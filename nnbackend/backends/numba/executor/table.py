@@ -15,7 +15,7 @@ from nnbackend.backends.numba.runtime import address_of
 from nnbackend.backends.types import Array
 from nnbackend.kernels.codes import STATISTICS, TRACE_SUMS, Op
 from nnbackend.optimizers import Optimizer
-from nnbackend.program.table import Program
+from nnbackend.program.table import Program, first_trained
 
 #: Work of a step, in multiplications of float32, that one more thread must have to do: some 30 us
 #: (measured: docs/threads.md). An output that is passed over counts as ELEMENT_WORK.
@@ -84,8 +84,7 @@ class CompiledTable:
             dtype=np.int64,
         )
         self.last_forward = rows[-1].phase - before
-        trained = [i for i, row in enumerate(rows) if row.trainable]
-        self.first_trained = trained[0] if trained else len(rows)
+        self.first_trained = first_trained(rows)
         self.floats = program.floats[first:last]  # a view
         #: the same without penalties
         self.plain_floats = np.empty_like(self.floats)
@@ -203,7 +202,8 @@ class StepContext:
         f[c.PARTIAL_STARTS] = address_of(self._partial_starts)
         self.function = table.runtime.entry("phase", str(self.dtype))
         self.unit, self.calls = table.runtime.unit, table.runtime.calls
-        self._settings = -1
+        #: ``changes`` of the optimizer whose settings the context has
+        self.settings_seen = -1
         self.fixed_rate: float | None = None
 
     def set_buffers(self, buffers: dict[int, Any], capacity: int) -> None:
@@ -229,7 +229,7 @@ class StepContext:
         f[c.TRAINS] = int(trains and optimizer is not None)
         f[c.CLIPS] = int(trains and trained and clip is not None)
         f[c.N_PHASES] = 2 * f[c.LAST_FORWARD] + 2 + f[c.CLIPS]
-        if optimizer is None or optimizer.changes == self._settings:
+        if optimizer is None or optimizer.changes == self.settings_seen:
             return
         rule = optimizer.rule
         if rule is None:
@@ -238,10 +238,5 @@ class StepContext:
         numbers[c.MOMENTUM : c.EPS_HAT + 1] = rule.numbers
         numbers[c.CLIP_NORM] = np.inf if clip is None else clip
         numbers[c.GRADIENT_LIMIT] = rule.gradient_limit(self.dtype)
-        self._settings = optimizer.changes
+        self.settings_seen = optimizer.changes
         self.fixed_rate = optimizer.lr if isinstance(optimizer.lr, float) else None
-
-    @property
-    def settings_seen(self) -> int:
-        """``changes`` of the optimizer whose settings the context has."""
-        return self._settings
