@@ -5,12 +5,15 @@ import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
+from inspect import ismodule
 from pathlib import Path
 from unittest import SkipTest
 
 import pytest
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+
+import nnbackend as nn
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -121,3 +124,9 @@ def test_ci_calls_the_readmes_test_command() -> None:
     tests = [command for command in commands if "pytest" in command]
     assert tests
     assert tests[0] in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("name", [n for n in nn.__all__ if not ismodule(getattr(nn, n))])
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    assert re.search(rf"^\.\. auto(class|function|exception):: nnbackend\.{name}$", text, re.M)

@@ -40,7 +40,7 @@ LINEAR = Activation("linear")
 class DenseCalls(Protocol):
     """A dense layer's operations, bound to its arrays."""
 
-    #: x of the last forward, and what its way back needs; None if it was not made here
+    #: x of the last forward, and what its backward pass needs; None if it was not made here
     kept: tuple[Array, Array] | None
 
     def forward(self, x: Any) -> Array | None:

@@ -18,7 +18,7 @@ class SharedBatchNorm:
     """A row with ``Op.BATCH_NORM`` over this rank's blocks of the batch.
 
     Each block's mean and variance are taken by the backend, then joined in float64 (Chan, Golub
-    and LeVeque, 1983); the way back adds up the blocks' sums likewise.
+    and LeVeque, 1983); the backward pass adds up the blocks' sums likewise.
     """
 
     def __init__(self, program: Program, row: Row, ranks: Ranks, out: Array, capacity: int) -> None:

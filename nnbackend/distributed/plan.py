@@ -38,7 +38,7 @@ class _Layer(NamedTuple):
 
     Attributes:
         dx: (rows, n_inputs), None where it is not needed.
-        segments: of the flat gradient, which the way back fills.
+        segments: of the flat gradient, which the backward pass fills.
     """
 
     row: Row

@@ -251,7 +251,7 @@ class Executor(ABC):
         """out (N, O) = the model's outputs for x (N, I), in inference mode. Thread-safe."""
 
 
-#: What is said where a way back has no way forward before it.
+#: What is said where a backward pass has no forward pass before it.
 NO_FORWARD = (
     "backward needs a forward pass in training mode before it: call model.forward(x) first, "
     "without training=False"
@@ -259,7 +259,7 @@ NO_FORWARD = (
 #: And where it is not the last thing that layers written in Python have done.
 OVERTAKEN = (
     "model(x), predict or evaluate came between forward and backward. This model has layers "
-    "written in Python, which keep what their way back needs of one pass only: predict before "
+    "written in Python, which keep what their backward pass needs of one pass only: predict before "
     "forward, or with a copy, copy.deepcopy(model)"
 )
 

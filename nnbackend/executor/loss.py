@@ -51,7 +51,7 @@ def call_loss(program: Program, target: Array, pred: Array) -> tuple[Any, Array]
     if loss is None:
         raise NotCompiledError(NO_LOSS)
     backend = program.backend
-    # copies: a function that works in place would change what the way back, or the next epoch, uses
+    # copies: what works in place would change what the backward pass, or the next epoch, uses
     answer: Any = loss(backend.copy(target), backend.copy(pred))
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise DTypeError(f"a loss function returns (loss, dpred); received {type(answer).__name__}")

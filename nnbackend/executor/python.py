@@ -62,7 +62,7 @@ class PythonExecutor(Executor):
         self._in_step = False
         self._updates = Updates(program, backend)
         self._driven: tuple[TrainingPlan, list[Array], int] | None = None
-        self._no_way_back = NO_FORWARD  # why there is none
+        self._why_no_backward = NO_FORWARD  # why there is none
 
     # -- training -----------------------------------------------------------------------------
 
@@ -149,10 +149,10 @@ class PythonExecutor(Executor):
 
     def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
         if self._driven is None:
-            raise DataError(self._no_way_back)
+            raise DataError(self._why_no_backward)
         plan, inputs, rows = self._driven
         if dx is not None:
-            plan = self._plan_all_the_way(plan, rows)
+            plan = self._plan_to_input(plan, rows)
         with np.errstate(all="ignore"), self._own_layers:
             plan.dpred[...] = dy
             result = plan.go_back(inputs, plan.dpred, dx is not None)
@@ -167,14 +167,14 @@ class PythonExecutor(Executor):
     # -- plans --------------------------------------------------------------------------------
 
     def numbers_changed(self) -> None:
-        # a way there that was gone already keeps its plan for the way back
+        # a forward pass that was made already keeps its plan for the backward pass
         self._plans.clear()
         self._inference.clear()
 
-    def plan(self, rows: int, most_rows: int, all_the_way: bool = False) -> TrainingPlan:
+    def plan(self, rows: int, most_rows: int, to_input: bool = False) -> TrainingPlan:
         """The plan for batches of ``rows``; all plans share one workspace. One that goes back
-        ``all_the_way`` gives the gradient by the model's input."""
-        plan = self._plans.get((rows, all_the_way))
+        ``to_input`` gives the gradient by the model's input."""
+        plan = self._plans.get((rows, to_input))
         if plan is None:
             if most_rows > self._capacity:
                 # a multiple of 16 keeps every buffer's start aligned
@@ -184,16 +184,16 @@ class PythonExecutor(Executor):
                 self._plans.clear()
             if len(self._plans) >= 16:
                 self._plans.pop(next(iter(self._plans)))
-            plan = self._make_plan(rows, all_the_way)
-            self._plans[rows, all_the_way] = plan
+            plan = self._make_plan(rows, to_input)
+            self._plans[rows, to_input] = plan
         return plan
 
-    def _plan_all_the_way(self, plan: TrainingPlan, rows: int) -> TrainingPlan:
-        """One that goes all the way back from where ``plan`` went forward."""
+    def _plan_to_input(self, plan: TrainingPlan, rows: int) -> TrainingPlan:
+        """One that goes back to the input from where ``plan`` went forward."""
         return self.plan(rows, rows, True)
 
-    def _make_plan(self, rows: int, all_the_way: bool) -> TrainingPlan:
-        return TrainingPlan(self.program, self._workspace, rows, all_the_way)
+    def _make_plan(self, rows: int, to_input: bool) -> TrainingPlan:
+        return TrainingPlan(self.program, self._workspace, rows, to_input)
 
     def _make_inference(self, rows: int) -> InferencePlan:
         return InferencePlan(self.program, self.backend, rows)
@@ -236,7 +236,7 @@ class PythonExecutor(Executor):
                         "and its backward pass; do not call model.predict from a loss or a layer"
                     )
                 if self._driven is not None and self.program.own_layers:
-                    self._driven, self._no_way_back = None, OVERTAKEN
+                    self._driven, self._why_no_backward = None, OVERTAKEN
                 plan.run(block, out_block)
             if len(self._inference) > 16:
                 self._inference.clear()
@@ -248,25 +248,25 @@ class TrainingPlan:
 
     Attributes:
         forward, backward: of each part, here one for each row.
-        lowest: the part that the way back ends with.
+        lowest: the part that the backward pass ends with.
         dpred: (rows, O), where the gradient by the outputs is put.
     """
 
     def __init__(
-        self, program: Program, workspace: Workspace, rows: int, all_the_way: bool = False
+        self, program: Program, workspace: Workspace, rows: int, to_input: bool = False
     ) -> None:
         self.program, self.workspace, self.rows = program, workspace, rows
         self.forward: list[Forward] = []
         self.backward: list[Backward] = []
         self.dpred = workspace.gradients[0][: rows * program.n_outputs].reshape(rows, -1)
         self.penalty, self.loss = (program.backend.zeros((), _FLOAT64) for _ in range(2))
-        self._bind(all_the_way)
+        self._bind(to_input)
 
-    def _bind(self, all_the_way: bool) -> None:
+    def _bind(self, to_input: bool) -> None:
         program, workspace, rows = self.program, self.workspace, self.rows
         for row in program.rows:
             dx = None
-            if row.needs_dx or all_the_way:
+            if row.needs_dx or to_input:
                 buffer = workspace.gradients[(len(program.rows) - row.layer) % 2]
                 dx = buffer[: rows * row.n_inputs].reshape(rows, row.n_inputs)
             forward, backward = self.bind_row(row, dx)
@@ -304,9 +304,9 @@ class TrainingPlan:
             inputs.append(forward(inputs[-1], step))
         return inputs
 
-    def go_back(self, inputs: list[Array], dy: Array, all_the_way: bool = False) -> Array:
+    def go_back(self, inputs: list[Array], dy: Array, to_input: bool = False) -> Array:
         """The parameters' gradient, and, all the way, the one by the input."""
-        lowest = 0 if all_the_way else self.lowest
+        lowest = 0 if to_input else self.lowest
         for index in range(len(inputs) - 1, lowest - 1, -1):
             dy = self.backward[index](inputs[index], dy)
         return dy

@@ -60,8 +60,8 @@ class Row(NamedTuple):
 
 
 def first_trained(rows: Sequence[Row]) -> int:
-    """Number of the first row that has something to train, with which the way back ends; of as many
-    as there are if none has."""
+    """Number of the first row that has something to train, with which the backward pass ends; the
+    number of rows if none has."""
     return next((i for i, row in enumerate(rows) if row.trainable), len(rows))
 
 

@@ -3,6 +3,11 @@
 One array, because each argument of a call costs more than a small layer. The host writes it,
 compiled code reads it by the names below; places that change from step to step are written by
 ``begin_step``.
+
+What names stand for in all of ``kernels/cpu``: ``f`` is this array, ``f[c.X]`` one of its fields;
+``table`` the program's table, with a row ``r`` for each layer; ``part`` one of the shares of a
+batch, which a thread works on; ``first`` and ``last`` the rows of that share; ``like`` a number of
+the model's dtype, which tells Numba the type of what is made from an address.
 """
 
 from __future__ import annotations
@@ -12,22 +17,17 @@ from typing import Any
 import numpy as np
 
 from nnbackend.kernels.codes import (
-    N_FLOATS as N_FLOATS,
-)
-from nnbackend.kernels.codes import (
-    TRACE_LOSS as TRACE_LOSS,
-)
-from nnbackend.kernels.codes import (
-    TRACE_PENALTY as TRACE_PENALTY,
-)
-from nnbackend.kernels.codes import (
-    TRACE_SUMS as TRACE_SUMS,
-)
-from nnbackend.kernels.codes import (
-    TRACE_WEIGHT as TRACE_WEIGHT,
+    N_FLOATS,
+    TRACE_LOSS,
+    TRACE_PENALTY,
+    TRACE_SUMS,
+    TRACE_WEIGHT,
 )
 from nnbackend.kernels.cpu.codegen.compile import compiled, view
 from nnbackend.kernels.cpu.codegen.intrinsics import matrix_at, vector_at
+
+#: Of kernels/codes.py, for those who read a context.
+__all__ = ["N_FLOATS", "TRACE_LOSS", "TRACE_PENALTY", "TRACE_SUMS", "TRACE_WEIGHT"]
 
 #: Number of fields.
 N_FIELDS = 79

@@ -2,10 +2,10 @@
 
 A step is a sequence of phases; in each, every part of the batch is handled by itself, and the
 threads meet between them. Phases 0 ... F go forward (F batch norms need F meetings), F also takes
-the loss and starts back; phases up to 2 F finish the way back, and end with the gradients of small
-weights from a part's own rows; then each part takes a share of the weights: their gradient, or its
-sum over the parts, and, while it is in the cache, their update. Clipping needs the whole gradient
-first, so that the update is one phase more. Driven from outside, a run goes forward only,
+the loss and starts back; phases up to 2 F finish the backward pass, and end with the gradients of
+small weights from a part's own rows; then each part takes a share of the weights: their gradient,
+or its sum over the parts, and, while it is in the cache, their update. Clipping needs the whole
+gradient first, so that the update is one phase more. Driven from outside, a run goes forward only,
 or back only from a gradient by the outputs that the host has put in its place.
 """
 
@@ -50,7 +50,7 @@ def run_phase(f: Any, phase: int, part: int, like: Any) -> None:
     if phase > 2 * forward:
         linked_update(f.ctypes.data, phase, part, like)
     elif forward == 0:
-        # there and back a block of rows at a time, while their outputs are in the cache
+        # forward and back a block of rows at a time, while their outputs are in the cache
         for start in range(first, last, f[c.BLOCK_ROWS]):
             stop = min(last, start + f[c.BLOCK_ROWS])
             run_rows(f, FIRST, part, start, stop, like)

@@ -319,7 +319,7 @@ class CupyDevice(Device):
         return min(self._between_events(replay) for _ in range(TIMED_TRIALS)) / repeats
 
     def _between_events(self, work: Callable[[], None]) -> float:
-        """Seconds that the GPU takes, the work's way there included if it is idle."""
+        """Seconds that the GPU takes, the launches included if it is idle."""
         with self.on():
             start, stop = self.cuda.Event(), self.cuda.Event()
             start.record()

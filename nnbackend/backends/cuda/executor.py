@@ -74,7 +74,7 @@ class GraphExecutor(PythonExecutor):
         self._kernels: dict[Any, KernelSteps | None] = {}
         self._inferences: dict[int, GraphInference] = {}
         self._passes: dict[int, GraphPasses] = {}
-        self._gone_there: tuple[GraphPasses, Array, int] | None = None
+        self._last_forward: tuple[GraphPasses, Array, int] | None = None
         self._lock = threading.Lock()
 
     def numbers_changed(self) -> None:
@@ -183,7 +183,7 @@ class GraphExecutor(PythonExecutor):
             make = partial(self._make_passes, rows)
             passes = self._kept(self._passes, rows, make, KEPT)
             self._begin(Data(x, x, None), None, None, 0.0, None, None, number, rows, rows)
-            self._gone_there = passes, x, number
+            self._last_forward = passes, x, number
             return passes.forward()
 
     def _make_passes(self, rows: int) -> GraphPasses:
@@ -194,9 +194,9 @@ class GraphExecutor(PythonExecutor):
         return passes
 
     def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
-        if self._gone_there is None:
+        if self._last_forward is None:
             raise DataError(NO_FORWARD)
-        passes, x, number = self._gone_there
+        passes, x, number = self._last_forward
         if dx is None or passes.plan.gives_dx:
             with self._lock:
                 passes.backward(dy, dx, penalties)

@@ -118,20 +118,20 @@ class GraphInference:
 
 
 class GraphPasses:
-    """The way there and the way back of a step, each by itself, for batches of one size: whoever
+    """The forward and the backward pass of a step, each by itself, for batches of one size: whoever
     calls them has the loss."""
 
     def __init__(self, program: Program, backend: CudaBackend, place: StepPlace, rows: int) -> None:
         self.program, self.backend, self.place = program, backend, place
         self.plan = GraphPlan(program, backend, rows, True, place.rounded)
-        self._there = Graphs(backend, self._go_forward)
+        self._forward = Graphs(backend, self._go_forward)
         self._back = {
             penalties: Graphs(backend, self._go_back, penalties) for penalties in (False, True)
         }
 
     def forward(self) -> Array:
         """Outputs for the rows that the run's record names; a place that is used again."""
-        self._there.run(1)
+        self._forward.run(1)
         return self.plan.pred
 
     def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:

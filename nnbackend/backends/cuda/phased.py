@@ -32,8 +32,8 @@ from nnbackend.program.table import ABSENT, Program, Row
 
 #: Layers of a network: each adds up to six tasks.
 MOST_LAYERS = 11
-#: Multiplications of a step's way there: where there are more, products are nearly all of the time,
-#: and those of cuBLASLt are faster.
+#: Multiplications of a step's forward pass: where there are more, products are nearly all of the
+#: time, and those of cuBLASLt are faster.
 MOST_PRODUCTS = 1 << 29
 #: Words of an array of which 32 bits hold any place.
 MOST_WORDS = 1 << 30

@@ -52,7 +52,7 @@ def bind_group(
     """Forward, from x to out, both (B, N), and backward, from dy to dx.
 
     Args:
-        slopes: (B, N), to be filled; None if there is no way back.
+        slopes: (B, N), to be filled; None if there is no backward pass.
         dx: None if it is not wanted.
         batch: what the rows of x are a part of, if they are.
     """

@@ -24,7 +24,7 @@ class BoundDense:
         db: Array | None,
     ) -> None:
         """``there`` and ``back`` are the backend's dense_forward and dense_backward."""
-        self._there, self._back = there, back
+        self._forward, self._backward = there, back
         self._w, self._b, self._act, self._dw, self._db = w, b, act, dw, db
         self._dtype, (self._n_inputs, self._n_outputs) = w.dtype, w.shape
         self._keeps_z, self._is_linear = act.saves == "input", act is LINEAR
@@ -42,7 +42,7 @@ class BoundDense:
             z = np.empty_like(y) if self._keeps_z else None
         except MemoryError:
             return None
-        self._there(x, self._w, self._b, self._act, y, z)
+        self._forward(x, self._w, self._b, self._act, y, z)
         self.kept = x, y if z is None else z
         return y
 
@@ -58,5 +58,5 @@ class BoundDense:
             scratch = dy if self._is_linear else np.empty(dy.shape, self._dtype)
         except MemoryError:
             return None
-        self._back(dy, x, self._w, self._act, saved, self._dw, self._db, dx, scratch)
+        self._backward(dy, x, self._w, self._act, saved, self._dw, self._db, dx, scratch)
         return dx

@@ -97,10 +97,10 @@ class MixedExecutor(PythonExecutor):
             if part.table is not None:
                 part.table.take_numbers()
 
-    def _make_plan(self, rows: int, all_the_way: bool) -> TrainingPlan:
+    def _make_plan(self, rows: int, to_input: bool) -> TrainingPlan:
         return _MixedPlan(self.program, self._workspace, rows, self._parts)
 
-    def _plan_all_the_way(self, plan: TrainingPlan, rows: int) -> TrainingPlan:
+    def _plan_to_input(self, plan: TrainingPlan, rows: int) -> TrainingPlan:
         return plan  # its contexts have what the way forward kept
 
     def _make_inference(self, rows: int) -> InferencePlan:
@@ -169,10 +169,10 @@ class _MixedPlan(TrainingPlan):
     ) -> None:
         self.parts = parts
         self.segments: list[Segment] = []
-        self._goes_all_the_way = False
+        self._goes_to_input = False
         super().__init__(program, workspace, rows)
 
-    def _bind(self, all_the_way: bool) -> None:
+    def _bind(self, to_input: bool) -> None:
         program, workspace, rows = self.program, self.workspace, self.rows
         self.lowest = len(self.parts)
         for number, part in enumerate(self.parts):
@@ -191,9 +191,9 @@ class _MixedPlan(TrainingPlan):
         if self.parts[-1].table is not None:
             self.dpred = self.segments[-1].dy
 
-    def go_back(self, inputs: list[Array], dy: Array, all_the_way: bool = False) -> Array:
-        self._goes_all_the_way = all_the_way
-        return super().go_back(inputs, dy, all_the_way)
+    def go_back(self, inputs: list[Array], dy: Array, to_input: bool = False) -> Array:
+        self._goes_to_input = to_input
+        return super().go_back(inputs, dy, to_input)
 
     def _bind_segment(
         self, table: CompiledTable, dx: Array, needs_dx: bool
@@ -208,7 +208,7 @@ class _MixedPlan(TrainingPlan):
         def backward(x: Array, dy: Array) -> Array:
             if dy is not segment.dy:
                 segment.dy[...] = dy
-            segment.backward(dx if needs_dx or self._goes_all_the_way else None)
+            segment.backward(dx if needs_dx or self._goes_to_input else None)
             return dx
 
         return forward, backward

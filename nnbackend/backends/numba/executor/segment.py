@@ -56,7 +56,7 @@ class Segment(StepContext):
         """Outputs in training mode, a view that the next pass overwrites; ``number`` decides the
         dropout masks."""
         f, c = self.f, self.c
-        self._x = x  # read again on the way back
+        self._x = x  # read again on the backward pass
         f[c.X], f[c.FIRST_STEP], f[c.TRAINS] = address_of(x), number, int(mode.moves_statistics)
         f[c.FIRST_ROW], f[c.CHECKS] = mode.first_row, 0
         f[c.MODE], f[c.FIRST_PHASE], f[c.STATUS] = c.FORWARD, 0, 0
@@ -77,7 +77,7 @@ class Segment(StepContext):
 
     @property
     def penalty(self) -> float:
-        """The penalties of the last way back that had them."""
+        """The penalties of the last backward pass that had them."""
         return float(self._one_trace[0, TRACE_PENALTY])
 
     def _go_back(self, dx: Array | None, penalties: bool, optimizer: Optimizer | None) -> None:

@@ -167,7 +167,7 @@ class CompiledTable:
         return self.runtime.threads.parts(min(work, self.most_parts or work))
 
     def block_rows(self, batch: int) -> int:
-        """Rows of the batch that go there and back at a time."""
+        """Rows of the batch that go forward and back at a time."""
         if not self._small_layers:
             return batch
         row_bytes = (self.n_inputs + 2 * self.deltas_width) * self.dtype.itemsize
