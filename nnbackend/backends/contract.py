@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -124,6 +125,10 @@ class Backend(LayerOperations):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until all work started so far has finished."""
+
+    def one_thread(self) -> AbstractContextManager[None]:
+        """Inside, its kernels use one thread, if it has threads on which bits may depend."""
+        return nullcontext()
 
     def at_precision(self, precision: str) -> Backend:
         """This backend with products of float32 matrices in another precision of ``PRECISIONS``.

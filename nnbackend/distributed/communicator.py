@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from nnbackend._types import HostArray
 from nnbackend.backends.types import Array
@@ -17,10 +18,12 @@ class Communicator(ABC):
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
+        captures: whether ``add_in_order_of_stream`` can be part of a step that a GPU captures.
     """
 
     rank: int
     size: int
+    captures: ClassVar[bool] = False
 
     @abstractmethod
     def all_reduce(self, array: Array) -> None:
@@ -39,6 +42,11 @@ class Communicator(ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Return when every rank has called this."""
+
+    def add_in_order_of_stream(self, array: Array) -> None:
+        """As ``all_reduce``, in the order of the device's work and without waiting for anybody on
+        the host, for communicators that have it: see ``captures``."""
+        raise NotImplementedError
 
     def abort(self, code: int) -> None:
         """End this process and all other ranks at once, where that can be done."""

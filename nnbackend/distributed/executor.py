@@ -113,8 +113,7 @@ class SharedTraining:
         them."""
         if self.ranks.exact or self.program.optimizer is None:
             return False
-        comm = self.ranks.comm
-        return hasattr(comm, "add_in_order_of_stream") and hasattr(self.executor, "run_shared")
+        return self.ranks.comm.captures and self.executor.captures
 
     def _all_have_rows(self, step: tuple[Run, list[Block], int]) -> bool:
         return self.ranks.all_have_rows(step[2])
@@ -134,9 +133,8 @@ class SharedTraining:
     ) -> tuple[Any, Any]:
         """Traces (S, T) of this rank's rows, and the penalties; each step with its batch's rows.
         ``counts`` are those of each rank, where these do not follow from the batch's."""
-        comm: Any = self.ranks.comm
-        executor: Any = self.executor
-        trace = executor.run_shared(steps, comm.add_in_order_of_stream, counts)
+        comm = self.ranks.comm
+        trace = self.executor.run_shared(steps, comm.add_in_order_of_stream, counts)
         comm.barrier()  # all ranks have started theirs: the GPU does not wait for ever
         traces = self.backend.to_numpy(trace)
         penalties = traces[:, TRACE_PENALTY].copy()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from nnbackend._checks import check_flag
 from nnbackend._version import __version__
-from nnbackend.backends.contract import Backend
 from nnbackend.data.shards import Shards
 from nnbackend.data.sources import ArraySource, BatchSource, Source
 from nnbackend.distributed.communicator import Communicator
@@ -197,33 +195,3 @@ class OwnRows(BatchSource):
         for step in range(self.steps):
             first, last = (self.used * k // self.steps for k in (step, step + 1))
             yield self.source.block(order[first:last])
-
-
-class _OneThread:
-    """How many calls want one thread at this time, and how many threads there were before."""
-
-    lock = threading.Lock()
-    calls = 0
-    before = 0
-
-
-@contextmanager
-def one_thread(exact: bool, backend: Backend) -> Iterator[None]:
-    """Inside, kernels use one thread if results must be ``exact``: their bits depend on it."""
-    if not exact or backend.name != "numba":
-        yield
-        return
-    from nnbackend.backends.numba.runtime import threads
-
-    with _OneThread.lock:
-        _OneThread.calls += 1
-        if _OneThread.calls == 1:
-            _OneThread.before = threads().count
-            threads().set(1)
-    try:
-        yield
-    finally:
-        with _OneThread.lock:
-            _OneThread.calls -= 1
-            if not _OneThread.calls:
-                threads().set(_OneThread.before)

@@ -6,7 +6,7 @@ Not run on several GPUs yet: it is checked on the stand-in of the tests, and on 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class NcclCommunicator(Communicator):
         library: a module such as ``cupy.cuda.nccl``; None takes that one.
     """
 
+    captures: ClassVar[bool] = True
+
     def __init__(self, host: Communicator, backend: CudaArrays, library: Any = None) -> None:
         self.host, self.backend = host, backend
         self.rank, self.size = host.rank, host.size
@@ -53,7 +55,6 @@ class NcclCommunicator(Communicator):
         self._start("allReduce", array, self._nccl.NCCL_SUM)
 
     def add_in_order_of_stream(self, array: Array) -> None:
-        """As ``all_reduce``, but nobody is waited for on the host: it may be captured."""
         self._start("allReduce", array, self._nccl.NCCL_SUM)
 
     def broadcast(self, array: Array, root: int = 0) -> None:

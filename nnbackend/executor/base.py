@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -124,6 +125,8 @@ class Executor(ABC):
     how: ClassVar[str] = "layer by layer"
     #: what runs programs with parts in Python instead; None for the Python executor
     mixed: ClassVar[type[Executor] | None] = None
+    #: whether ``run_shared`` captures steps, with what ranks add up within them
+    captures: ClassVar[bool] = False
     #: kinds of rows that it runs; a program with another is interpreted
     ops: ClassVar[frozenset[Op]] = frozenset(Op) - {Op.PYTHON}
 
@@ -163,6 +166,25 @@ class Executor(ABC):
             From a step on whose loss or gradient is not finite, rows may be NaN and nothing more
             is updated.
         """
+
+    def run_shared(
+        self,
+        parts: Sequence[tuple[Run, int]],
+        add: Callable[[Array], None],
+        counts: tuple[int, ...] = (),
+    ) -> Array:
+        """Steps whose batches ranks share; what they ``add`` up is part of the captured step: see
+        nnbackend.distributed. For executors that have it: see ``captures``.
+
+        Args:
+            parts: this rank's rows of each batch, and how many the batch has.
+            add: array (n,) = the sum of every rank's, in place.
+            counts: rows of each rank, where they do not follow from the batch's.
+
+        Returns:
+            (steps, TRACE_SUMS + n_sums) on the device, of this rank's rows.
+        """
+        raise NotImplementedError
 
     def train_on(self, data: Data, rate: float, number: int) -> Array:
         """One update on these rows, and its loss with penalties, 0-d float64 on the device.

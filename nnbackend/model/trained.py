@@ -27,7 +27,6 @@ from nnbackend.distributed.joining import (
     check_alike,
     check_coupled,
     join,
-    one_thread,
     share_start,
     weights_of,
 )
@@ -180,7 +179,7 @@ class TrainedStack(DrivenStack):
                     history=History(),
                     ranks=ranks,
                 )
-                with one_thread(exact, self.backend):
+                with self.backend.one_thread() if exact else nullcontext():
                     return trainer.run()
             except BaseException:
                 if self.epoch == last - epochs:  # nothing was learnt
@@ -319,7 +318,7 @@ class TrainedStack(DrivenStack):
         self._check_compiled()
         self._check_adapted()
         ranks = join(comm, sharded, exact)
-        with memory_errors, one_thread(exact, self.backend):
+        with memory_errors, self.backend.one_thread() if exact else nullcontext():
             with nullcontext() if ranks is None else ranks.together():
                 source = make_source(self.program, x, y, sample_weight)
             if ranks is not None:

@@ -59,6 +59,7 @@ class GraphExecutor(PythonExecutor):
 
     backend: CudaBackend
     how = "by CUDA graphs"
+    captures = True
 
     def __init__(self, program: Program, backend: CudaBackend) -> None:
         super().__init__(program, backend)
@@ -119,16 +120,6 @@ class GraphExecutor(PythonExecutor):
         self, parts: Sequence[tuple[Run, int]], add: Callable[[Array], None],
         counts: tuple[int, ...] = (),
     ) -> Array:  # fmt: skip
-        """Steps whose batches ranks share; what they ``add`` up is part of the captured step: see
-        nnbackend.distributed.
-
-        Args:
-            parts: this rank's rows of each batch, and how many the batch has.
-            counts: see ``SharedBatch``.
-
-        Returns:
-            (steps, TRACE_SUMS + n_sums) on the device, of this rank's rows.
-        """
         trace = self.backend.zeros((len(parts), TRACE_SUMS + self.program.n_sums), _FLOAT64)
         with self._lock:
             for index, (part, batch_rows) in enumerate(parts):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import numpy as np
@@ -58,6 +59,9 @@ class NumbaBackend(CallsOperations):
 
     def compile_ahead(self, dtypes: tuple[str, ...]) -> None:
         self.runtime.compile_files(("phase", "operation"), dtypes)
+
+    def one_thread(self) -> AbstractContextManager[None]:
+        return self.runtime.threads.one()
 
     def kept_in(self) -> str:
         return str(self.runtime.folders.write or "this process")

@@ -8,6 +8,8 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ class Threads:
         self.count = 1 if self.layer == "serial" else self.most
         self._started = False
         self._listeners: weakref.WeakSet[Any] = weakref.WeakSet()
+        #: how many calls are inside ``one``, and how many threads there were before
+        self._one_lock = threading.Lock()
+        self._inside = self._before = 0
         wanted = os.environ.get("NN_NUM_THREADS", "").strip()
         if wanted:
             if not (wanted.isascii() and wanted.isdecimal()):
@@ -52,6 +57,22 @@ class Threads:
             )
         self.count = 1 if self.layer == "serial" else count
         self._announce()
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Inside, there is one thread; several calls may be inside at a time."""
+        with self._one_lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = self.count
+                self.set(1)
+        try:
+            yield
+        finally:
+            with self._one_lock:
+                self._inside -= 1
+                if not self._inside:
+                    self.set(self._before)
 
     def parts(self, work: int) -> int:
         """Threads for ``work`` grains of work, each of which is worth a thread."""
