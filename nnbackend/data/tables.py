@@ -60,70 +60,80 @@ class Table:
         self._duckdb = connection()
         self.shown = "standard input" if str(path) == "-" else str(path)
         with readable(self.shown), ExitStack() as stack:
-            self._path = plain_file(path, stack)
-            self._compressed = OPENERS.get(self._path.suffix.lower(), open)
-            try:
-                opened = partial(self._compressed, self._path, "rb")
-                found, mixed = looked_through(opened)
-                self._encoding = layout.encoding or found or old_encoding(opened, self.shown)
-                # those that DuckDB reads quickly, or at all
-                if mixed or self._encoding not in ("utf-8", "latin-1"):
-                    self._use_copy(copied_text(map(_with_feed, self._text()), stack))
-            except (UnicodeError, EOFError, OSError, LookupError) as error:
-                raise DataError(f"{self.shown} cannot be read: {error}") from error
-            head = self._head()
-            self._skip, self._sep, self._quote, comment = found_dialect(
-                head, layout.sep, self._duckdb
-            )
-            if comment or self._sep == " ":
-                # DuckDB takes the mark of a comment anywhere in a line for one
-                lines = (
-                    "\n" if comment and line.startswith(comment) else _with_feed(line)
-                    for line in self._text()
-                )
-                if self._sep == " ":
-                    lines = (" ".join(line.split()) + "\n" for line in lines)
-                self._use_copy(copied_text(lines, stack))
-                head = self._head()
-            while self._skip < len(head) and not head[self._skip].strip():
-                self._skip += 1
-            rows = self._rows(head)
+            self._open(path, layout, stack)
+            rows = self._rows(self._find_dialect(layout, stack))
             if not rows:
                 raise DataError(f"{self.shown} is empty; it must hold at least one row")
-            first, *others = rows
-            self._has_header = is_header(first, others) if layout.header is None else layout.header
-            body = others if self._has_header else rows
-            if not body:
-                raise DataError(f"{self.shown} has a header and no rows")
-            width = len(first)
-            self._drops_last = self._ends_in_separators(first, body)
-            width -= self._drops_last
-            names = [field.strip() for field in first[:width]]
-            self.names = names if self._has_header else [str(k) for k in range(width)]
-            twice, times = Counter(self.names).most_common(1)[0]
-            if times > 1:
-                raise DataError(f"{self.shown} has two columns named {twice!r}; names must differ")
-            columns = list(itertools.zip_longest(names, *body, fillvalue=""))[:width]
-            columns = [column[1:] for column in columns]  # also of rows that are too short
-            self._decimal, self._thousands, self.decimal = number_marks(
-                columns, self._sep, layout.decimal, decimal
-            )
-            self._kinds = [self._looks_numeric(column) for column in columns]
-            # which DuckDB would take out wherever they stand, of 1,5 too
-            self._marked = {
-                k for k, column in enumerate(columns)
-                if self._thousands and any(self._thousands in text for text in column)
-            }  # fmt: skip
-            texts = {text for column in columns for text in column}
-            self._all_nulls = _NULLS
-            if any(text != text.strip() for text in texts):
-                self._all_nulls = {a + null + b for null in _NULLS for a in BLANKS for b in BLANKS}
-            # DuckDB need not look for what is not there, which takes time
-            missing = {text for text in texts if text.strip() in _NULLS}
-            self._nulls = {""} if all(self._kinds) and missing <= {""} else self._all_nulls
-            #: distinct values of each column in the first rows
-            self.variety = [len(set(column)) for column in columns]
+            self._find_columns(rows, layout, decimal)
             self._close = stack.pop_all().close
+
+    def _open(self, path: Path, layout: Layout, stack: ExitStack) -> None:
+        """The file, or a copy of it that DuckDB reads; its encoding."""
+        self._path = plain_file(path, stack)
+        self._compressed = OPENERS.get(self._path.suffix.lower(), open)
+        try:
+            opened = partial(self._compressed, self._path, "rb")
+            found, mixed = looked_through(opened)
+            self._encoding = layout.encoding or found or old_encoding(opened, self.shown)
+            # those that DuckDB reads quickly, or at all
+            if mixed or self._encoding not in ("utf-8", "latin-1"):
+                self._use_copy(copied_text(map(_with_feed, self._text()), stack))
+        except (UnicodeError, EOFError, OSError, LookupError) as error:
+            raise DataError(f"{self.shown} cannot be read: {error}") from error
+
+    def _find_dialect(self, layout: Layout, stack: ExitStack) -> list[str]:
+        """How lines are divided, and where the table begins; the first lines."""
+        head = self._head()
+        self._skip, self._sep, self._quote, comment = found_dialect(head, layout.sep, self._duckdb)
+        if comment or self._sep == " ":
+            # DuckDB takes the mark of a comment anywhere in a line for one
+            lines = (
+                "\n" if comment and line.startswith(comment) else _with_feed(line)
+                for line in self._text()
+            )
+            if self._sep == " ":
+                lines = (" ".join(line.split()) + "\n" for line in lines)
+            self._use_copy(copied_text(lines, stack))
+            head = self._head()
+        while self._skip < len(head) and not head[self._skip].strip():
+            self._skip += 1
+        return head
+
+    def _find_columns(self, rows: list[list[str]], layout: Layout, decimal: str | None) -> None:
+        """Names and kinds of the columns, and how numbers and missing values are written."""
+        first, *others = rows
+        self._has_header = is_header(first, others) if layout.header is None else layout.header
+        body = others if self._has_header else rows
+        if not body:
+            raise DataError(f"{self.shown} has a header and no rows")
+        width = len(first)
+        self._drops_last = self._ends_in_separators(first, body)
+        width -= self._drops_last
+        names = [field.strip() for field in first[:width]]
+        self.names = names if self._has_header else [str(k) for k in range(width)]
+        twice, times = Counter(self.names).most_common(1)[0]
+        if times > 1:
+            raise DataError(f"{self.shown} has two columns named {twice!r}; names must differ")
+        columns = list(itertools.zip_longest(names, *body, fillvalue=""))[:width]
+        columns = [column[1:] for column in columns]  # also of rows that are too short
+        self._decimal, self._thousands, self.decimal = number_marks(
+            columns, self._sep, layout.decimal, decimal
+        )
+        self._kinds = [self._looks_numeric(column) for column in columns]
+        # which DuckDB would take out wherever they stand, of 1,5 too
+        self._marked = {
+            k for k, column in enumerate(columns)
+            if self._thousands and any(self._thousands in text for text in column)
+        }  # fmt: skip
+        texts = {text for column in columns for text in column}
+        self._all_nulls = _NULLS
+        if any(text != text.strip() for text in texts):
+            self._all_nulls = {a + null + b for null in _NULLS for a in BLANKS for b in BLANKS}
+        # DuckDB need not look for what is not there, which takes time
+        missing = {text for text in texts if text.strip() in _NULLS}
+        self._nulls = {""} if all(self._kinds) and missing <= {""} else self._all_nulls
+        #: distinct values of each column in the first rows
+        self.variety = [len(set(column)) for column in columns]
 
     def __enter__(self) -> Table:
         return self
