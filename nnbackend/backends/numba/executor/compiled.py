@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnbackend.backends.numba.backend import NumbaBackend
+from nnbackend.backends.numba.executor.driven import DrivenContext
 from nnbackend.backends.numba.executor.inference import Inferences
 from nnbackend.backends.numba.executor.mixed import MixedExecutor
-from nnbackend.backends.numba.executor.segment import Segment
 from nnbackend.backends.numba.executor.table import CompiledTable
 from nnbackend.backends.numba.executor.training import Training
 from nnbackend.backends.types import Array
@@ -37,8 +37,8 @@ class CompiledExecutor(Executor):
         #: the plans used last, and those of other sizes of batch, which have their memory in common
         self._training: Training | None = None
         self._trainings: dict[int, Training] = {}
-        self._segment: Segment | None = None
-        self._segments: dict[int, Segment] = {}
+        self._driven: DrivenContext | None = None
+        self._driven_by_rows: dict[int, DrivenContext] = {}
         self._workspace: Array = None
         self._capacity = 0
         self._updates = Updates(program, backend)
@@ -54,9 +54,9 @@ class CompiledExecutor(Executor):
 
     def threads_changed(self) -> None:
         """Plan anew: ``set_num_threads`` was called, or this is a forked child."""
-        self._training, self._segment = None, None
+        self._training, self._driven = None, None
         self._trainings.clear()
-        self._segments.clear()
+        self._driven_by_rows.clear()
         self._inferences.forget()
 
     def numbers_changed(self) -> None:
@@ -123,47 +123,52 @@ class CompiledExecutor(Executor):
     # -- driven from outside ------------------------------------------------------------------
 
     def forward(self, x: Array, number: int) -> Array:
-        segment = self._segment = self._segments.get(len(x)) or self._make_segment(len(x))
-        return segment.forward(x, number)
+        driven = self._driven = self._driven_by_rows.get(len(x)) or self._make_driven(len(x))
+        return driven.forward(x, number)
 
-    def _make_segment(self, rows: int) -> Segment:
+    def _make_driven(self, rows: int) -> DrivenContext:
         if rows > self._capacity:
             self._capacity = -(-rows // 16) * 16
             size = self._capacity * self.program.workspace_width
             self._workspace = self.program.backend.zeros(size, self.program.dtype)
-            self._segments.clear()
-        segment = Segment(self.compiled, rows, self._workspace, self._capacity)
-        _keep(self._segments, rows, segment)
-        return segment
+            self._driven_by_rows.clear()
+        driven = DrivenContext(self.compiled, rows, self._workspace, self._capacity)
+        _keep(self._driven_by_rows, rows, driven)
+        return driven
 
     def forward_of(self, x: Any, number: int) -> Array | None:
-        segment = self._segment
-        if segment is None or x.__class__ is not np.ndarray or x.dtype is not segment.dtype:
+        driven = self._driven
+        if driven is None or x.__class__ is not np.ndarray or x.dtype is not driven.dtype:
             return None
-        out = segment.forward_of(x, number)
-        if out is None and x.ndim == 2 and len(x) in self._segments and len(x) != segment.batch:
-            segment = self._segment = self._segments[len(x)]
-            out = segment.forward_of(x, number)
+        out = driven.forward_of(x, number)
+        if (
+            out is None
+            and x.ndim == 2
+            and len(x) in self._driven_by_rows
+            and len(x) != driven.batch
+        ):
+            driven = self._driven = self._driven_by_rows[len(x)]
+            out = driven.forward_of(x, number)
         return out
 
     def backward_of(self, dy: Any, dx: Array | None, penalties: bool) -> bool:
-        segment = self._segment
-        if segment is None or dy.__class__ is not np.ndarray or dy.dtype is not segment.dtype:
+        driven = self._driven
+        if driven is None or dy.__class__ is not np.ndarray or dy.dtype is not driven.dtype:
             return False
-        return bool(dy.flags.c_contiguous) and segment.backward_of(dy, dx, penalties)
+        return bool(dy.flags.c_contiguous) and driven.backward_of(dy, dx, penalties)
 
     def backward(self, dy: Array, dx: Array | None, penalties: bool) -> None:
-        segment = self._segment
-        if segment is None:
+        driven = self._driven
+        if driven is None:
             raise DataError(NO_FORWARD)
-        segment.dy[...] = dy
-        segment.backward(dx, penalties)
+        driven.dy[...] = dy
+        driven.backward(dx, penalties)
 
     def apply(self, rate: float, number: int) -> bool:
-        optimizer, segment = self.program.optimizer, self._segment
-        if segment is None or optimizer is None or self.program.storage.trained == 0:
+        optimizer, driven = self.program.optimizer, self._driven
+        if driven is None or optimizer is None or self.program.storage.trained == 0:
             return self._updates.apply(rate, number)
-        return segment.apply(optimizer, rate, number)
+        return driven.apply(optimizer, rate, number)
 
     # -- inference ------------------------------------------------------------------------
 

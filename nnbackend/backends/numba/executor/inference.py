@@ -29,8 +29,8 @@ class Inferences:
     def __init__(self, table: CompiledTable) -> None:
         self.table = table
         # append and pop are atomic
-        self._idle: list[_Inference] = []
-        self._few: list[_Inference] = []
+        self._idle: list[_InferenceContext] = []
+        self._few: list[_InferenceContext] = []
         sizes = [row.n_inputs * row.n_outputs for row in table.rows if row.op == Op.DENSE]
         self._is_wide = max(sizes, default=0) * table.dtype.itemsize > WIDE_WEIGHTS
         self._rows: list[_SingleRow] = []
@@ -67,7 +67,7 @@ class Inferences:
         try:
             lease = self._few.pop()
         except IndexError:
-            lease = _Inference(self.table, FEW_ROWS, 1)
+            lease = _InferenceContext(self.table, FEW_ROWS, 1)
         out = lease.call(x)
         self._few.append(lease)
         return out
@@ -85,12 +85,12 @@ class Inferences:
         """Plan anew: the number of threads has changed."""
         self._idle, self._few = [], []
 
-    def _lease(self) -> _Inference:
+    def _lease(self) -> _InferenceContext:
         try:
             return self._idle.pop()
         except IndexError:
             threads = self.table.runtime.threads.count
-            return _Inference(self.table, self.table.inference_rows, threads)
+            return _InferenceContext(self.table, self.table.inference_rows, threads)
 
 
 class _SingleRow(InferencePlan):
@@ -110,7 +110,7 @@ class _SingleRow(InferencePlan):
         return lambda x, out: forward(backend, x, w, b, act, out, None)
 
 
-class _Inference:
+class _InferenceContext:
     """A context for inference of one caller at a time, and the buffers it points to."""
 
     def __init__(self, table: CompiledTable, rows: int, parts: int) -> None:

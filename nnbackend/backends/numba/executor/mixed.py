@@ -10,8 +10,8 @@ import numpy as np
 
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.numba.backend import NumbaBackend
+from nnbackend.backends.numba.executor.driven import DrivenContext
 from nnbackend.backends.numba.executor.inference import Inferences
-from nnbackend.backends.numba.executor.segment import Segment
 from nnbackend.backends.numba.executor.table import CompiledTable
 from nnbackend.backends.types import Array
 from nnbackend.executor.base import Data, not_finite_step
@@ -112,13 +112,13 @@ class MixedExecutor(PythonExecutor):
         optimizer, at_once = self.program.optimizer, self._updates_at_once
         if optimizer is None or not at_once or not isinstance(plan, _MixedPlan):
             return super()._step(plan, data, rate, number, trace, looks)
-        segment = plan.segments[0]
-        outputs = segment.forward(data.x, number)
-        measure(self.program, data, outputs, segment.dy, trace, plan.loss)
+        driven = plan.driven[0]
+        outputs = driven.forward(data.x, number)
+        measure(self.program, data, outputs, driven.dy, trace, plan.loss)
         if not np.isfinite(trace[TRACE_LOSS]):
             return False
-        is_finite: bool = segment.update(optimizer, rate, number)
-        trace[TRACE_PENALTY] = segment.penalty
+        is_finite: bool = driven.update(optimizer, rate, number)
+        trace[TRACE_PENALTY] = driven.penalty
         if looks and self._is_function:
             self._quick_plan = plan
         return is_finite
@@ -128,8 +128,8 @@ class MixedExecutor(PythonExecutor):
         program, optimizer, plan = self.program, self.program.optimizer, self._quick_plan
         if plan is None or optimizer is None or weight is not None or program.statistics:
             return None
-        segment, dtype = plan.segments[0], program.dtype
-        shape = (segment.batch, program.n_outputs)
+        driven, dtype = plan.driven[0], program.dtype
+        shape = (driven.batch, program.n_outputs)
         if x.__class__ is not np.ndarray or y.__class__ is not np.ndarray or x.dtype is not dtype:
             return None
         if y.dtype is not dtype or y.shape != shape or len(optimizer.slots) != len(program.slots):
@@ -137,15 +137,15 @@ class MixedExecutor(PythonExecutor):
         with np.errstate(all="ignore"):
             if not np.isfinite(y.sum()):
                 return None
-            pred = segment.forward_of(x, number)
+            pred = driven.forward_of(x, number)
             if pred is None:
                 return None
             loss, dpred = call_loss(program, y, pred)
-            segment.dy[...] = dpred
-        done = np.isfinite(loss) and segment.update(optimizer, program.rate(number), number)
+            driven.dy[...] = dpred
+        done = np.isfinite(loss) and driven.update(optimizer, program.rate(number), number)
         if not done:
             raise not_finite_step(number)
-        return np.array(loss + segment.penalty, np.float64)
+        return np.array(loss + driven.penalty, np.float64)
 
     def call(self, x: Any) -> Array | None:
         inferences = self._parts[0].inferences
@@ -168,7 +168,7 @@ class _MixedPlan(TrainingPlan):
         self, program: Program, workspace: Workspace, rows: int, parts: list[_Part]
     ) -> None:
         self.parts = parts
-        self.segments: list[Segment] = []
+        self.driven: list[DrivenContext] = []
         self._goes_to_input = False
         super().__init__(program, workspace, rows)
 
@@ -189,7 +189,7 @@ class _MixedPlan(TrainingPlan):
             if self.lowest == len(self.parts) and trained:
                 self.lowest = number
         if self.parts[-1].table is not None:
-            self.dpred = self.segments[-1].dy
+            self.dpred = self.driven[-1].dy
 
     def go_back(self, inputs: list[Array], dy: Array, to_input: bool = False) -> Array:
         self._goes_to_input = to_input
@@ -199,16 +199,16 @@ class _MixedPlan(TrainingPlan):
         self, table: CompiledTable, dx: Array, needs_dx: bool
     ) -> tuple[Forward, Backward]:
         workspace = self.workspace
-        segment = Segment(table, self.rows, workspace.flat, workspace.capacity)
-        self.segments.append(segment)
+        driven = DrivenContext(table, self.rows, workspace.flat, workspace.capacity)
+        self.driven.append(driven)
 
         def forward(x: Array, step: int) -> Array:
-            return segment.forward(x, step, workspace.mode)
+            return driven.forward(x, step, workspace.mode)
 
         def backward(x: Array, dy: Array) -> Array:
-            if dy is not segment.dy:
-                segment.dy[...] = dy
-            segment.backward(dx if needs_dx or self._goes_to_input else None)
+            if dy is not driven.dy:
+                driven.dy[...] = dy
+            driven.backward(dx if needs_dx or self._goes_to_input else None)
             return dx
 
         return forward, backward

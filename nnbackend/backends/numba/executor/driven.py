@@ -14,7 +14,7 @@ from nnbackend.optimizers import Optimizer
 _USUAL = Mode()
 
 
-class Segment(StepContext):
+class DrivenContext(StepContext):
     """Rows of a program for batches of ``batch`` rows.
 
     Attributes:
