@@ -160,15 +160,14 @@ def check_signature(cls: type, name: str, *arguments: str, **named: str) -> None
 def check_call(what: str, function: Callable[..., object], *arguments: str) -> None:
     """Refuse a function that cannot be called as the library calls it."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):  # such as some in C
         return
     try:
         signature.bind(*arguments)
     except TypeError:
         raise UnknownArgumentError(
-            f"{what} is called as function({', '.join(arguments)}); received one that takes "
-            f"{signature}"
+            f"{what} is called with ({', '.join(arguments)}); received one that takes {signature}"
         ) from None
 
 
@@ -286,14 +285,31 @@ class NameOfOthers:
         self.name, self.hints = name, hints
 
     def __get__(self, owner: Any, kind: type) -> Any:
-        if owner is None or self.name not in owner.__dict__:
+        if owner is not None and self.name in owner.__dict__:
+            return owner.__dict__[self.name]
+        other = self._of_another_base(kind)
+        if other is None:
             raise missing_attribute(kind if owner is None else owner, self.name, self.hints)
-        return owner.__dict__[self.name]
+        return other.__get__(owner, kind) if hasattr(other, "__get__") else other
 
     def __set__(self, owner: Any, value: Any) -> None:
-        if owner.is_of_ours:
+        other = self._of_another_base(type(owner))
+        if other is None and is_of_ours(type(owner)):
             raise missing_attribute(owner, self.name, self.hints)
-        owner.__dict__[self.name] = value
+        if hasattr(other, "__set__"):
+            other.__set__(owner, value)
+        else:
+            owner.__dict__[self.name] = value
+
+    def _of_another_base(self, kind: type) -> Any:
+        """What a class has under the name from a base that comes after ours."""
+        found = (vars(base).get(self.name) for base in kind.__mro__)
+        return next((f for f in found if f is not None and not isinstance(f, NameOfOthers)), None)
+
+
+def is_of_ours(kind: type) -> bool:
+    """Whether a class is the library's own, which keeps nothing under the names of others."""
+    return kind.__module__.startswith("nnbackend.")
 
 
 def answer_names_of_others(cls: type, hints: Mapping[str, str]) -> None:
@@ -342,6 +358,7 @@ OPTIMIZER_ATTRIBUTES: dict[str, str] = {
         ("learning_rate", "lr"), ("rate", "lr"), ("step_size", "lr"), ("beta_1", "beta1"),
         ("beta_2", "beta2"), ("epsilon", "eps"), ("clipnorm", "clip_norm"),
         ("param_groups", "optimizer.lr for the rate of all parameters"),
+        ("current_learning_rate", "lr"), ("decay", "a schedule, lr=nn.InverseTimeDecay(...)"),
     )
 }  # fmt: skip
 
@@ -354,11 +371,6 @@ class AnswersModelNames(AnswersNames):
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name not in MODEL_ATTRIBUTES]
-
-    @property
-    def is_of_ours(self) -> bool:
-        """Whether the class keeps nothing of its own under the names of others."""
-        return type(self).__module__.startswith("nnbackend.")
 
 
 answer_names_of_others(AnswersModelNames, MODEL_ATTRIBUTES)

@@ -34,7 +34,7 @@ def _write(out: TextIO | None, text: str) -> None:
 
 
 #: Packages whose frames stand between a user's line and a warning about it.
-_BETWEEN = ("nnbackend", "sklearn", "contextlib", "functools")
+_BETWEEN = ("nnbackend", "sklearn", "joblib", "contextlib", "functools")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

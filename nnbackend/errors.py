@@ -166,7 +166,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     # other functions than those whose names look alike
     **dict.fromkeys(
         ("adadelta", "adamax", "hard_sigmoid", "hinge", "nadam", "relu6", "rmse", "selu", "sine",
-         "softsign", "step"),
+         "softsign"),
         (),
     ),
 }  # fmt: skip
@@ -187,8 +187,12 @@ def closest(name: object, choices: Iterable[str]) -> str | None:
 
     choices = list(choices)
     given = name.lower() if isinstance(name, str) else ""
-    if given in _ALIASES and given not in choices:
-        return next((own for own in _ALIASES[given] if own in choices), None)
+    meant = _ALIASES.get(given)
+    if meant == () and given not in choices:
+        return None
+    known = next((own for own in meant or () if own in choices), None)
+    if known is not None:
+        return known
     close = difflib.get_close_matches(given, choices, n=1)
     return close[0] if close else None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnbackend._checks import check_dtype
+from nnbackend._checks import check_dtype, check_path
 from nnbackend._files import write_atomically
 from nnbackend._types import PathLike
 from nnbackend._version import __version__
@@ -21,6 +21,7 @@ from nnbackend.executor.rows import activation_of
 from nnbackend.kernels.codes import Op
 from nnbackend.losses import Loss
 from nnbackend.model.sequential import Sequential
+from nnbackend.model.serialization import plain
 from nnbackend.program.table import Program, Row
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ OPSET, IR_VERSION = 15, 8
 #: A file's messages are shorter than this, by the rules of protobuf.
 MOST_BYTES = (1 << 31) - (1 << 16)
 #: Notes of a model that go into its file.
-NOTES = ("feature_names", "class_names", "target_name", "preparation")
+NOTES = ("feature_names", "class_names", "target_name", "preparation", "kind", "image_shape")
+#: Activations that ONNX Runtime has in float32 only.
+ONLY_FLOAT32 = ("leaky_relu", "elu", "gelu", "softplus", "mish")
 
 
 def export_onnx(model: Sequential, path: PathLike, dtype: str | None = None) -> None:
-    """Write a model, as it predicts, to an ONNX file.
+    """Write what a model's layers compute for predictions to an ONNX file.
 
     The graph takes ``x`` (rows, n_inputs), any number of rows, and gives ``y`` (rows, n_outputs),
     what ``predict`` returns. If the loss is over classes, it has a second output,
@@ -46,16 +49,16 @@ def export_onnx(model: Sequential, path: PathLike, dtype: str | None = None) -> 
     Args:
         path: the file, which is written whole or not at all.
         dtype: of the numbers, "float32" or "float64"; None takes the model's. ONNX Runtime has no
-            float64 for some activations (elu, leaky_relu, gelu, softplus, mish).
+            float64 for some activations (see ``lacking``).
 
     Raises:
-        DataError: a layer is written in Python, ``Standardize`` has not seen data, or the file
-            would be larger than 2 GB.
+        DataError: a layer is written in Python, ``Standardize`` has not seen data, the dtype
+            cannot hold the numbers, or the file would be larger than 2 GB.
         ImportError: onnx is not installed: ``pip install "nnbackend[onnx]"``.
     """
     if not isinstance(model, Sequential):
         raise DTypeError(f"model must be an nn.Sequential; received {shown(model)}")
-    onnx = _onnx()
+    onnx, path = _onnx(), check_path("path", path)
     with model.exclusive():
         content = _file_of(onnx, model, model.dtype if dtype is None else check_dtype(dtype))
     write_atomically(path, content)
@@ -69,6 +72,13 @@ def outputs_of(model: Sequential) -> list[str]:
 def _loss_over_classes(model: Sequential) -> Loss | None:
     loss = model.program.loss
     return loss if isinstance(loss, Loss) and loss.probabilities else None
+
+
+def lacking(model: Sequential, dtype: DType) -> list[str]:
+    """Activations of a model that ONNX Runtime lacks in this dtype."""
+    program = model.program
+    names = {activation_of(program, row).name for row in program.rows}
+    return sorted(names & set(ONLY_FLOAT32)) if dtype == np.float64 else []
 
 
 def require_onnx() -> None:
@@ -119,7 +129,8 @@ def _file_of(onnx: Any, model: Sequential, dtype: DType) -> bytes:
         ir_version=IR_VERSION,
     )
     notes = {key: model.info.get(key) for key in NOTES}
-    helper.set_model_props(proto, {key: json.dumps(v) for key, v in notes.items() if v})
+    texts = {k: json.dumps(v, default=plain) for k, v in notes.items() if v is not None}
+    helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto)
     content: bytes = proto.SerializeToString()
     return content
@@ -159,8 +170,19 @@ class _Graph:
 
     def host(self, arrays: Sequence[Any]) -> list[Any]:
         """Parameters or state of a row, as constants will have them; None stays None."""
-        to_numpy, dtype = self.program.backend.to_numpy, self.dtype
-        return [None if array is None else to_numpy(array).astype(dtype) for array in arrays]
+        to_numpy = self.program.backend.to_numpy
+        return [None if array is None else self.cast(to_numpy(array)) for array in arrays]
+
+    def cast(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """In the graph's dtype."""
+        with np.errstate(over="ignore"):
+            cast = array.astype(self.dtype)
+        if (np.isinf(cast) & np.isfinite(array)).any():
+            raise DataError(
+                f"the model has numbers that {self.dtype} cannot hold, such as "
+                f"{array.flat[int(np.abs(array).argmax())]:g}; export it as {array.dtype}"
+            )
+        return cast
 
     def activate(self, act: Activation) -> None:
         _ACTIVATIONS[act.name](self, act.parameter)
@@ -256,16 +278,21 @@ def _dense(graph: _Graph, row: Row) -> None:
 
 
 def _batch_norm(graph: _Graph, row: Row) -> None:
-    arrays = graph.program.arrays[row.layer]
+    """By hand: the operator has its eps in float32."""
+    arrays, to_numpy = graph.program.arrays[row.layer], graph.program.backend.to_numpy
     eps = float(graph.program.floats[row.layer][1])
-    graph.add(
-        "BatchNormalization", *graph.host(arrays.parameters), *graph.host(arrays.state), epsilon=eps
+    (gamma, beta), (mean, var) = (
+        [np.asarray(to_numpy(a), np.float64) for a in pair]
+        for pair in (arrays.parameters, arrays.state)
     )
+    graph.add("Sub", graph.cast(mean))
+    graph.add("Mul", graph.cast(gamma / np.sqrt(var + eps)))
+    graph.add("Add", graph.cast(beta))
 
 
 def _layer_norm(graph: _Graph, row: Row) -> None:
     gamma, beta = graph.host(graph.program.arrays[row.layer].parameters)
-    eps = float(graph.program.floats[row.layer][0])
+    eps = max(float(graph.program.floats[row.layer][0]), float(np.finfo(np.float32).tiny))
     mean = graph.add("ReduceMean", reads=(x := graph.last), axes=[-1], keepdims=1)
     centred = graph.add("Sub", mean, reads=x)
     graph.add("Mul", centred)

@@ -144,7 +144,7 @@ class _OutputLoss(Loss):
     """One number per output; (N,) is taken as (N, 1) for one output."""
 
     def target(self, y: Any, n_outputs: int, dtype: np.dtype[Any]) -> HostArray:
-        values = numeric(y)
+        values = numeric(y, of_classes=self.probabilities)
         if values.ndim == 1 and n_outputs == 1:
             values = values[:, None]
         if values.ndim != 2 or values.shape[1] != n_outputs:

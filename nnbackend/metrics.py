@@ -91,8 +91,7 @@ class Metric(AnswersNames, ABC):
         return {"name": self.name}
 
 
-@dataclass(frozen=True, repr=False)
-class _ClassMetric(Metric):
+class ClassMetric(Metric):
     """Counts classes, which are read from a model's outputs.
 
     Args:
@@ -102,16 +101,18 @@ class _ClassMetric(Metric):
             one's own, None takes the largest output.
     """
 
-    threshold: float | None = None
+    def __init__(self, threshold: float | None = None) -> None:
+        name = f"{type(self).__name__}.threshold"
+        self.threshold = None if threshold is None else check_number(name, threshold)
 
-    def __post_init__(self) -> None:
-        if self.threshold is not None:
-            name = f"{type(self).__name__}.threshold"
-            keep(self, threshold=check_number(name, self.threshold))
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def config(self) -> dict[str, Any]:
-        return {key: value for key, value in
-                {"name": self.name, **asdict(self)}.items() if value is not None}  # fmt: skip
+        own = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"name": self.name, **own}
 
     def _threshold(self, loss: Loss | LossFunction | None, n_outputs: int) -> float | None:
         """None means "the largest"."""
@@ -142,7 +143,7 @@ class _ClassMetric(Metric):
         return None
 
 
-class Accuracy(_ClassMetric):
+class Accuracy(ClassMetric):
     """Share of rows with the right class; with yes-or-no outputs, share of right outputs."""
 
     name = "accuracy"
@@ -182,7 +183,7 @@ class TopKAccuracy(Metric):
         return {"name": self.name, **asdict(self)}
 
 
-class _ConfusionMetric(_ClassMetric):
+class _ConfusionMetric(ClassMetric):
     """From counts per class: averaged over classes with equal weight (macro), or, of two classes,
     for the second one ("yes"), as scikit-learn has it. A class that neither occurs nor is predicted
     does not count."""

@@ -16,7 +16,7 @@ from nnbackend._checks import check_flag, check_number, declares_all
 from nnbackend._names import (
     OPTIMIZER_ATTRIBUTES,
     AnswersNames,
-    check_signature,
+    check_call,
     missing_attribute,
 )
 from nnbackend.backends.contract import Backend
@@ -41,6 +41,10 @@ _NO_UPDATE = (
     "{} does not say how it changes the parameters: give it a method update, or use nn.Adam() or "
     "another nnbackend optimizer"
 )
+#: What ``update`` is called with.
+_UPDATED_WITH = (
+    "backend", "param", "grad", "slots", "lr", "weight_decay", "step", "scratch",
+)  # fmt: skip
 #: What a class of one's own must leave as it is for its rule to say all that it does.
 _METHODS = ("update", "slots", "rates", "decay")
 
@@ -61,20 +65,14 @@ class Optimizer(AnswersNames):
     #: number of settings made so far, which tells an executor to read them again
     changes = 0
 
-    def __init_subclass__(cls, **settings: Any) -> None:
-        super().__init_subclass__(**settings)
-        check_signature(cls, "update", "backend", "param", "grad", "slots", "lr", "weight_decay",
-                        "step", "scratch")  # fmt: skip
-
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name, OPTIMIZER_ATTRIBUTES)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if type(self) in OPTIMIZERS.values() and name not in (
-            own := [f.name for f in fields(self)]
+        if (name not in _RULES and name in OPTIMIZER_ATTRIBUTES) or (
+            name in _RULES and name not in self.__dataclass_fields__
         ):
-            hints = {name: f"it has {', '.join(own)}", **OPTIMIZER_ATTRIBUTES}
-            raise missing_attribute(self, name, hints)
+            self._check_own(name)
         unset = value is None and name == "clip_norm"
         scheduled = isinstance(value, Schedule) and name == "lr"
         if name in _RULES and not scheduled and not unset:
@@ -83,6 +81,12 @@ class Optimizer(AnswersNames):
             value = check_flag(f"{type(self).__name__}.nesterov", value)
         object.__setattr__(self, name, value)
         object.__setattr__(self, "changes", self.changes + 1)
+
+    def _check_own(self, name: str) -> None:
+        """Refuse a setting that others have, where it would have no effect."""
+        if type(self) in OPTIMIZERS.values():
+            own = ", ".join(f.name for f in fields(self))
+            raise missing_attribute(self, name, {name: f"it has {own}", **OPTIMIZER_ATTRIBUTES})
 
     def rates(self, first_step: int, count: int) -> Rates:
         """Learning rates of ``count`` updates, the first being number ``first_step`` (from 0)."""
@@ -241,6 +245,7 @@ def resolve_optimizer(spec: str | Optimizer | Mapping[str, Any]) -> Optimizer:
     if isinstance(spec, Optimizer):
         if spec.rule is None and type(spec).update is Optimizer.update:
             raise DTypeError(_NO_UPDATE.format(type(spec).__name__))
+        check_call(f"{type(spec).__name__}.update", spec.update, *_UPDATED_WITH)
         return spec
     if isinstance(spec, type) and issubclass(spec, Optimizer):
         return spec()

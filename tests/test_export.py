@@ -16,10 +16,9 @@ from sklearn.preprocessing import StandardScaler
 
 import nnbackend as nn
 import nnbackend.sklearn as ours
+from nnbackend.export import ONLY_FLOAT32, lacking
 from nnbackend.kernels.codes import ACTIVATIONS
 
-#: Activations for which ONNX Runtime has no float64.
-ONLY_FLOAT32 = {"leaky_relu", "elu", "gelu", "softplus", "mish"}
 OWN_NUMBER = {"leaky_relu": nn.LeakyReLU(0.2), "elu": nn.ELU(0.7)}
 
 
@@ -94,6 +93,37 @@ def test_random_models(seed, path) -> None:
         np.testing.assert_allclose(found["probabilities"], model.predict_proba(drawn.x), **close)
 
 
+def test_norms_with_tiny_eps(path, rng) -> None:
+    """In float64, and where float32 has none so small."""
+    model = nn.Sequential([nn.BatchNorm(3, eps=1e-50), nn.LayerNorm(3, eps=1e-60)], dtype="float64")
+    model.set_arrays({**model.arrays(), "layers.0.running_var": np.array([1.0, 2.0, 0.5])})
+    x = np.vstack([rng.normal(size=(5, 3)), np.full((1, 3), 0.0)])
+    for dtype in ("float64", "float32"):
+        nn.export_onnx(model, path, dtype)
+        found = outputs(path, x.astype(dtype))["y"]
+        np.testing.assert_allclose(found, model.predict(x), rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_beyond_a_dtype_are_refused(path) -> None:
+    model = nn.Sequential([nn.Dense(1, 1)], dtype="float64")
+    model.layers[0].weight = [[1e300]]
+    nn.export_onnx(model, path)
+    with pytest.raises(nn.DataError, match="float32 cannot hold, such as 1e.300"):
+        nn.export_onnx(model, path, "float32")
+
+
+@pytest.mark.parametrize("path", [b"m.onnx", 5, None, ""])
+def test_paths_are_checked_as_for_save(path) -> None:
+    with pytest.raises((nn.DTypeError, nn.DataError), match="path must be a path"):
+        nn.export_onnx(nn.Sequential([nn.Dense(2, 2)]), path)
+
+
+def test_what_the_runtime_lacks_is_known() -> None:
+    model = nn.Sequential([nn.Dense(2, 2, "gelu"), nn.ELU(), nn.Dense(2, 2, "relu")])
+    assert lacking(model, np.dtype("float64")) == ["elu", "gelu"]
+    assert lacking(model, np.dtype("float32")) == []
+
+
 def test_another_dtype(path, rng) -> None:
     model = nn.Sequential([nn.Dense(3, 4, "elu"), nn.Dense(4, 1)], seed=0, dtype="float64")
     nn.export_onnx(model, path, dtype="float32")
@@ -104,14 +134,15 @@ def test_another_dtype(path, rng) -> None:
 
 def test_names_are_kept_as_metadata(path) -> None:
     model = nn.Sequential([nn.Dense(2, 2)], seed=0)
-    model.info = {"class_names": ["Löwe", "cat"], "mine": {1, 2}}
+    model.info = {"class_names": ["Löwe", np.int64(2)], "mine": {1, 2}}
     nn.export_onnx(model, path)
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
-    assert {p.key: json.loads(p.value) for p in file.metadata_props} == {
-        "class_names": ["Löwe", "cat"]
-    }
+    assert {p.key: json.loads(p.value) for p in file.metadata_props} == {"class_names": ["Löwe", 2]}
     assert file.producer_name == "nnbackend"
+    model.info = {"class_names": np.array(["a", "b"])}
+    with pytest.raises(nn.DTypeError, match="numbers, text, lists and dicts"):
+        nn.export_onnx(model, path)
 
 
 class Doubled(nn.Layer):
@@ -172,7 +203,29 @@ class TestCommand:
         assert "leaves it to you to prepare these columns as for training: city: 2 categ" in shown
         assert "y is the prediction's distance from 900006" in shown
         notes = {p.key for p in onnx.load(tmp_path / "m.onnx").metadata_props}
-        assert notes == {"feature_names", "target_name", "preparation"}
+        assert notes == {"feature_names", "target_name", "preparation", "kind"}
+
+    def test_says_what_pixels_are_and_what_the_runtime_lacks(self, tmp_path, rng) -> None:
+        pixels = rng.integers(0, 256, (40, 3, 3), dtype=np.uint8)
+        np.savez(tmp_path / "i.npz", x=pixels, y=rng.integers(0, 2, 40))
+        run("train", "i.npz", "--epochs", "1", "--dtype", "float64", "--activation", "gelu",
+            "--save", "m", cwd=tmp_path)  # fmt: skip
+        shown = run("export", "m", "m.onnx", cwd=tmp_path).stdout
+        assert "pixels from 0 to 1: divide those of 0 to 255 by 255" in shown
+        assert "no float64 for gelu" in shown
+
+    def test_does_not_write_over_what_it_reads(self, tmp_path, rng) -> None:
+        np.savez(tmp_path / "i.npz", x=rng.normal(size=(40, 3)), y=rng.integers(0, 2, 40))
+        run("train", "i.npz", "--epochs", "1", "--save", "m", cwd=tmp_path)
+        (tmp_path / "link").symlink_to("m")
+        before = (tmp_path / "m").read_bytes(), (tmp_path / "i.npz").read_bytes()
+        for arguments in (["export", "m", "m"], ["export", "m", "link"],
+                          ["predict", "m", "i.npz", "--out", "i.npz"],
+                          ["predict", "m", "i.npz", "--out", "m"],
+                          ["train", "i.npz", "--save", "i.npz"]):  # fmt: skip
+            done = run(*arguments, cwd=tmp_path)
+            assert (done.returncode, "is read; choose" in done.stderr) == (1, True), done.stderr
+        assert before == ((tmp_path / "m").read_bytes(), (tmp_path / "i.npz").read_bytes())
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

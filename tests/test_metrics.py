@@ -219,6 +219,32 @@ class TestLossOfOnesOwn:
         with pytest.raises(nn.DataError, match="row 1 has .* of them, .*threshold=0.5"):
             model.fit(np.ones((2, 2)), np.array([[0, 1, 0], row], float), verbose=0)
 
+    def test_shares_of_classes_may_be_equal(self, backend) -> None:
+        model = nn.Sequential([nn.Dense(2, 3)])
+        model.compile(self.logistic, "sgd", ["accuracy"])
+        model.fit(np.ones((2, 2)), np.array([[0.5, 0.5, 0], [0, 1, 0]]), verbose=0)
+
+    def test_after_a_sigmoid_it_is_known(self, backend, rng) -> None:
+        x, y = rng.normal(size=(40, 3)), rng.integers(0, 2, (40, 1)).astype(float)
+        model = nn.Sequential([nn.Dense(3, 1, "sigmoid")], seed=0)
+        model.compile(
+            lambda t, p: (((p - t) ** 2).mean(), 2 * (p - t) / t.size), "sgd", ["accuracy"]
+        )
+        right = ((model.predict(x) > 0.5) == (y > 0.5)).mean()
+        assert model.evaluate(x, y)["accuracy"] == pytest.approx(right)
+
+    def test_a_file_without_a_threshold_is_older_and_means_a_half(self, tmp_path) -> None:
+        model = nn.Sequential([nn.Dense(2, 1)], seed=0)
+        model.compile(squared, "sgd", [nn.metrics.F1(threshold=0.5)])
+        model.save(tmp_path / "m")
+        content = (tmp_path / "m").read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        head = content[8 : 8 + size].replace(b', \\"threshold\\": 0.5', b"").rstrip()
+        assert b"threshold" not in head
+        (tmp_path / "m").write_bytes(content[:8] + head.ljust(size) + content[8 + size :])
+        again = nn.load(tmp_path / "m", custom_objects={"squared": squared})
+        assert again.metrics == [nn.metrics.F1(threshold=0.5)]
+
     def test_class_numbers_have_no_threshold(self) -> None:
         model = nn.Sequential([nn.Dense(2, 3)])
         model.compile(lambda t, p: (0.0, p * 0), "sgd", [nn.metrics.F1(threshold=0.5)])
@@ -239,3 +265,7 @@ class TestLossOfOnesOwn:
         model = nn.Sequential([nn.Dense(2, 3)])
         with pytest.raises(nn.DataError, match=r"t\.argmax\(1\) == p\.argmax\(1\)"):
             model.compile("mean_squared_error", "sgd", ["accuracy"])
+
+
+def squared(t, p):
+    return ((p - t) ** 2).mean(), 2 * (p - t) / p.size

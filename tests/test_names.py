@@ -190,7 +190,8 @@ class TestAttributes:
             (lambda: nn.Dropout(0.5), "p", r"layer\.rate"),
             (lambda: nn.BatchNorm(3), "epsilon", r"layer\.eps"),
             (lambda: nn.Adam(), "weight_decay", "it has lr, clip_norm, beta1"),
-            (lambda: nn.Adam(), "current_learning_rate", "it has lr"),
+            (lambda: nn.Adam(), "current_learning_rate", "use lr"),
+            (lambda: nn.SGD(), "beta1", "it has lr"),
         ],
     )
     def test_one_that_would_have_no_effect_is_not_assigned(self, owner, name, hint) -> None:
@@ -234,6 +235,32 @@ class TestAttributes:
         mine = Mine([nn.Dense(2, 3)])
         mine.trainable = 5
         assert (mine.train(), mine.trainable) == ("mine", 5)
+        optimizer = nn.Adam()
+        optimizer.note = "mine"
+
+    def test_a_layer_of_ones_own_may_have_them_too(self) -> None:
+        class Regularized(nn.Dense):
+            def __init__(self, n_inputs, n_outputs, l2) -> None:
+                super().__init__(n_inputs, n_outputs, weight_l2=l2)
+                self.l2 = l2
+
+        assert Regularized(2, 3, 0.5).l2 == 0.5
+
+    def test_another_base_may_have_them(self) -> None:
+        class Scored:
+            units = 7
+
+            def score(self) -> int:
+                return 5
+
+        class Mine(nn.Sequential, Scored):
+            pass
+
+        class Layer(nn.Dense, Scored):
+            pass
+
+        assert Mine([nn.Dense(2, 3)]).score() == 5
+        assert Layer(2, 3).units == 7
 
     def test_an_optimizers(self) -> None:
         optimizer = nn.Adam()

@@ -54,19 +54,16 @@ def unlikely_ending(monkeypatch):
     nn.Sequential([nn.Dense(4, 1, "tanh")]).compile("binary_cross_entropy")
 
 
-def not_converged(monkeypatch):
-    ours.MLPRegressor(hidden_layer_sizes=(2,), max_iter=2).fit(X, X[:, 0])
-
-
-def not_converged_in_a_pipeline(monkeypatch):
-    model = ours.MLPRegressor(hidden_layer_sizes=(2,), max_iter=2, batch_size=100)
-    sklearn.pipeline.make_pipeline(model).fit(X, X[:, 0])
+def estimator_whose_backend_is_gone(monkeypatch):
+    model = ours.MLPRegressor(hidden_layer_sizes=(2,), max_iter=200, tol=1.0).fit(X, X[:, 0])
+    model.backend, model._network = "cuda:77", None
+    sklearn.pipeline.make_pipeline(model).predict(X)
 
 
 @pytest.mark.parametrize(
     "go",
-    [in_python(own_layer), in_python(own_loss), unlikely_ending, not_converged,
-     not_converged_in_a_pipeline],
+    [in_python(own_layer), in_python(own_loss), unlikely_ending,
+     estimator_whose_backend_is_gone],
 )  # fmt: skip
 def test_the_line_is_the_users(go, monkeypatch) -> None:
     with warnings.catch_warnings(record=True) as found:

@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -106,11 +106,14 @@ def save_picture(figure: Any, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def check_targets(*targets: Path | None) -> None:
-    """Fail before a long job, not after it, if its results cannot be written."""
+def check_targets(*targets: Path | None, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Fail before a long job, not after it, if its results cannot be written, or would replace what
+    it reads."""
     for target in targets:
         if target is None:
             continue
+        if any(_is_same_file(target, other) for other in inputs if other is not None):
+            raise DataError(f"{target} is read; choose another file to write")
         folder = target.absolute().parent
         if not folder.is_dir():
             raise DataError(
@@ -124,6 +127,13 @@ def check_targets(*targets: Path | None) -> None:
             raise DataError(
                 f"{target} cannot be written ({error.strerror}); choose another file"
             ) from error
+
+
+def _is_same_file(path: Path, other: str | Path) -> bool:
+    try:
+        return path.is_file() and path.samefile(other)
+    except (OSError, ValueError):  # the other one is none, or not there
+        return False
 
 
 class _Output(io.TextIOWrapper):

@@ -206,7 +206,7 @@ def train(
         chosen |= options.from_options(asked)
         settings = options.Settings(**chosen)
         comm = ranks.communicator(backend, data)
-        check_targets(save, plot)
+        check_targets(save, plot, inputs=(data, config))
         check_picture(plot)
         if resume is None:
             dataset = job_data.training_data(data, settings)
@@ -307,7 +307,7 @@ def predict(
     """
     with user_errors():
         printed = out is None or str(out) == "-"
-        check_targets(None if printed else out)
+        check_targets(None if printed else out, inputs=(model, data))
         comm = ranks.communicator(backend, data)
         trained = load_trained(model, backend)
         layout = {"sep": sep, "decimal": decimal, "encoding": encoding, "header": header}

@@ -331,17 +331,23 @@ def is_header(first: list[str], others: list[list[str]]) -> bool:
 
 def _numbers_columns(texts: list[str], below: list[list[str]]) -> bool:
     """Whether a line is 0, 1, 2 ..., perhaps after an empty field above numbers of rows, and cannot
-    well be a row: one of many numbers, or of whole ones where others are not."""
+    well be a row: whole numbers above decimals, in all columns but the last; or eight or more, and
+    no row has the same numbers or such that follow one another."""
     has_rows = len(texts) > 1 and not texts[0]
     counted = texts[1:] if has_rows else texts
-    if counted != [str(k) for k in range(len(counted))] or not below[0]:
+    n = len(counted)
+    if counted != [str(k) for k in range(n)] or not below[0]:
         return False
     if has_rows:
         return below[0] == [str(k) for k in range(len(below[0]))]
-    n = len(counted)
-    goes_on = [column[0] for column in below] == [str(n + k) for k in range(n)]
-    decimals = any(all("." in text for text in column) for column in below)
-    return not goes_on and (decimals or n >= 8)
+    if n > 3 and all("." in text for column in below[:-1] for text in column):
+        return True
+    rows = list(zip(*below, strict=False))
+    return n >= 8 and not any(
+        sorted(row) == sorted(counted) or (is_number(row[0]) and list(row) ==
+                                           [str(int(float(row[0])) + k) for k in range(n)])
+        for row in rows
+    )  # fmt: skip
 
 
 def column_values(found: Mapping[str, Any], numeric: Sequence[bool]) -> list[HostArray]:

@@ -29,11 +29,11 @@ class SparseRows:
     """
 
     def __init__(self, values: Array, columns: Array, starts: Array, n_columns: int) -> None:
-        """
+        """Copies of these.
+
         Raises:
             DataError: a column or a start lies outside.
         """
-        self.values, self.columns, self.starts = values, columns, starts
         fits = len(columns) == len(values) == starts[-1] and starts[0] == 0
         if not fits or (np.diff(starts) < 0).any():
             raise DataError("sparse rows: each begins where the one before ends")
@@ -42,6 +42,9 @@ class SparseRows:
                 f"sparse rows: columns must be 0 to {n_columns - 1}; received {columns.min()} to "
                 f"{columns.max()}"
             )
+        # copies: compiled code reads where these point, whatever becomes of the caller's
+        self.values = np.array(values)
+        self.columns, self.starts = np.array(columns, np.int32), np.array(starts, np.int64)
 
     def __len__(self) -> int:
         return len(self.starts) - 1

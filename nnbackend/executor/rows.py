@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
+import numpy as np
+
+from nnbackend._output import warn
 from nnbackend.backends.contract import Backend
 from nnbackend.backends.types import Activation, Array, DType
-from nnbackend.errors import DataError, ShapeError
+from nnbackend.errors import ShapeError
 from nnbackend.kernels.codes import ACTIVATIONS, Op
 from nnbackend.program.table import OwnLayer, Program, Row, RowArrays
 
@@ -20,8 +25,8 @@ Backward = Callable[[Array, Array], Array]
 Inference = Callable[[Array, Array], None]
 
 _NAMES = tuple(ACTIVATIONS)
-#: What a gradient is before somebody sets it, where that is looked at; no gradient of a network.
-UNTOUCHED = 1.2345 * 2.0**-100
+#: Layers written in Python whose first way back was looked at.
+_LOOKED_AT: WeakSet[OwnLayer] = WeakSet()
 
 
 def saved_shape(row: Row, rows: int) -> tuple[int, int]:
@@ -236,17 +241,31 @@ def _backward(layer: OwnLayer, backend: Backend, dy: Array) -> Any:
 
 
 def _first_backward(layer: OwnLayer, backend: Backend, dy: Array) -> Any:
-    """The same, and a look at the gradients: a layer that leaves one out would never learn."""
-    gradients = {n: layer.gradient(n) for n, spec in layer.specs.items() if spec.kind != "state"}
-    for gradient in gradients.values():
-        gradient[...] = UNTOUCHED
-    answer = layer.backward(dy)
-    for name, gradient in gradients.items():
-        if (backend.to_numpy(gradient) == gradient.dtype.type(UNTOUCHED)).all():
+    """The same, and a look at what it asks for: a layer that leaves a gradient out never learns."""
+    if layer in _LOOKED_AT:  # by another plan
+        return layer.backward(dy)
+    _LOOKED_AT.add(layer)
+    specs = layer.specs.items()
+    names = [name for name, spec in specs if spec.kind != "state" and math.prod(spec.shape)]
+    before = {name: np.array(backend.to_numpy(layer.gradient(name))) for name in names}
+    own, asked = layer.gradient, set()
+
+    def noted(name: str) -> Array:
+        asked.add(name)
+        return own(name)
+
+    vars(layer)["gradient"] = noted
+    try:
+        answer = layer.backward(dy)
+    finally:
+        del vars(layer)["gradient"]
+    for name in names:
+        found = backend.to_numpy(own(name))
+        if name not in asked and np.array_equal(found, before[name], equal_nan=True):
             kind = type(layer).__name__
-            raise DataError(
-                f"{kind}.backward did not set self.{name}_grad, so that {name} would not be "
-                f"trained. What is no parameter is declared with add_parameter(..., kind='state')"
+            warn(
+                f"{kind}.backward did not set self.{name}_grad, so that {name} is not trained. "
+                f"What is no parameter is declared with add_parameter(..., kind='state')"
             )
     return answer
 

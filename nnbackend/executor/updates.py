@@ -58,7 +58,7 @@ class Updates:
                 answer: Any = optimizer.update(
                     self.backend, param, grad, slots, lr, decay, step, self._scratch
                 )  # type: ignore[func-returns-value]
-                if answer is not None:
+                if answer is not None and answer is not param:
                     raise DTypeError(
                         f"{type(optimizer).__name__}.update changes param in place, as in param -= "
                         f"lr * grad, and returns nothing; it returned {type(answer).__name__}"

@@ -50,11 +50,6 @@ class NativeLayer(Layer):
         return self if declares_all(type(self), "op", ("forward", "backward")) else None
 
     @property
-    def is_of_ours(self) -> bool:
-        """Whether the class keeps nothing of its own under the names of others."""
-        return self.declaration is not None
-
-    @property
     def row_floats(self) -> tuple[float, ...]:
         """The row's numbers, at most N_FLOATS: rates, penalties, constants."""
         return ()

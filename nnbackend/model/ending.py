@@ -10,6 +10,7 @@ from nnbackend.errors import DataError, DTypeError, shown
 from nnbackend.layers.base import Layer
 from nnbackend.layers.native import NativeLayer
 from nnbackend.losses import Loss, LossFunction
+from nnbackend.metrics import AnyMetric, ClassMetric
 from nnbackend.model.stack import LayerStack
 
 #: A loss from logits applies one of these itself; a loss over probabilities wants it before.
@@ -21,10 +22,10 @@ _OVER_PROBABILITIES = {
 
 def check_ending(layers: Sequence[Layer], loss: Loss | LossFunction | None) -> None:
     """Refuse a loss from logits after a softmax or sigmoid; warn if a loss over probabilities
-    follows outputs that are not probabilities."""
+    follows outputs that are not probabilities, and of a softmax over one output."""
     activation = last_activation(layers)
-    if activation.name == "softmax" and layers[-1].n_outputs == 1:
-        raise DataError(
+    if activation.name == "softmax" and n_outputs_of(layers) == 1:
+        warn(
             "a softmax over one output is always 1, so that nothing can be learnt. For yes or no "
             "use one output without activation and loss='sigmoid_cross_entropy'"
         )
@@ -65,3 +66,21 @@ def last_activation(layers: Sequence[Layer]) -> Activation:
         if activation != LINEAR or layer.n_inputs is not None:
             return activation
     return LINEAR
+
+
+def n_outputs_of(layers: Sequence[Layer]) -> int | None:
+    """Width of the last layer that has one of its own."""
+    return next((layer.n_outputs for layer in reversed(layers) if layer.n_outputs), None)
+
+
+def fitted(
+    metric: AnyMetric, loss: object, layers: Sequence[Layer], usual: float | None = None
+) -> AnyMetric:
+    """A metric of one output beside a loss function, which says nothing of what is yes: from 0.5 on
+    after a sigmoid; elsewhere from ``usual`` on, if it is given."""
+    if not isinstance(metric, ClassMetric) or metric.threshold is not None:
+        return metric
+    if not callable(loss) or isinstance(loss, Loss) or n_outputs_of(layers) != 1:
+        return metric
+    threshold = 0.5 if last_activation(layers).name == "sigmoid" else usual
+    return metric if threshold is None else type(metric)(threshold=threshold)

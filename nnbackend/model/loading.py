@@ -15,6 +15,8 @@ from nnbackend.backends.contract import Backend
 from nnbackend.errors import CheckpointError, DataError, DTypeError, OutOfMemoryError, raise_as_ours
 from nnbackend.layers import LAYERS
 from nnbackend.layers.base import Layer
+from nnbackend.metrics import resolve_metric
+from nnbackend.model.ending import fitted
 from nnbackend.model.notes import from_json
 from nnbackend.model.sequential import Sequential
 from nnbackend.model.serialization import fill, matched, read_file
@@ -76,10 +78,13 @@ def _built(
     model = Sequential(layers, metadata["seed"], config["dtype"], backend)
     model.keep_precision(config.get("precision", "fp32"))
     if compiles:
+        loss = _own_or(config["loss"], own) if "loss" in config else None
+        metrics = [resolve_metric(_own_or(entry, own)) for entry in config["metrics"]]
         model.compile(
-            _own_or(config["loss"], own) if "loss" in config else None,
+            loss,
             _own_optimizer(config["optimizer"], own),
-            [_own_or(entry, own) for entry in config["metrics"]],
+            # older files leave a threshold of 0.5 out
+            [fitted(metric, loss, layers, usual=0.5) for metric in metrics],
             penalties_per_row=config.get("penalties_per_row", False),
         )
     fill(model, tensors, path)

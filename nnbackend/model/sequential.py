@@ -31,7 +31,7 @@ from nnbackend.errors import (
 from nnbackend.losses import Loss, LossFunction, loss_name, resolve_loss, to_probabilities
 from nnbackend.metrics import AnyMetric, Metric, resolve_metric
 from nnbackend.model import serialization
-from nnbackend.model.ending import check_ending, check_no_layers
+from nnbackend.model.ending import check_ending, check_no_layers, fitted
 from nnbackend.model.stack import Metrics
 from nnbackend.model.summary import summary_html, summary_text
 from nnbackend.model.trained import TrainedStack
@@ -104,7 +104,7 @@ class Sequential(TrainedStack):
         metrics = check_list("metrics", "['accuracy']", metrics)
         check_no_layers(loss, *metrics)
         new_loss = None if loss is None else resolve_loss(loss)
-        new_metrics = [resolve_metric(metric) for metric in metrics]
+        new_metrics = [fitted(resolve_metric(metric), new_loss, self.layers) for metric in metrics]
         check_metrics(new_metrics, new_loss)
         check_ending(self.layers, new_loss)
         new_optimizer = resolve_optimizer(optimizer)

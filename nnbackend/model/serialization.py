@@ -72,7 +72,7 @@ def save_model(model: LayerStack, path: PathLike) -> None:
     np.empty(2 * sum(array.nbytes for array in tensors.values()), np.uint8)
     try:
         metadata["info"] = to_json(model.info)
-        text = json.dumps(metadata, default=_plain)
+        text = json.dumps(metadata, default=plain)
     except (ValueError, TypeError, RecursionError) as error:
         if isinstance(error, DTypeError):
             raise
@@ -86,7 +86,7 @@ def save_model(model: LayerStack, path: PathLike) -> None:
     write_atomically(path, content)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NumPy numbers as Python numbers, for JSON."""
     if isinstance(value, np.generic) and not isinstance(value, np.longdouble):
         return value.item()

@@ -91,8 +91,10 @@ class NetworkMLP(BaseMultilayerPerceptron):
         self._begun = True
         if scipy.sparse.issparse(X):
             X = X.tocsr()
-        super()._fit_lbfgs(X, y, weight, *work)
-        self._network.forget_data()
+        try:
+            super()._fit_lbfgs(X, y, weight, *work)
+        finally:
+            self._network.forget_data()
         self._network.write(self.coefs_, self.intercepts_)  # not the last point that was tried
         self._take_weights(self._network)
 

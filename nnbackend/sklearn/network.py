@@ -249,9 +249,9 @@ class Network:
         return is_mostly_zeros(x) and self.model.executor.takes_sparse_rows
 
     def _sparse_rows(self, x: Any) -> SparseRows:
-        values = np.ascontiguousarray(x.data, self.shape.dtype)
-        columns = np.ascontiguousarray(x.indices, np.int32)
-        return SparseRows(values, columns, np.ascontiguousarray(x.indptr, np.int64), x.shape[1])
+        # behind the last row's end there may be more
+        values, columns = x.data[: x.nnz], x.indices[: x.nnz]
+        return SparseRows(values.astype(self.shape.dtype), columns, x.indptr, x.shape[1])
 
     def _host_rows(self, x: Any) -> HostArray:
         return np.ascontiguousarray(np.asarray(x), self.shape.dtype)

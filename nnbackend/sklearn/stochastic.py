@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,6 @@ from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-from nnbackend._output import warn
 from nnbackend._types import HostArray
 from nnbackend.backends import get_backend
 from nnbackend.executor.base import Data
@@ -80,9 +80,7 @@ class StochasticMLP(NetworkMLP):
                         incremental)  # fmt: skip
         except KeyboardInterrupt:
             history.stopped = "interrupted"
-            warn(
-                "Training interrupted by user.",
-            )
+            warnings.warn("Training interrupted by user.", stacklevel=4)
         except BaseException as error:
             callbacks.fit_failed(error)
             raise
@@ -134,10 +132,12 @@ class StochasticMLP(NetworkMLP):
                 order = orders[-1]
             if self.n_iter_ == self.max_iter and not stopped:
                 stopped = True
-                warn(
+                # at the place that scikit-learn's own has, which filters may name
+                warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the "
                     f"optimization hasn't converged yet.",
                     ConvergenceWarning,
+                    stacklevel=5,
                 )
 
     def _epochs_ahead(self, one: bool, seconds: float) -> int:
@@ -253,9 +253,10 @@ class StochasticMLP(NetworkMLP):
         if self.batch_size == "auto":
             return min(200, rows)
         if self.batch_size > rows:
-            warn(
+            warnings.warn(
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be "
                 "clipped",
+                stacklevel=6,
             )
         return int(np.clip(self.batch_size, 1, rows))
 

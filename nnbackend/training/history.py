@@ -34,6 +34,11 @@ class History(dict[str, list[float]]):
         self.stopped: str | None = None
 
     @property
+    def curves(self) -> dict[str, list[float]]:
+        """The same dict."""
+        return self
+
+    @property
     def epochs(self) -> int:
         """Number of completed epochs."""
         return max((len(values) for values in self.values()), default=0)
@@ -76,7 +81,11 @@ class History(dict[str, list[float]]):
             raise KeyError(str(unknown_name("curve", name, self))) from None
 
     def __getattr__(self, name: str) -> Any:
-        raise missing_attribute(self, name, dict.fromkeys(("history", "curves"), _CURVES))
+        raise missing_attribute(self, name, {"history": _CURVES})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.update(state.pop("curves", {}))  # as they were kept once
+        vars(self).update(state)
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name}={value:.4g}" for name, value in self.last().items())

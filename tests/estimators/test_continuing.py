@@ -263,6 +263,44 @@ class TestSparse:
                     model.predict_proba(given), fitted[0].predict_proba(x), rtol=1e-7
                 )
 
+    def test_a_matrix_that_is_tidied_up_meanwhile(self) -> None:
+        """SciPy adds up numbers of the same place when it is asked for a maximum."""
+        rng = np.random.default_rng(3)
+        places = np.repeat(np.arange(100), 20), rng.integers(0, 300, 2000)
+        x = scipy.sparse.csr_array((rng.normal(size=2000), places), (100, 300))
+        x = scipy.sparse.csr_array((x.data, x.indices, x.indptr), x.shape)
+        y = rng.integers(0, 2, 100)
+
+        class Asks(nn.Callback):
+            def on_epoch_end(self, model, epoch, figures, history):
+                x.max()
+
+        fitted = [
+            ours.MLPClassifier((4,), random_state=0, max_iter=6, callbacks=calls).fit(x.copy(), y)
+            for calls in (None, None)
+        ]
+        fitted.append(
+            ours.MLPClassifier((4,), random_state=0, max_iter=6, callbacks=[Asks()]).fit(x, y)
+        )
+        for model in fitted[1:]:
+            np.testing.assert_allclose(model.coefs_[0], fitted[0].coefs_[0], rtol=1e-9)
+
+    @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+    def test_numbers_behind_the_last_row_are_passed_over(self, solver) -> None:
+        rng = np.random.default_rng(4)
+        x, y = (
+            scipy.sparse.random(60, 90, 0.05, format="csr", random_state=0),
+            rng.integers(0, 2, 60),
+        )
+        longer = x.copy()
+        longer.data = np.append(x.data, [1.0, 2.0])
+        longer.indices = np.append(x.indices, [3, 4]).astype(x.indices.dtype)
+        one, other = (
+            ours.MLPClassifier((4,), solver=solver, random_state=0, max_iter=4).fit(rows, y)
+            for rows in (x, longer)
+        )
+        np.testing.assert_array_equal(one.coefs_[0], other.coefs_[0])
+
     @pytest.mark.parametrize("settings", [{"solver": "sgd"}, {"shuffle": False}, {"alpha": 0.1}])
     def test_counts_of_words_train_as_in_scikit_learn(self, backend, settings) -> None:
         """Whole numbers, rows without any, the same place twice; fitted, and then gone on with."""

@@ -129,3 +129,17 @@ def test_places_outside_are_refused(columns: list[int], starts: list[int]) -> No
     """Compiled code reads where they point."""
     with pytest.raises(nn.DataError, match="sparse rows"):
         SparseRows(np.ones(2), np.array(columns, np.int32), np.array(starts, np.int64), 4)
+
+
+def test_columns_that_would_wrap_are_refused() -> None:
+    with pytest.raises(nn.DataError, match="0 to 3; received 1 to 4294967296"):
+        SparseRows(np.ones(2), np.array([1, 1 << 32]), np.array([0, 2]), 4)
+
+
+def test_rows_are_copies() -> None:
+    """Compiled code keeps addresses; whoever has the arrays may change or free them."""
+    values, columns, starts = np.ones(2), np.array([0, 3], np.int32), np.array([0, 1, 2], np.int64)
+    rows = SparseRows(values, columns, starts, 4)
+    for array in (values, columns, starts):
+        array[:] = 1 << 30
+    assert (rows.values.max(), rows.columns.max(), rows.starts.max()) == (1, 3, 2)
