@@ -6,11 +6,12 @@ import bz2
 import gzip
 import lzma
 import math
+import select
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,7 +79,7 @@ def _copied(source: IO[bytes], stack: ExitStack, packed: Path | None = None) -> 
     # one piece of a pipe at a time: between them signals are seen
     read = getattr(source, "read1", source.read)
     with copy.open("wb") as file:
-        while block := read(1 << 20):
+        while _waited_for(source) and (block := read(1 << 20)):
             left -= len(block)
             if left < 0:
                 raise DataError(
@@ -87,6 +88,15 @@ def _copied(source: IO[bytes], stack: ExitStack, packed: Path | None = None) -> 
                 )
             file.write(block)
     return copy
+
+
+def _waited_for(source: IO[bytes]) -> bool:
+    """True when there is something to read, or nothing to come. A signal just before a read would
+    be seen only after it, which a pipe may never end: here it is seen within a second."""
+    with suppress(OSError, ValueError, AttributeError):  # what cannot be waited for is read
+        while not select.select([source], [], [], 1.0)[0]:
+            pass
+    return True
 
 
 def copied_text(lines: Iterator[str], stack: ExitStack) -> Path:
