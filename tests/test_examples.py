@@ -176,6 +176,7 @@ def test_many_processes(tmp_path) -> None:
     assert accuracies[0] == accuracies[1]
 
 
+@pytest.mark.slow
 def test_dask_search(tmp_path) -> None:
     pytest.importorskip("dask")
     pytest.importorskip("distributed")

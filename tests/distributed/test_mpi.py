@@ -169,7 +169,12 @@ class TestFaults:
         assert seconds < 25
 
     @pytest.mark.parametrize(
-        "body", ["time.sleep(100)", "os.kill(os.getpid(), signal.SIGSTOP)", "sys.exit(0)"]
+        "body",
+        [
+            "time.sleep(100)",
+            pytest.param("os.kill(os.getpid(), signal.SIGSTOP)", marks=pytest.mark.slow),
+            pytest.param("sys.exit(0)", marks=pytest.mark.slow),
+        ],
     )
     def test_a_rank_that_does_not_come_is_named_in_time(self, tmp_path, body):
         done, seconds = self.trouble(body, tmp_path, 1.5)
