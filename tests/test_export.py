@@ -4,12 +4,8 @@ import json
 import sys
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-import skl2onnx
 from command_line import run
-from onnx.reference import ReferenceEvaluator
 from random_models import draw
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -18,6 +14,12 @@ import nnbackend as nn
 import nnbackend.sklearn as ours
 from nnbackend.export import ONLY_FLOAT32, lacking
 from nnbackend.kernels.codes import ACTIVATIONS
+
+# a machine whose packages are not ours, as one with a GPU, may lack them
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+skl2onnx = pytest.importorskip("skl2onnx")
+ReferenceEvaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
 
 OWN_NUMBER = {"leaky_relu": nn.LeakyReLU(0.2), "elu": nn.ELU(0.7)}
 
