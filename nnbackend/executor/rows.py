@@ -25,7 +25,7 @@ Backward = Callable[[Array, Array], Array]
 Inference = Callable[[Array, Array], None]
 
 _NAMES = tuple(ACTIVATIONS)
-#: Layers written in Python whose first way back was looked at.
+#: Layers written in Python whose first backward pass was looked at.
 _LOOKED_AT: WeakSet[OwnLayer] = WeakSet()
 
 

@@ -52,6 +52,7 @@ from nnbackend.kernels.cpu.program.views import (
     gradients,
     input_delta,
     input_rows,
+    is_sparse,
     layer_norm_saved,
     norm_area,
     nothing,
@@ -123,7 +124,7 @@ def forward_row(
         saved = nothing(like)
         if op == DENSE and keeps_input(table[r, c.ACTIVATION]):
             saved = work(f, table[r, c.SAVED], width, first, last, like)
-        if r == 0 and f[c.X_STARTS]:
+        if is_sparse(f, r):
             values, columns, starts, numbers = sparse_rows(f, first, last, like)
             sparse_product(values, columns, starts, numbers, weights(f, table, r, like), out)
             b = parameters(f, table[r, c.PARAMETER_1], width, like)

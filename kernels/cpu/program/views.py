@@ -123,6 +123,12 @@ def input_rows(f: Any, table: Any, r: int, first: int, last: int, like: Any) -> 
     return work(f, table[r - 1, c.OUTPUT], width, first, last, like)
 
 
+@compiled
+def is_sparse(f: Any, r: int) -> bool:
+    """Whether row r of the table reads rows with few numbers."""
+    return r == 0 and f[c.X_STARTS] != 0
+
+
 @view
 def sparse_rows(f: Any, first: int, last: int, like: Any) -> Any:
     """Rows first ... last of a batch whose rows have few numbers: the numbers of all data, their

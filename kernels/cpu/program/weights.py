@@ -58,6 +58,7 @@ from nnbackend.kernels.cpu.program.views import (
     floats_of,
     gradients,
     input_rows,
+    is_sparse,
     layer_norm_saved,
     partial,
     partial_start,
@@ -216,12 +217,6 @@ def loss_is_finite(f: Any) -> bool:
 def statistics_are_finite(f: Any, like: Any) -> bool:
     """Whether what norms have learnt of the batch is; the loss may be where it is not."""
     return all_below(state(f, 0, f[c.N_STATE], like), cast(math.inf, like))
-
-
-@compiled
-def is_sparse(f: Any, r: int) -> bool:
-    """Whether row r of the table reads rows with few numbers."""
-    return r == 0 and f[c.X_STARTS] != 0
 
 
 @compiled
