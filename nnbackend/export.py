@@ -13,10 +13,11 @@ import numpy as np
 
 from nnbackend._checks import check_dtype, check_path
 from nnbackend._files import write_atomically
+from nnbackend._plot_checks import check_model
 from nnbackend._types import PathLike
 from nnbackend._version import __version__
 from nnbackend.backends.types import LINEAR, Activation, DType
-from nnbackend.errors import DataError, DTypeError, shown
+from nnbackend.errors import DataError
 from nnbackend.executor.rows import activation_of
 from nnbackend.kernels.codes import Op
 from nnbackend.losses import Loss
@@ -49,16 +50,15 @@ def export_onnx(model: Sequential, path: PathLike, dtype: str | None = None) -> 
     Args:
         path: the file, which is written whole or not at all.
         dtype: of the numbers, "float32" or "float64"; None takes the model's. ONNX Runtime has no
-            float64 for some activations (see ``lacking``).
+            float64 for leaky_relu, elu, gelu, softplus and mish.
 
     Raises:
         DataError: a layer is written in Python, ``Standardize`` has not seen data, the dtype
             cannot hold the numbers, or the file would be larger than 2 GB.
         ImportError: onnx is not installed: ``pip install "nnbackend[onnx]"``.
     """
-    if not isinstance(model, Sequential):
-        raise DTypeError(f"model must be an nn.Sequential; received {shown(model)}")
-    onnx, path = _onnx(), check_path("path", path)
+    check_model(model)
+    onnx, path = require_onnx(), check_path("path", path)
     with model.exclusive():
         content = _file_of(onnx, model, model.dtype if dtype is None else check_dtype(dtype))
     write_atomically(path, content)
@@ -81,12 +81,8 @@ def lacking(model: Sequential, dtype: DType) -> list[str]:
     return sorted(names & set(ONLY_FLOAT32)) if dtype == np.float64 else []
 
 
-def require_onnx() -> None:
-    """Raise an error that says how to install onnx, if it is missing."""
-    _onnx()
-
-
-def _onnx() -> Any:
+def require_onnx() -> Any:
+    """The module onnx, or an error that says how to install it."""
     try:
         import onnx
     except ImportError as error:

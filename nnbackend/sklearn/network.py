@@ -251,7 +251,8 @@ class Network:
     def _sparse_rows(self, x: Any) -> SparseRows:
         # behind the last row's end there may be more
         values, columns = x.data[: x.nnz], x.indices[: x.nnz]
-        return SparseRows(values.astype(self.shape.dtype), columns, x.indptr, x.shape[1])
+        values = values.astype(self.shape.dtype, copy=False)  # SparseRows copies
+        return SparseRows(values, columns, x.indptr, x.shape[1])
 
     def _host_rows(self, x: Any) -> HostArray:
         return np.ascontiguousarray(np.asarray(x), self.shape.dtype)

@@ -129,17 +129,16 @@ class CudaBackend(CudaArrays):
     ) -> None:
         """As the contract says, then what follows; of rows that may be a part of a batch."""
         rows, width = x.shape
-        batch_rows, sums = rows, None
+        sizes, sums = (rows, rows, width), None
         if shared is not None:
-            (batch_rows, _, add), sums = shared
+            batch, sums = shared
+            sizes = (rows, batch.rows, width)
             for known, found in ((None, sums[0]), (sums[0], sums[1])):
-                self.by_column(
-                    "batch_norm_sums", x, width, x, known, rows, batch_rows, width, found
-                )
-                add(found)
+                self.by_column("batch_norm_sums", x, width, x, known, *sizes, found)
+                batch.add(found)
         self.by_column(
             "batch_norm_forward", x, width, x, gamma, beta, running_mean, running_var, momentum,
-            eps, self._state(), sums, rows, batch_rows, width, *following.activation,
+            eps, self._state(), sums, *sizes, *following.activation,
             *following.stream, *following.kept, out, saved, following.slopes,
         )  # fmt: skip
 
@@ -178,11 +177,11 @@ class CudaBackend(CudaArrays):
         if shared is None:
             self.by_column(name, x, width, *given, None, rows, rows, width, *results, None, dx)
             return
-        (batch_rows, _, add), sums = shared
-        sizes = (rows, batch_rows, width)
+        batch, sums = shared
+        sizes = (rows, batch.rows, width)
         self.by_column(name, x, width, *given, None, *sizes, *results, sums, None)
         if dx is not None:
-            add(sums)
+            batch.add(sums)
             self.by_column(name, x, width, *given, sums, *sizes, *results, None, dx)
 
     def layer_norm_forward(
@@ -382,13 +381,13 @@ class CudaBackend(CudaArrays):
             numbers = (lr, rule.eps)
         elif rule.name == "rmsprop":
             numbers = (lr, rule.rho, 1.0 - rule.rho, rule.eps)
-        elif rule.name != "adam":
-            raise NotImplementedError(f"no kernel updates by the rule {rule.name!r}")
-        else:
+        elif rule.name == "adam":
             rate, eps = rule.corrected(lr, step)
             kept = 1.0 - lr * rule.weight_decay
             betas = (rule.beta1, 1.0 - rule.beta1, rule.beta2, 1.0 - rule.beta2)
             numbers = (rate, kept, *betas, eps, rule.weight_decay != 0.0)
+        else:
+            raise NotImplementedError(f"no kernel updates by the rule {rule.name!r}")
         self.run(
             f"{rule.name}_step", param.dtype, self.blocks(param.size, 4 * THREADS), param, grad,
             *slots, param.size, *numbers, self._rounded_part(param), self._state(),
